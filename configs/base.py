@@ -1,0 +1,109 @@
+"""What every task is configured by; each task's own file adds its model and presets."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Data:
+    name: str = "mnist_sample"
+    """A TFDS image-classification dataset: mnist_sample is bundled, others are made by `python -m train.prepare`."""
+    dir: str | None = None
+    """Folder of prepared datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    train_split: str = "train"
+    """Split to train on, in TFDS notation such as train[:90%]."""
+    test_split: str = "test"
+    """Split to evaluate on."""
+    image_size: tuple[int, int] | None = None
+    """Height and width that images are resized to when decoded; None keeps theirs."""
+    memory_limit: int = 1024
+    """MiB of decoded images up to which a split is decoded once and held in memory; larger ones are streamed."""
+    workers: int = 2
+    """Processes that decode a streamed split."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Random changes to training images, drawn anew each step on the device; 0, False or None is off."""
+
+    shift: float = 0.0
+    """Largest move along each side, in pixels; what leaves the frame is lost, what enters is 0."""
+    rotate: float = 0.0
+    """Largest turn, in degrees."""
+    scale: float = 0.0
+    """Largest relative change of size: 0.1 draws factors from 0.9 to 1.1."""
+    shear: float = 0.0
+    """Largest slant: horizontal move per vertical pixel."""
+    flip: bool = False
+    """Mirror half of the images left to right."""
+    erase: float = 0.0
+    """Largest side of a square that is blanked, as a part of the image side (random erasing)."""
+    mixup: float = 0.0
+    """α of the Beta distribution that pairs of images and their labels are blended by."""
+    rand_augment: int = 0
+    """Random operations on each image, one after the other (RandAugment); meant for RGB."""
+    magnitude: float = 0.5
+    """Strength of RandAugment's operations, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW under a cosine schedule with linear warm-up."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    warmup: float = 0.05
+    """Part of the run over which the learning rate rises from 0."""
+    final: float = 0.01
+    """Learning rate at the end, as a part of the peak."""
+    b1: float = 0.9
+    """Decay of Adam's first moment."""
+    b2: float = 0.999
+    """Decay of Adam's second moment."""
+    weight_decay: float = 0.05
+    """Decoupled decay of matrices; biases, norms, positions and tokens are not decayed."""
+    clip: float | None = 1.0
+    """Largest global norm of the gradients; None: no clipping."""
+    ema: float | None = None
+    """Decay of an average of the parameters, which is then what is evaluated; None: no average."""
+    accumulate: int = 1
+    """Parts a batch is cut into, one after the other, to save memory; the gradient is the whole batch's."""
+
+
+@dataclass(frozen=True)
+class Run:
+    steps: int = 1000
+    """Optimizer steps in the whole run."""
+    batch_size: int = 128
+    """Examples a step, over all devices."""
+    seed: int = 0
+    """Everything random follows from it and the step."""
+    dir: str | None = None
+    """Run folder; by default runs/TASK-PRESET. The same command again resumes from its last checkpoint."""
+    log_every: int = 50
+    """Steps between two train lines in metrics.jsonl."""
+    eval_every: int = 500
+    """Steps between two evaluations of the whole test split; the last step is always evaluated."""
+    save_every: int = 500
+    """Steps between two checkpoints; the last step is always saved."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices by axis; -1 takes the devices that are left."""
+
+    data: int = -1
+    """Copies of the model, each with its part of the batch."""
+    fsdp: int = 1
+    """Parts that large parameters and their optimizer state are cut into; the batch is cut too."""
+    tensor: int = 1
+    """Parts that attention heads and MLP widths are cut into."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What every task's Config begins with."""
+
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    run: Run = field(default_factory=Run)
+    mesh: Mesh = field(default_factory=Mesh)

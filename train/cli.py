@@ -1,0 +1,95 @@
+"""The command line: a preset, options that change it, one clear line for a mistake."""
+
+import contextlib
+import difflib
+import io
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import TypeVar
+
+import tyro
+
+from configs.base import Config
+from train.errors import RunStopped, UserError
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def parse(task: str, presets: Mapping[str, AnyConfig], arguments: Sequence[str] | None = None) -> AnyConfig:
+    """The config of `python -m train.TASK [PRESET] [--options]`; the preset is "sample" where none is named.
+
+    Raises:
+        UserError: unknown preset or option (with the nearest that exists), or a value that does not fit its option.
+        SystemExit: after printing the help.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    preset = "sample" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
+    if preset not in presets:
+        raise UserError(f'there is no preset "{preset}"; {_nearest(preset, presets)}')
+    default = presets[preset]
+
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            config, unknown = tyro.cli(
+                type(default),
+                default=default,
+                args=arguments,
+                prog=f"python -m train.{task} {'[PRESET]' if preset == 'sample' else preset}",
+                description=f"{type(default).__doc__}\n\nPRESET: {', '.join(presets)} (default: sample).",
+                return_unknown_args=True,
+            )
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise UserError(_first_section(errors.getvalue())) from None
+    if unknown:
+        options = [option for option in _options(config) if option != unknown[0]]
+        raise UserError(f'there is no option "{unknown[0]}"; {_nearest(unknown[0].split("=")[0], options)}')
+    run_dir = config.run.dir or f"runs/{task}-{preset}"
+    return replace(config, run=replace(config.run, dir=run_dir))
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Runs a program's main and exits: 0 done, 2 the user's mistake, 1 a run that had to stop, 130 interrupted."""
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except RunStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        status = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def _nearest(name: str, known) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f'did you mean "{close[0]}"?' if close else f"choose from {', '.join(known)}"
+
+
+def _options(config, prefix: str = "--") -> list[str]:
+    """Every option's name, as tyro derives them from the fields."""
+    names = []
+    for field in fields(config):
+        if field.name in ("parent", "name") and hasattr(config, "apply"):  # Linen's own fields
+            continue
+        name, value = prefix + field.name.replace("_", "-"), getattr(config, field.name)
+        names += _options(value, name + ".") if is_dataclass(value) else [name]
+    return names
+
+
+def _first_section(box: str) -> str:
+    """Tyro's message without its frame, on one line: the text up to the first rule."""
+    lines = []
+    for line in box.splitlines():
+        text = line.strip().strip("│").strip()
+        if text.startswith("─"):
+            break
+        if text and text[0] not in "╭╰":
+            lines.append(text)
+    return " ".join(lines)

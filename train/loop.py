@@ -1,0 +1,197 @@
+"""The only training loop. It knows tasks, never models: config → data → task → steps → checkpoints and report."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.base import Config
+from train.checkpoint import Checkpoints
+from train.data import Source, batches, eval_batches, open_source
+from train.errors import RunStopped, UserError
+from train.report.console import RunConsole
+from train.report.metrics import JsonLines, Window, read_lines
+from train.report.page import write_page
+from train.run_folder import RunFolder
+from train.runtime import keep_freed_memory, quiet_libraries
+from train.sharding import batch_parts, batch_sharding, make_mesh, state_sharding
+from train.task import Batch, State, Task
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> State:
+    """Trains a task to its last step, from its last checkpoint if there is one, and writes the run folder.
+
+    Raises:
+        UserError: if the config does not fit itself, the data, the devices or the run folder.
+        RunStopped: if a metric is no longer finite.
+    """
+    started = time.perf_counter()
+    quiet_libraries()
+    keep_freed_memory()
+    check_numbers(config)
+    mesh = make_mesh(config.mesh)
+    check_batch(config, batch_parts(mesh))
+    source = open_source(config.data, config.data.train_split)
+    test_source = open_source(config.data, config.data.test_split)
+    task = make_task(config, source)
+    try:
+        shapes = jax.eval_shape(task.init)
+    except ValueError as error:  # The model's word on options that do not fit each other or the images.
+        raise UserError(str(error)) from error
+    folder = RunFolder(config)
+
+    run = _Run(config, task, mesh, shapes, source, test_source, folder, started)
+    with Checkpoints(folder.checkpoints, task.best) as checkpoints:
+        run.begin(checkpoints)
+        with RunConsole(config.run.steps, run.done) as console:
+            run.greet(console)
+            run.train(checkpoints, console)
+            run.finish(console)
+    return run.state
+
+
+class _Run:
+    """One run's compiled functions, and what changes while it goes on: `state`, and `progress` beside it."""
+
+    def __init__(self, config, task, mesh, shapes, source, test_source, folder, started):
+        self.config, self.task, self.folder, self.started = config, task, folder, started
+        self.mesh, self.source, self.test_source = mesh, source, test_source
+        self.shapes, self.shardings = shapes, state_sharding(mesh, shapes)
+        self.step = jax.jit(task.step, donate_argnums=0, out_shardings=(self.shardings, None))
+        self.evaluate = jax.jit(lambda state, batch: masked_sums(task.evaluate(state, batch), batch["mask"]))
+        self.processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+    def begin(self, checkpoints: Checkpoints) -> None:
+        """Sets state, progress and the number of steps done, from the last checkpoint or anew."""
+        self.done = checkpoints.latest_step() or 0
+        if self.done:
+            like = jax.tree.map(
+                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), self.shapes, self.shardings
+            )
+            self.state, self.progress = checkpoints.restore(self.done, like)
+        else:
+            self.state = jax.jit(self.task.init, out_shardings=self.shardings)()
+            self.progress = {"sums": {}, "count": 0, "seconds": 0.0}
+
+    def greet(self, console: RunConsole) -> None:
+        """Says what is about to run."""
+        parameters = sum(x.size for x in jax.tree.leaves(self.shapes.params))
+        console.say(
+            f"{self.source.name}: {len(self.source):,} train and {len(self.test_source):,} test images; "
+            f"{parameters:,} parameters on {self.mesh.size} {jax.default_backend().upper()} device(s)"
+        )
+        if self.done:
+            over = self.done == self.config.run.steps
+            console.say(f"{self.folder.path} {'is finished' if over else 'goes on'} at step {self.done:,}")
+
+    def train(self, checkpoints: Checkpoints, console: RunConsole) -> None:
+        """All steps that are left, with their lines, evaluations and checkpoints."""
+        run = self.config.run
+        lines, timing = JsonLines(self.folder.metrics, self.done), JsonLines(self.folder.timing, self.done)
+
+        def train_line(step: int, means: dict[str, float], steps_per_second: float) -> None:
+            lines.write(step=step, split="train", **means)
+            speed = steps_per_second * run.batch_size
+            timing.write(step=step, seconds=self.seconds(), examples_per_second=speed)
+            left = timedelta(seconds=round((run.steps - step) / steps_per_second))
+            console.speed(speed)
+            console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
+
+        window = Window(run.log_every, run.steps, train_line, self.progress["sums"], self.progress["count"])
+        feed = batches(
+            self.source,
+            run.batch_size,
+            run.seed,
+            self.done,
+            run.steps,
+            workers=self.config.data.workers,
+            **self.processes,
+        )
+        try:
+            for step, batch in enumerate(self.placed(feed), self.done + 1):
+                self.state, metrics = self.step(self.state, batch)
+                window.add(step, metrics)
+                console.step(step)
+                last = step == run.steps
+                evaluates, saves = last or step % run.eval_every == 0, last or step % run.save_every == 0
+                if not (evaluates or saves):
+                    continue
+                window.drain()
+                scores = None
+                if evaluates:
+                    scores = self.test()
+                    lines.write(step=step, split="test", **scores)
+                    console.line(step, "test", scores)
+                if saves:
+                    lines.sync()
+                    progress = {"sums": window.sums, "count": window.count, "seconds": self.seconds()}
+                    checkpoints.save(step, self.state, progress, scores)
+                window.go_on()
+        except RunStopped as error:
+            good = checkpoints.latest_step()
+            kept = "no checkpoint was saved yet" if good is None else f"the checkpoint of step {good} is kept"
+            raise RunStopped(f"{error}; {kept}. Try a lower --optim.learning-rate with another --run.dir") from None
+        finally:
+            lines.close()
+            timing.close()
+
+    def test(self) -> dict[str, float]:
+        """Means over every example of the test split."""
+        feed = eval_batches(
+            self.test_source, self.config.run.batch_size, workers=self.config.data.workers, **self.processes
+        )
+        sums = [jax.device_get(self.evaluate(self.state, batch)) for batch in self.placed(feed)]
+        return {
+            name: float(np.sum([part[name] for part in sums], dtype=np.float64)) / len(self.test_source)
+            for name in sums[0]
+        }
+
+    def finish(self, console: RunConsole) -> None:
+        """Writes report.html and prints the end table."""
+        few = next(eval_batches(self.test_source, 8 * batch_parts(self.mesh), **self.processes))
+        pictures = jax.device_get(jax.jit(self.task.figures)(self.state, next(self.placed([few]))))
+        write_page(self.folder, pictures)
+        last = [line for line in read_lines(self.folder.metrics) if line["split"] == "test"][-1]
+        scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
+        wall = self.progress["seconds"] if self.done == self.config.run.steps else self.seconds()
+        console.table(scores | {"wall time": str(timedelta(seconds=round(wall))), "run folder": str(self.folder.path)})
+
+    def placed(self, feed: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches cut over the devices; each process gives its own part."""
+        sharding = batch_sharding(self.mesh)
+        for batch in feed:
+            yield {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+    def seconds(self) -> float:
+        """Wall time of the run so far, over all its resumptions."""
+        return self.progress["seconds"] + time.perf_counter() - self.started
+
+
+def masked_sums(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:
+    """Sum of each metric over the examples where the mask is True."""
+    return {name: jnp.where(mask, value, 0).sum() for name, value in values.items()}
+
+
+def check_numbers(config: Config) -> None:
+    """UserError if a count is not positive."""
+    for name in ("steps", "batch_size", "log_every", "eval_every", "save_every"):
+        if (value := getattr(config.run, name)) < 1:
+            raise UserError(f"--run.{name.replace('_', '-')} must be at least 1, got {value}")
+    if config.optim.accumulate < 1:
+        raise UserError(f"--optim.accumulate must be at least 1, got {config.optim.accumulate}")
+
+
+def check_batch(config: Config, parts: int) -> None:
+    """UserError if a batch cannot be cut over the devices and the parts of an accumulated step."""
+    size, accumulate = config.run.batch_size, config.optim.accumulate
+    if size % (parts * accumulate):
+        raise UserError(
+            f"--run.batch-size must be divisible by {parts} device part(s) × --optim.accumulate {accumulate}, got {size}; "
+            f"the next that is: {-(-size // (parts * accumulate)) * parts * accumulate}"
+        )

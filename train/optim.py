@@ -1,0 +1,27 @@
+"""The optimizer that configs/base.py describes."""
+
+import jax
+import optax
+
+from configs.base import Optim
+
+
+def make_schedule(config: Optim, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear from 0 over the warm-up, then a cosine to its final part."""
+    peak = config.learning_rate
+    return optax.warmup_cosine_decay_schedule(
+        0.0, peak, int(config.warmup * steps), max(steps, 1), end_value=peak * config.final
+    )
+
+
+def make_optimizer(config: Optim, steps: int) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019) behind clipping by the global norm (Pascanu et al. 2013)."""
+    adamw = optax.adamw(
+        make_schedule(config, steps), config.b1, config.b2, weight_decay=config.weight_decay, mask=is_matrix
+    )
+    return adamw if config.clip is None else optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+
+
+def is_matrix(params):
+    """True at the leaves that weight decay is for: kernels, not biases, norms, positions or tokens."""
+    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -1,0 +1,1 @@
+"""What a run tells: metrics.jsonl, the terminal, report.html."""

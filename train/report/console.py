@@ -1,0 +1,54 @@
+"""What a run prints: a progress bar on a terminal, plain lines in a pipe, a small table at the end."""
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+
+class RunConsole:
+    """The terminal's view of a run of `steps` steps that goes on after step `done`."""
+
+    def __init__(self, steps: int, done: int):
+        self._steps = steps
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._bar = self._progress.add_task("training", total=steps, completed=done, speed="")
+
+    def __enter__(self) -> "RunConsole":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._console.print(text, markup=False)
+
+    def step(self, step: int) -> None:
+        """Moves the bar."""
+        self._progress.update(self._bar, completed=step)
+
+    def line(self, step: int, split: str, metrics: dict[str, float], note: str = "") -> None:
+        """Metrics after `step`, and what else is to be said about them."""
+        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self.say(f"step {step:>{len(str(self._steps))}}/{self._steps}  {split:<5}  {values}  {note}".rstrip())
+
+    def speed(self, examples_per_second: float) -> None:
+        """Throughput, for the bar."""
+        self._progress.update(self._bar, speed=f"{examples_per_second:,.0f} examples/s")
+
+    def table(self, rows: dict[str, str]) -> None:
+        """The end of the run."""
+        table = Table(show_header=False)
+        for name, value in rows.items():
+            table.add_row(name, value)
+        self._console.print(table)

@@ -1,0 +1,78 @@
+"""The folder of a run: which config it belongs to, and where its files lie."""
+
+import json
+import os
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.base import Config
+from train.errors import UserError
+
+# What may differ when a run goes on: where things lie and which machine it is, never what is computed.
+FREE = ("run.dir", "data.dir", "data.workers", "data.memory_limit", "mesh.data", "mesh.fsdp", "mesh.tensor")
+
+
+class RunFolder:
+    """config.json, metrics.jsonl, timing.jsonl, checkpoints/ and report.html under one folder."""
+
+    def __init__(self, config: Config):
+        """Claims `config.run.dir`: makes it, or checks that it belongs to the same config.
+
+        Raises:
+            UserError: if it is a file, cannot be written, or belongs to another config.
+        """
+        self.path = Path(str(config.run.dir))
+        self.metrics = self.path / "metrics.jsonl"
+        self.timing = self.path / "timing.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.report = self.path / "report.html"
+        saved = self.path / "config.json"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if saved.exists():
+                self._check(config_tree(config), json.loads(saved.read_text()))
+            elif any(self.path.iterdir()):
+                raise UserError(f"{self.path} holds other things and no config.json; choose another --run.dir")
+            # Written again each time: it says what the run does now, and fails early if nothing can be written here.
+            scratch = self.path / "config.json.new"
+            scratch.write_text(json.dumps(config_tree(config), indent=2) + "\n")
+            os.replace(scratch, saved)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(
+                f"the run folder must be a folder, but {self.path} is or lies in a file; choose another --run.dir"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"the run folder {self.path} cannot be written: {error.strerror}; choose another --run.dir"
+            ) from error
+        except json.JSONDecodeError as error:
+            raise UserError(f"{saved} is not valid JSON ({error}); choose another --run.dir") from error
+
+    def _check(self, config: dict[str, Any], saved: Any) -> None:
+        here, there = flattened(config), flattened(saved)
+        changed = [
+            f"{name} was {there.get(name, 'absent')}, now {here.get(name, 'absent')}"
+            for name in sorted(here.keys() | there.keys())
+            if name not in FREE and here.get(name, "absent") != there.get(name, "absent")
+        ]
+        if changed:
+            raise UserError(
+                f"{self.path} was made by a different config: {'; '.join(changed)}. "
+                "Give the same options to resume it, or another --run.dir"
+            )
+
+
+def config_tree(config: Any) -> Any:
+    """A config as JSON knows it: dataclasses and Linen modules as objects, tuples as arrays."""
+    if is_dataclass(config):
+        own = [f.name for f in fields(config) if not (hasattr(config, "apply") and f.name in ("parent", "name"))]
+        return {name: config_tree(getattr(config, name)) for name in own}
+    return list(config) if isinstance(config, tuple) else config
+
+
+def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of nested objects by their dotted names."""
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    return {name: leaf for key, value in tree.items() for name, leaf in flattened(value, f"{prefix}{key}.").items()}

@@ -1,0 +1,231 @@
+"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1).
+
+Axis names: B batch, h and w image height and width, C channels, N tokens, D width, V classes.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from w2jax.attention import MultiHeadAttention
+from w2jax.transformer import Encoder, EncoderBlock, Mlp
+
+# Width, depth, heads and MLP width: table 1 of the ViT paper (B, L, H), DeiT (Ti, S), "Scaling Vision Transformers" (g, G).
+SIZES = {
+    "Ti": (192, 12, 3, 768),
+    "S": (384, 12, 6, 1536),
+    "B": (768, 12, 12, 3072),
+    "L": (1024, 24, 16, 4096),
+    "H": (1280, 32, 16, 5120),
+    "g": (1408, 40, 16, 6144),
+    "G": (1664, 48, 16, 8192),
+}
+
+
+class PatchEmbed(nn.Module):
+    """Cuts images into square patches, row by row, and projects each (equation 1)."""
+
+    patch_size: int
+    embed_dim: int
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B h w C"]) -> Float[Array, "B N D"]:
+        patches = rearrange(images, "b (n p1) (m p2) c -> b (n m) (p1 p2 c)", p1=self.patch_size, p2=self.patch_size)
+        return nn.Dense(self.embed_dim, dtype=jnp.dtype(self.dtype), name="projection")(patches)
+
+
+class AttentionPool(nn.Module):
+    """One learned query attends to all tokens, then a residual MLP ("Scaling Vision Transformers", section 3.1)."""
+
+    num_heads: int
+    mlp_dim: int
+    gelu: Literal["erf", "tanh"] = "erf"
+    norm_eps: float = 1e-6
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, tokens.shape[-1]))
+        probe = repeat(probe.astype(tokens.dtype), "1 1 d -> b 1 d", b=tokens.shape[0])
+        x, _ = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="attention")(probe, tokens)
+        norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False, dtype=jnp.dtype(self.dtype), name="norm")
+        x = x + Mlp(self.mlp_dim, gelu=self.gelu, dtype=self.dtype, name="mlp")(norm(x))
+        return rearrange(x, "b 1 d -> b d")
+
+
+class ViT(nn.Module):
+    """Embed → encoder → pool → LayerNorm → head. The image size comes from the images at `init`.
+
+    Tokens stand in the order class token, registers, patches row by row.
+    """
+
+    num_classes: int  # V; 0 returns the pooled features instead of logits
+    patch_size: int  # pixels; must divide both sides of the image
+    embed_dim: int  # D, width of every token
+    depth: int  # number of encoder blocks
+    num_heads: int  # attention heads; must divide embed_dim
+    mlp_dim: int  # hidden width of each block's MLP
+    pool: Literal["cls", "gap", "map"] = "cls"  # class token, mean of the patches, or attention pooling
+    class_token: bool = True  # False only with pool gap or map
+    positions: Literal["learned", "sincos2d"] = "learned"
+    class_position: bool = True  # the class token has a learned position too (False: big_vision)
+    num_registers: int = 0  # extra learned tokens without position (Darcet et al. 2024)
+    dropout: float = 0.0  # on embeddings, attention output and MLP
+    attention_dropout: float = 0.0  # on the attention weights
+    drop_path: float = 0.0  # stochastic depth: rate of the last block, 0 at the first
+    layer_scale: float | None = None  # initial factor of each residual branch; None: no LayerScale
+    qk_norm: bool = False  # LayerNorm on queries and keys
+    attention_scale: float | None = None  # of the logits; None: 1/√(head width)
+    residual_from_norm: bool = False  # attention's residual adds the normalised input, as the PyTorch course's code
+    pre_logits_dim: int | None = None  # width of a tanh layer before the head; None: no such layer
+    gelu: Literal["erf", "tanh"] = "erf"
+    norm_eps: float = 1e-6
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
+    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
+    scan_layers: bool = False  # one compiled block, parameters stacked along depth
+
+    @classmethod
+    def named(cls, name: str, num_classes: int, **options) -> "ViT":
+        """A published size: Ti, S, B, L, H, g or G, a slash, and the patch size, such as "B/16".
+
+        Raises:
+            ValueError: if the name is not of that form.
+        """
+        size, _, patch = name.partition("/")
+        if size not in SIZES or not patch.isdigit() or int(patch) == 0:
+            raise ValueError(f'a ViT name is one of {", ".join(SIZES)}, "/" and a patch size, as "B/16"; got "{name}"')
+        embed_dim, depth, num_heads, mlp_dim = SIZES[size]
+        return cls(num_classes, int(patch), embed_dim, depth, num_heads, mlp_dim, **options)
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "B h w C"], train: bool = False, return_attention: bool = False
+    ) -> tuple[Float[Array, "B V"], list[Float[Array, "B H N N"]] | None]:
+        """Logits, and with `return_attention` each block's attention map; with `train`, needs a "dropout" rng
+        if any dropout is on.
+
+        Raises:
+            ValueError: if options do not fit each other or the image size.
+        """
+        self._check(images.shape)
+        dtype = jnp.dtype(self.dtype)
+        x = PatchEmbed(self.patch_size, self.embed_dim, self.dtype, name="patch_embed")(images)
+        x = self._prepend_and_position(x, (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size))
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+
+        block = EncoderBlock(
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            attention_scale=self.attention_scale,
+            qk_norm=self.qk_norm,
+            layer_scale=self.layer_scale,
+            residual_from_norm=self.residual_from_norm,
+            gelu=self.gelu,
+            norm_eps=self.norm_eps,
+            dtype=self.dtype,
+            parent=None,
+        )
+        encoder = Encoder(block, self.depth, self.drop_path, self.remat, self.scan_layers, name="encoder")
+        x, attentions = encoder(x, train=train, return_attention=return_attention)
+
+        norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False, dtype=dtype, name="norm")
+        if self.pool == "cls":
+            x = norm(x[:, 0])
+        elif self.pool == "gap":
+            x = norm(x)[:, self.class_token + self.num_registers :].mean(axis=1)
+        else:
+            pool = AttentionPool(self.num_heads, self.mlp_dim, self.gelu, self.norm_eps, self.dtype, name="pool")
+            x = pool(norm(x))
+        if self.pre_logits_dim is not None:
+            x = jnp.tanh(nn.Dense(self.pre_logits_dim, dtype=dtype, name="pre_logits")(x))
+        if self.num_classes:
+            x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, dtype=dtype, name="head")(x)
+        return x.astype(jnp.float32), attentions
+
+    def _prepend_and_position(self, x: Array, grid: tuple[int, int]) -> Array:
+        """Adds positions and puts the class token and the registers in front."""
+        batch, prefix = x.shape[0], []
+        if self.class_token:
+            token = self.param("cls", nn.initializers.zeros, (1, 1, self.embed_dim))
+            prefix.append(repeat(token.astype(x.dtype), "1 1 d -> b 1 d", b=batch))
+        if self.positions == "learned":
+            with_class = self.class_token and self.class_position
+            shape = (1, with_class + x.shape[1], self.embed_dim)
+            positions = self.param("positions", nn.initializers.normal(0.02), shape).astype(x.dtype)
+            if with_class:
+                prefix[0] = prefix[0] + positions[:, :1]
+            x = x + positions[:, with_class:]
+        else:
+            x = x + sincos2d_positions(grid, self.embed_dim).astype(x.dtype)
+        if self.num_registers:
+            registers = self.param("registers", nn.initializers.normal(0.02), (1, self.num_registers, self.embed_dim))
+            prefix.append(repeat(registers.astype(x.dtype), "1 r d -> b r d", b=batch))
+        return jnp.concatenate([*prefix, x], axis=1)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        height, width = shape[1:3]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"patch_size must divide the image, got patch_size {self.patch_size} and an image of {height}×{width}"
+            )
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim must be divisible by num_heads, got embed_dim {self.embed_dim} and num_heads {self.num_heads}"
+            )
+        if self.pool == "cls" and not self.class_token:
+            raise ValueError('pool "cls" needs class_token True; without a class token choose pool "gap" or "map"')
+        if self.positions == "sincos2d" and self.embed_dim % 4:
+            raise ValueError(f"positions sincos2d need embed_dim divisible by 4, got {self.embed_dim}")
+
+    def resize(
+        self, variables: Mapping[str, Any], old_size: tuple[int, int], new_size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """`variables` trained on images of `old_size` (height, width), made ready for images of `new_size`."""
+        if self.positions != "learned":
+            return dict(variables)
+        old_grid, new_grid = ((h // self.patch_size, w // self.patch_size) for h, w in (old_size, new_size))
+        params = dict(variables["params"])
+        params["positions"] = resize_positions(params["positions"], old_grid, new_grid)
+        return {**variables, "params": params}
+
+
+def sincos2d_positions(grid: tuple[int, int], dim: int) -> Float[Array, "1 N D"]:
+    """Fixed positions: sine and cosine of the column, then of the row, at dim/4 frequencies each, base 10,000
+    (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k").
+    """
+    rows, columns = jnp.mgrid[: grid[0], : grid[1]]
+    omega = 10_000.0 ** -(jnp.arange(dim // 4) / (dim // 4 - 1))
+    angles = [rearrange(axis, "n m -> (n m) 1") * omega for axis in (columns, rows)]
+    waves = [wave(angle) for angle in angles for wave in (jnp.sin, jnp.cos)]
+    return jnp.concatenate(waves, axis=-1)[None]
+
+
+def resize_positions(
+    positions: Float[Array, "1 N D"], old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[Array, "1 M D"]:
+    """Learned positions for another grid of patches (rows, columns), by antialiased bicubic interpolation.
+
+    A class token's position in front is kept as it is.
+
+    Raises:
+        ValueError: if the number of positions is not that of `old_grid`, with or without a class token.
+    """
+    prefix = positions.shape[1] - old_grid[0] * old_grid[1]
+    if prefix not in (0, 1):
+        raise ValueError(
+            f"a grid of {old_grid[0]}×{old_grid[1]} patches has {old_grid[0] * old_grid[1]} positions, "
+            f"or one more with a class token, got {positions.shape[1]}"
+        )
+    if old_grid == new_grid:
+        return positions
+    grid = rearrange(positions[:, prefix:], "1 (n m) d -> n m d", n=old_grid[0])
+    grid = jax.image.resize(grid, (*new_grid, positions.shape[-1]), method="cubic", antialias=True)
+    return jnp.concatenate([positions[:, :prefix], rearrange(grid, "n m d -> 1 (n m) d")], axis=1)
