@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Data:
+    """Labelled images."""
+
     name: str = "mnist_sample"
     """A TFDS image-classification dataset: mnist_sample is bundled, others are made by `python -m train.prepare`."""
     dir: str | None = None
@@ -71,6 +73,8 @@ class Optim:
 
 @dataclass(frozen=True)
 class Run:
+    """Length, seed, folder and rhythm of a run."""
+
     steps: int = 1000
     """Optimizer steps in the whole run."""
     batch_size: int = 128

@@ -1,27 +1,49 @@
-"""Vision Transformers on images of digits and clothes."""
+"""Vision Transformers on images of digits and clothes; each preset's measured results stand in the README."""
 
 from dataclasses import dataclass, field
 
-from configs.base import Augment, Optim, Run
+from configs.base import Augment, Data, Optim, Run
 from configs.base import Config as BaseConfig
 from w2jax import ViT
+
+# 28×28 images as 4×4 patches: a third of the tokens of patch 4, and as good at the same training time.
+SMALL = ViT(10, patch_size=7, embed_dim=64, depth=4, num_heads=4, mlp_dim=128, pool="gap", class_token=False)
 
 
 @dataclass(frozen=True)
 class Config(BaseConfig):
     """A Vision Transformer that classifies images."""
 
-    model: ViT = ViT(10, patch_size=7, embed_dim=64, depth=4, num_heads=4, mlp_dim=128)
+    model: ViT = SMALL
     augment: Augment = field(default_factory=Augment)
     label_smoothing: float = 0.0
     """Part of each target that is spread evenly over all classes."""
 
 
+DIGITS = Augment(shift=2, rotate=10, scale=0.1, shear=0.1)
+CLOTHES = Augment(shift=1, flip=True)
+ADAMW = Optim(learning_rate=3e-3, ema=0.998)
+
 PRESETS = {
     "tiny": Config(
         model=ViT(10, patch_size=7, embed_dim=32, depth=2, num_heads=2, mlp_dim=64),
         optim=Optim(learning_rate=3e-3),
-        run=Run(steps=150, batch_size=64, log_every=25, eval_every=75, save_every=75),
+        run=Run(steps=600, batch_size=64, log_every=50, eval_every=300, save_every=300),
     ),
-    "sample": Config(),
+    "sample": Config(
+        optim=ADAMW, augment=DIGITS, run=Run(steps=2500, batch_size=100, log_every=100, eval_every=500, save_every=500)
+    ),
+    "mnist": Config(
+        data=Data("mnist"),
+        optim=ADAMW,
+        augment=DIGITS,
+        run=Run(steps=30_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
+    ),
+    "fashion_mnist": Config(
+        data=Data("fashion_mnist"),
+        model=SMALL.clone(patch_size=4),
+        optim=ADAMW,
+        augment=CLOTHES,
+        run=Run(steps=18_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
+    ),
 }

@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import io
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TypeVar
 
@@ -29,26 +29,33 @@ def parse(task: str, presets: Mapping[str, AnyConfig], arguments: Sequence[str] 
         raise UserError(f'there is no preset "{preset}"; {_nearest(preset, presets)}')
     default = presets[preset]
 
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            config, unknown = tyro.cli(
-                type(default),
-                default=default,
-                args=arguments,
-                prog=f"python -m train.{task} {'[PRESET]' if preset == 'sample' else preset}",
-                description=f"{type(default).__doc__}\n\nPRESET: {', '.join(presets)} (default: sample).",
-                return_unknown_args=True,
-            )
-    except SystemExit as exit_:
-        if exit_.code in (0, None):
-            raise
-        raise UserError(_first_section(errors.getvalue())) from None
+    with one_line_errors():
+        config, unknown = tyro.cli(
+            type(default),
+            default=default,
+            args=arguments,
+            prog=f"python -m train.{task} {'[PRESET]' if preset == 'sample' else preset}",
+            description=f"{type(default).__doc__}\n\nPRESET: {', '.join(presets)} (default: sample).",
+            return_unknown_args=True,
+        )
     if unknown:
         options = [option for option in _options(config) if option != unknown[0]]
         raise UserError(f'there is no option "{unknown[0]}"; {_nearest(unknown[0].split("=")[0], options)}')
     run_dir = config.run.dir or f"runs/{task}-{preset}"
     return replace(config, run=replace(config.run, dir=run_dir))
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Makes tyro's framed complaint about an argument a UserError of one line; its help passes."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            yield
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise UserError(_first_section(errors.getvalue())) from None
 
 
 def run_main(main: Callable[[], int | None]) -> None:

@@ -1,7 +1,8 @@
 """The only training loop. It knows tasks, never models: config → data → task → steps → checkpoints and report."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from datetime import timedelta
 from typing import TypeVar
 
@@ -14,7 +15,7 @@ from train.checkpoint import Checkpoints
 from train.data import Source, batches, eval_batches, open_source
 from train.errors import RunStopped, UserError
 from train.report.console import RunConsole
-from train.report.metrics import JsonLines, Window, read_lines
+from train.report.metrics import JsonLines, Window, check_finite, read_lines
 from train.report.page import write_page
 from train.run_folder import RunFolder
 from train.runtime import keep_freed_memory, quiet_libraries
@@ -51,7 +52,12 @@ def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> St
         run.begin(checkpoints)
         with RunConsole(config.run.steps, run.done) as console:
             run.greet(console)
-            run.train(checkpoints, console)
+            try:
+                run.train(checkpoints, console)
+            except RunStopped as error:
+                good = checkpoints.latest_step()
+                kept = "no checkpoint was saved yet" if good is None else f"the checkpoint of step {good} is kept"
+                raise RunStopped(f"{error}; {kept}. Try a lower --optim.learning-rate, another --run.dir") from None
             run.finish(console)
     return run.state
 
@@ -65,7 +71,11 @@ class _Run:
         self.shapes, self.shardings = shapes, state_sharding(mesh, shapes)
         self.step = jax.jit(task.step, donate_argnums=0, out_shardings=(self.shardings, None))
         self.evaluate = jax.jit(lambda state, batch: masked_sums(task.evaluate(state, batch), batch["mask"]))
-        self.processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        self.feeding = {
+            "workers": config.data.workers,
+            "process_index": jax.process_index(),
+            "process_count": jax.process_count(),
+        }
 
     def begin(self, checkpoints: Checkpoints) -> None:
         """Sets state, progress and the number of steps done, from the last checkpoint or anew."""
@@ -93,7 +103,6 @@ class _Run:
     def train(self, checkpoints: Checkpoints, console: RunConsole) -> None:
         """All steps that are left, with their lines, evaluations and checkpoints."""
         run = self.config.run
-        lines, timing = JsonLines(self.folder.metrics, self.done), JsonLines(self.folder.timing, self.done)
 
         def train_line(step: int, means: dict[str, float], steps_per_second: float) -> None:
             lines.write(step=step, split="train", **means)
@@ -104,16 +113,11 @@ class _Run:
             console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
 
         window = Window(run.log_every, run.steps, train_line, self.progress["sums"], self.progress["count"])
-        feed = batches(
-            self.source,
-            run.batch_size,
-            run.seed,
-            self.done,
-            run.steps,
-            workers=self.config.data.workers,
-            **self.processes,
-        )
-        try:
+        with (
+            JsonLines(self.folder.metrics, self.done) as lines,
+            JsonLines(self.folder.timing, self.done) as timing,
+            closing(batches(self.source, run.batch_size, run.seed, self.done, run.steps, **self.feeding)) as feed,
+        ):
             for step, batch in enumerate(self.placed(feed), self.done + 1):
                 self.state, metrics = self.step(self.state, batch)
                 window.add(step, metrics)
@@ -126,6 +130,7 @@ class _Run:
                 scores = None
                 if evaluates:
                     scores = self.test()
+                    check_finite(step, scores)
                     lines.write(step=step, split="test", **scores)
                     console.line(step, "test", scores)
                 if saves:
@@ -133,36 +138,24 @@ class _Run:
                     progress = {"sums": window.sums, "count": window.count, "seconds": self.seconds()}
                     checkpoints.save(step, self.state, progress, scores)
                 window.go_on()
-        except RunStopped as error:
-            good = checkpoints.latest_step()
-            kept = "no checkpoint was saved yet" if good is None else f"the checkpoint of step {good} is kept"
-            raise RunStopped(f"{error}; {kept}. Try a lower --optim.learning-rate with another --run.dir") from None
-        finally:
-            lines.close()
-            timing.close()
 
     def test(self) -> dict[str, float]:
         """Means over every example of the test split."""
-        feed = eval_batches(
-            self.test_source, self.config.run.batch_size, workers=self.config.data.workers, **self.processes
-        )
-        sums = [jax.device_get(self.evaluate(self.state, batch)) for batch in self.placed(feed)]
-        return {
-            name: float(np.sum([part[name] for part in sums], dtype=np.float64)) / len(self.test_source)
-            for name in sums[0]
-        }
+        with closing(eval_batches(self.test_source, self.config.run.batch_size, **self.feeding)) as feed:
+            sums = [jax.device_get(self.evaluate(self.state, batch)) for batch in self.placed(feed)]
+        return {name: sum(float(part[name]) for part in sums) / len(self.test_source) for name in sums[0]}
 
     def finish(self, console: RunConsole) -> None:
         """Writes report.html and prints the end table."""
-        few = next(eval_batches(self.test_source, 8 * batch_parts(self.mesh), **self.processes))
-        pictures = jax.device_get(jax.jit(self.task.figures)(self.state, next(self.placed([few]))))
+        with closing(eval_batches(self.test_source, 8 * batch_parts(self.mesh), **self.feeding)) as feed:
+            pictures = jax.device_get(jax.jit(self.task.figures)(self.state, next(self.placed(feed))))
         write_page(self.folder, pictures)
         last = [line for line in read_lines(self.folder.metrics) if line["split"] == "test"][-1]
         scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
         wall = self.progress["seconds"] if self.done == self.config.run.steps else self.seconds()
         console.table(scores | {"wall time": str(timedelta(seconds=round(wall))), "run folder": str(self.folder.path)})
 
-    def placed(self, feed: Iterable[Batch]) -> Iterator[Batch]:
+    def placed(self, feed: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Batch]:
         """Batches cut over the devices; each process gives its own part."""
         sharding = batch_sharding(self.mesh)
         for batch in feed:
@@ -192,6 +185,6 @@ def check_batch(config: Config, parts: int) -> None:
     size, accumulate = config.run.batch_size, config.optim.accumulate
     if size % (parts * accumulate):
         raise UserError(
-            f"--run.batch-size must be divisible by {parts} device part(s) × --optim.accumulate {accumulate}, got {size}; "
+            f"--run.batch-size must be divisible by {parts} device(s) × --optim.accumulate {accumulate}, got {size}; "
             f"the next that is: {-(-size // (parts * accumulate)) * parts * accumulate}"
         )

@@ -1,31 +1,32 @@
 """Prepares a dataset once, for every task; TensorFlow is not needed.
 
     python -m train.prepare mnist|fashion_mnist|cifar10|cifar100 [--from DIR] [--data-dir DIR] [--overwrite]
-    python -m train.prepare folder --from DIR --name NAME [--test-fraction 0.2] [--seed 0] [--skip-corrupt] [--data-dir DIR]
+    python -m train.prepare folder --from DIR --name NAME [--test-fraction 0.2] [--seed 0] [--skip-corrupt]
+                                   [--data-dir DIR] [--overwrite]
 
 The first form downloads the published files, or takes them from DIR. The second takes your own JPEG and PNG images from
-DIR, which holds one folder for each class, or the folders train and test with those. `python -m train.prepare NAME --help`
-explains the options.
+DIR, which holds one folder for each class, or the folders train and test with those.
+`python -m train.prepare NAME --help` explains the options.
 """
 
-import contextlib
 import difflib
-import io
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from train.cli import _first_section, run_main
+from train.cli import one_line_errors, run_main
 from train.data.find import PREPARABLE, data_dir, versions
 from train.errors import UserError
 
+if TYPE_CHECKING:
+    from train.data.builders import Dataset
+
 _TAKEN = (*PREPARABLE, "mnist_sample", "folder", "downloads")
-_Options = TypeVar("_Options")
 
 
 @dataclass(frozen=True)
@@ -60,45 +61,34 @@ class Own:
     """Replace the dataset if it is there already."""
 
 
-def prepare_published(name: str, options: Published) -> Path:
-    """Prepares one of `PREPARABLE` and returns its folder.
+def own_images(options: Own) -> "Dataset":
+    """A folder of images as a dataset to write; files that are left out are printed.
 
     Raises:
-        UserError: it is there already, or a raw file is missing or not what it should be.
-        RunStopped: the download failed.
+        UserError: the folder is not as wanted, or a file is no whole image.
     """
-    from train.data import builders, known
+    from train.data import folder
 
-    root = _free(name, options.data_dir, options.overwrite)
-    published = known.KNOWN[name]
-    return builders.write(*published.read(known.raw_files(published, options.source, root)), root)
-
-
-def prepare_own(options: Own) -> Path:
-    """Prepares a folder of images and returns the dataset's folder.
-
-    Raises:
-        UserError: the name is taken or not plain, the folder is not as wanted, or a file is no whole image.
-    """
-    from train.data import builders, folder
-
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", options.name) or options.name in _TAKEN:
-        raise UserError(
-            f"--name: wanted lower case letters, digits and underscores, and none of {', '.join(_TAKEN)}; "
-            f"got {options.name!r}"
-        )
-    root = _free(options.name, options.data_dir, options.overwrite)
     found = folder.scan(options.source, options.test_fraction, options.seed)
     if found.corrupt and not options.skip_corrupt:
+        more = f" and {len(found.corrupt) - 9} more" if len(found.corrupt) > 9 else ""
         raise UserError(
-            f"{len(found.corrupt)} files are no whole images: {', '.join(found.corrupt)}; "
+            f"{len(found.corrupt)} files are no whole images: {', '.join(found.corrupt[:9])}{more}; "
             "mend or remove them, or leave them out by --skip-corrupt"
         )
     for file in found.corrupt:
         print(f"left out, no whole image: {file}")
     if found.ignored:
         print(f"left out, neither .jpg nor .png: {len(found.ignored)} files such as {found.ignored[0]}")
-    return builders.write(*folder.dataset(options.name, found), root)
+    return folder.dataset(options.name, found)
+
+
+def _plain(name: str) -> str:
+    """The name, once it is clear that a dataset of the user's own may be called so."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _TAKEN:
+        wanted = f"lower case letters, digits and underscores, and none of {', '.join(_TAKEN)}"
+        raise UserError(f"--name: wanted {wanted}; got {name!r}")
+    return name
 
 
 def _free(name: str, directory: str | None, overwrite: bool) -> Path:
@@ -109,19 +99,6 @@ def _free(name: str, directory: str | None, overwrite: bool) -> Path:
     if not overwrite and (there := versions(root / name)):
         raise UserError(f"dataset {name} is prepared already, in {there[-1]}; replace it by --overwrite")
     return root
-
-
-def _options(kind: type[_Options], name: str, arguments: Sequence[str]) -> _Options:
-    """The options of one form of the command; a mistake is a UserError of one line."""
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            flags = (tyro.conf.FlagCreatePairsOff,)
-            return tyro.cli(kind, args=arguments, prog=f"python -m train.prepare {name}", config=flags)
-    except SystemExit as exit_:
-        if exit_.code in (0, None):
-            raise
-        raise UserError(_first_section(errors.getvalue())) from None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,14 +112,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         near = difflib.get_close_matches(name, choices, n=1)
         hint = f"did you mean {near[0]}?" if near else "your own images are prepared by `folder`"
         raise UserError(f"wanted one of {', '.join(choices)}, got {name!r}; {hint}")
-    if name == "folder":
-        own = _options(Own, name, rest)
-        name, directory, target = own.name, own.data_dir, prepare_own(own)
+    with one_line_errors():
+        options = tyro.cli(
+            Own if name == "folder" else Published,
+            args=rest,
+            prog=f"python -m train.prepare {name}",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    if isinstance(options, Own):
+        name = _plain(options.name)
+    root = _free(name, options.data_dir, options.overwrite)
+    import tensorflow_datasets as tfds  # Imported late: a mistake is answered first.
+
+    from train.data.builders import write
+    from train.data.known import KNOWN, raw_files
+
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    if isinstance(options, Own):
+        card, splits = own_images(options)
     else:
-        published = _options(Published, name, rest)
-        directory, target = published.data_dir, prepare_published(name, published)
-    place = f" --data.dir {directory}" if directory else ""
-    print(f"wrote {target}; train on it: python -m train.vit --data.name {name}{place}")
+        card, splits = KNOWN[name].read(raw_files(KNOWN[name], options.source, root))
+    target = write(card, splits, root)
+    place = f" --data.dir {options.data_dir}" if options.data_dir else ""
+    shape: Any = card.features["image"].shape
+    size = " --data.image-size 64 64" if None in shape else ""
+    print(f"wrote {target}; train on it: python -m train.vit --data.name {name}{place}{size}")
 
 
 if __name__ == "__main__":

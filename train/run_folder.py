@@ -1,7 +1,6 @@
 """The folder of a run: which config it belongs to, and where its files lie."""
 
 import json
-import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ class RunFolder:
             # Written again each time: it says what the run does now, and fails early if nothing can be written here.
             scratch = self.path / "config.json.new"
             scratch.write_text(json.dumps(config_tree(config), indent=2) + "\n")
-            os.replace(scratch, saved)
+            scratch.replace(saved)
         except (FileExistsError, NotADirectoryError):
             raise UserError(
                 f"the run folder must be a folder, but {self.path} is or lies in a file; choose another --run.dir"

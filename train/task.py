@@ -67,11 +67,11 @@ def one_loss_step(loss: Loss, optimizer: optax.GradientTransformation, config: O
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         metrics, gradients = _mean_gradient(loss, state.params, batch, key, config.accumulate)
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
-        if config.ema is not None:
+        if config.ema is not None and ema is not None:
             # The early average follows closely, or it would long remember the initial parameters.
             decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update(params, ema, 1.0 - decay)

@@ -1,5 +1,7 @@
 """python -m train.vit [PRESET]: a Vision Transformer that classifies images."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -24,8 +26,8 @@ def make_task(config: Config, source: Source) -> Task:
         )
     optimizer = make_optimizer(config.optim, config.run.steps)
 
-    def normalised(images):
-        return 2.0 * images - 1.0
+    def forward(params, images, **options) -> Any:
+        return model.apply({"params": params}, 2.0 * images - 1.0, **options)
 
     def init():
         images = jnp.zeros((1, *source.image_shape))
@@ -37,12 +39,12 @@ def make_task(config: Config, source: Source) -> Task:
         targets = jax.nn.one_hot(batch["label"], model.num_classes)
         images, targets = augment(augment_key, batch["image"] / 255.0, targets, config.augment)
         targets = optax.smooth_labels(targets, config.label_smoothing)
-        logits, _ = model.apply({"params": params}, normalised(images), train=True, rngs={"dropout": dropout_key})
+        logits, _ = forward(params, images, train=True, rngs={"dropout": dropout_key})
         accuracy = (logits.argmax(-1) == batch["label"]).mean()
         return optax.softmax_cross_entropy(logits, targets).mean(), {"accuracy": accuracy}
 
     def evaluate(state, batch):
-        logits, _ = model.apply({"params": state.eval_params}, normalised(batch["image"] / 255.0))
+        logits, _ = forward(state.eval_params, batch["image"] / 255.0)
         return {
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
@@ -50,7 +52,7 @@ def make_task(config: Config, source: Source) -> Task:
 
     def figures(state, batch):
         images = batch["image"] / 255.0
-        _, attentions = model.apply({"params": state.eval_params}, normalised(images), return_attention=True)
+        _, attentions = forward(state.eval_params, images, return_attention=True)
         return {"attention": attention_grid(images, attentions[-1], model.patch_size, model.class_token)}
 
     return Task(init, one_loss_step(loss, optimizer, config.optim, config.run.seed), evaluate, figures)

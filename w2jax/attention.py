@@ -27,12 +27,16 @@ def scaled_dot_product_attention(
     Any leading axes (batch, heads) broadcast; the value width may differ from the key width, T from S.
 
     Args:
+        query: what asks.
+        key: what is asked.
+        value: what is answered.
         mask: True = attend; broadcastable to [..., T, S]. A query that may attend to nothing gets output 0,
             weights 0 and gradients 0. A key that a query may not attend to never reaches it, NaN included.
         bias: added to the logits; broadcastable to [..., T, S]; −inf masks.
         causal: query t attends to keys 0..t (aligned at the first key, as torch and jax.nn do).
         scale: 1/√K when None, the paper's.
-        dropout: rate on the weights; needs `dropout_key` (a typed key) when above 0.
+        dropout: rate on the weights.
+        dropout_key: typed key that dropout draws from.
         return_weights: False returns None in their place. Weights are those before dropout.
 
     Returns:
@@ -45,36 +49,37 @@ def scaled_dot_product_attention(
         raise ValueError(f"query and key need one width, got query {query.shape} and key {key.shape}")
     if key.shape[-2] != value.shape[-2]:
         raise ValueError(f"key and value need one length, got key {key.shape} and value {value.shape}")
-    if dropout > 0.0 and dropout_key is None:
-        raise ValueError(f"attention dropout {dropout} needs a dropout_key, got None")
 
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    factor: float = query.shape[-1] ** -0.5 if scale is None else scale
+
+    def logits(key):
+        products = jnp.einsum("...tk,...sk->...ts", query * factor, key, preferred_element_type=jnp.float32)
+        return products if bias is None else products + bias
+
+    poisoned = jnp.zeros((), bool)
     mask = _combined_mask(mask, bias, causal, query.shape[-2], key.shape[-2])
-    poisoned = None
-    if mask is not None:
+    if mask is None:
+        weights = nn.softmax(logits(key))
+    else:
         # 0 · NaN is NaN, forward and backward, so a broken key is taken out of the products
-        # and put back only into the rows that attend to it.
+        # and put back at the end, only into the rows that attend to it.
         finite = jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1)
         poisoned = (mask & ~finite[..., None, :]).any(-1, keepdims=True)
         key = jnp.where(finite[..., None], key, 0)
         value = jnp.where(finite[..., None], value, 0)
-
-    logits = jnp.einsum("...tk,...sk->...ts", query * scale, key, preferred_element_type=jnp.float32)
-    if bias is not None:
-        logits = logits + bias
-    if mask is None:
-        weights = nn.softmax(logits)
-    else:
-        # The smallest float instead of −inf keeps a fully masked row finite; the second `where` makes it exactly 0.
-        weights = nn.softmax(jnp.where(mask, logits, jnp.finfo(logits.dtype).min))
+        # The smallest float instead of −inf keeps a fully masked row finite; the next `where` makes it exactly 0.
+        weights = nn.softmax(jnp.where(mask, logits(key), jnp.finfo(jnp.float32).min))
         weights = jnp.where(mask, weights, 0)
-        weights = jnp.where(poisoned, jnp.nan, weights)
 
     used = weights
     if dropout > 0.0:
+        if dropout_key is None:
+            raise ValueError(f"attention dropout {dropout} needs a dropout_key, got None")
         keep = jax.random.bernoulli(dropout_key, 1.0 - dropout, weights.shape)
         used = jnp.where(keep, weights / (1.0 - dropout), 0)
     output = jnp.einsum("...ts,...sv->...tv", used.astype(value.dtype), value)
+    if mask is not None:
+        output, weights = jnp.where(poisoned, jnp.nan, output), jnp.where(poisoned, jnp.nan, weights)
     return output, weights if return_weights else None
 
 

@@ -129,10 +129,9 @@ class Encoder(nn.Module):
                 run, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=self.depth
             )
             x, weights = layers(self.block.copy(name="blocks"), x, rates)
-            attentions = list(weights) if return_attention else None
-        else:
-            attentions = []
-            for i in range(self.depth):
-                x, weights = run(self.block.copy(name=f"block_{i}"), x, None if rates is None else rates[i])
-                attentions.append(weights)
+            return x, None if weights is None else list(weights)
+        attentions = []
+        for i in range(self.depth):
+            x, weights = run(self.block.copy(name=f"block_{i}"), x, None if rates is None else rates[i])
+            attentions.append(weights)
         return x, attentions if return_attention else None

@@ -15,7 +15,8 @@ from jaxtyping import Array, Float
 from w2jax.attention import MultiHeadAttention
 from w2jax.transformer import Encoder, EncoderBlock, Mlp
 
-# Width, depth, heads and MLP width: table 1 of the ViT paper (B, L, H), DeiT (Ti, S), "Scaling Vision Transformers" (g, G).
+# Width, depth, heads and MLP width: table 1 of the ViT paper (B, L, H), of DeiT (Ti, S) and table 2 of
+# "Scaling Vision Transformers" (g, G).
 SIZES = {
     "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
@@ -177,9 +178,7 @@ class ViT(nn.Module):
                 f"patch_size must divide the image, got patch_size {self.patch_size} and an image of {height}×{width}"
             )
         if self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"embed_dim must be divisible by num_heads, got embed_dim {self.embed_dim} and num_heads {self.num_heads}"
-            )
+            raise ValueError(f"embed_dim must be divisible by num_heads, got {self.embed_dim} and {self.num_heads}")
         if self.pool == "cls" and not self.class_token:
             raise ValueError('pool "cls" needs class_token True; without a class token choose pool "gap" or "map"')
         if self.positions == "sincos2d" and self.embed_dim % 4:

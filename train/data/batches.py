@@ -1,7 +1,7 @@
 """Batches as a pure function of (seed, step), so that nothing but the step need be kept to go on."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Training batches of steps start_step..stop_step-1.
 
     The examples of each epoch come in an order of their own, every example once; the epochs follow one another without
@@ -48,14 +48,14 @@ def batches(
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size)
 
     def batch(step: int) -> Batch:
-        return source.gather(order[step][part])
+        return source.gather(np.asarray(order[step])[part])
 
     return _steps(source, batch, start_step, stop_step, workers)
 
 
 def eval_batches(
     source: Source, batch_size: int, process_index: int = 0, process_count: int = 1, workers: int = 0
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Every example once, in order; the arguments are those of `batches`.
 
     Yields:
@@ -81,7 +81,9 @@ def _part(batch_size: int, process_index: int, process_count: int) -> slice:
     return slice(process_index * size, (process_index + 1) * size)
 
 
-def _steps(source: Source, batch: Callable[[int], Batch], start: int, stop: int, workers: int) -> Iterator[Batch]:
+def _steps(
+    source: Source, batch: Callable[[int], Batch], start: int, stop: int, workers: int
+) -> Generator[Batch, None, None]:
     """The batches of steps start..stop-1, in order: made here, or ahead of time by worker processes."""
     if not workers or not isinstance(source, Stream):
         yield from map(batch, range(start, stop))

@@ -36,9 +36,14 @@ class Card:
     citation: str = ""
 
 
+Dataset = tuple[Card, dict[str, Iterator[Example]]]
+"""What `write` takes: the card, and the examples by split."""
+
+
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, card: Card, splits: Mapping[str, Iterable[Example]], data_dir: Path) -> None:
-        self.name, self.VERSION = card.name, tfds.core.Version(card.version)
+        self.name = card.name  # pyright: ignore[reportAttributeAccessIssue]  TFDS's own builder without a class does so.
+        self.VERSION = tfds.core.Version(card.version)
         self._card, self._examples = card, splits
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -97,16 +102,12 @@ def download(urls: Sequence[str], data_dir: Path) -> dict[str, Path]:
     """
     manager = tfds.download.DownloadManager(download_dir=data_dir / "downloads", force_checksums_validation=True)
     try:
-        for url in urls:  # One quick look first: TFDS tries a host that does not answer for minutes.
-            requests.head(url, timeout=10)
-        return {
-            url.rsplit("/", 1)[-1]: Path(path) for url, path in zip(urls, manager.download(list(urls)), strict=True)
-        }
+        requests.head(urls[0], timeout=10)  # One quick look first: TFDS tries a silent host for minutes.
+        files: Any = manager.download({url.rsplit("/", 1)[-1]: url for url in urls})
     except (requests.RequestException, DownloadError, NonMatchingChecksumError) as error:
         why = " ".join(str(error).split())
-        raise RunStopped(
-            f"cannot download {urls[0].rsplit('/', 1)[0]}: {why}; or give the files by --from DIR"
-        ) from error
+        raise RunStopped(f"cannot download {urls[0]} ({why}); or give the raw files by --from DIR") from error
+    return {name: Path(path) for name, path in files.items()}
 
 
 def png(image: np.ndarray, optimize: bool = False) -> bytes:

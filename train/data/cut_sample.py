@@ -13,7 +13,6 @@ import tensorflow_datasets as tfds
 import tyro
 
 from configs.base import Data
-from train.cli import run_main
 from train.data.builders import Card, Example, png, write
 from train.data.source import open_source
 from train.errors import UserError
@@ -21,14 +20,14 @@ from train.errors import UserError
 _PER_CLASS = {"train": 1000, "test": 200}
 _SEED = 0
 _DESCRIPTION = (
-    "10,000 training and 2,000 test images of MNIST, 1,000 and 200 of each digit, drawn by train/data/cut_sample.py from "
-    "MNIST's own training and test sets. MNIST is by Yann LeCun, Corinna Cortes and Christopher J.C. Burges and is "
-    "licensed CC BY-SA 3.0, as is this sample."
+    "10,000 training and 2,000 test images of MNIST, 1,000 and 200 of each digit, drawn by train/data/cut_sample.py "
+    "from MNIST's own training and test sets. MNIST is by Yann LeCun, Corinna Cortes and Christopher J.C. Burges and "
+    "is licensed CC BY-SA 3.0, as is this sample."
 )
 
 
 def chosen(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Indices [classes * per_class] in rising order, as many of each class, of the examples drawn from labels int [N]."""
+    """Indices int [classes * per_class], rising, of as many examples of each class, drawn from labels int [N]."""
     rng = np.random.default_rng(seed)
     drawn = [rng.choice(np.flatnonzero(labels == label), per_class, replace=False) for label in np.unique(labels)]
     return np.sort(np.concatenate(drawn))
@@ -47,10 +46,8 @@ def cut(out: Path, data_dir: str | None = None) -> Path:
         source = open_source(Data(name="mnist", dir=data_dir), split)
         whole = source.gather(np.arange(len(source)))
         part = source.gather(chosen(whole["label"], per_class, _SEED))
-        splits[split] = [
-            {"image": png(image, optimize=True), "label": int(label)}
-            for image, label in zip(part["image"], part["label"], strict=True)
-        ]
+        pairs = zip(part["image"], part["label"], strict=True)
+        splits[split] = [{"image": png(image, optimize=True), "label": int(label)} for image, label in pairs]
     features = {"image": tfds.features.Image(shape=(28, 28, 1)), "label": tfds.features.ClassLabel(num_classes=10)}
     homepage = "http://yann.lecun.com/exdb/mnist/"
     return write(Card("mnist_sample", "1.0.0", features, _DESCRIPTION, homepage), splits, out)
@@ -67,4 +64,4 @@ def main(data_dir: str | None = None, out: Path = Path(__file__).parent) -> None
 
 
 if __name__ == "__main__":
-    run_main(lambda: tyro.cli(main))
+    tyro.cli(main)

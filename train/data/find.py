@@ -12,6 +12,7 @@ PREPARABLE = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 """Datasets that `python -m train.prepare` knows by name."""
 
 _BUNDLED = Path(__file__).parent
+_HELP = "`python -m train.prepare --help`"
 _NAME = re.compile(r"\w+(/\w[\w.+-]*)?", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 
@@ -35,20 +36,21 @@ def find(name: str, directory: str | None = None) -> Path:
     if not _NAME.fullmatch(name):
         raise UserError(f"--data.name: wanted a dataset's name such as mnist or name/config, got {name!r}")
     root = data_dir(directory)
-    bundled = (_BUNDLED / name.partition("/")[0]).is_dir() and versions(_BUNDLED / name)
-    versions = bundled or versions(root / name)
-    if not versions:
+    bundled = versions(_BUNDLED / name) if directory is None or root.is_dir() else []
+    found = bundled or versions(root / name)
+    if not found:
         raise UserError(_missing(name, root))
-    folder = versions[-1]
+    folder = found[-1]
     for file in ("dataset_info.json", "features.json"):
         try:
             content = json.loads((folder / file).read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"dataset {name}: {folder / file} cannot be read ({error}); prepare it again") from error
-        if file == "dataset_info.json" and content.get("fileFormat", "tfrecord") != "array_record":
+        form = content.get("fileFormat", "tfrecord") if file == "dataset_info.json" else "array_record"
+        if form != "array_record":
             raise UserError(
-                f"dataset {name} in {folder} is stored as {content.get('fileFormat', 'tfrecord')}, but only array_record "
-                f"can be read in any order; {_rewrite(name, root)}"
+                f"dataset {name} in {folder} is stored as {form}, but only array_record can be read in any order; "
+                f"{_rewrite(name, root)}"
             )
     return folder
 
@@ -73,6 +75,8 @@ def _missing(name: str, root: Path) -> str:
     """What to tell a user whose dataset is not there."""
     if root.exists() and not root.is_dir():
         return f"--data.dir: wanted a folder of prepared datasets, got the file {root}"
+    if versions(_BUNDLED / name):
+        return f"--data.dir: there is no folder {root}; {name} is bundled and needs none"
     where = f"{root}" if root.is_dir() else f"{root} (there is no such folder)"
     base = name.partition("/")[0]
     prepared = _subfolders(root) if root.is_dir() else []
@@ -85,8 +89,8 @@ def _missing(name: str, root: Path) -> str:
         )
     known = sorted({*prepared, *PREPARABLE, "mnist_sample"})
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
-    return f"there is no dataset {name} in {where}; {hint} Name the folder by --data.dir, or see `python -m train.prepare --help`"
+    hint = f"did you mean {' or '.join(near)}" if near else f"known are {', '.join(known)}"
+    return f"there is no dataset {name} in {where}; {hint}; or name its folder by --data.dir, or prepare it: {_HELP}"
 
 
 def command(name: str, root: Path, *options: str) -> str:

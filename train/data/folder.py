@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
-from train.data.builders import Card, Example
-from train.data.images import BROKEN, MODES
+from train.data.builders import Card, Dataset, Example
+from train.data.images import BROKEN, MODES, fits
 from train.errors import UserError
 
 _SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -74,11 +74,11 @@ def scan(place: Path, test_fraction: float, seed: int) -> Found:
         if not splits[split]:
             raise UserError(f"--from: {roots[split]} has no whole JPEG or PNG image in the folders of its classes")
     modes, sizes = {mode for mode, _ in looks}, {size for _, size in looks}
-    size = sizes.pop() if len(sizes) == 1 else (None, None)
-    return Found(classes, dict(splits), corrupt, ignored, (*size, 1 if modes <= set(_GRAY) else 3))
+    height, width = sizes.pop() if len(sizes) == 1 else (None, None)
+    return Found(classes, dict(splits), corrupt, ignored, (height, width, 1 if modes <= set(_GRAY) else 3))
 
 
-def dataset(name: str, found: Found) -> tuple[Card, dict[str, Iterator[Example]]]:
+def dataset(name: str, found: Found) -> Dataset:
     """What `builders.write` takes. Files are stored as they are, unless only a new encoding makes them plain."""
     features = {
         "image": tfds.features.Image(shape=found.shape),
@@ -96,7 +96,7 @@ def _examples(files: Iterable[tuple[Path, int]], mode: str) -> Iterator[Example]
 def _encoded(path: Path, mode: str) -> bytes:
     """A file as it is if `images.decode` reads it so; else upright, in `mode` (transparency is dropped), as PNG."""
     with Image.open(path) as image:
-        plain = image.format in ("JPEG", "PNG") and image.mode in (mode, *_GRAY, "P")
+        plain = image.format in ("JPEG", "PNG") and fits(image.mode, mode)
         if plain and image.getexif().get(_ORIENTATION, 1) == 1:
             return path.read_bytes()
         file = io.BytesIO()

@@ -5,13 +5,18 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode of an image with so many channels of 8 bits."""
 
 BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
 """What Pillow raises on bytes that are not a whole image."""
+
+
+def fits(found: str, wanted: str) -> bool:
+    """Whether `decode` takes an image of Pillow's mode `found` as one of mode `wanted`."""
+    return found == wanted or (wanted == "RGB" and found in ("1", "L", "P"))
 
 
 def decode(encoded: bytes, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -33,12 +38,14 @@ def decode(encoded: bytes, channels: int, size: tuple[int, int] | None = None) -
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
+    except UnidentifiedImageError as error:
+        raise ValueError("is not a whole image (its format is not known)") from error
     except BROKEN as error:
         raise ValueError(f"is not a whole image ({error})") from error
     mode = MODES[channels]
+    if not fits(image.mode, mode):
+        raise ValueError(f"is an image of mode {image.mode}, wanted {mode}")
     if image.mode != mode:
-        if mode != "RGB" or image.mode not in ("1", "L", "P"):
-            raise ValueError(f"is an image of mode {image.mode}, wanted {mode}")
         image = image.convert(mode)
     if size is not None and image.size != (size[1], size[0]):
         image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)

@@ -8,11 +8,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train.data.builders import Card, Example, download, png
+from train.data.builders import Card, Dataset, Example, download, png
 from train.data.raw import Raw, check_labels, cifar, idx, names
-
-Dataset = tuple[Card, dict[str, Iterator[Example]]]
-"""What `builders.write` takes: the card, and the examples by split."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ KNOWN = {
         partial(
             read_mnist,
             name="mnist",
-            about="MNIST: handwritten digits, by Yann LeCun, Corinna Cortes and Christopher J.C. Burges (CC BY-SA 3.0).",
+            about="MNIST: handwritten digits, by LeCun, Cortes and Burges (CC BY-SA 3.0).",
             homepage="http://yann.lecun.com/exdb/mnist/",
             labels=[str(digit) for digit in range(10)],
             counts={"train": 60000, "test": 10000},

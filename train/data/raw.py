@@ -32,10 +32,7 @@ class Raw:
         for name in names:
             path = self._files.get(name, self._place / name)
             try:
-                if self._archive is None:
-                    content = path.read_bytes()
-                else:
-                    content = _member(self._archive, name)
+                content = path.read_bytes() if self._archive is None else _member(self._archive, name)
                 return str(path), gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
             except (KeyError, FileNotFoundError, NotADirectoryError):
                 continue
@@ -51,14 +48,13 @@ def _archive(place: Path) -> tarfile.TarFile:
     except FileNotFoundError as error:
         raise UserError(f"--from: wanted a folder or a .tar.gz, got {place}, which does not exist") from error
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise UserError(f"{place} is not a whole tar archive ({error}); fetch it again") from error
+        raise UserError(f"{place} is not a whole tar archive ({str(error).splitlines()[0]}); fetch it again") from error
     return archive
 
 
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    """A regular file of an archive; KeyError where there is none of that name, or it is a link or a folder."""
-    member = archive.getmember(name)
-    file = archive.extractfile(member) if member.isreg() else None
+    """A file of an archive; KeyError where there is none of that name, or it is a folder or a link that leads out."""
+    file = archive.extractfile(name)
     if file is None:
         raise KeyError(name)
     return file.read()

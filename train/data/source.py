@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -59,12 +59,20 @@ class Memory(Source):
         return {"image": self.images[indices], "label": self.labels[indices]}
 
 
+class Records(Protocol):
+    """Records read by index, many at a time."""
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, keys: Sequence[int]) -> Sequence[dict[str, Any]]: ...
+
+
 @dataclass(frozen=True)
 class Stream(Source):
     """A split that is read and decoded by need."""
 
-    records: Sequence[dict[str, Any]] = field(repr=False)
-    """TFDS data source whose records hold the encoded image and the label."""
+    records: Records = field(repr=False)
+    """A TFDS data source whose records hold the encoded image and the label."""
     resize: tuple[int, int] | None
     """(h, w) that images are resized to."""
 
@@ -117,19 +125,22 @@ def open_source(config: Data, split: str) -> Source:
     folder = find(config.name, config.dir)
     import tensorflow_datasets as tfds  # Imported late: it takes seconds, and a wrong name must not.
 
-    builder = tfds.builder_from_directory(folder)
+    builder: Any = tfds.builder_from_directory(folder)  # Any: TFDS's decorators hide its signatures.
     features, splits = builder.info.features, builder.info.splits
-    known = isinstance(features, tfds.features.FeaturesDict) and {"image", "label"} <= features.keys()
-    if not known or not isinstance(features["label"], tfds.features.ClassLabel):
-        raise UserError(f"dataset {config.name}: wanted the features image and label (a class), got {features}")
-    *shape, channels = features["image"].shape
-    if channels not in MODES or features["image"].np_dtype != np.uint8:
-        raise UserError(f"dataset {config.name}: wanted uint8 images of 1, 3 or 4 channels, got {features['image']}")
-    size = config.image_size or tuple(shape)
-    if None in size:
+    known = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = (known.get(name) for name in ("image", "label"))
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
+        got = " ".join(str(features).split())
+        raise UserError(f"dataset {config.name}: wanted an Image called image and a ClassLabel called label, got {got}")
+    shape: Any = image.shape
+    height, width, channels = shape
+    if channels not in MODES or image.np_dtype != np.uint8:
+        raise UserError(f"dataset {config.name}: wanted uint8 images of 1, 3 or 4 channels, got {image}")
+    height, width = config.image_size or (height, width)
+    if height is None or width is None:
         raise UserError(f"dataset {config.name} has images of different sizes; set one by --data.image-size, as 64 64")
-    if min(size) < 1:
-        raise UserError(f"--data.image-size: wanted a height and a width of at least 1, got {size}")
+    if height < 1 or width < 1:
+        raise UserError(f"--data.image-size: wanted a height and a width of at least 1, got {height} {width}")
     try:
         count = splits[split].num_examples
     except (ValueError, KeyError) as error:
@@ -137,14 +148,14 @@ def open_source(config: Data, split: str) -> Source:
             f"dataset {config.name}: wanted a split such as train[:90%] of {', '.join(splits)}, got {split!r}"
         ) from error
     if not count:
-        raise UserError(f"dataset {config.name}: split {split!r} has no examples; its splits are {splits}")
+        raise UserError(f"dataset {config.name}: split {split!r} has no examples; its splits are {', '.join(splits)}")
     stream = Stream(
         name=config.name,
         split=split,
-        image_shape=(*size, channels),
-        num_classes=features["label"].num_classes,
-        label_names=features["label"].names,
-        records=builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()}),
+        image_shape=(height, width, channels),
+        num_classes=len(label.names),
+        label_names=label.names,
+        records=builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()}),
         resize=config.image_size,
     )
     fits = count * np.prod(stream.image_shape) <= config.memory_limit * 2**20

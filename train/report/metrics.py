@@ -23,6 +23,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
+def check_finite(step: int, metrics: dict[str, float]) -> None:
+    """RunStopped if a metric is NaN or infinite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise RunStopped(f"{name} is {value} at step {step}")
+
+
 class JsonLines:
     """A JSON-lines file that a resumed run takes up where its checkpoint stands."""
 
@@ -31,7 +38,7 @@ class JsonLines:
         kept = [line for line in read_lines(path) if line["step"] <= step]
         scratch = path.with_suffix(".new")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(scratch, path)
+        scratch.replace(path)
         self._file = path.open("a")
 
     def write(self, **line: Any) -> None:
@@ -43,7 +50,10 @@ class JsonLines:
         """Returns when everything written is on disk."""
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
+    def __enter__(self) -> "JsonLines":
+        return self
+
+    def __exit__(self, *_) -> None:
         self._file.close()
 
 
@@ -89,10 +99,10 @@ class Window:
 
     def _take(self) -> None:
         step, metrics = self._pending.popleft()
-        for name, value in jax.device_get(metrics).items():
-            if not math.isfinite(value):
-                raise RunStopped(f"{name} is {float(value)} at step {step}")
-            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        check_finite(step, values)
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
         self.count, self._timed = self.count + 1, self._timed + 1
         if step % self._every == 0 or step == self._last:
             now = time.perf_counter()

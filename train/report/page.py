@@ -4,7 +4,6 @@ import base64
 import html
 import io
 import json
-import os
 
 import numpy as np
 from PIL import Image
@@ -29,26 +28,25 @@ def write_page(folder: RunFolder, pictures: dict[str, np.ndarray]) -> None:
     """Writes `report.html` from the run folder's metrics and `pictures`, each [rows, columns, h, w] in [0, 1]."""
     lines = read_lines(folder.metrics)
     config = flattened(json.loads((folder.path / "config.json").read_text()))
-    names = [name for name in lines[-1] if name not in ("step", "split")]
     test = [line for line in lines if line["split"] == "test"][-1]
+    names = sorted({name for line in lines for name in line} - {"step", "split"})
     results = {f"test {name}": f"{test[name]:.4f}" for name in names if name in test} | {"steps": f"{test['step']:,}"}
     title = html.escape(folder.path.name)
-    parts = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>",
-        _table(results),
-        "<h2>Curves</h2><div class=curves>",
-        *(f"<img alt='{html.escape(name)} by step' src='{_curve(lines, name)}'>" for name in names),
-        "</div>",
-        *(
-            f"<h2>{html.escape(name.capitalize())}</h2><div class=scroll><img class=grid alt='' src='{_grid(cells)}'></div>"
-            for name, cells in pictures.items()
-        ),
-        f"<details><summary>Config</summary>{_table({k: str(v) for k, v in config.items()})}</details></html>\n",
-    ]
+    curves = "".join(f"<img alt='{html.escape(name)} by step' src='{_curve(lines, name)}'>" for name in names)
+    grids = "".join(
+        f"<h2>{html.escape(name.capitalize())}</h2>"
+        f"<div class=scroll><img class=grid alt='{html.escape(name)}' src='{_grid(cells)}'></div>"
+        for name, cells in pictures.items()
+    )
+    page = (
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>{_table(results)}"
+        f"<h2>Curves</h2><div class=curves>{curves}</div>{grids}"
+        f"<details><summary>Config</summary>{_table({k: str(v) for k, v in config.items()})}</details></html>\n"
+    )
     scratch = folder.report.with_suffix(".new")
-    scratch.write_text("".join(parts))
-    os.replace(scratch, folder.report)
+    scratch.write_text(page)
+    scratch.replace(folder.report)
 
 
 def _table(rows: dict[str, str]) -> str:

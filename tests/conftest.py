@@ -1,0 +1,11 @@
+"""Four simulated devices, quick compilation, and every jaxtyping signature of the library checked as it is called."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+import jax
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 4)
+install_import_hook(["w2jax", "train.data.augment"], "beartype.beartype")

@@ -1,0 +1,62 @@
+"""Means between lines, and a metrics file that never loses, doubles or tears a line."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.errors import RunStopped
+from train.report.metrics import JsonLines, Window, read_lines
+
+
+def windows(values, every, start=0, stop=None, sums=None, count=0):
+    """The window after steps start+1..stop of a run as long as `values`, and the lines it gave."""
+    lines = []
+    window = Window(every, len(values), lambda step, means, speed: lines.append((step, means["x"])), sums or {}, count)
+    for step in range(start, len(values) if stop is None else stop):
+        window.add(step + 1, {"x": values[step]})
+    return window, lines
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=30), st.integers(1, 7))
+def test_each_line_is_the_mean_of_the_steps_since_the_last(values, every):
+    window, lines = windows(values, every)
+    window.drain()
+    steps = sorted({*range(every, len(values) + 1, every), len(values)})
+    expected = [(b, sum(values[a:b]) / (b - a)) for a, b in zip([0, *steps], steps, strict=False)]
+    assert [step for step, _ in lines] == steps
+    for (_, mean), (_, mean_) in zip(lines, expected, strict=True):
+        assert math.isclose(mean, mean_, rel_tol=1e-9, abs_tol=1e-9)
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=30), st.integers(1, 7), st.data())
+def test_a_window_taken_up_again_gives_bit_equal_lines(values, every, data):
+    cut = data.draw(st.integers(1, len(values) - 1))
+    whole, lines = windows(values, every)
+    whole.drain()
+    first, before = windows(values, every, stop=cut)
+    first.drain()
+    second, after = windows(values, every, start=cut, sums=first.sums, count=first.count)
+    second.drain()
+    assert before + after == lines
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_stops_the_run_naming_metric_and_step(bad):
+    window, _ = windows([1.0, 2.0, bad], 10)
+    with pytest.raises(RunStopped, match=f"x is {bad} at step 3"):
+        window.drain()
+
+
+def test_a_file_taken_up_at_a_step_drops_later_and_torn_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with JsonLines(path, 0) as lines:
+        for step in (1, 2, 3):
+            lines.write(step=step, loss=1 / step)
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in read_lines(path)] == [1, 2, 3]
+    with JsonLines(path, 2) as lines:
+        lines.write(step=3, loss=0.5)
+    assert path.read_text() == '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n{"step": 3, "loss": 0.5}\n'

@@ -1,0 +1,95 @@
+"""The step of a task with one loss: accumulation, averaging, randomness."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs.base import Optim
+from train.optim import make_optimizer, make_schedule
+from train.task import one_loss_init, one_loss_step
+
+X = jax.random.normal(jax.random.key(0), (12, 3))
+Y = X @ jnp.array([1.0, -2.0, 0.5])
+
+
+def squared_error(params, batch, key):
+    error = (batch["x"] @ params["kernel"] - batch["y"]) ** 2
+    return error.mean(), {"largest": error.max()}
+
+
+def run(config, steps, loss=squared_error, optimizer=None, seed=0):
+    optimizer = optimizer or optax.sgd(0.1)
+    step = jax.jit(one_loss_step(loss, optimizer, config, seed))
+    states = [one_loss_init({"kernel": jnp.array([0.3, 0.2, -0.1])}, optimizer, config)]
+    for _ in range(steps):
+        state, metrics = step(states[-1], {"x": X, "y": Y})
+        states.append(state)
+    return states, metrics
+
+
+@pytest.mark.parametrize("parts", [2, 3, 12])
+def test_an_accumulated_gradient_is_that_of_the_whole_batch(parts):
+    whole, metrics = run(Optim(), 3)
+    cut, metrics_of_parts = run(Optim(accumulate=parts), 3)
+    np.testing.assert_allclose(cut[-1].params["kernel"], whole[-1].params["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(metrics_of_parts["loss"], metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(metrics_of_parts["grad_norm"], metrics["grad_norm"], rtol=1e-5)
+
+
+def test_the_average_starts_close_to_the_parameters_and_is_what_is_evaluated():
+    states, _ = run(Optim(ema=0.9), 40)
+    average = states[0].params["kernel"]
+    for t, state in enumerate(states[1:]):
+        decay = min(0.9, (1 + t) / (10 + t))
+        average = decay * average + (1 - decay) * state.params["kernel"]
+        np.testing.assert_allclose(state.ema["kernel"], average, rtol=1e-5)
+    assert states[-1].eval_params is states[-1].ema
+    assert run(Optim(), 1)[0][-1].eval_params.keys() == {"kernel"}
+
+
+def test_randomness_follows_from_seed_and_step_alone():
+    def noisy(params, batch, key):
+        return jax.random.normal(key) * params["kernel"].sum(), {}
+
+    def losses(seed):
+        states, _ = run(Optim(), 3, loss=noisy, seed=seed, optimizer=optax.sgd(0.0))
+        step = one_loss_step(noisy, optax.sgd(0.0), Optim(), seed)
+        return [float(step(state, {"x": X, "y": Y})[1]["loss"]) for state in states]
+
+    first = losses(0)
+    assert first == losses(0)
+    assert len(set(first + losses(1))) == 8
+
+
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_its_final_part():
+    rates = np.array([make_schedule(Optim(learning_rate=2.0, warmup=0.2, final=0.1), 100)(t) for t in range(101)])
+    np.testing.assert_allclose(rates[:21], np.linspace(0, 2.0, 21), rtol=1e-5, atol=1e-6)
+    assert (np.diff(rates[20:]) < 0).all()
+    np.testing.assert_allclose(rates[100], 0.2, rtol=1e-5)
+    np.testing.assert_allclose(rates[60], 0.2 + 1.8 / 2, rtol=1e-5)
+
+
+def first_moment(optimizer, gradients, params):
+    """Adam's first moment of the kernel after one update."""
+    _, state = optimizer.update(gradients, optimizer.init(params), params)
+    return next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == params["kernel"].shape)
+
+
+def test_only_kernels_decay_and_long_gradients_are_cut_to_the_clip():
+    params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "positions": jnp.ones((1, 2, 3))}
+    still = jax.tree.map(jnp.zeros_like, params)
+    optimizer = make_optimizer(Optim(learning_rate=0.5, warmup=0.0, weight_decay=0.1), 10)
+    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.05, rtol=1e-5)
+    np.testing.assert_array_equal(updates["bias"], 0)
+    np.testing.assert_array_equal(updates["positions"], 0)
+
+    clip = make_optimizer(Optim(clip=1.0), 10)
+    free = make_optimizer(Optim(clip=None), 10)
+    long = jax.tree.map(lambda x: 1e3 * x, params)
+    moment = first_moment(clip, long, params)
+    np.testing.assert_allclose(moment, 0.1 * 1e3 / float(optax.tree.norm(long)), rtol=1e-4)
+    moment = first_moment(free, long, params)
+    np.testing.assert_allclose(moment, 100.0, rtol=1e-4)

@@ -1,0 +1,180 @@
+"""The Vision Transformer: torch's numbers, positions as the only order, and every option."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from test_transformer import perturbed
+from torch_vit import TorchViT, state_dict
+
+from w2jax import ViT
+from w2jax.vit import resize_positions, sincos2d_positions
+
+SIZES = {"num_classes": 5, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3, "mlp_dim": 20}
+B, HEIGHT, WIDTH, C, V = 2, 8, 12, 3, 5
+
+
+def vit(**options):
+    return ViT(**(SIZES | options))
+
+
+def images(height=HEIGHT, width=WIDTH):
+    return jax.random.normal(jax.random.key(0), (B, height, width, C))
+
+
+def init(model, *args):
+    return perturbed(jax.jit(model.init)(jax.random.key(1), images(*args)))
+
+
+@pytest.mark.parametrize("from_norm", [False, True])
+def test_logits_attention_and_every_gradient_are_torchs(from_norm):
+    model = vit(residual_from_norm=from_norm, norm_eps=1e-5)
+    params = init(model)["params"]
+    theirs = TorchViT(V, 4, 12, 2, 3, 20, (HEIGHT, WIDTH), C, eps=1e-5, residual_from_norm=from_norm)
+    theirs.load_state_dict(state_dict(params))
+    expected, expected_attentions = theirs(torch.from_numpy(np.array(images())))
+    (expected**2).sum().backward()
+
+    def loss(params):
+        logits, attentions = model.apply({"params": params}, images(), return_attention=True)
+        return (logits**2).sum(), (logits, attentions)
+
+    gradients, (logits, attentions) = jax.jit(jax.grad(loss, has_aux=True))(params)
+    np.testing.assert_allclose(logits, expected.detach(), rtol=1e-5, atol=1e-5)
+    for ours, theirs_ in zip(attentions, expected_attentions, strict=True):
+        np.testing.assert_allclose(ours, theirs_.detach(), rtol=1e-5, atol=1e-6)
+    ours = state_dict(jax.tree.map(np.asarray, gradients))
+    for name, parameter in theirs.named_parameters():
+        np.testing.assert_allclose(ours[name], parameter.grad, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("options", [{}, {"pool": "gap"}, {"pool": "map"}, {"num_registers": 2}])
+def test_the_order_of_patches_matters_only_through_positions(options):
+    model = vit(**options)
+    variables = init(model)
+    x = images()
+    swapped = jnp.concatenate([x[:, :, 4:8], x[:, :, :4], x[:, :, 8:]], axis=2)  # the first two columns of patches
+    order = [1, 0, 2, 4, 3, 5]
+
+    logits, _ = model.apply(variables, x)
+    assert not np.allclose(model.apply(variables, swapped)[0], logits, atol=1e-3)
+    params = dict(variables["params"])
+    positions = params["positions"]
+    params["positions"] = jnp.concatenate([positions[:, :1], positions[:, 1:][:, order]], axis=1)
+    np.testing.assert_allclose(model.apply({"params": params}, swapped)[0], logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"pool": "gap", "class_token": False},
+        {"pool": "map", "class_token": False},
+        {"positions": "sincos2d"},
+        {"class_position": False},
+        {"num_registers": 2},
+        {"layer_scale": 0.1, "qk_norm": True},
+        {"pre_logits_dim": 7},
+        {"gelu": "tanh", "norm_eps": 1e-3, "attention_scale": 12**-0.5},
+        {"remat": True, "scan_layers": True},
+    ],
+    ids=str,
+)
+def test_every_parameter_of_every_option_reaches_the_logits(options):
+    model = vit(**options)
+    variables = init(model)
+    loss = jax.jit(jax.grad(lambda v: (model.apply(v, images())[0] ** 3).sum()))
+    for path, gradient in jax.tree.leaves_with_path(loss(variables)):
+        # Adding one vector to all keys adds one number to all logits of a query, which a softmax does not see.
+        if "key" not in jax.tree_util.keystr(path) or path[-1].key != "bias" or options.get("qk_norm"):
+            assert float(jnp.abs(gradient).max()) > 0, path
+
+
+@pytest.mark.parametrize("option", [{"gelu": "tanh"}, {"norm_eps": 1e-2}, {"attention_scale": 12**-0.5}])
+def test_options_without_parameters_change_the_logits(option):
+    variables = init(vit())
+    assert not np.allclose(vit(**option).apply(variables, images())[0], vit().apply(variables, images())[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("option", ["dropout", "attention_dropout", "drop_path"])
+def test_random_options_act_in_training_only(option):
+    variables, rngs = init(vit()), {"dropout": jax.random.key(3)}
+    still, _ = vit().apply(variables, images(), train=True)
+    np.testing.assert_array_equal(vit(**{option: 0.3}).apply(variables, images())[0], still)
+    assert not np.allclose(vit(**{option: 0.3}).apply(variables, images(), train=True, rngs=rngs)[0], still, atol=1e-4)
+
+
+def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits():
+    variables = init(vit())
+    half = vit(dtype="bfloat16")
+    assert {x.dtype for x in jax.tree.leaves(half.init(jax.random.key(0), images()))} == {jnp.dtype("float32")}
+    logits, expected = half.apply(variables, images())[0], vit().apply(variables, images())[0]
+    assert logits.dtype == jnp.float32 and not np.array_equal(logits, expected)
+    np.testing.assert_allclose(logits, expected, atol=0.1)
+
+
+def test_pools_are_the_mean_of_patches_or_the_class_token():
+    features = vit(num_classes=0, num_registers=2)
+    tokens_of = {}
+    for pool in ("cls", "gap"):
+        model = features.clone(pool=pool)
+        _, state = model.apply(init(model), images(), capture_intermediates=lambda m, _: m.name in ("encoder", "norm"))
+        tokens_of[pool] = state["intermediates"]
+        pooled, _ = model.apply(init(model), images())
+        normed = state["intermediates"]["norm"]["__call__"][0]
+        expected = normed if pool == "cls" else normed[:, 3:].mean(axis=1)
+        np.testing.assert_allclose(pooled, expected, rtol=1e-6)
+    assert tokens_of["cls"]["encoder"]["__call__"][0][0].shape[1] == 1 + 2 + 6
+
+
+def test_sincos_positions_vary_in_two_directions_and_have_unit_pairs():
+    positions = sincos2d_positions((3, 4), 16).reshape(
+        3, 4, 4, 4
+    )  # row, column, (sin x, cos x, sin y, cos y), frequency
+    np.testing.assert_array_equal(positions[0, :, :2], positions[2, :, :2])
+    np.testing.assert_array_equal(positions[:, 0, 2:], positions[:, 3, 2:])
+    np.testing.assert_allclose(positions[:, :, 0] ** 2 + positions[:, :, 1] ** 2, 1.0, rtol=1e-5)
+    np.testing.assert_allclose(positions[0, 3, 0], np.sin(3 / 10_000 ** np.linspace(0, 1, 4)), rtol=1e-5)
+
+
+def test_resized_positions_fit_the_new_image_keep_the_class_token_and_interpolate():
+    model = vit()
+    variables = init(model)
+    resized = model.resize(variables, (HEIGHT, WIDTH), (12, 8))
+    assert resized["params"]["positions"].shape == (1, 1 + 3 * 2, 12)
+    np.testing.assert_array_equal(resized["params"]["positions"][:, 0], variables["params"]["positions"][:, 0])
+    assert jnp.isfinite(model.apply(resized, images(12, 8))[0]).all()
+    same = model.resize(variables, (HEIGHT, WIDTH), (HEIGHT, WIDTH))
+    np.testing.assert_array_equal(same["params"]["positions"], variables["params"]["positions"])
+
+    rows = jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (4, 5, 2)).reshape(1, 20, 2)  # rises by row only
+    finer = resize_positions(rows, (4, 5), (8, 10)).reshape(8, 10, 2)
+    np.testing.assert_allclose(finer, finer[:, :1, :1] * jnp.ones((1, 10, 2)), atol=1e-5)
+    assert (jnp.diff(finer[:, 0, 0]) > 0).all()
+    with pytest.raises(ValueError, match=r"3×5 patches has 15 positions.*got 20"):
+        resize_positions(rows, (3, 5), (4, 4))
+
+
+def test_named_sizes_have_the_published_parameter_counts():
+    counts = {"Ti/16": 5_717_416, "S/16": 22_050_664, "B/16": 86_567_656, "L/16": 304_326_632, "H/14": 632_045_800}
+    for name, expected in counts.items():
+        shapes = jax.eval_shape(ViT.named(name, 1000).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        assert sum(x.size for x in jax.tree.leaves(shapes)) == expected, name
+    for name in ("Q/16", "B16", "B/", "B/0"):
+        with pytest.raises(ValueError, match=f'"B/16"; got "{name}"'):
+            ViT.named(name, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "message"),
+    [
+        ({}, (10, 12), "patch_size 4 and an image of 10×12"),
+        ({"num_heads": 5}, (8, 12), "got 12 and 5"),
+        ({"class_token": False}, (8, 12), "class_token"),
+        ({"positions": "sincos2d", "embed_dim": 6}, (8, 12), "divisible by 4, got 6"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_with_their_values(options, size, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(vit(**options).init, jax.random.key(0), images(*size))
