@@ -28,10 +28,10 @@ PRESETS = {
     "tiny": Config(
         model=ViT(10, patch_size=7, embed_dim=32, depth=2, num_heads=2, mlp_dim=64),
         optim=Optim(learning_rate=3e-3),
-        run=Run(steps=600, batch_size=64, log_every=50, eval_every=300, save_every=300),
+        run=Run(steps=400, batch_size=64, log_every=50, eval_every=200, save_every=200),
     ),
     "sample": Config(
-        optim=ADAMW, augment=DIGITS, run=Run(steps=2500, batch_size=100, log_every=100, eval_every=500, save_every=500)
+        optim=ADAMW, augment=DIGITS, run=Run(steps=2000, batch_size=100, log_every=100, eval_every=500, save_every=500)
     ),
     "mnist": Config(
         data=Data("mnist"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from jax.test_util import check_grads
+from models import random_variables, run
 
 from w2jax import MultiHeadAttention, scaled_dot_product_attention
 
@@ -53,7 +54,7 @@ def test_values_and_gradients_are_those_of_torch(kind):
         out, _ = scaled_dot_product_attention(q, k, v, **ours)
         return (out * weight).sum(), out
 
-    gradients, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
+    gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
     np.testing.assert_allclose(out, expected.detach(), rtol=1e-5, atol=1e-5)
     for ours_, theirs_ in zip(gradients, inputs, strict=True):
         np.testing.assert_allclose(ours_, theirs_.grad, rtol=1e-4, atol=1e-5)
@@ -178,16 +179,15 @@ def test_multi_head_attention_is_torchs(cross):
     query = normal(0, B, T, width)
     key, value = (normal(1, B, S, kdim), normal(2, B, S, vdim)) if cross else (None, None)
     mha = MultiHeadAttention(heads)
-    variables = mha.init(jax.random.key(7), query, key, value)
-    variables = jax.tree.map(lambda x: x + 0.1 * normal(8, *x.shape), variables)  # biases start at 0: make them count
-    out, weights = mha.apply(variables, query, key, value, return_weights=True)
+    variables = random_variables(mha, query, key, value)
+    out, weights = run(mha, variables, query, key, value, return_weights=True)
 
     theirs = torch_attention(variables, width, heads, kdim=kdim if cross else None, vdim=vdim if cross else None)
     inputs = to_torch(query, key, value) if cross else to_torch(query) * 3
     expected, expected_weights = theirs(*inputs, average_attn_weights=False)
     np.testing.assert_allclose(out, expected.detach(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(weights, expected_weights.detach(), rtol=1e-5, atol=1e-5)
-    silent, none = mha.apply(variables, query, key, value)
+    silent, none = run(mha, variables, query, key, value)
     assert none is None
     np.testing.assert_array_equal(silent, out)
 
@@ -195,12 +195,12 @@ def test_multi_head_attention_is_torchs(cross):
 def test_grouped_heads_equal_full_heads_with_repeated_parameters():
     query = normal(0, B, T, 12)
     grouped, full = MultiHeadAttention(6, num_kv_heads=2), MultiHeadAttention(6)
-    variables = grouped.init(jax.random.key(1), query)
+    variables = random_variables(grouped, query)
     params = dict(variables["params"])
     for name in ("key", "value"):
         params[name] = jax.tree.map(lambda x: jnp.repeat(x, 3, axis=-2), params[name])
     np.testing.assert_allclose(
-        grouped.apply(variables, query)[0], full.apply({"params": params}, query)[0], rtol=1e-5, atol=1e-6
+        run(grouped, variables, query)[0], run(full, {"params": params}, query)[0], rtol=1e-5, atol=1e-6
     )
 
 
@@ -214,7 +214,7 @@ def test_widths_that_heads_do_not_divide_are_refused_by_name(options):
 def test_separate_widths_for_queries_and_values_give_the_asked_output_width():
     query = normal(0, B, T, 9)
     mha = MultiHeadAttention(2, embed_dim=6, qk_dim=8, v_dim=10)
-    variables = mha.init(jax.random.key(0), query)
+    variables = random_variables(mha, query)
     assert variables["params"]["query"]["kernel"].shape == (9, 2, 4)
     assert variables["params"]["out"]["kernel"].shape == (2, 5, 6)
-    assert mha.apply(variables, query)[0].shape == (B, T, 6)
+    assert run(mha, variables, query)[0].shape == (B, T, 6)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from flax import linen as nn
+from models import random_variables, run
 
 from w2jax.transformer import DropPath, Encoder, EncoderBlock, LayerScale, Mlp
 
@@ -14,13 +15,6 @@ B, N, D, H, F = 2, 5, 12, 3, 20
 
 def tokens(seed=0):
     return jax.random.normal(jax.random.key(seed), (B, N, D))
-
-
-def perturbed(variables, by=0.1):
-    """Parameters none of which is 0 or 1, so that each counts."""
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(9), len(leaves))
-    return tree.unflatten([x + by * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
 
 
 def stacked(params, depth):
@@ -32,7 +26,7 @@ def stacked(params, depth):
 def test_a_block_is_the_papers_equation_or_the_courses_residual(from_norm):
     block = EncoderBlock(H, F, residual_from_norm=from_norm)
     z = tokens()
-    variables = perturbed(block.init(jax.random.key(1), z))
+    variables = random_variables(block, z)
     p = variables["params"]
 
     def norm(z, name):
@@ -52,7 +46,7 @@ def test_a_block_is_the_papers_equation_or_the_courses_residual(from_norm):
     normed = norm(z, "norm1")
     expected = attention(normed) + (normed if from_norm else z)
     expected = mlp(norm(expected, "norm2")) + expected
-    out, weights = block.apply(variables, z)
+    out, weights = run(block, variables, z)
     assert weights is None
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
@@ -60,7 +54,7 @@ def test_a_block_is_the_papers_equation_or_the_courses_residual(from_norm):
 @pytest.mark.parametrize("gelu", ["erf", "tanh"])
 def test_the_mlp_is_torchs_in_both_forms_of_gelu(gelu):
     mlp, x = Mlp(F, gelu=gelu), 3 * tokens()
-    variables = perturbed(mlp.init(jax.random.key(0), x))
+    variables = random_variables(mlp, x)
     theirs = torch.nn.Sequential(
         torch.nn.Linear(D, F), torch.nn.GELU(approximate="none" if gelu == "erf" else "tanh"), torch.nn.Linear(F, D)
     )
@@ -74,7 +68,7 @@ def test_the_mlp_is_torchs_in_both_forms_of_gelu(gelu):
         }
     )
     expected = theirs(torch.from_numpy(np.array(x))).detach()
-    np.testing.assert_allclose(mlp.apply(variables, x), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(run(mlp, variables, x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", [False, True])
@@ -82,17 +76,19 @@ def test_scanned_layers_equal_unrolled_ones_in_value_attention_and_gradient(rema
     depth = 3
     block = EncoderBlock(H, F, layer_scale=0.5)
     unrolled, scanned = Encoder(block, depth), Encoder(block, depth, remat=remat, scan=True)
-    params = perturbed(unrolled.init(jax.random.key(2), tokens()))["params"]
+    params = random_variables(unrolled, tokens())["params"]
     assert jax.tree.map(jnp.shape, stacked(params, depth)) == jax.tree.map(
-        jnp.shape, scanned.init(jax.random.key(2), tokens())["params"]
+        jnp.shape, jax.eval_shape(scanned.init, jax.random.key(2), tokens())["params"]
     )
 
     def loss(encoder, params):
         out, attentions = encoder.apply({"params": params}, tokens(), return_attention=True)
         return (out**2).sum() + (attentions[1] ** 2).sum(), (out, attentions)
 
-    gradients, (out, attentions) = jax.grad(lambda p: loss(unrolled, p), has_aux=True)(params)
-    gradients_, (out_, attentions_) = jax.grad(lambda p: loss(scanned, p), has_aux=True)(stacked(params, depth))
+    gradients, (out, attentions) = jax.jit(jax.grad(lambda p: loss(unrolled, p), has_aux=True))(params)
+    gradients_, (out_, attentions_) = jax.jit(jax.grad(lambda p: loss(scanned, p), has_aux=True))(
+        stacked(params, depth)
+    )
     np.testing.assert_allclose(out_, out, rtol=1e-5, atol=1e-5)
     assert len(attentions_) == len(attentions) == depth
     for a, b in zip(attentions_, attentions, strict=True):
@@ -104,7 +100,7 @@ def test_scanned_layers_equal_unrolled_ones_in_value_attention_and_gradient(rema
 def test_rematerialised_layers_give_the_same_gradient_from_less_saved_memory():
     def saved(remat):
         encoder = Encoder(EncoderBlock(H, F), 3, remat=remat)
-        params = encoder.init(jax.random.key(2), tokens())
+        params = random_variables(encoder, tokens())
 
         def loss(params):
             return (encoder.apply(params, tokens())[0] ** 2).sum()
@@ -134,23 +130,23 @@ def test_drop_path_drops_whole_examples_keeps_the_mean_and_rises_with_depth():
 
     for scan in (False, True):
         encoder = Encoder(Blank(H, F), 4, drop_path=0.3, scan=scan)
-        out, _ = encoder.apply({}, jnp.zeros((B, N, D)), train=True)
+        out, _ = run(encoder, {}, jnp.zeros((B, N, D)), train=True)
         np.testing.assert_allclose(out[0, 0, :2], [0.0 + 0.1 + 0.2 + 0.3, 0.3], rtol=1e-6)
 
 
 def test_random_layers_are_still_in_evaluation_and_drawn_per_layer_in_training():
     encoder = Encoder(EncoderBlock(H, F, dropout=0.3, attention_dropout=0.2), 2, drop_path=0.2)
-    variables = encoder.init(jax.random.key(0), tokens())
-    still = Encoder(EncoderBlock(H, F), 2).apply(variables, tokens())[0]
-    np.testing.assert_array_equal(encoder.apply(variables, tokens())[0], still)
-    draws = [encoder.apply(variables, tokens(), train=True, rngs={"dropout": jax.random.key(s)})[0] for s in (1, 1, 2)]
+    variables = random_variables(encoder, tokens())
+    still = run(Encoder(EncoderBlock(H, F), 2), variables, tokens())[0]
+    np.testing.assert_array_equal(run(encoder, variables, tokens())[0], still)
+    draws = [run(encoder, variables, tokens(), train=True, rngs={"dropout": jax.random.key(s)})[0] for s in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])
     assert not np.allclose(draws[0], draws[2])
 
 
 def test_layer_scale_multiplies_each_channel_by_its_own_factor():
     x = tokens()
-    variables = perturbed(LayerScale(1e-3).init(jax.random.key(0), x))
-    np.testing.assert_allclose(LayerScale(1e-3).apply(variables, x), x * variables["params"]["gamma"], rtol=1e-6)
+    variables = random_variables(LayerScale(1e-3), x)
+    np.testing.assert_allclose(run(LayerScale(1e-3), variables, x), x * variables["params"]["gamma"], rtol=1e-6)
     block = EncoderBlock(H, F, layer_scale=0.0)
-    np.testing.assert_array_equal(block.apply(block.init(jax.random.key(0), x), x)[0], x)
+    np.testing.assert_array_equal(run(block, jax.jit(block.init)(jax.random.key(0), x), x)[0], x)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from test_transformer import perturbed
+from models import random_variables, run
 from torch_vit import TorchViT, state_dict
 
 from w2jax import ViT
@@ -24,7 +24,7 @@ def images(height=HEIGHT, width=WIDTH):
 
 
 def init(model, *args):
-    return perturbed(jax.jit(model.init)(jax.random.key(1), images(*args)))
+    return random_variables(model, images(*args))
 
 
 @pytest.mark.parametrize("from_norm", [False, True])
@@ -57,12 +57,12 @@ def test_the_order_of_patches_matters_only_through_positions(options):
     swapped = jnp.concatenate([x[:, :, 4:8], x[:, :, :4], x[:, :, 8:]], axis=2)  # the first two columns of patches
     order = [1, 0, 2, 4, 3, 5]
 
-    logits, _ = model.apply(variables, x)
-    assert not np.allclose(model.apply(variables, swapped)[0], logits, atol=1e-3)
+    logits, _ = run(model, variables, x)
+    assert not np.allclose(run(model, variables, swapped)[0], logits, atol=1e-3)
     params = dict(variables["params"])
     positions = params["positions"]
     params["positions"] = jnp.concatenate([positions[:, :1], positions[:, 1:][:, order]], axis=1)
-    np.testing.assert_allclose(model.apply({"params": params}, swapped)[0], logits, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(run(model, {"params": params}, swapped)[0], logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -94,22 +94,25 @@ def test_every_parameter_of_every_option_reaches_the_logits(options):
 @pytest.mark.parametrize("option", [{"gelu": "tanh"}, {"norm_eps": 1e-2}, {"attention_scale": 12**-0.5}])
 def test_options_without_parameters_change_the_logits(option):
     variables = init(vit())
-    assert not np.allclose(vit(**option).apply(variables, images())[0], vit().apply(variables, images())[0], atol=1e-4)
+    changed, plain = (run(model, variables, images())[0] for model in (vit(**option), vit()))
+    assert float(jnp.abs(changed - plain).max()) > 2e-5
 
 
 @pytest.mark.parametrize("option", ["dropout", "attention_dropout", "drop_path"])
 def test_random_options_act_in_training_only(option):
     variables, rngs = init(vit()), {"dropout": jax.random.key(3)}
-    still, _ = vit().apply(variables, images(), train=True)
-    np.testing.assert_array_equal(vit(**{option: 0.3}).apply(variables, images())[0], still)
-    assert not np.allclose(vit(**{option: 0.3}).apply(variables, images(), train=True, rngs=rngs)[0], still, atol=1e-4)
+    still, _ = run(vit(), variables, images(), train=True)
+    np.testing.assert_array_equal(run(vit(**{option: 0.3}), variables, images())[0], still)
+    assert not np.allclose(run(vit(**{option: 0.3}), variables, images(), train=True, rngs=rngs)[0], still, atol=1e-4)
 
 
 def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits():
     variables = init(vit())
     half = vit(dtype="bfloat16")
-    assert {x.dtype for x in jax.tree.leaves(half.init(jax.random.key(0), images()))} == {jnp.dtype("float32")}
-    logits, expected = half.apply(variables, images())[0], vit().apply(variables, images())[0]
+    assert {x.dtype for x in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0), images()))} == {
+        jnp.dtype("float32")
+    }
+    logits, expected = run(half, variables, images())[0], run(vit(), variables, images())[0]
     assert logits.dtype == jnp.float32 and not np.array_equal(logits, expected)
     np.testing.assert_allclose(logits, expected, atol=0.1)
 
@@ -119,9 +122,10 @@ def test_pools_are_the_mean_of_patches_or_the_class_token():
     tokens_of = {}
     for pool in ("cls", "gap"):
         model = features.clone(pool=pool)
-        _, state = model.apply(init(model), images(), capture_intermediates=lambda m, _: m.name in ("encoder", "norm"))
+        (pooled, _), state = run(
+            model, init(model), images(), capture_intermediates=lambda m, _: m.name in ("encoder", "norm")
+        )
         tokens_of[pool] = state["intermediates"]
-        pooled, _ = model.apply(init(model), images())
         normed = state["intermediates"]["norm"]["__call__"][0]
         expected = normed if pool == "cls" else normed[:, 3:].mean(axis=1)
         np.testing.assert_allclose(pooled, expected, rtol=1e-6)
@@ -144,7 +148,7 @@ def test_resized_positions_fit_the_new_image_keep_the_class_token_and_interpolat
     resized = model.resize(variables, (HEIGHT, WIDTH), (12, 8))
     assert resized["params"]["positions"].shape == (1, 1 + 3 * 2, 12)
     np.testing.assert_array_equal(resized["params"]["positions"][:, 0], variables["params"]["positions"][:, 0])
-    assert jnp.isfinite(model.apply(resized, images(12, 8))[0]).all()
+    assert jnp.isfinite(run(model, resized, images(12, 8))[0]).all()
     same = model.resize(variables, (HEIGHT, WIDTH), (HEIGHT, WIDTH))
     np.testing.assert_array_equal(same["params"]["positions"], variables["params"]["positions"])
 

@@ -53,7 +53,11 @@ def make_task(config: Config, source: Source) -> Task:
     def figures(state, batch):
         images = batch["image"] / 255.0
         _, attentions = forward(state.eval_params, images, return_attention=True)
-        return {"attention": attention_grid(images, attentions[-1], model.patch_size, model.class_token)}
+        return {
+            "attention of the last block (image, then each head)": attention_grid(
+                images, attentions[-1], model.patch_size, model.class_token
+            )
+        }
 
     return Task(init, one_loss_step(loss, optimizer, config.optim, config.run.seed), evaluate, figures)
 

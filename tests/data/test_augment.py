@@ -1,5 +1,7 @@
 """Augmentation: what each change does, exactly where that can be said, and that nothing happens unasked."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +16,13 @@ LABELS = jax.nn.one_hot(jnp.arange(B) % V, V)
 EVERYTHING = Augment(shift=2, rotate=20, scale=0.2, shear=0.2, flip=True, erase=0.5, mixup=0.4, rand_augment=2)
 
 
+@cache
+def compiled(config):
+    return jax.jit(lambda key: augment(key, IMAGES, LABELS, config))
+
+
 def run(config, key=1):
-    return jax.jit(lambda k: augment(k, IMAGES, LABELS, config))(jax.random.key(key))
+    return compiled(config)(jax.random.key(key))
 
 
 def test_nothing_changes_when_all_is_off():

@@ -124,5 +124,5 @@ def test_the_bundled_sample_needs_no_folder_but_a_wrong_one_is_told(
 ) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     assert find("mnist_sample") == find("mnist_sample", str(tmp_path))
-    with pytest.raises(UserError, match="no folder .*none; mnist_sample is bundled"):
+    with pytest.raises(UserError, match=r"no folder .*none; mnist_sample is bundled"):
         find("mnist_sample", str(tmp_path / "none"))

@@ -1,0 +1,62 @@
+"""The newcomer's first commands, each in a fresh process: wall time, peak memory, accuracy.
+
+    python -m benchmarks.first_run [--repeat 3]
+
+Prints one line a command: median and range of the wall seconds, the largest peak memory, the test accuracies.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+PYTHON = sys.executable
+IMPORTS = [PYTHON, "-c", "import jax, flax.linen, optax"]
+HELP = [PYTHON, "-m", "train.vit", "--help"]
+
+
+def measure(command: list[str]) -> tuple[float, float]:
+    """(wall seconds, peak MiB) of one run of `command`."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{' '.join(command)} failed with status {os.waitstatus_to_exitcode(status)}")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def line(name: str, runs: list[tuple[float, float]], note: str = "") -> None:
+    """Prints a command's figures."""
+    walls = [wall for wall, _ in runs]
+    spread = f"{statistics.median(walls):7.2f} s ({min(walls):.2f}-{max(walls):.2f})"
+    print(f"{name:<34} {spread}  peak {max(peak for _, peak in runs):5.0f} MiB  {note}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each command (default: 3)")
+    repeat = parser.parse_args().repeat
+
+    measure(HELP)  # Fills the file cache, for both.
+    pairs = [(measure(HELP), measure(IMPORTS)) for _ in range(repeat)]
+    ratio = statistics.median(a[0] / b[0] for a, b in pairs)
+    line("import jax, flax.linen, optax", [b for _, b in pairs])
+    line("python -m train.vit --help", [a for a, _ in pairs], f"{ratio:.2f} of the imports")
+    for preset in ("tiny", "sample"):
+        runs, scores = [], []
+        for seed in range(repeat):
+            with tempfile.TemporaryDirectory() as folder:
+                options = ["--run.dir", f"{folder}/run", "--run.seed", str(seed)]
+                runs.append(measure([PYTHON, "-m", "train.vit", preset, *options]))
+                last = Path(folder, "run", "metrics.jsonl").read_text().splitlines()[-1]
+                scores.append(json.loads(last)["accuracy"])
+        line(f"python -m train.vit {preset}", runs, "test accuracy " + ", ".join(f"{score:.4f}" for score in scores))
+
+
+if __name__ == "__main__":
+    main()
