@@ -1,0 +1,85 @@
+"""What the loop does around the steps: evaluation, checkpoints kept, streaming."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.base import Mesh
+from configs.vit import PRESETS
+from train.checkpoint import Checkpoints
+from train.data import open_source
+from train.loop import fit
+from train.task import State
+from train.vit import make_task
+
+
+def small(folder, **data_options):
+    tiny = PRESETS["tiny"]
+    return dataclasses.replace(
+        tiny,
+        model=tiny.model.clone(embed_dim=8, mlp_dim=8, depth=1),
+        data=dataclasses.replace(tiny.data, train_split="train[:40]", test_split="test[:24]", **data_options),
+        run=dataclasses.replace(tiny.run, steps=5, batch_size=10, log_every=2, eval_every=3, dir=str(folder)),
+        mesh=Mesh(1, 1, 1),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    config = small(tmp_path_factory.mktemp("run") / "run")
+    return config, fit(config, make_task)
+
+
+def lines(config, name="metrics"):
+    return [json.loads(line) for line in Path(config.run.dir, f"{name}.jsonl").read_text().splitlines()]
+
+
+def test_the_test_line_is_the_mean_over_every_example_once(finished):
+    config, state = finished
+    source = open_source(config.data, config.data.test_split)
+    whole = {k: jnp.asarray(x) for k, x in source.gather(np.arange(24)).items()}
+    values = make_task(config, source).evaluate(state, whole)  # 24 = 2 × 10 + 4: the loop had to fill up a batch
+    assert lines(config)[-1]["split"] == "test"
+    for name, value in values.items():
+        np.testing.assert_allclose(lines(config)[-1][name], value.mean(), rtol=1e-5)
+
+
+def test_lines_come_when_the_config_says_and_at_the_end(finished):
+    config, _ = finished
+    steps = [(line["split"], line["step"]) for line in lines(config)]
+    assert steps == [("train", 2), ("test", 3), ("train", 4), ("train", 5), ("test", 5)]
+    assert [line["step"] for line in lines(config, "timing")] == [2, 4, 5]
+    assert all(line["examples_per_second"] > 0 for line in lines(config, "timing"))
+
+
+def test_a_streamed_split_trains_to_the_same_bits_as_one_in_memory(finished, tmp_path):
+    _, state = finished
+    streamed = fit(small(tmp_path / "run", memory_limit=0, workers=0), make_task)
+    for a, b in zip(jax.tree.leaves(streamed), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_report_shows_every_metric_and_figure_and_needs_no_network(finished):
+    config, _ = finished
+    page = Path(config.run.dir, "report.html").read_text()
+    for word in ("test accuracy", "loss by step", "grad_norm by step", "Attention of the last block", "optim.ema"):
+        assert word in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("src='data:image/") == 4 == page.count(" src=")
+
+
+def test_the_latest_two_checkpoints_and_the_best_are_kept(tmp_path):
+    state = State(jnp.zeros((), jnp.int32), {"kernel": jnp.arange(3.0)}, ())
+    with Checkpoints(tmp_path, "accuracy") as checkpoints:
+        for step, accuracy in enumerate((0.3, 0.9, 0.5, None, 0.6, 0.7), 1):
+            state = state.replace(step=state.step + 1)
+            checkpoints.save(step, state, {}, None if accuracy is None else {"accuracy": accuracy})
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 5, 6]
+    with Checkpoints(tmp_path, "accuracy") as checkpoints:
+        assert checkpoints.latest_step() == 6
+        assert int(checkpoints.restore(2, state)[0].step) == 2
