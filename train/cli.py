@@ -38,9 +38,10 @@ def parse(task: str, presets: Mapping[str, AnyConfig], arguments: Sequence[str] 
             description=f"{type(default).__doc__}\n\nPRESET: {', '.join(presets)} (default: sample).",
             return_unknown_args=True,
         )
+    if unknown and unknown[0] in presets:
+        raise UserError(f"the preset comes first and alone: python -m train.{task} {unknown[0]} [--options]")
     if unknown:
-        options = [option for option in _options(config) if option != unknown[0]]
-        raise UserError(f'there is no option "{unknown[0]}"; {_nearest(unknown[0].split("=")[0], options)}')
+        raise UserError(f'there is no option "{unknown[0]}"; {_nearest(unknown[0].split("=")[0], _options(config))}')
     run_dir = config.run.dir or f"runs/{task}-{preset}"
     return replace(config, run=replace(config.run, dir=run_dir))
 

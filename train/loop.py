@@ -32,23 +32,8 @@ def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> St
         UserError: if the config does not fit itself, the data, the devices or the run folder.
         RunStopped: if a metric is no longer finite.
     """
-    started = time.perf_counter()
-    quiet_libraries()
-    keep_freed_memory()
-    check_numbers(config)
-    mesh = make_mesh(config.mesh)
-    check_batch(config, batch_parts(mesh))
-    source = open_source(config.data, config.data.train_split)
-    test_source = open_source(config.data, config.data.test_split)
-    task = make_task(config, source)
-    try:
-        shapes = jax.eval_shape(task.init)
-    except ValueError as error:  # The model's word on options that do not fit each other or the images.
-        raise UserError(str(error)) from error
-    folder = RunFolder(config)
-
-    run = _Run(config, task, mesh, shapes, source, test_source, folder, started)
-    with Checkpoints(folder.checkpoints, task.best) as checkpoints:
+    run = _Run(config, make_task)
+    with Checkpoints(run.folder.checkpoints, run.task.best) as checkpoints:
         run.begin(checkpoints)
         with RunConsole(config.run.steps, run.done) as console:
             run.greet(console)
@@ -63,30 +48,41 @@ def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> St
 
 
 class _Run:
-    """One run's compiled functions, and what changes while it goes on: `state`, and `progress` beside it."""
+    """One run: what is fixed once its config is checked, and what changes as it goes on (`state`, `progress`)."""
 
-    def __init__(self, config, task, mesh, shapes, source, test_source, folder, started):
-        self.config, self.task, self.folder, self.started = config, task, folder, started
-        self.mesh, self.source, self.test_source = mesh, source, test_source
-        self.shapes, self.shardings = shapes, state_sharding(mesh, shapes)
-        self.step = jax.jit(task.step, donate_argnums=0, out_shardings=(self.shardings, None))
-        self.evaluate = jax.jit(lambda state, batch: masked_sums(task.evaluate(state, batch), batch["mask"]))
+    def __init__(self, config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]):
+        """Checks everything that can be checked before the first step, and claims the run folder last."""
+        self.started = time.perf_counter()
+        quiet_libraries()
+        keep_freed_memory()
+        check_numbers(config)
+        self.config = config
+        self.mesh = make_mesh(config.mesh)
+        check_batch(config, batch_parts(self.mesh))
+        self.source = open_source(config.data, config.data.train_split)
+        self.test_source = open_source(config.data, config.data.test_split)
         self.feeding = {
             "workers": config.data.workers,
             "process_index": jax.process_index(),
             "process_count": jax.process_count(),
         }
+        try:
+            self.task = make_task(config, self.source)
+            self.shapes = placed_shapes(self.mesh, jax.eval_shape(self.task.init))
+            step = jax.jit(self.task.step, donate_argnums=0, out_shardings=(shardings(self.shapes), None))
+            self.lowered_step = step.lower(self.shapes, self.batch_shapes())
+        except ValueError as error:  # The model's or optax's word on options that do not fit each other or the images.
+            raise UserError(str(error).splitlines()[0]) from error
+        self.evaluate = jax.jit(lambda state, batch: masked_sums(self.task.evaluate(state, batch), batch["mask"]))
+        self.folder = RunFolder(config)
 
     def begin(self, checkpoints: Checkpoints) -> None:
         """Sets state, progress and the number of steps done, from the last checkpoint or anew."""
         self.done = checkpoints.latest_step() or 0
         if self.done:
-            like = jax.tree.map(
-                lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), self.shapes, self.shardings
-            )
-            self.state, self.progress = checkpoints.restore(self.done, like)
+            self.state, self.progress = checkpoints.restore(self.done, self.shapes)
         else:
-            self.state = jax.jit(self.task.init, out_shardings=self.shardings)()
+            self.state = jax.jit(self.task.init, out_shardings=shardings(self.shapes))()
             self.progress = {"sums": {}, "count": 0, "seconds": 0.0}
 
     def greet(self, console: RunConsole) -> None:
@@ -112,6 +108,7 @@ class _Run:
             console.speed(speed)
             console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
 
+        train_step = self.lowered_step.compile()
         window = Window(run.log_every, run.steps, train_line, self.progress["sums"], self.progress["count"])
         with (
             JsonLines(self.folder.metrics, self.done) as lines,
@@ -119,7 +116,7 @@ class _Run:
             closing(batches(self.source, run.batch_size, run.seed, self.done, run.steps, **self.feeding)) as feed,
         ):
             for step, batch in enumerate(self.placed(feed), self.done + 1):
-                self.state, metrics = self.step(self.state, batch)
+                self.state, metrics = train_step(self.state, batch)
                 window.add(step, metrics)
                 console.step(step)
                 last = step == run.steps
@@ -161,9 +158,29 @@ class _Run:
         for batch in feed:
             yield {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """What the step is given besides the state."""
+        size, sharding = self.config.run.batch_size, batch_sharding(self.mesh)
+        return {
+            "image": jax.ShapeDtypeStruct((size, *self.source.image_shape), jnp.uint8, sharding=sharding),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
+        }
+
     def seconds(self) -> float:
         """Wall time of the run so far, over all its resumptions."""
         return self.progress["seconds"] + time.perf_counter() - self.started
+
+
+def placed_shapes(mesh: jax.sharding.Mesh, shapes: State) -> State:
+    """The State's shapes with the place of each leaf."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, state_sharding(mesh, shapes)
+    )
+
+
+def shardings(shapes: State) -> State:
+    """The place of each leaf."""
+    return jax.tree.map(lambda x: x.sharding, shapes)
 
 
 def masked_sums(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:
@@ -172,12 +189,20 @@ def masked_sums(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.
 
 
 def check_numbers(config: Config) -> None:
-    """UserError if a count is not positive."""
-    for name in ("steps", "batch_size", "log_every", "eval_every", "save_every"):
-        if (value := getattr(config.run, name)) < 1:
-            raise UserError(f"--run.{name.replace('_', '-')} must be at least 1, got {value}")
-    if config.optim.accumulate < 1:
-        raise UserError(f"--optim.accumulate must be at least 1, got {config.optim.accumulate}")
+    """UserError if a number lies outside of what it can be."""
+    run, optim = config.run, config.optim
+    counts = {f"--run.{name}": getattr(run, name) for name in ("steps", "batch_size", "log_every", "eval_every")}
+    counts |= {"--run.save_every": run.save_every, "--optim.accumulate": optim.accumulate}
+    parts = {f"--optim.{name}": getattr(optim, name) for name in ("warmup", "b1", "b2", "ema")}
+    sizes = {f"--optim.{name}": getattr(optim, name) for name in ("learning_rate", "weight_decay", "final", "clip")}
+    for values, fits, wanted in (
+        (counts, lambda x: x >= 1, "at least 1"),
+        (parts, lambda x: 0 <= x < 1, "at least 0 and below 1"),
+        (sizes, lambda x: x >= 0, "at least 0"),
+    ):
+        for name, value in values.items():
+            if value is not None and not fits(value):
+                raise UserError(f"{name.replace('_', '-')} must be {wanted}, got {value}")
 
 
 def check_batch(config: Config, parts: int) -> None:

@@ -179,6 +179,9 @@ class ViT(nn.Module):
             )
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim must be divisible by num_heads, got {self.embed_dim} and {self.num_heads}")
+        for name in ("dropout", "attention_dropout", "drop_path"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"{name} is a rate of at least 0 and below 1, got {getattr(self, name)}")
         if self.pool == "cls" and not self.class_token:
             raise ValueError('pool "cls" needs class_token True; without a class token choose pool "gap" or "map"')
         if self.positions == "sincos2d" and self.embed_dim % 4:
