@@ -21,7 +21,7 @@ class Config(BaseConfig):
 
 
 DIGITS = Augment(shift=2, rotate=10, scale=0.1, shear=0.1)
-CLOTHES = Augment(shift=2, flip=True)
+CLOTHES = Augment(shift=1, flip=True, erase=0.4)
 ADAMW = Optim(learning_rate=3e-3, ema=0.998)
 
 PRESETS = {
@@ -44,6 +44,7 @@ PRESETS = {
         model=SMALL.clone(embed_dim=96, mlp_dim=192),
         optim=Optim(learning_rate=2e-3, ema=0.998),
         augment=CLOTHES,
+        label_smoothing=0.1,
         run=Run(steps=24_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
     ),
 }

@@ -41,6 +41,7 @@ def test_options_change_the_preset_and_nothing_else(tmp_path):
         (["tinny"], 'there is no preset "tinny"; did you mean "tiny"?'),
         (["xxxxx"], 'there is no preset "xxxxx"; choose from tiny, sample'),
         (["--run.stepz", "3"], 'there is no option "--run.stepz"; did you mean "--run.steps"?'),
+        (["tiny", "--xyz", "3"], 'there is no option "--xyz"; see python -m train.vit --help'),
         (["tiny", "--optim.lerning-rate=3"], 'did you mean "--optim.learning-rate"?'),
         (["--run.steps", "3", "tiny"], "the preset comes first and alone: python -m train.vit tiny"),
         (["--run.steps", "abc"], "--run.steps: invalid literal for int() with base 10: 'abc'"),

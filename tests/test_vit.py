@@ -29,9 +29,9 @@ def init(model, *args):
 
 @pytest.mark.parametrize("from_norm", [False, True])
 def test_logits_attention_and_every_gradient_are_torchs(from_norm):
-    model = vit(residual_from_norm=from_norm, norm_eps=1e-5)
+    model = vit(residual_from_norm=from_norm, norm_eps=1e-2)
     params = init(model)["params"]
-    theirs = TorchViT(V, 4, 12, 2, 3, 20, (HEIGHT, WIDTH), C, eps=1e-5, residual_from_norm=from_norm)
+    theirs = TorchViT(V, 4, 12, 2, 3, 20, (HEIGHT, WIDTH), C, eps=1e-2, residual_from_norm=from_norm)
     theirs.load_state_dict(state_dict(params))
     expected, expected_attentions = theirs(torch.from_numpy(np.array(images())))
     (expected**2).sum().backward()
@@ -132,6 +132,15 @@ def test_pools_are_the_mean_of_patches_or_the_class_token():
     assert tokens_of["cls"]["encoder"]["__call__"][0][0].shape[1] == 1 + 2 + 6
 
 
+def test_pre_logits_are_the_tanh_of_a_dense_layer_on_the_pooled_features():
+    model = vit(num_classes=0, pre_logits_dim=7)
+    variables = init(model)
+    dense = variables["params"]["pre_logits"]
+    pooled, _ = run(vit(num_classes=0), variables, images())
+    expected = np.tanh(pooled @ dense["kernel"] + dense["bias"])
+    np.testing.assert_allclose(run(model, variables, images())[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_sincos_positions_vary_in_two_directions_and_have_unit_pairs():
     positions = sincos2d_positions((3, 4), 16).reshape(
         3, 4, 4, 4
@@ -173,6 +182,7 @@ def test_named_sizes_have_the_published_parameter_counts():
 @pytest.mark.parametrize(
     ("options", "size", "message"),
     [
+        ({"drop_path": 1.0}, (8, 12), "drop_path is a rate .* got 1.0"),
         ({}, (10, 12), "patch_size 4 and an image of 10×12"),
         ({"num_heads": 5}, (8, 12), "got 12 and 5"),
         ({"class_token": False}, (8, 12), "class_token"),

@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import io
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import TypeVar
 
@@ -26,7 +26,8 @@ def parse(task: str, presets: Mapping[str, AnyConfig], arguments: Sequence[str] 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     preset = "sample" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
     if preset not in presets:
-        raise UserError(f'there is no preset "{preset}"; {_nearest(preset, presets)}')
+        near = _nearest(preset, presets, f"choose from {', '.join(presets)}")
+        raise UserError(f'there is no preset "{preset}"; {near}')
     default = presets[preset]
 
     with one_line_errors():
@@ -41,7 +42,8 @@ def parse(task: str, presets: Mapping[str, AnyConfig], arguments: Sequence[str] 
     if unknown and unknown[0] in presets:
         raise UserError(f"the preset comes first and alone: python -m train.{task} {unknown[0]} [--options]")
     if unknown:
-        raise UserError(f'there is no option "{unknown[0]}"; {_nearest(unknown[0].split("=")[0], _options(config))}')
+        near = _nearest(unknown[0].split("=")[0], _options(config), f"see python -m train.{task} --help")
+        raise UserError(f'there is no option "{unknown[0]}"; {near}')
     run_dir = config.run.dir or f"runs/{task}-{preset}"
     return replace(config, run=replace(config.run, dir=run_dir))
 
@@ -75,9 +77,9 @@ def run_main(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
-def _nearest(name: str, known) -> str:
+def _nearest(name: str, known: Collection[str], otherwise: str) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f'did you mean "{close[0]}"?' if close else f"choose from {', '.join(known)}"
+    return f'did you mean "{close[0]}"?' if close else otherwise
 
 
 def _options(config, prefix: str = "--") -> list[str]:

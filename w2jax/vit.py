@@ -172,7 +172,9 @@ class ViT(nn.Module):
         return jnp.concatenate([*prefix, x], axis=1)
 
     def _check(self, shape: tuple[int, ...]) -> None:
-        height, width = shape[1:3]
+        if len(shape) != 4:
+            raise ValueError(f"images must be [B, height, width, C], got the shape {shape}")
+        _, height, width, _ = shape
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"patch_size must divide the image, got patch_size {self.patch_size} and an image of {height}×{width}"

@@ -62,6 +62,9 @@ def test_matrices_stay_within_what_the_config_allows_and_use_it():
     np.testing.assert_allclose(jnp.linalg.det(turns), 1.0, rtol=1e-5)
     degrees = np.rad2deg(np.arctan2(turns[:, 1, 0], turns[:, 0, 0]))
     assert -30.01 <= degrees.min() < -29 and 29 < degrees.max() <= 30.01
+    slants = random_affine(jax.random.key(0), n, Augment(shear=0.3))[:, :, :2]
+    np.testing.assert_array_equal(slants - slants * jnp.array([[0, 0], [1, 0]]), np.broadcast_to(np.eye(2), (n, 2, 2)))
+    assert -0.3 <= float(slants[:, 1, 0].min()) < -0.29 and 0.29 < float(slants[:, 1, 0].max()) <= 0.3
     sizes = 1 / jnp.sqrt(jnp.linalg.det(random_affine(jax.random.key(0), n, Augment(scale=0.2))[:, :, :2]))
     assert 0.799 <= float(sizes.min()) < 0.81 and 1.19 < float(sizes.max()) <= 1.201
 
