@@ -20,8 +20,14 @@ class Config(BaseConfig):
     """Part of each target that is spread evenly over all classes."""
 
 
+# 32×32 colour images as 8×8 patches of 4 pixels: 4 M parameters, meant for an accelerator.
+COLOUR = ViT(
+    10, patch_size=4, embed_dim=192, depth=9, num_heads=3, mlp_dim=768, drop_path=0.1, pool="gap", class_token=False
+)
+
 DIGITS = Augment(shift=2, rotate=10, scale=0.1, shear=0.1)
 CLOTHES = Augment(shift=1, flip=True, erase=0.4)
+PHOTOS = Augment(shift=4, flip=True, mixup=0.2, rand_augment=2)
 ADAMW = Optim(learning_rate=3e-3, ema=0.998)
 
 PRESETS = {
@@ -46,5 +52,19 @@ PRESETS = {
         augment=CLOTHES,
         label_smoothing=0.1,
         run=Run(steps=24_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
+    ),
+    "cifar10": Config(
+        data=Data("cifar10"),
+        model=COLOUR,
+        optim=Optim(learning_rate=1e-3, ema=0.999),
+        augment=PHOTOS,
+        run=Run(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),
+    ),
+    "cifar100": Config(
+        data=Data("cifar100"),
+        model=COLOUR.clone(num_classes=100),
+        optim=Optim(learning_rate=1e-3, ema=0.999),
+        augment=PHOTOS,
+        run=Run(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),
     ),
 }

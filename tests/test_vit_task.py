@@ -10,6 +10,7 @@ import pytest
 from configs.base import Augment
 from configs.vit import PRESETS
 from train.data import open_source
+from train.data.source import Memory
 from train.vit import attention_grid, make_task
 
 CONFIG = PRESETS["tiny"]
@@ -23,6 +24,23 @@ def source():
 @pytest.fixture(scope="module")
 def batch(source):
     return {k: jnp.asarray(x) for k, x in source.gather(np.arange(16)).items()}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_fits_the_images_it_is_made_for(name):
+    config = PRESETS[name]
+    shape = (32, 32, 3) if config.data.name.startswith("cifar") else (28, 28, 1)
+    nothing = np.zeros(0)
+    source = Memory(config.data.name, "train", shape, config.model.num_classes, [], nothing, nothing)
+    task, size = make_task(config, source), config.run.batch_size
+    state = jax.eval_shape(task.init)
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    after, metrics = jax.eval_shape(task.step, state, batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert {value.shape for value in metrics.values()} == {()}
 
 
 def outcome(config, source, batch):

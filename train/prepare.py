@@ -24,7 +24,7 @@ from train.data.find import PREPARABLE, data_dir, versions
 from train.errors import UserError
 
 if TYPE_CHECKING:
-    from train.data.builders import Dataset
+    from train.data.builders import Card, Dataset
 
 _TAKEN = (*PREPARABLE, "mnist_sample", "folder", "downloads")
 
@@ -134,10 +134,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         card, splits = KNOWN[name].read(raw_files(KNOWN[name], options.source, root))
     target = write(card, splits, root)
-    place = f" --data.dir {options.data_dir}" if options.data_dir else ""
-    shape: Any = card.features["image"].shape
-    size = " --data.image-size 64 64" if None in shape else ""
-    print(f"wrote {target}; train on it: python -m train.vit --data.name {name}{place}{size}")
+    print(f"wrote {target}; train on it: {training_command(card, options.data_dir)}")
+
+
+def training_command(card: "Card", directory: str | None) -> str:
+    """The command that trains a Vision Transformer on a prepared dataset."""
+    from configs.vit import PRESETS
+
+    words = ["python -m train.vit"]
+    if card.name in PRESETS:
+        words.append(card.name)
+    else:
+        model, features = PRESETS["sample"].model, card.features
+        sides: Any = features["image"].shape
+        label: Any = features["label"]
+        words.append(f"--data.name {card.name}")
+        if any(side is None or side % model.patch_size for side in sides[:2]):
+            words.append(f"--data.image-size {8 * model.patch_size} {8 * model.patch_size}")
+        if label.num_classes != model.num_classes:
+            words.append(f"--model.num-classes {label.num_classes}")
+    return " ".join([*words, *([f"--data.dir {directory}"] if directory else [])])
 
 
 if __name__ == "__main__":

@@ -28,9 +28,7 @@ def test_a_published_dataset_is_written_where_asked_and_the_next_command_shown(
     data_dir = tmp_path / "new" / "data"
     main(["mnist", "--from", str(tmp_path), "--data-dir", str(data_dir)])
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == (
-        f"wrote {data_dir}/mnist/3.0.1; train on it: python -m train.vit --data.name mnist --data.dir {data_dir}"
-    )
+    assert line == (f"wrote {data_dir}/mnist/3.0.1; train on it: python -m train.vit mnist --data.dir {data_dir}")
     assert len(open_source(Data(name="mnist", dir=str(data_dir)), "train")) == COUNTS["train"]
     assert [path.name for path in data_dir.iterdir()] == ["mnist"]
 
@@ -41,7 +39,7 @@ def test_the_default_folder_is_used_and_not_shown(
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     mnist_folder(tmp_path)
     main(["mnist", "--from", str(tmp_path)])
-    assert capsys.readouterr().out.endswith("train on it: python -m train.vit --data.name mnist\n")
+    assert capsys.readouterr().out.endswith("train on it: python -m train.vit mnist\n")
     assert find("mnist").parent.parent == tmp_path / "data"
 
 
@@ -69,7 +67,11 @@ def test_a_broken_raw_file_leaves_what_was_prepared(tmp_path: Path) -> None:
     assert len(open_source(Data(name="mnist", dir=str(tmp_path / "data")), "test")) == COUNTS["test"]
 
 
-def test_without_a_network_the_download_stops_with_one_line(tmp_path: Path) -> None:
+def test_without_a_network_the_download_stops_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     with pytest.raises(RunStopped, match=r"cannot download .*; or give the raw files by --from DIR"):
         main(["mnist", "--data-dir", str(tmp_path / "data")])
     assert not (tmp_path / "data" / "mnist").exists()
@@ -81,7 +83,9 @@ def test_a_users_own_images_are_prepared_under_their_name(tmp_path: Path, capsys
     main(
         ["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", data_dir, "--test-fraction", "0.5"]
     )
-    assert capsys.readouterr().out.endswith(f"python -m train.vit --data.name pets --data.dir {data_dir}\n")
+    printed = capsys.readouterr().out
+    command = "python -m train.vit --data.name pets --data.image-size 56 56 --model.num-classes 2"  # 8 patches of 7
+    assert printed.endswith(f"train on it: {command} --data.dir {data_dir}\n")
     source = open_source(Data(name="pets", dir=data_dir), "test")
     assert (len(source), source.label_names) == (5, ["cat", "dog"])
 
@@ -106,13 +110,16 @@ def test_corrupt_images_are_refused_by_name_or_left_out_with_a_list(
     assert sum(map(len, splits)) == 10
 
 
-def test_the_next_command_names_a_size_where_the_images_differ(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("other", "words"), [((14, 21), ""), ((9, 11), " --data.image-size 56 56")])
+def test_the_next_command_resizes_only_images_that_differ_or_that_patches_do_not_divide(
+    other: tuple[int, int], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    classes(tmp_path / "raw", {"cat": 3, "dog": 3})
-    save(tmp_path / "raw/cat/large.png", size=(9, 11))
+    for name in (f"{number}" for number in range(10)):  # as many classes as the preset has
+        for file in ("a", "b"):
+            save(tmp_path / "raw" / name / f"{file}.png", size=(14, 21))
+    save(tmp_path / "raw/3/other.png", size=other)
     main(["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", str(tmp_path / "data")])
-    assert capsys.readouterr().out.endswith(" --data.image-size 64 64\n")
+    assert capsys.readouterr().out.endswith(f"--data.name pets{words} --data.dir {tmp_path / 'data'}\n")
 
 
 @pytest.mark.parametrize(
