@@ -99,3 +99,10 @@ def test_random_operations_differ_between_images_and_stay_in_range(magnitude):
     out = jax.jit(jax.vmap(lambda k: rand_augment(k, IMAGES[0], 1, magnitude)))(keys)
     assert float(out.min()) >= 0 and float(out.max()) <= 1 + 1e-6
     assert len({tuple(np.round(x, 4).ravel()) for x in np.asarray(out)}) >= 18  # 11 operations, most of two signs
+
+
+def test_random_operations_of_no_strength_leave_a_picture_of_full_contrast_as_it_is():
+    image = IMAGES[0].at[0, 0].set(0).at[0, 1].set(1)  # each channel spans 0..1, so autocontrast has nothing to do
+    keys = jax.random.split(jax.random.key(3), 60)
+    out = jax.jit(jax.vmap(lambda k: rand_augment(k, image, 1, 0.0)))(keys)
+    np.testing.assert_allclose(out, jnp.broadcast_to(image, out.shape), atol=1 / 255)
