@@ -22,7 +22,16 @@ class Config(BaseConfig):
 
 # 32×32 colour images as 8×8 patches of 4 pixels: 4 M parameters, meant for an accelerator.
 COLOUR = ViT(
-    10, patch_size=4, embed_dim=192, depth=9, num_heads=3, mlp_dim=768, drop_path=0.1, pool="gap", class_token=False
+    10,
+    patch_size=4,
+    embed_dim=192,
+    depth=9,
+    num_heads=3,
+    mlp_dim=768,
+    drop_path=0.1,
+    pool="gap",
+    class_token=False,
+    scan_layers=True,
 )
 
 DIGITS = Augment(shift=2, rotate=10, scale=0.1, shear=0.1)
