@@ -5,13 +5,14 @@ import difflib
 import io
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import tyro
 
 from configs.base import Config
 from train.errors import RunStopped, UserError
+from train.run_folder import config_tree, flattened
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -42,7 +43,8 @@ def parse(task: str, presets: Mapping[str, AnyConfig], arguments: Sequence[str] 
     if unknown and unknown[0] in presets:
         raise UserError(f"the preset comes first and alone: python -m train.{task} {unknown[0]} [--options]")
     if unknown:
-        near = _nearest(unknown[0].split("=")[0], _options(config), f"see python -m train.{task} --help")
+        options = ["--" + name.replace("_", "-") for name in flattened(config_tree(config))]
+        near = _nearest(unknown[0].split("=")[0], options, f"see python -m train.{task} --help")
         raise UserError(f'there is no option "{unknown[0]}"; {near}')
     run_dir = config.run.dir or f"runs/{task}-{preset}"
     return replace(config, run=replace(config.run, dir=run_dir))
@@ -80,17 +82,6 @@ def run_main(main: Callable[[], int | None]) -> None:
 def _nearest(name: str, known: Collection[str], otherwise: str) -> str:
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f'did you mean "{close[0]}"?' if close else otherwise
-
-
-def _options(config, prefix: str = "--") -> list[str]:
-    """Every option's name, as tyro derives them from the fields."""
-    names = []
-    for field in fields(config):
-        if field.name in ("parent", "name") and hasattr(config, "apply"):  # Linen's own fields
-            continue
-        name, value = prefix + field.name.replace("_", "-"), getattr(config, field.name)
-        names += _options(value, name + ".") if is_dataclass(value) else [name]
-    return names
 
 
 def _first_section(box: str) -> str:

@@ -39,7 +39,8 @@ def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> St
         with RunConsole(config.run.steps, run.done) as console:
             run.greet(console)
             try:
-                run.train(checkpoints, console)
+                if not run.finished:
+                    run.train(checkpoints, console)
             except RunStopped as error:
                 good = checkpoints.latest_step()
                 kept = "no checkpoint was saved yet" if good is None else f"the checkpoint of step {good} is kept"
@@ -86,6 +87,11 @@ class _Run:
             self.state = jax.jit(self.task.init, out_shardings=shardings(self.shapes))()
             self.progress = {"sums": {}, "count": 0, "seconds": 0.0}
 
+    @property
+    def finished(self) -> bool:
+        """Whether all steps were done before this process began."""
+        return self.done == self.config.run.steps
+
     def greet(self, console: RunConsole) -> None:
         """Says what is about to run."""
         parameters = sum(x.size for x in jax.tree.leaves(self.shapes.params))
@@ -94,8 +100,7 @@ class _Run:
             f"{parameters:,} parameters on {self.mesh.size} {jax.default_backend().upper()} device(s)"
         )
         if self.done:
-            over = self.done == self.config.run.steps
-            console.say(f"{self.folder.path} {'is finished' if over else 'goes on'} at step {self.done:,}")
+            console.say(f"{self.folder.path} {'is finished' if self.finished else 'goes on'} at step {self.done:,}")
 
     def train(self, checkpoints: Checkpoints, console: RunConsole) -> None:
         """All steps that are left, with their lines, evaluations and checkpoints."""
@@ -150,7 +155,7 @@ class _Run:
         write_page(self.folder, pictures)
         last = [line for line in read_lines(self.folder.metrics) if line["split"] == "test"][-1]
         scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
-        wall = self.progress["seconds"] if self.done == self.config.run.steps else self.seconds()
+        wall = self.progress["seconds"] if self.finished else self.seconds()
         console.table(scores | {"wall time": str(timedelta(seconds=round(wall))), "run folder": str(self.folder.path)})
 
     def placed(self, feed: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Batch]:

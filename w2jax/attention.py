@@ -3,6 +3,8 @@
 Axis names: B batch, T query length, S key length, K head width, H heads, D model width.
 """
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -56,7 +58,7 @@ def scaled_dot_product_attention(
         products = jnp.einsum("...tk,...sk->...ts", query * factor, key, preferred_element_type=jnp.float32)
         return products if bias is None else products + bias
 
-    poisoned = jnp.zeros((), bool)
+    poisoned = None
     mask = _combined_mask(mask, bias, causal, query.shape[-2], key.shape[-2])
     if mask is None:
         weights = nn.softmax(logits(key))
@@ -78,7 +80,7 @@ def scaled_dot_product_attention(
         keep = jax.random.bernoulli(dropout_key, 1.0 - dropout, weights.shape)
         used = jnp.where(keep, weights / (1.0 - dropout), 0)
     output = jnp.einsum("...ts,...sv->...tv", used.astype(value.dtype), value)
-    if mask is not None:
+    if poisoned is not None:
         output, weights = jnp.where(poisoned, jnp.nan, output), jnp.where(poisoned, jnp.nan, weights)
     return output, weights if return_weights else None
 
@@ -91,12 +93,7 @@ def _combined_mask(mask, bias, causal: bool, queries: int, keys: int) -> Array |
         parts.append(bias != -jnp.inf)
     if causal:
         parts.append(jnp.tril(jnp.ones((queries, keys), bool)))
-    if not parts:
-        return None
-    combined = parts[0]
-    for part in parts[1:]:
-        combined = combined & part
-    return combined
+    return reduce(jnp.logical_and, parts) if parts else None
 
 
 class MultiHeadAttention(nn.Module):
@@ -192,7 +189,5 @@ class MultiHeadAttention(nn.Module):
     def _head_width(self, name: str, width: int | None, embed_dim: int) -> int:
         name, width = ("embed_dim", embed_dim) if width is None else (name, width)
         if width % self.num_heads:
-            raise ValueError(
-                f"{name} must be divisible by num_heads, got {name} {width} and num_heads {self.num_heads}"
-            )
+            raise ValueError(f"{name} must be divisible by num_heads, got {width} and {self.num_heads}")
         return width // self.num_heads

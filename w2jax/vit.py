@@ -179,8 +179,6 @@ class ViT(nn.Module):
             raise ValueError(
                 f"patch_size must divide the image, got patch_size {self.patch_size} and an image of {height}×{width}"
             )
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"embed_dim must be divisible by num_heads, got {self.embed_dim} and {self.num_heads}")
         for name in ("dropout", "attention_dropout", "drop_path"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"{name} is a rate of at least 0 and below 1, got {getattr(self, name)}")
