@@ -1,6 +1,8 @@
-"""The models people learn in PyTorch, in JAX and Flax: attention and the Vision Transformer."""
+"""The models people learn in PyTorch, in JAX and Flax: recurrent networks, attention, Transformers."""
 
 from w2jax.attention import MultiHeadAttention, scaled_dot_product_attention
+from w2jax.lstm import LSTM
+from w2jax.rnn import GRU, RNN
 from w2jax.vit import ViT
 
-__all__ = ["MultiHeadAttention", "ViT", "scaled_dot_product_attention"]
+__all__ = ["GRU", "LSTM", "RNN", "MultiHeadAttention", "ViT", "scaled_dot_product_attention"]

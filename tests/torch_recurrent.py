@@ -1,0 +1,39 @@
+"""Parameters of torch's recurrent modules as ours, and ours as torch's."""
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+from einops import rearrange
+
+torch.set_num_threads(1)  # its threads spin, which on a busy machine makes tiny steps slow
+
+# torch's name, ours, and how one becomes the other
+RULES = [
+    ("weight_ih", "input_kernel", "(g h) i -> i g h"),
+    ("weight_hh", "hidden_kernel", "(g h) p -> p g h"),
+    ("bias_ih", "input_bias", "(g h) -> g h"),
+    ("bias_hh", "hidden_bias", "(g h) -> g h"),
+    ("weight_hr", "projection_kernel", "p h -> h p"),
+]
+
+
+def our_params(module, gradients=False):
+    """The parameters of a torch.nn.LSTM, GRU or RNN, or their gradients, as ours."""
+    theirs = {name: (x.grad if gradients else x).detach().numpy() for name, x in module.named_parameters()}
+    params = {}
+    for layer in range(module.num_layers):
+        for direction, suffix in (("forward", ""), ("backward", "_reverse")):
+            group = {}
+            for name, ours, pattern in RULES:
+                value = theirs.pop(f"{name}_l{layer}{suffix}", None)
+                if value is not None:
+                    sizes = {"h": module.hidden_size} if "(g h)" in pattern else {}
+                    group[ours] = jnp.asarray(rearrange(value, pattern, **sizes).copy())
+            if group:
+                params[f"{direction}_{layer}"] = group
+    assert not theirs, f"left over: {sorted(theirs)}"
+    return params
+
+
+def to_torch(x):
+    return torch.from_numpy(np.asarray(x).copy()).requires_grad_()

@@ -1,0 +1,123 @@
+"""What LSTM, GRU and RNN share: layers, directions, lengths and states, as in torch.nn.
+
+Axis names: B batch, T time, I input width, H hidden width. Inside, time is the first axis, as a scan reads it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import pack, rearrange, unpack
+from flax import linen as nn
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int
+
+Lengths = Int[Array, "..."] | np.ndarray | Sequence[int]
+States = tuple[Array, ...]
+# (x [T, B, I], states [B, ·], valid [T, B, 1] or None) -> (out [T, B, H], final states)
+Layer = Callable[[Array, States, Array | None], tuple[Array, States]]
+
+
+class Recurrent(nn.Module):
+    """The options that all three have, and the walk through layers and directions.
+
+    Parameters lie under `forward_0`, `backward_0`, `forward_1`, …: one group a layer and direction.
+
+    Raises:
+        ValueError: if an option is outside its range, or lengths or initial states do not fit the input.
+    """
+
+    hidden_size: int  # H
+    num_layers: int = 1
+    bias: bool = True  # two of them, on the input's and on the hidden state's product, as in torch
+    dropout: float = 0.0  # on the output of every layer but the last
+    bidirectional: bool = False  # a second set of parameters reads backwards; the outputs are concatenated
+    time_major: bool = False  # input and output are [T, B, ·] instead of [B, T, ·]
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products; what lies between them is float32
+
+    def run_layers(
+        self,
+        make_layer: Callable[[str, bool], Layer],  # from its name and whether it reads backwards
+        widths: Sequence[int],  # of the states, of which the first is the output too
+        x: Array,
+        initial: States | None,
+        lengths: Lengths | None,
+        train: bool,
+    ) -> tuple[Array, States]:
+        """(output, final states), each as the caller's `__call__` describes them."""
+        self._check(x.shape)
+        x, (batch,) = pack([x.astype(self.dtype)], "t * i" if self.time_major else "* t i")
+        x = x if self.time_major else rearrange(x, "b t i -> t b i")
+        directions = ("forward", "backward")[: 1 + self.bidirectional]
+        states = self._initial_states(initial, widths, len(directions), tuple(batch))
+        valid = None if lengths is None else _valid_steps(lengths, x.shape[0], tuple(batch))
+        if valid is not None:
+            x = jnp.where(valid, x, 0)  # 0 · NaN is NaN, so broken padding must not reach the gradient's products
+
+        final = []
+        for layer in range(self.num_layers):
+            outputs = []
+            for i, direction in enumerate(directions, layer * len(directions)):
+                run = make_layer(f"{direction}_{layer}", direction == "backward")
+                out, ends = run(x, tuple(state[i] for state in states), valid)
+                outputs.append(out)
+                final.append(ends)
+            x = jnp.concatenate(outputs, axis=-1)
+            if layer < self.num_layers - 1:
+                x = nn.Dropout(self.dropout)(x, deterministic=not train)
+
+        x = x if self.time_major else rearrange(x, "t b h -> b t h")
+        (x,) = unpack(x, [batch], "t * h" if self.time_major else "* t h")
+        ends = [jnp.stack(end) for end in zip(*final, strict=True)]
+        return x, tuple(unpack(end, [batch], "l * h")[0] for end in ends)
+
+    def _initial_states(self, given, widths, directions: int, batch: tuple[int, ...]) -> States:
+        """Each [layers · directions, B, width]."""
+        shapes = [(self.num_layers * directions, *batch, width) for width in widths]
+        if given is None:
+            given = [jnp.zeros(shape) for shape in shapes]
+        if [state.shape for state in given] != shapes:
+            raise ValueError(
+                f"initial states are [layers · directions, batch, width], here {shapes}; "
+                f"got {[state.shape for state in given]}"
+            )
+        return tuple(pack([state.astype(self.dtype)], "l * h")[0] for state in given)
+
+    def _check(self, shape: tuple[int, ...]) -> None:
+        if len(shape) not in (2, 3) or 0 in shape:
+            raise ValueError(f"the input is [B, T, I], [T, B, I] or [T, I], none of them 0; got the shape {shape}")
+        if self.hidden_size < 1 or self.num_layers < 1:
+            raise ValueError(
+                f"hidden_size and num_layers must be at least 1, got {self.hidden_size} and {self.num_layers}"
+            )
+        if not 0.0 <= self.dropout <= 1.0:
+            raise ValueError(f"dropout is a rate from 0 to 1, got {self.dropout}")
+
+
+def _valid_steps(lengths: Lengths, steps: int, batch: tuple[int, ...]) -> Bool[Array, "T B 1"]:
+    """True before each sequence's end."""
+    known = not isinstance(lengths, Tracer)
+    lengths = np.asarray(lengths) if known else lengths
+    if lengths.shape != batch or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(f"lengths are integers of shape {batch}, got {lengths.dtype} of shape {lengths.shape}")
+    if known and not ((lengths >= 1) & (lengths <= steps)).all():
+        raise ValueError(f"lengths must be from 1 to the input's {steps}, got {lengths.tolist()}")
+    return rearrange(jnp.arange(steps)[:, None] < lengths.reshape(-1), "t b -> t b 1")
+
+
+def project_gates(
+    x: Float[Array, "T B I"], kernel: Float[Array, "I G H"], bias: Float[Array, "G H"] | None
+) -> Float[Array, "T B GH"]:
+    """The input's part of all gates at all steps, as one matrix product."""
+    rows = rearrange(x, "t b i -> (t b) i") @ rearrange(kernel.astype(x.dtype), "i g h -> i (g h)")
+    if bias is not None:
+        rows = rows + rearrange(bias.astype(x.dtype), "g h -> (g h)")
+    return rearrange(rows, "(t b) gh -> t b gh", t=x.shape[0])
+
+
+def uniform_init(hidden_size: int) -> nn.initializers.Initializer:
+    """U(−1/√H, 1/√H), from which torch draws every recurrent parameter."""
+    bound = hidden_size**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)

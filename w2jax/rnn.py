@@ -1,0 +1,123 @@
+"""The simple recurrent network (Elman 1990) and the GRU (Cho et al. 2014), equal to torch.nn.RNN and torch.nn.GRU.
+
+Axis names: B batch, T time, I input width, H hidden width, G gates · H.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from w2jax.recurrent import Lengths, Recurrent, project_gates, uniform_init
+
+# (gates of the input, gates of the hidden state, both [B, G] and float32, h) -> next h
+Cell = Callable[[Array, Array, Array], Array]
+
+
+class RNN(Recurrent):
+    """A multi-layer RNN: h ← tanh(x W_ih + b_ih + h W_hh + b_hh), or relu of it.
+
+    Parameters of a layer and direction: `input_kernel` [I, 1, H], `hidden_kernel` [H, 1, H], `input_bias` and
+    `hidden_bias` [1, H].
+    """
+
+    nonlinearity: Literal["tanh", "relu"] = "tanh"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*batch T I"],
+        initial_state: Float[Array, "L ... H"] | None = None,
+        lengths: Lengths | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "*batch T O"], Float[Array, "L ... H"]]:
+        """(out [B, T, H · directions], h [layers · directions, B, H]); arguments are those of `LSTM`, the state is h.
+
+        Raises:
+            ValueError: if an option is outside its range, or lengths or the state do not fit the input.
+        """
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f'nonlinearity is "tanh" or "relu", got "{self.nonlinearity}"')
+        activation = jnp.tanh if self.nonlinearity == "tanh" else nn.relu
+        return _run(self, 1, lambda x, hidden, h: activation(x + hidden), x, initial_state, lengths, train)
+
+
+class GRU(Recurrent):
+    """A multi-layer GRU, with gates in the order r, z, n, and r inside the bias of the hidden state, as in torch:
+
+        r = σ(x W_ir + b_ir + h W_hr + b_hr),  z = σ(x W_iz + b_iz + h W_hz + b_hz),
+        n = tanh(x W_in + b_in + r (h W_hn + b_hn)),  h ← (1 − z) n + z h
+
+    Parameters of a layer and direction: `input_kernel` [I, 3, H], `hidden_kernel` [H, 3, H], `input_bias` and
+    `hidden_bias` [3, H].
+    """
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*batch T I"],
+        initial_state: Float[Array, "L ... H"] | None = None,
+        lengths: Lengths | None = None,
+        train: bool = False,
+    ) -> tuple[Float[Array, "*batch T O"], Float[Array, "L ... H"]]:
+        """(out [B, T, H · directions], h [layers · directions, B, H]); arguments are those of `LSTM`, the state is h.
+
+        Raises:
+            ValueError: if an option is outside its range, or lengths or the state do not fit the input.
+        """
+
+        def cell(x, hidden, h):
+            x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
+            h_r, h_z, h_n = jnp.split(hidden, 3, axis=-1)
+            z = nn.sigmoid(x_z + h_z)
+            return (1 - z) * jnp.tanh(x_n + nn.sigmoid(x_r + h_r) * h_n) + z * h
+
+        return _run(self, 3, cell, x, initial_state, lengths, train)
+
+
+def _run(module: Recurrent, gates: int, cell: Cell, x, initial_state, lengths, train):
+    def make_layer(name: str, reverse: bool):
+        layer = RecurrentLayer(module.hidden_size, gates, cell, module.bias, reverse, name=name)
+        return lambda x, states, valid: layer(x, states[0], valid)
+
+    initial = None if initial_state is None else (initial_state,)
+    out, (h,) = module.run_layers(make_layer, (module.hidden_size,), x, initial, lengths, train)
+    return out, h
+
+
+class RecurrentLayer(nn.Module):
+    """One layer in one direction, time first; what is between the products is the cell's."""
+
+    hidden_size: int
+    gates: int
+    cell: Cell
+    bias: bool
+    reverse: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "T B I"], h: Float[Array, "B H"], valid: Bool[Array, "T B 1"] | None
+    ) -> tuple[Float[Array, "T B H"], tuple[Float[Array, "B H"]]]:
+        gates, dtype = (self.gates, self.hidden_size), x.dtype
+        exact, init = jnp.promote_types(dtype, jnp.float32), uniform_init(self.hidden_size)
+        input_kernel = self.param("input_kernel", init, (x.shape[-1], *gates))
+        hidden_kernel = self.param("hidden_kernel", init, (self.hidden_size, *gates))
+        input_bias, hidden_bias = None, jnp.zeros(gates)
+        if self.bias:
+            input_bias, hidden_bias = self.param("input_bias", init, gates), self.param("hidden_bias", init, gates)
+        gates_x = project_gates(x, input_kernel, input_bias)
+        hidden_kernel = rearrange(hidden_kernel.astype(dtype), "p g h -> p (g h)")
+        hidden_bias = rearrange(hidden_bias.astype(dtype), "g h -> (g h)")
+
+        def step(h, inputs):
+            x, now = inputs
+            hidden = jnp.dot(h, hidden_kernel, preferred_element_type=exact) + hidden_bias
+            new = self.cell(x.astype(exact), hidden, h).astype(dtype)
+            return (new, new) if now is None else (jnp.where(now, new, h), jnp.where(now, new, 0))
+
+        last, out = jax.lax.scan(step, h, (gates_x, valid), reverse=self.reverse)
+        return out, (last,)
