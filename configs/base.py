@@ -100,7 +100,7 @@ class Mesh:
     fsdp: int = 1
     """Parts that large parameters and their optimizer state are cut into; the batch is cut too."""
     tensor: int = 1
-    """Parts that attention heads and MLP widths are cut into."""
+    """Parts that attention heads and hidden widths are cut into."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +111,12 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     run: Run = field(default_factory=Run)
     mesh: Mesh = field(default_factory=Mesh)
+
+
+@dataclass(frozen=True)
+class ClassifierConfig(Config):
+    """What the Config of every task that classifies images begins with."""
+
+    augment: Augment = field(default_factory=Augment)
+    label_smoothing: float = 0.0
+    """Part of each target that is spread evenly over all classes."""

@@ -1,9 +1,8 @@
 """Vision Transformers on images of digits and clothes; each preset's measured results stand in the README."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from configs.base import Augment, Data, Optim, Run
-from configs.base import Config as BaseConfig
+from configs.base import Augment, ClassifierConfig, Data, Optim, Run
 from w2jax import ViT
 
 # 28×28 images as 4×4 patches: a third of the tokens that patches of 4 pixels make.
@@ -11,13 +10,10 @@ SMALL = ViT(10, patch_size=7, embed_dim=64, depth=4, num_heads=4, mlp_dim=128, p
 
 
 @dataclass(frozen=True)
-class Config(BaseConfig):
+class Config(ClassifierConfig):
     """A Vision Transformer that classifies images."""
 
     model: ViT = SMALL
-    augment: Augment = field(default_factory=Augment)
-    label_smoothing: float = 0.0
-    """Part of each target that is spread evenly over all classes."""
 
 
 # 32×32 colour images as 8×8 patches of 4 pixels: 4 M parameters, meant for an accelerator.

@@ -1,6 +1,7 @@
 """Every mistake of a user is one clear line on stderr and exit status 2."""
 
 import dataclasses
+import importlib
 import json
 import subprocess
 import sys
@@ -13,14 +14,15 @@ from configs.vit import PRESETS
 from train.cli import parse
 from train.errors import RunStopped, UserError
 from train.loop import fit
+from train.run_folder import config_tree, flattened
 from train.vit import make_task
 
 ROOT = Path(__file__).parent.parent
 
 
-def run(*arguments):
+def run(task, *arguments):
     return subprocess.run(
-        [sys.executable, "-m", "train.vit", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", f"train.{task}", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
 
 
@@ -96,6 +98,28 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(argume
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        ("mha", ["--model.num-heads", "3"], "embed_dim must be divisible by num_heads, got 32 and 3"),
+        ("mha", ["--model.drop-path", "1"], "drop_path is a rate of at least 0 and below 1, got 1.0"),
+        ("mha", ["--model.num-classes", "7"], "add --model.num-classes 10"),
+        ("lstm", ["--model.hidden-size", "0"], "hidden_size and num_layers must be at least 1, got 0 and 1"),
+        ("lstm", ["--model.proj-size", "64"], "proj_size must be from 0 to below hidden_size 64, got 64"),
+        ("lstm", ["--model.num-classes", "7"], "add --model.num-classes 10"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else None,
+)
+def test_what_any_model_refuses_is_refused_before_anything_is_written(task, arguments, message, tmp_path):
+    presets = importlib.import_module(f"configs.{task}").PRESETS
+    config = parse(task, presets, ["tiny", *arguments, "--run.dir", str(tmp_path / "run")])
+    with pytest.raises(UserError) as error:
+        fit(config, importlib.import_module(f"train.{task}").make_task)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
 def small(folder, **run_options):
     tiny = PRESETS["tiny"]
     run_options = {"steps": 3, "batch_size": 8, "dir": str(folder)} | run_options
@@ -143,15 +167,17 @@ def test_a_run_whose_loss_is_nan_stops_and_keeps_the_last_good_checkpoint(tmp_pa
 
 
 def test_the_program_exits_2_with_one_line_and_no_traceback():
-    result = run("tiny", "--run.steps", "0")
+    result = run("vit", "tiny", "--run.steps", "0")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("error: --run.steps must be at least 1")
 
 
-def test_help_lists_presets_and_every_option_with_its_text():
-    result = run("--help")
+@pytest.mark.parametrize("task", ["vit", "mha", "lstm"])
+def test_help_lists_presets_and_every_option(task):
+    result = run(task, "--help")
     assert result.returncode == 0
-    for word in ("PRESET: tiny, sample", "--model.patch-size", "--mesh.fsdp", "--augment.mixup", "--run.save-every"):
-        assert word in result.stdout
-    options = [line for line in result.stdout.splitlines() if "--" in line and "│ --" in line]
-    assert len(options) > 50
+    presets = importlib.import_module(f"configs.{task}").PRESETS
+    assert f"train.{task} [PRESET]" in result.stdout
+    assert f"PRESET: {', '.join(presets)} (default: sample)" in " ".join(result.stdout.split())
+    for name in flattened(config_tree(presets["sample"])):
+        assert f"--{name.replace('_', '-')}" in result.stdout

@@ -16,7 +16,7 @@ from torch_recurrent import our_params, to_torch
 
 from w2jax import GRU, LSTM, RNN
 
-B, T, I, H, P = 3, 5, 4, 7, 6
+B, T, I, H, P = 3, 5, 4, 7, 6  # noqa: E741
 THEIRS = {LSTM: torch.nn.LSTM, GRU: torch.nn.GRU, RNN: torch.nn.RNN}
 
 

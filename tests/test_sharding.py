@@ -26,6 +26,10 @@ ALL = {"data": 1, "fsdp": 2, "tensor": 2}
             (256, 3, 64),
             P("fsdp", None, None),
         ),  # 3 heads over 2: not cut
+        ("params/lstm/forward_0/input_kernel", (256, 4, 128), P("fsdp", None, "tensor")),
+        ("opt_state/0/nu/lstm/backward_1/hidden_kernel", (256, 4, 128), P("fsdp", None, "tensor")),
+        ("params/lstm/forward_0/hidden_bias", (4, 128), P(None, "tensor")),
+        ("params/lstm/forward_0/projection_kernel", (256, 128), P("tensor", "fsdp")),
         ("params/head/kernel", (255, 1001), P(None, None)),  # nothing divides
         ("params/norm/scale", (256,), P(None)),  # small: copied
         ("step", (), P()),

@@ -8,7 +8,8 @@ import torch
 from flax import linen as nn
 from models import random_variables, run
 
-from w2jax.transformer import DropPath, Encoder, EncoderBlock, LayerScale, Mlp
+from w2jax.blocks import DropPath, EncoderBlock, LayerScale, Mlp
+from w2jax.transformer import Encoder
 
 B, N, D, H, F = 2, 5, 12, 3, 20
 
@@ -51,13 +52,20 @@ def test_a_block_is_the_papers_equation_or_the_courses_residual(from_norm):
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("gelu", ["erf", "tanh"])
-def test_the_mlp_is_torchs_in_both_forms_of_gelu(gelu):
-    mlp, x = Mlp(F, gelu=gelu), 3 * tokens()
+def test_the_residual_from_the_norm_is_refused_where_no_norm_stands_before_it():
+    block = EncoderBlock(H, F, pre_norm=False, residual_from_norm=True)
+    with pytest.raises(ValueError, match="residual_from_norm needs pre_norm True"):
+        jax.eval_shape(block.init, jax.random.key(0), tokens())
+
+
+@pytest.mark.parametrize(
+    ("activation", "torchs"),
+    [("gelu", torch.nn.GELU()), ("gelu_tanh", torch.nn.GELU(approximate="tanh")), ("relu", torch.nn.ReLU())],
+)
+def test_the_mlp_is_torchs_with_every_activation(activation, torchs):
+    mlp, x = Mlp(F, activation=activation), 3 * tokens()
     variables = random_variables(mlp, x)
-    theirs = torch.nn.Sequential(
-        torch.nn.Linear(D, F), torch.nn.GELU(approximate="none" if gelu == "erf" else "tanh"), torch.nn.Linear(F, D)
-    )
+    theirs = torch.nn.Sequential(torch.nn.Linear(D, F), torchs, torch.nn.Linear(F, D))
     p = jax.tree.map(lambda a: torch.from_numpy(np.array(a)), variables["params"])
     theirs.load_state_dict(
         {
@@ -125,7 +133,7 @@ def test_drop_path_drops_whole_examples_keeps_the_mean_and_rises_with_depth():
         """A block whose output tells the rate that it was given."""
 
         @nn.compact
-        def __call__(self, x, drop_path, train=False, return_attention=False):
+        def __call__(self, x, drop_path, **options):
             return x.at[:, 0, 0].add(drop_path).at[:, 0, 1].max(drop_path), None
 
     for scan in (False, True):

@@ -76,7 +76,7 @@ def test_the_order_of_patches_matters_only_through_positions(options):
         {"num_registers": 2},
         {"layer_scale": 0.1, "qk_norm": True},
         {"pre_logits_dim": 7},
-        {"gelu": "tanh", "norm_eps": 1e-3, "attention_scale": 12**-0.5},
+        {"activation": "gelu_tanh", "norm_eps": 1e-3, "attention_scale": 12**-0.5},
         {"remat": True, "scan_layers": True},
     ],
     ids=str,
@@ -91,7 +91,7 @@ def test_every_parameter_of_every_option_reaches_the_logits(options):
             assert float(jnp.abs(gradient).max()) > 0, path
 
 
-@pytest.mark.parametrize("option", [{"gelu": "tanh"}, {"norm_eps": 1e-2}, {"attention_scale": 12**-0.5}])
+@pytest.mark.parametrize("option", [{"activation": "gelu_tanh"}, {"norm_eps": 1e-2}, {"attention_scale": 12**-0.5}])
 def test_options_without_parameters_change_the_logits(option):
     variables = init(vit())
     changed, plain = (run(model, variables, images())[0] for model in (vit(**option), vit()))

@@ -24,4 +24,4 @@ def make_optimizer(config: Optim, steps: int) -> optax.GradientTransformation:
 
 def is_matrix(params):
     """True at the leaves that weight decay is for: kernels, not biases, norms, positions or tokens."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    return jax.tree.map_with_path(lambda path, _: path[-1].key.endswith("kernel"), params)

@@ -16,12 +16,14 @@ from train.errors import UserError
 # Smaller parameters are copied: to gather one costs more than the memory it saves.
 FSDP_MIN_SIZE = 2**14
 
-# The axis, counted from the end, that "tensor" cuts: attention heads and the MLP's hidden width.
+# The axis, counted from the end, that "tensor" cuts: attention heads, the MLP's hidden width and an LSTM's.
 TENSOR_AXES = [
     (re.compile(r"attention/(query|key|value)/(kernel|bias)$"), -2),
     (re.compile(r"attention/out/kernel$"), -3),
     (re.compile(r"mlp/fc1/(kernel|bias)$"), -1),
     (re.compile(r"mlp/fc2/kernel$"), -2),
+    (re.compile(r"(forward|backward)_\d+/(input|hidden)_(kernel|bias)$"), -1),
+    (re.compile(r"(forward|backward)_\d+/projection_kernel$"), -2),
 ]
 
 

@@ -3,6 +3,8 @@
 from w2jax.attention import MultiHeadAttention, scaled_dot_product_attention
 from w2jax.lstm import LSTM
 from w2jax.rnn import GRU, RNN
+from w2jax.seq2seq import Seq2Seq
+from w2jax.transformer import Transformer
 from w2jax.vit import ViT
 
-__all__ = ["GRU", "LSTM", "RNN", "MultiHeadAttention", "ViT", "scaled_dot_product_attention"]
+__all__ = ["GRU", "LSTM", "RNN", "MultiHeadAttention", "Seq2Seq", "Transformer", "ViT", "scaled_dot_product_attention"]

@@ -1,15 +1,25 @@
 """Scaled dot-product and multi-head attention (Vaswani et al. 2017, "Attention Is All You Need", section 3.2).
 
-Axis names: B batch, T query length, S key length, K head width, H heads, D model width.
+Axis names: B batch, T query length, S key length, K key width of a head, V its value width, H heads, D model width,
+L length of the cache.
 """
 
-from functools import reduce
+import math
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Key
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from w2jax.attention_kernels import chunked_attention, cudnn_attention, xla_attention
+
+Causal = bool | Literal["top_left", "bottom_right"]
+Implementation = Literal["auto", "xla", "chunked", "cudnn"]
+
+CHUNK_ABOVE_BYTES = 2**30  # "auto" works in blocks when the float32 logits [..., T, S] would take more than this
 
 
 def scaled_dot_product_attention(
@@ -18,11 +28,13 @@ def scaled_dot_product_attention(
     value: Float[Array, "*batch_k S V"],
     mask: Bool[Array, "..."] | None = None,
     bias: Float[Array, "..."] | None = None,
-    causal: bool = False,
+    causal: Causal = False,
     scale: float | None = None,
     dropout: float = 0.0,
     dropout_key: Key[Array, ""] | None = None,
     return_weights: bool = True,
+    key_lengths: Int[Array, "..."] | None = None,
+    implementation: Implementation = "auto",
 ) -> tuple[Float[Array, "*batch T V"], Float[Array, "*batch T S"] | None]:
     """softmax(Q Kᵀ · scale + bias) V, equation 1 of the paper.
 
@@ -35,65 +47,63 @@ def scaled_dot_product_attention(
         mask: True = attend; broadcastable to [..., T, S]. A query that may attend to nothing gets output 0,
             weights 0 and gradients 0. A key that a query may not attend to never reaches it, NaN included.
         bias: added to the logits; broadcastable to [..., T, S]; −inf masks.
-        causal: query t attends to keys 0..t (aligned at the first key, as torch and jax.nn do).
+        causal: True or "top_left": query t attends to keys 0..t (aligned at the first key, as torch and jax.nn do).
+            "bottom_right": the last query is aligned with the last valid key, so query t attends to keys up to
+            t + S − T, or t + key_lengths − T (as FlashAttention does).
         scale: 1/√K when None, the paper's.
         dropout: rate on the weights.
         dropout_key: typed key that dropout draws from.
         return_weights: False returns None in their place. Weights are those before dropout.
+        key_lengths: the number of valid keys, those behind are masked; broadcastable to the leading axes [...]:
+            [B] for queries [B, T, K], [B, 1] for [B, H, T, K].
+        implementation: "xla" holds all logits [..., T, S]. "chunked" holds one block of them at a time, forward and
+            backward: memory linear in T and S, the same result up to rounding (under dropout other random bits), no
+            weights. "cudnn" is jax.nn's fused kernel: an NVIDIA GPU, float16 or bfloat16, [B, H, T, K], V = K, and
+            neither weights nor dropout, bias or "bottom_right"; its limits that depend on the GPU jax names itself.
+            "auto" is "chunked" where weights are not wanted and the logits exceed `CHUNK_ABOVE_BYTES`, else "xla".
 
     Returns:
         (output, weights); the softmax is computed in float32 whatever the input's dtype.
 
     Raises:
-        ValueError: if widths or lengths disagree, or dropout is asked for without a key.
+        ValueError: if widths or lengths disagree, dropout is asked for without a key, or the implementation is unknown
+            or cannot do what is asked.
     """
+    queries, keys = query.shape[-2], key.shape[-2]
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(f"query and key need one width, got query {query.shape} and key {key.shape}")
-    if key.shape[-2] != value.shape[-2]:
+    if keys != value.shape[-2]:
         raise ValueError(f"key and value need one length, got key {key.shape} and value {value.shape}")
+    for name, x in (("mask", mask), ("bias", bias)):
+        if x is not None and any(x.shape[i] not in (1, n) for i, n in ((-1, keys), (-2, queries)) if x.ndim >= -i):
+            raise ValueError(f"{name} must broadcast to [..., {queries}, {keys}], got {x.shape}")
+    if causal not in (False, True, "top_left", "bottom_right"):
+        raise ValueError(f"causal must be False, True, 'top_left' or 'bottom_right', got {causal!r}")
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation must be one of {get_args(Implementation)}, got {implementation!r}")
+    if dropout > 0.0 and dropout_key is None:
+        raise ValueError(f"attention dropout {dropout} needs a dropout_key, got None")
+    if implementation == "chunked" and return_weights:
+        raise ValueError("implementation 'chunked' never holds the weights: pass return_weights=False, or use 'xla'")
 
+    if implementation == "auto":
+        batch = jnp.broadcast_shapes(query.shape[:-2], key.shape[:-2])
+        small = 4 * math.prod(batch) * queries * keys <= CHUNK_ABOVE_BYTES
+        implementation = "xla" if return_weights or small else "chunked"
     factor: float = query.shape[-1] ** -0.5 if scale is None else scale
-
-    def logits(key):
-        products = jnp.einsum("...tk,...sk->...ts", query * factor, key, preferred_element_type=jnp.float32)
-        return products if bias is None else products + bias
-
-    poisoned = None
-    mask = _combined_mask(mask, bias, causal, query.shape[-2], key.shape[-2])
-    if mask is None:
-        weights = nn.softmax(logits(key))
-    else:
-        # 0 · NaN is NaN, forward and backward, so a broken key is taken out of the products
-        # and put back at the end, only into the rows that attend to it.
-        finite = jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1)
-        poisoned = (mask & ~finite[..., None, :]).any(-1, keepdims=True)
-        key = jnp.where(finite[..., None], key, 0)
-        value = jnp.where(finite[..., None], value, 0)
-        # The smallest float instead of −inf keeps a fully masked row finite; the next `where` makes it exactly 0.
-        weights = nn.softmax(jnp.where(mask, logits(key), jnp.finfo(jnp.float32).min))
-        weights = jnp.where(mask, weights, 0)
-
-    used = weights
-    if dropout > 0.0:
-        if dropout_key is None:
-            raise ValueError(f"attention dropout {dropout} needs a dropout_key, got None")
-        keep = jax.random.bernoulli(dropout_key, 1.0 - dropout, weights.shape)
-        used = jnp.where(keep, weights / (1.0 - dropout), 0)
-    output = jnp.einsum("...ts,...sv->...tv", used.astype(value.dtype), value)
-    if poisoned is not None:
-        output, weights = jnp.where(poisoned, jnp.nan, output), jnp.where(poisoned, jnp.nan, weights)
-    return output, weights if return_weights else None
-
-
-def _combined_mask(mask, bias, causal: bool, queries: int, keys: int) -> Array | None:
-    parts = []
-    if mask is not None:
-        parts.append(mask)
-    if bias is not None:
-        parts.append(bias != -jnp.inf)
+    lengths = None if key_lengths is None else jnp.minimum(key_lengths, keys)[..., None, None]
+    offset = None  # of the last key that the first query sees
     if causal:
-        parts.append(jnp.tril(jnp.ones((queries, keys), bool)))
-    return reduce(jnp.logical_and, parts) if parts else None
+        offset = (keys if lengths is None else lengths) - queries if causal == "bottom_right" else 0
+
+    if implementation == "cudnn":
+        asked = {"the weights": return_weights, "dropout": dropout > 0.0, "a bias": bias is not None}
+        asked["causal='bottom_right'"] = causal == "bottom_right"
+        return cudnn_attention(query, key, value, mask, offset, lengths, factor, asked), None
+    if implementation == "chunked":
+        return chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key), None
+    output, weights = xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key)
+    return output, weights if return_weights else None
 
 
 class MultiHeadAttention(nn.Module):
@@ -102,8 +112,9 @@ class MultiHeadAttention(nn.Module):
     Self-attention when only `query` is given, cross-attention otherwise. Parameters: `query`, `key`, `value` kernels
     [width in, H, K] and `out` [H, K, D], each with a bias unless `use_bias` is False.
 
-    Raises:
-        ValueError: if a width is not divisible by its number of heads.
+    With `decode` the keys and values are kept in the collection "cache": `key` [B, Hkv, L, K], `value` [B, Hkv, L, V],
+    and `index`, how many positions are written. `init(rng, x, decode="append")` makes it empty, for the length L of the
+    keys in that call; then every `apply(variables, x, decode="append", mutable=["cache"])` adds its own.
     """
 
     num_heads: int
@@ -116,6 +127,7 @@ class MultiHeadAttention(nn.Module):
     qk_norm: bool = False  # LayerNorm over each head's queries and keys (Dehghani et al. 2023, section 2)
     norm_eps: float = 1e-6
     scale: float | None = None  # of the logits; 1/√(head width) when None
+    implementation: Implementation = "auto"  # of scaled_dot_product_attention
     dtype: str = "float32"  # of the computation; parameters are float32
 
     @nn.compact
@@ -126,17 +138,40 @@ class MultiHeadAttention(nn.Module):
         value: Float[Array, "B S Iv"] | None = None,
         mask: Bool[Array, "..."] | None = None,
         bias: Float[Array, "..."] | None = None,
-        causal: bool = False,
+        causal: Causal = False,
         train: bool = False,
         return_weights: bool = False,
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S"] | None]:
+        key_lengths: Int[Array, "B"] | None = None,
+        decode: Literal["append", "reuse"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S_or_L"] | None]:
         """Attend from `query` to `key`/`value` (by default `query`, and `value` = `key`).
 
-        `mask` and `bias` broadcast to [B, H, T, S]; mask True = attend. With `train`, dropout draws from the
-        "dropout" rng. The weights are None unless `return_weights`.
+        Args:
+            query: what asks.
+            key: what is asked.
+            value: what is answered.
+            mask: broadcastable to [B, H, T, S], or [B, H, T, L] with `decode`; True = attend.
+            bias: added to the logits; broadcastable as the mask.
+            causal: as in `scaled_dot_product_attention`. With `decode`, True is "bottom_right": the last query is
+                aligned with the last position written, so decoding in pieces equals one causal pass.
+            train: drop weights, by the "dropout" rng.
+            return_weights: otherwise they are None.
+            key_lengths: the number of valid keys of each example.
+            decode: "append" writes these keys and values, of one position or many, behind those in the cache and
+                attends to all of them. "reuse" attends to the cache as it is and projects only the query: that is
+                cross-attention after its first call.
+
+        Returns:
+            (output, weights). Where more was appended than the cache holds, the output is NaN from then on under
+            `jit`, which cannot raise.
+
+        Raises:
+            ValueError: if heads do not divide a width, or an argument does not go with `decode`; outside `jit` also if
+                the cache overflows.
         """
-        key = query if key is None else key
-        value = key if value is None else value
+        if decode is not None:
+            self._check_decode(decode, query, key, value, causal, key_lengths)
+            causal = "bottom_right" if causal else False
         embed_dim = query.shape[-1] if self.embed_dim is None else self.embed_dim
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         if self.num_heads % kv_heads:
@@ -144,6 +179,7 @@ class MultiHeadAttention(nn.Module):
         qk_width = self._head_width("qk_dim", self.qk_dim, embed_dim)
         v_width = self._head_width("v_dim", self.v_dim, embed_dim)
         dtype = jnp.dtype(self.dtype)
+        norm = {"epsilon": self.norm_eps, "use_fast_variance": False, "dtype": dtype}
 
         def heads(x, count: int, width: int, name: str):
             kernel_init = nn.initializers.xavier_uniform()
@@ -153,29 +189,50 @@ class MultiHeadAttention(nn.Module):
             return rearrange(x, "b t h k -> b h t k")
 
         q = heads(query, self.num_heads, qk_width, "query")
-        k = heads(key, kv_heads, qk_width, "key")
-        v = heads(value, kv_heads, v_width, "value")
         if self.qk_norm:
-            norm = {"epsilon": self.norm_eps, "use_fast_variance": False, "dtype": dtype}
             q = nn.LayerNorm(**norm, name="query_norm")(q)
-            k = nn.LayerNorm(**norm, name="key_norm")(k)
-        if kv_heads != self.num_heads:
-            k, v = (jnp.repeat(x, self.num_heads // kv_heads, axis=1) for x in (k, v))
+        written = None
+        if decode == "reuse":
+            k, v, written = (self.get_variable("cache", name) for name in ("key", "value", "index"))
+        else:
+            key = query if key is None else key
+            k = heads(key, kv_heads, qk_width, "key")
+            v = heads(key if value is None else value, kv_heads, v_width, "value")
+            if self.qk_norm:
+                k = nn.LayerNorm(**norm, name="key_norm")(k)
+            if decode == "append":
+                k, v, written = self._appended(k, v)
+        if written is not None:
+            key_lengths = jnp.full(query.shape[0], written)
+
+        def by_group(x):
+            """[..., H, T, S] -> [..., Hkv, G, T, S]: the G heads that share keys, and so need no copies of them."""
+            if x is None or x.ndim < 3:
+                return x
+            if x.shape[-3] == 1:
+                return x[..., None, :, :]
+            if x.shape[-3] != self.num_heads:
+                raise ValueError(f"mask and bias need {self.num_heads} heads or 1 at axis -3, got {x.shape}")
+            return rearrange(x, "... (h g) t s -> ... h g t s", h=kv_heads)
 
         dropout = self.dropout if train else 0.0
         attended, weights = scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            mask=mask,
-            bias=bias,
+            rearrange(q, "b (h g) t k -> b h g t k", h=kv_heads),
+            k[:, :, None],
+            v[:, :, None],
+            mask=by_group(mask),
+            bias=by_group(bias),
             causal=causal,
             scale=self.scale,
             dropout=dropout,
             dropout_key=self.make_rng("dropout") if dropout > 0.0 else None,
             return_weights=return_weights,
+            key_lengths=None if key_lengths is None else key_lengths[:, None, None],
+            implementation=self.implementation,
         )
-        attended = rearrange(attended, "b h t v -> b t h v")
+        if written is not None:
+            attended = jnp.where(written <= k.shape[2], attended, jnp.nan)
+        attended = rearrange(attended, "b h g t v -> b t (h g) v")
         out = nn.DenseGeneral(
             embed_dim,
             axis=(-2, -1),
@@ -184,7 +241,49 @@ class MultiHeadAttention(nn.Module):
             dtype=dtype,
             name="out",
         )
-        return out(attended), weights
+        return out(attended), None if weights is None else rearrange(weights, "b h g t s -> b (h g) t s")
+
+    def _check_decode(self, decode: str, query, key, value, causal: Causal, key_lengths) -> None:
+        if causal == "top_left":
+            raise ValueError("causal='top_left' would hide what is in the cache: decode needs True or 'bottom_right'")
+        if key_lengths is not None:
+            raise ValueError("with decode the cache knows its length: hide keys by `mask` instead of `key_lengths`")
+        if decode == "reuse" and not (key is None and value is None):
+            raise ValueError("decode='reuse' attends to the cache, it takes no key or value; decode='append' does")
+        if self.is_initializing():
+            if decode == "reuse":
+                raise ValueError("decode='reuse' has no keys to size a cache by: init with decode='append'")
+            return
+        writable = decode == "reuse" or self.is_mutable_collection("cache")
+        if not self.has_variable("cache", "key") or not writable:
+            raise ValueError(
+                f"decode={decode!r} needs a cache: init with decode='append' and a key of the full length, then apply "
+                "with that collection 'cache' and mutable=['cache']"
+            )
+        held = self.get_variable("cache", "key").shape[0]
+        if query.shape[0] != held:
+            raise ValueError(f"the cache is for a batch of {held}, got {query.shape[0]}: init one for this batch")
+
+    def _appended(self, key: Array, value: Array) -> tuple[Array, Array, Array]:
+        """The cache's keys, values and how many are written, once `key` and `value` are; `init` writes nothing."""
+        # The submodules are called `key` and `value` too, so these are put and got instead of declared.
+        if self.is_initializing():
+            for name, x in (("key", key), ("value", value)):
+                self.put_variable("cache", name, jnp.zeros_like(x))
+            self.put_variable("cache", "index", jnp.zeros((), jnp.int32))
+            return key, value, jnp.asarray(key.shape[2])
+        keys, values, start = (jnp.asarray(self.get_variable("cache", name)) for name in ("key", "value", "index"))
+        new, length = key.shape[2], keys.shape[2]
+        written = 0 if isinstance(start, Tracer) else int(start)
+        if written + new > length:
+            raise ValueError(
+                f"the cache holds {length} positions, {written} are written, {new} more do not fit: init a longer one"
+            )
+        keys = jax.lax.dynamic_update_slice_in_dim(keys, key, start, axis=2)
+        values = jax.lax.dynamic_update_slice_in_dim(values, value, start, axis=2)
+        for name, x in (("key", keys), ("value", values), ("index", start + new)):
+            self.put_variable("cache", name, x)
+        return keys, values, start + new
 
     def _head_width(self, name: str, width: int | None, embed_dim: int) -> int:
         name, width = ("embed_dim", embed_dim) if width is None else (name, width)

@@ -13,7 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from w2jax.attention import MultiHeadAttention
-from w2jax.transformer import Encoder, EncoderBlock, Mlp
+from w2jax.blocks import Activation, EncoderBlock, Mlp
+from w2jax.transformer import Encoder
 
 # Width, depth, heads and MLP width: table 1 of the ViT paper (B, L, H), of DeiT (Ti, S) and table 2 of
 # "Scaling Vision Transformers" (g, G).
@@ -46,7 +47,7 @@ class AttentionPool(nn.Module):
 
     num_heads: int
     mlp_dim: int
-    gelu: Literal["erf", "tanh"] = "erf"
+    activation: Activation = "gelu"
     norm_eps: float = 1e-6
     dtype: str = "float32"
 
@@ -56,7 +57,7 @@ class AttentionPool(nn.Module):
         probe = repeat(probe.astype(tokens.dtype), "1 1 d -> b 1 d", b=tokens.shape[0])
         x, _ = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="attention")(probe, tokens)
         norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False, dtype=jnp.dtype(self.dtype), name="norm")
-        x = x + Mlp(self.mlp_dim, gelu=self.gelu, dtype=self.dtype, name="mlp")(norm(x))
+        x = x + Mlp(self.mlp_dim, activation=self.activation, dtype=self.dtype, name="mlp")(norm(x))
         return rearrange(x, "b 1 d -> b d")
 
 
@@ -85,7 +86,7 @@ class ViT(nn.Module):
     attention_scale: float | None = None  # of the logits; None: 1/√(head width)
     residual_from_norm: bool = False  # attention's residual adds the normalised input, as the PyTorch course's code
     pre_logits_dim: int | None = None  # width of a tanh layer before the head; None: no such layer
-    gelu: Literal["erf", "tanh"] = "erf"
+    activation: Activation = "gelu"
     norm_eps: float = 1e-6
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     remat: bool = False  # recompute blocks in the backward pass: less memory, more time
@@ -129,7 +130,7 @@ class ViT(nn.Module):
             qk_norm=self.qk_norm,
             layer_scale=self.layer_scale,
             residual_from_norm=self.residual_from_norm,
-            gelu=self.gelu,
+            activation=self.activation,
             norm_eps=self.norm_eps,
             dtype=self.dtype,
             parent=None,
@@ -143,7 +144,7 @@ class ViT(nn.Module):
         elif self.pool == "gap":
             x = norm(x)[:, self.class_token + self.num_registers :].mean(axis=1)
         else:
-            pool = AttentionPool(self.num_heads, self.mlp_dim, self.gelu, self.norm_eps, self.dtype, name="pool")
+            pool = AttentionPool(self.num_heads, self.mlp_dim, self.activation, self.norm_eps, self.dtype, name="pool")
             x = pool(norm(x))
         if self.pre_logits_dim is not None:
             x = jnp.tanh(nn.Dense(self.pre_logits_dim, dtype=dtype, name="pre_logits")(x))

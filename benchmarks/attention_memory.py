@@ -1,0 +1,67 @@
+"""What `implementation="chunked"` saves: the peak memory of attention forward and backward, beside "xla".
+
+    python -m benchmarks.attention_memory [--tokens 16384] [--blocks 512 512]
+
+Each implementation runs once in a process of its own: batch 1, 4 heads of width 64, float32. Printed are the process's
+peak resident memory (Python and jax included), the temporaries of which XLA knew beforehand, and the seconds.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+import w2jax.attention_kernels
+from w2jax import scaled_dot_product_attention
+
+HEADS, WIDTH = 4, 64
+
+
+def measure(implementation: str, tokens: int, blocks: list[int]) -> dict[str, float]:
+    """GB and seconds of one forward and backward pass in this process."""
+    w2jax.attention_kernels.QUERY_BLOCK, w2jax.attention_kernels.KEY_BLOCK = blocks
+
+    def loss(q, k, v):
+        out, _ = scaled_dot_product_attention(q, k, v, return_weights=False, implementation=implementation)
+        return (out**2).sum()
+
+    q, k, v = (jax.random.normal(jax.random.key(i), (1, HEADS, tokens, WIDTH)) for i in range(3))
+    step = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(q, k, v).compile()
+    start = time.perf_counter()
+    gradients = jax.block_until_ready(step(q, k, v))
+    seconds = time.perf_counter() - start
+    assert all(jnp.isfinite(g).all() for g in gradients)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB on Linux
+    return {
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9,
+        "temporaries": step.memory_analysis().temp_size_in_bytes / 1e9,
+        "seconds": seconds,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=16384, help="(default: 16384; xla then needs 20 GB)")
+    parser.add_argument("--blocks", type=int, nargs=2, default=[512, 512], help="queries and keys (default: 512 512)")
+    parser.add_argument("--child", choices=("chunked", "xla"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(measure(options.child, options.tokens, options.blocks)))
+        return
+    for implementation in ("chunked", "xla"):
+        command = [sys.executable, "-m", "benchmarks.attention_memory", *sys.argv[1:], "--child", implementation]
+        found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+        print(
+            f"{implementation:<8} {found['peak']:6.2f} GB peak, {found['temporaries']:6.2f} GB of temporaries, "
+            f"{found['seconds']:6.1f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

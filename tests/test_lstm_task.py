@@ -1,0 +1,66 @@
+"""The task of the LSTM: the course's run, and what it shows of the model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch_sequence import TorchLSTMClassifier
+
+from configs.base import Data
+from configs.lstm import PRESETS
+from train.data import open_source
+from train.lstm import belief_grid, make_task
+
+
+def sample(count):
+    source = open_source(Data(), f"test[:{count}]")
+    return source, source.gather(np.arange(count))
+
+
+def test_the_preset_mnist_trains_as_the_courses_program_does():
+    torch.manual_seed(0)
+    theirs = TorchLSTMClassifier(28, 256, 2, 10)
+    adam = torch.optim.Adam(theirs.parameters(), lr=1e-3)
+    source, batch = sample(32)
+    images = torch.from_numpy(batch["image"][..., 0] / np.float32(255))
+    labels = torch.from_numpy(batch["label"]).long()
+
+    config = PRESETS["mnist"]
+    task = make_task(dataclasses.replace(config, run=dataclasses.replace(config.run, steps=4)), source)
+    state, step = task.init().replace(params=theirs.our_params()), jax.jit(task.step)
+    for _ in range(4):
+        loss = torch.nn.functional.cross_entropy(theirs(images), labels)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        state, metrics = step(state, batch)
+        np.testing.assert_allclose(metrics["loss"], loss.item(), rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, theirs.our_params())
+
+
+def test_every_class_is_equally_wide_in_a_map_and_the_image_stands_in_its_middle():
+    height, width, classes = 3, 7, 4
+    images = np.random.default_rng(0).uniform(size=(2, height, width, 1)).astype(np.float32)
+    beliefs = np.random.default_rng(1).uniform(size=(2, height, classes)).astype(np.float32)
+    grid = np.asarray(belief_grid(jnp.asarray(images), jnp.asarray(beliefs)))
+    assert grid.shape == (2, 2, height, 8)
+    np.testing.assert_array_equal(grid[:, 0, :, :7], images[..., 0])
+    np.testing.assert_array_equal(grid[:, 0, :, 7], 0)
+    np.testing.assert_array_equal(grid[:, 1], np.repeat(beliefs, 2, axis=2))
+
+
+def test_a_line_of_the_figure_is_what_is_believed_of_the_image_cut_below_it():
+    source, batch = sample(3)
+    config = PRESETS["tiny"]
+    task = make_task(config, source)
+    state = task.init()
+    (cells,) = jax.jit(task.figures)(state, batch).values()
+    images = jnp.asarray(batch["image"][..., 0]) / 255.0
+    assert cells.shape == (3, 2, 28, 30)
+    np.testing.assert_allclose(cells[:, 0, :, 1:-1], images, atol=1e-6)
+    for row in (0, 11, 27):
+        logits, _ = config.model.apply({"params": state.params}, images[:, : row + 1])
+        expected = np.repeat(jax.nn.softmax(logits), 3, axis=1)
+        np.testing.assert_allclose(cells[:, 1, row], expected, rtol=1e-4, atol=1e-6)

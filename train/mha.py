@@ -1,0 +1,40 @@
+"""python -m train.mha [PRESET]: multi-head attention over the rows of an image, to classify it."""
+
+import jax
+
+from configs.mha import PRESETS, Config
+from train.classify import beside, classification_task, rows
+from train.cli import parse, run_main
+from train.data import Source
+from train.task import Task
+
+
+def make_task(config: Config, source: Source) -> Task:
+    """The task of classifying images like those of `source`, each read as a sequence of its rows."""
+
+    def figures(forward, images):
+        _, attentions = forward(images, return_attention=True)
+        caption = "attention of the last block from each row (down) to each row (across): image, then each head"
+        return {caption: row_attention_grid(images, attentions[-1])}
+
+    return classification_task(config, source, config.model, lambda images: rows(2.0 * images - 1.0), figures)
+
+
+def row_attention_grid(images, weights):
+    """One row an example [B, 1 + H, h, w]: the image in gray, then each head's weights [h, h] as wide as it.
+
+    Line t of a map is what row t of the image attends to; the brightest of a map = 1.
+    """
+    weights = weights / weights.max(axis=(-2, -1), keepdims=True)
+    return beside(images, jax.image.resize(weights, (*weights.shape[:2], *images.shape[1:3]), "nearest"))
+
+
+def main() -> None:
+    config = parse("mha", PRESETS)
+    from train.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
+
+    fit(config, make_task)
+
+
+if __name__ == "__main__":
+    run_main(main)

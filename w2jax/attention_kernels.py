@@ -1,0 +1,219 @@
+"""Three ways to compute attention: with all logits, in blocks with an online softmax, by cuDNN.
+
+All take the conditions as `scaled_dot_product_attention` prepares them: `mask`, `bias`, `offset` (query t sees keys up
+to t + offset; None: all) and `lengths` [..., 1, 1] (None: all keys).
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+from jaxtyping import Array
+
+QUERY_BLOCK, KEY_BLOCK = 512, 512  # of `chunked_attention`
+LOWEST = float(jnp.finfo(jnp.float32).min)  # instead of −inf, whose difference with itself is NaN
+
+
+def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key):
+    """(output, weights) by way of all logits [..., T, S]."""
+    rows, columns = jnp.arange(query.shape[-2])[:, None], jnp.arange(key.shape[-2])
+
+    def logits(key):
+        products = jnp.einsum("...tk,...sk->...ts", query * factor, key, preferred_element_type=jnp.float32)
+        return products if bias is None else products + bias
+
+    poisoned = None
+    conditions = _conditions(mask, bias, offset, lengths, rows, columns)
+    if not conditions:
+        weights = nn.softmax(logits(key))
+    else:
+        visible = reduce(jnp.logical_and, conditions)
+        key, value, finite = _without_broken(key, value)
+        poisoned = (visible & ~finite[..., None, :]).any(-1, keepdims=True)
+        # The lowest float keeps a fully masked row finite; the next `where` makes it exactly 0.
+        weights = nn.softmax(jnp.where(visible, logits(key), LOWEST))
+        weights = jnp.where(visible, weights, 0)
+
+    used = weights
+    if dropout > 0.0:
+        used = _dropped(dropout_key, dropout, weights)
+    output = jnp.einsum("...ts,...sv->...tv", used.astype(value.dtype), value)
+    if poisoned is not None:
+        output, weights = jnp.where(poisoned, jnp.nan, output), jnp.where(poisoned, jnp.nan, weights)
+    return output, weights
+
+
+def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key):
+    """The output, one block of queries after the other, for each one block of keys after the other.
+
+    The softmax over the blocks of keys is kept as (largest logit, sum of exponentials, weighted sum of values), the
+    last two relative to the first (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax"); the
+    backward pass computes each block again (Rabe & Staats 2021, "Self-attention Does Not Need O(n²) Memory").
+    """
+    queries, keys, width = query.shape[-2], key.shape[-2], value.shape[-1]
+    dtype = value.dtype
+    lengths = keys if lengths is None else lengths  # hides what fills up the last block
+    shapes = [jnp.shape(x)[:-2] for x in (query, key, value, mask, bias, lengths) if x is not None]
+    batch = jnp.broadcast_shapes(*shapes)
+
+    key, value, finite = _without_broken(key, value)
+    row_size, column_size = min(QUERY_BLOCK, queries), min(KEY_BLOCK, keys)
+    row_count, column_count = -(-queries // row_size), -(-keys // column_size)
+    by_row, for_all_rows = _blocks({"query": query * factor, "mask": mask, "bias": bias}, -2, row_size)
+    key_axes = {"key": jnp.swapaxes(key, -1, -2), "value": jnp.swapaxes(value, -1, -2), "finite": finite[..., None, :]}
+    by_column, for_all_columns = _blocks(key_axes, -1, column_size)
+
+    @partial(jax.checkpoint, prevent_cse=False)  # in a loop there is no other copy for XLA to merge with
+    def attend_from(block):
+        i, own = block
+        query, mask, bias = (({**for_all_rows, **own})[name] for name in ("query", "mask", "bias"))
+        rows = i * row_size + jnp.arange(row_size)[:, None]
+        own_by_column, own_for_all_columns = _blocks({"mask": mask, "bias": bias}, -1, column_size)
+
+        @partial(jax.checkpoint, prevent_cse=False)
+        def attend_to(state, block):
+            j, own = block
+            x = {**for_all_columns, **own_for_all_columns, **own}
+            columns = j * column_size + jnp.arange(column_size)
+            visible = reduce(jnp.logical_and, _conditions(x["mask"], x["bias"], offset, lengths, rows, columns))
+
+            def add_block(state):
+                top, total, output, poisoned = state
+                logits = jnp.einsum("...tk,...ks->...ts", query, x["key"], preferred_element_type=jnp.float32)
+                if x["bias"] is not None:
+                    logits = logits + x["bias"].astype(jnp.float32)
+                logits = jnp.where(visible, logits, LOWEST)
+                # The result does not depend on what the exponents are relative to, so neither do its gradients.
+                new_top = jnp.maximum(top, jax.lax.stop_gradient(logits).max(-1, keepdims=True))
+                weights = jnp.where(visible, jnp.exp(logits - new_top), 0)
+                shrink = jnp.exp(top - new_top)
+                total = total * shrink + weights.sum(-1, keepdims=True)
+                if dropout > 0.0:
+                    own_key = jax.random.fold_in(jax.random.fold_in(dropout_key, i), j)
+                    weights = _dropped(own_key, dropout, weights)
+                added = jnp.einsum(
+                    "...ts,...vs->...tv", weights.astype(dtype), x["value"], preferred_element_type=jnp.float32
+                )
+                poisoned = poisoned | (visible & ~x["finite"]).any(-1, keepdims=True)
+                return new_top, total, output * shrink + added, poisoned
+
+            return jax.lax.cond(visible.any(), add_block, lambda state: state, state), None
+
+        one = (*batch, row_size, 1)
+        zeros = partial(jnp.zeros, dtype=jnp.float32)
+        start = zeros(one) + LOWEST, zeros(one), zeros((*batch, row_size, width)), jnp.zeros(one, bool)
+        blocks = jnp.arange(column_count), {**by_column, **own_by_column}
+        (_, total, output, poisoned), _ = jax.lax.scan(attend_to, start, blocks)
+        output = output / jnp.where(total == 0, 1, total)
+        return jnp.where(poisoned, jnp.nan, output).astype(dtype)
+
+    output = jax.lax.map(attend_from, (jnp.arange(row_count), by_row))
+    output = jnp.moveaxis(output, 0, -3).reshape(*batch, row_count * row_size, width)
+    return output[..., :queries, :]
+
+
+def cudnn_attention(query, key, value, mask, offset, lengths, factor, unable: dict[str, bool]):
+    """The output of jax.nn's cuDNN kernel; `unable` holds what else is asked for that the kernel cannot do."""
+    *lead, queries, width = query.shape
+    keys, kinds = key.shape[-2], {x.dtype.name for x in (query, key, value)}
+    given = f"query {query.shape}, key {key.shape}, value {value.shape}"
+    if query.ndim == key.ndim == value.ndim == 4:  # as groups of one query head for each key head
+        query, key, value = (x[:, :, None] for x in (query, key, value))
+        mask, lengths = (x if x is None or x.ndim < 3 else x[..., None, :, :] for x in (mask, lengths))
+    fitting = (*query.shape[:2], 1, keys, width)
+    fit = query.ndim == 5 and key.shape == value.shape == fitting
+    half = kinds in ({"float16"}, {"bfloat16"})
+    unable = unable | {
+        f"shapes other than [B, H, T, K], [B, H, S, K], [B, H, S, K], got {given}": not fit,
+        f"the dtype {', '.join(sorted(kinds))}, only float16 or bfloat16": not half,
+        f"a head width of {width}, only multiples of 8 up to 256": width % 8 > 0 or width > 256,
+        f"a mask over odd lengths, got {queries} and {keys}": mask is not None and (queries % 2 > 0 or keys % 2 > 0),
+        "key_lengths that differ between heads": lengths is not None and math.prod(lengths.shape[-4:]) > 1,
+        f"the backend {jax.default_backend()!r}, only 'gpu'": jax.default_backend() != "gpu",
+    }
+    for what, asked in unable.items():
+        if asked:
+            raise ValueError(f"implementation 'cudnn' cannot do {what}: use another, as 'auto'")
+
+    # XLA reduces these over the keys as it computes them: no array [..., T, S] is held.
+    conditions = _conditions(mask, None, offset, lengths, jnp.arange(queries)[:, None], jnp.arange(keys))
+    rows = None
+    if conditions:
+        visible = reduce(jnp.logical_and, conditions)
+        key, value, finite = _without_broken(key, value)
+        rows = visible.any(-1, keepdims=True), (visible & ~finite[..., None, :]).any(-1, keepdims=True)
+    if mask is not None:
+        mask = mask.reshape((1,) * (5 - mask.ndim) + mask.shape)
+        heads = (1, 1) if mask.shape[1] == mask.shape[2] == 1 else query.shape[1:3]
+        mask = jnp.broadcast_to(mask, (mask.shape[0], *heads, queries, keys))
+        mask = rearrange(mask, "b h g t s -> b (h g) t s")
+    if lengths is not None:
+        # At least one key, lest the kernel divide by nothing; rows that see none are zeroed below.
+        lengths = jnp.broadcast_to(jnp.maximum(lengths, 1).reshape(-1), query.shape[0]).astype(jnp.int32)
+    output = jax.nn.dot_product_attention(
+        rearrange(query, "b h g t k -> b t (h g) k"),
+        rearrange(key, "b h 1 s k -> b s h k"),
+        rearrange(value, "b h 1 s k -> b s h k"),
+        mask=mask,
+        scale=factor,
+        is_causal=offset is not None,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    output = rearrange(output, "b t (h g) v -> b h g t v", h=fitting[1])
+    if rows is not None:
+        seen, poisoned = rows
+        output = jnp.where(poisoned, jnp.nan, jnp.where(seen, output, 0))
+    return output.reshape(*lead, queries, width)
+
+
+def _conditions(mask, bias, offset, lengths, rows, columns) -> list[Array]:
+    """True where a query (of `rows` [T, 1]) may attend to a key (of `columns` [S]); all must hold."""
+    conditions = []
+    if mask is not None:
+        conditions.append(mask)
+    if bias is not None:
+        conditions.append(bias != -jnp.inf)
+    if lengths is not None:
+        conditions.append(columns < lengths)
+    if offset is not None:
+        conditions.append(columns <= rows + offset)
+    return conditions
+
+
+def _without_broken(key, value) -> tuple[Array, Array, Array]:
+    """(key, value, finite), keys that are NaN or infinite, or whose values are, replaced by 0.
+
+    0 · NaN is NaN, forward and backward, so masking the weights would not keep them out of the products. They are put
+    back at the end, only into the rows that attend to them.
+    """
+    finite = jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1)
+    return jnp.where(finite[..., None], key, 0), jnp.where(finite[..., None], value, 0), finite
+
+
+def _dropped(key, rate: float, weights):
+    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, weights.shape), weights / (1.0 - rate), 0)
+
+
+def _blocks(
+    arrays: Mapping[str, Array | None], axis: int, size: int
+) -> tuple[dict[str, Array], dict[str, Array | None]]:
+    """Those cut along `axis` into blocks, which become the first axis; those that broadcast along it, as they are.
+
+    The last block is filled up with zeros.
+    """
+    cut, whole = {}, {}
+    for name, x in arrays.items():
+        if x is None or x.ndim < -axis or x.shape[axis] == 1:
+            whole[name] = x
+            continue
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (0, -x.shape[axis] % size)
+        x = jnp.pad(x, padding)
+        before, after = x.shape[: x.ndim + axis], x.shape[x.ndim + axis + 1 :]
+        cut[name] = jnp.moveaxis(x.reshape(*before, -1, size, *after), axis - 1, 0)
+    return cut, whole

@@ -1,0 +1,238 @@
+"""Layers of Transformers: the MLP, and the blocks of encoder and decoder with their residual branches.
+
+Axis names: B batch, N tokens, S source length, T target length, D width, H heads.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from w2jax.attention import MultiHeadAttention
+
+Activation = Literal["gelu", "gelu_tanh", "relu"]  # exact GELU (torch, timm), its tanh approximation (Google), ReLU
+
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+}
+
+
+class Mlp(nn.Module):
+    """Dense → activation → Dense, back to the input's width."""
+
+    mlp_dim: int
+    dropout: float = 0.0
+    activation: Activation = "gelu"
+    use_bias: bool = True
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"], train: bool = False) -> Float[Array, "*batch D"]:
+        kernel_init = nn.initializers.xavier_uniform()
+        dense = {"use_bias": self.use_bias, "kernel_init": kernel_init, "dtype": jnp.dtype(self.dtype)}
+        width = x.shape[-1]
+        x = nn.Dense(self.mlp_dim, name="fc1", **dense)(x)
+        x = ACTIVATIONS[self.activation](x)
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = nn.Dense(width, name="fc2", **dense)(x)
+        return nn.Dropout(self.dropout)(x, deterministic=not train)
+
+
+class LayerScale(nn.Module):
+    """x · γ, one learned factor a channel (Touvron et al. 2021, "Going deeper with Image Transformers")."""
+
+    initial: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],))
+        return x * gamma.astype(x.dtype)
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole examples (Huang et al. 2016, "Stochastic Depth"), scaled to keep its mean."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"], rate: Shaped[Array, ""]) -> Float[Array, "B N D"]:
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, (x.shape[0], 1, 1))
+        return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), 0)
+
+
+class EncoderBlock(nn.Module):
+    """z' = MSA(LN(z)) + z, then z = MLP(LN(z')) + z' (equations 2 and 3 of the ViT paper).
+
+    With `pre_norm` False, z' = LN(MSA(z) + z), then z = LN(MLP(z') + z') (section 3.1 of "Attention Is All You Need").
+
+    Raises:
+        ValueError: if `residual_from_norm` is asked for without `pre_norm`.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    attention_scale: float | None = None
+    qk_norm: bool = False
+    layer_scale: float | None = None
+    pre_norm: bool = True
+    residual_from_norm: bool = False
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-6
+    use_bias: bool = True  # in the layers and in the norms
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B N D"],
+        drop_path: Shaped[Array, ""] | None = None,
+        mask: Bool[Array, "..."] | None = None,
+        lengths: Int[Array, " B"] | None = None,
+        train: bool = False,
+        return_attention: bool = False,
+    ) -> tuple[Float[Array, "B N D"], Float[Array, "B H N N"] | None]:
+        """One block; `drop_path` is this block's rate (None: never), used only when `train`.
+
+        `mask`, True = attend, broadcasts to [B, H, N, N]; tokens past `lengths` are not attended to.
+        """
+        if self.residual_from_norm and not self.pre_norm:
+            raise ValueError("residual_from_norm needs pre_norm True: without it no norm stands before the residual")
+
+        def branch(y, scale_name: str):
+            if self.layer_scale is not None:
+                y = LayerScale(self.layer_scale, name=scale_name)(y)
+            return DropPath()(y, drop_path) if train and drop_path is not None else y
+
+        def attend(y):
+            attention = MultiHeadAttention(
+                self.num_heads,
+                dropout=self.attention_dropout,
+                use_bias=self.use_bias,
+                qk_norm=self.qk_norm,
+                norm_eps=self.norm_eps,
+                scale=self.attention_scale,
+                dtype=self.dtype,
+                name="attention",
+            )
+            y, weights = attention(y, mask=mask, key_lengths=lengths, train=train, return_weights=return_attention)
+            return branch(nn.Dropout(self.dropout)(y, deterministic=not train), "scale1"), weights
+
+        def feed_forward(y):
+            mlp = Mlp(self.mlp_dim, self.dropout, self.activation, self.use_bias, self.dtype, name="mlp")
+            return branch(mlp(y, train=train), "scale2"), None
+
+        norms = [layer_norm(self, f"norm{i}") for i in (1, 2)]
+        x, weights = _residual(x, attend, norms[0], self.pre_norm, self.residual_from_norm)
+        x, _ = _residual(x, feed_forward, norms[1], self.pre_norm)
+        return x, weights
+
+
+class DecoderBlock(nn.Module):
+    """Self-attention, attention to the encoder's memory, MLP, each a residual branch with its LayerNorm behind it, or
+    before it with `pre_norm` (section 3.1 of "Attention Is All You Need").
+
+    Raises:
+        ValueError: if there is no memory, neither given nor in a cache.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    pre_norm: bool = False
+    activation: Activation = "relu"
+    norm_eps: float = 1e-5
+    use_bias: bool = True  # in the layers and in the norms
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        memory: Float[Array, "B S D"] | None,
+        mask: Bool[Array, "..."] | None = None,
+        memory_mask: Bool[Array, "..."] | None = None,
+        lengths: Int[Array, " B"] | None = None,
+        memory_lengths: Int[Array, " B"] | None = None,
+        causal: bool = True,
+        cache: bool = False,
+        train: bool = False,
+        return_attention: bool = False,
+    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B H T _"], Float[Array, "B H T _"]] | None]:
+        """One block, with `return_attention` the weights on the target and on the memory; see `Transformer.decode`."""
+        if memory is None and not cache:
+            raise ValueError(
+                "decoding needs the encoder's memory, got None; only with cache=True may later parts omit it"
+            )
+
+        def attention(name: str):
+            return MultiHeadAttention(
+                self.num_heads, dropout=self.attention_dropout, use_bias=self.use_bias, dtype=self.dtype, name=name
+            )
+
+        def dropout(y):
+            return nn.Dropout(self.dropout)(y, deterministic=not train)
+
+        options: dict[str, Any] = {"train": train, "return_weights": return_attention}
+
+        def attend_to_target(y):
+            decode = "append" if cache else None
+            y, weights = attention("self_attention")(
+                y, mask=mask, key_lengths=lengths, causal=causal, decode=decode, **options
+            )
+            return dropout(y), weights
+
+        def attend_to_memory(y):
+            attend = attention("cross_attention")
+            visible = memory_mask
+            if memory_lengths is not None:
+                size = attend.get_variable("cache", "key").shape[2] if memory is None else memory.shape[1]
+                visible = inside(memory_lengths, size)[:, None, None]
+                visible = visible if memory_mask is None else visible & memory_mask
+            decode = None if not cache else "reuse" if memory is None else "append"
+            y, weights = attend(y, memory, mask=visible, decode=decode, **options)
+            return dropout(y), weights
+
+        def feed_forward(y):
+            mlp = Mlp(self.mlp_dim, self.dropout, self.activation, self.use_bias, self.dtype, name="mlp")
+            return mlp(y, train=train), None
+
+        norms = [layer_norm(self, f"norm{i}") for i in (1, 2, 3)]
+        x, on_target = _residual(x, attend_to_target, norms[0], self.pre_norm)
+        x, on_memory = _residual(x, attend_to_memory, norms[1], self.pre_norm)
+        x, _ = _residual(x, feed_forward, norms[2], self.pre_norm)
+        return x, (on_target, on_memory) if return_attention else None
+
+
+def _residual(x, layer: Callable, norm: nn.LayerNorm, pre_norm: bool, from_norm: bool = False) -> tuple[Array, Any]:
+    """One residual sum: x + layer(norm(x)), or norm(x + layer(x)) if not `pre_norm`; and what `layer` returns beside.
+
+    With `from_norm`, norm(x) + layer(norm(x)).
+    """
+    y = norm(x) if pre_norm else x
+    if from_norm:
+        x = y
+    y, beside = layer(y)
+    return (x + y if pre_norm else norm(x + y)), beside
+
+
+def layer_norm(module, name: str | None = None) -> nn.LayerNorm:
+    """A LayerNorm with the module's options."""
+    return nn.LayerNorm(
+        module.norm_eps,
+        use_fast_variance=False,
+        use_bias=module.use_bias,
+        dtype=jnp.dtype(module.dtype),
+        name=name,
+    )
+
+
+def inside(lengths: Int[Array, " B"], size: int) -> Bool[Array, "B {size}"]:
+    """True before `lengths`, False behind."""
+    return jnp.arange(size) < lengths[:, None]

@@ -1,0 +1,203 @@
+"""Tokens to tokens with the Transformer (Vaswani et al. 2017, "Attention Is All You Need", sections 3.4 and 3.5).
+
+Axis names: B batch, S source length, T target length, D width, V vocabulary, H heads.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int
+
+from w2jax.blocks import Activation
+from w2jax.transformer import Transformer
+
+
+class Seq2Seq(nn.Module):
+    """Embed → Transformer → logits. Embedding, √D, positions and the tied output are those of section 3.4 and 3.5.
+
+    Raises:
+        ValueError: if there are more tokens than `max_length`.
+    """
+
+    vocab_size: int  # V, of the target, and of the source too unless source_vocab_size is given
+    embed_dim: int  # D, width of every token
+    num_heads: int  # attention heads; must divide embed_dim
+    mlp_dim: int  # hidden width of each block's MLP
+    encoder_depth: int = 6
+    decoder_depth: int = 6
+    max_length: int = 512  # tokens at most, of a source and of a target
+    source_vocab_size: int | None = None  # of an embedding of the source's own; None: it shares the target's
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    tie_output: bool = True  # the output layer is the target's embedding, without bias
+    dropout: float = 0.1  # on embeddings and wherever `Transformer` has it
+    activation: Activation = "relu"
+    pre_norm: bool = False
+    norm_eps: float = 1e-5
+    use_bias: bool = True
+    dtype: str = "float32"  # of the computation; parameters and logits are float32
+    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
+    scan_layers: bool = False  # one compiled block a stack, parameters stacked along depth
+
+    def setup(self):
+        dtype = jnp.dtype(self.dtype)
+        # Of deviation 1/√D, so that the factor √D makes it 1 and tied logits start small.
+        embed = partial(
+            nn.Embed, features=self.embed_dim, embedding_init=nn.initializers.normal(self.embed_dim**-0.5), dtype=dtype
+        )
+        self.embedding = embed(self.vocab_size)
+        self.source_embedding = self.embedding if self.source_vocab_size is None else embed(self.source_vocab_size)
+        if self.positions == "learned":
+            shape, init = (self.max_length, self.embed_dim), nn.initializers.normal(0.02)
+            self.source_positions = self.param("source_positions", init, shape)
+            self.target_positions = self.param("target_positions", init, shape)
+        else:
+            self.source_positions = self.target_positions = sinusoidal_positions(self.max_length, self.embed_dim)
+        self.embedding_dropout = nn.Dropout(self.dropout)
+        self.transformer = Transformer(
+            self.num_heads,
+            self.mlp_dim,
+            self.encoder_depth,
+            self.decoder_depth,
+            dropout=self.dropout,
+            activation=self.activation,
+            pre_norm=self.pre_norm,
+            norm_eps=self.norm_eps,
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            remat=self.remat,
+            scan_layers=self.scan_layers,
+        )
+        if not self.tie_output:
+            self.head = nn.Dense(self.vocab_size, use_bias=self.use_bias, dtype=dtype)
+
+    def __call__(
+        self,
+        source_tokens: Int[Array, "B S"],
+        target_tokens: Int[Array, "B T"],
+        source_lengths: Int[Array, " B"] | None = None,
+        target_lengths: Int[Array, " B"] | None = None,
+        train: bool = False,
+        return_attention: bool = False,
+    ) -> tuple[Float[Array, "B T V"], dict[str, list[Float[Array, "B H _ _"]]] | None]:
+        """Logits of the token behind each position of the target, and the attention weights as of a `Transformer`.
+
+        What stands behind `source_lengths` and `target_lengths` is padding. With `train`, needs a "dropout" rng.
+        """
+        memory, encoder = self.encode(source_tokens, source_lengths, train, return_attention)
+        logits, decoder = self.decode(
+            target_tokens, memory, source_lengths, target_lengths, train=train, return_attention=return_attention
+        )
+        return logits, {"encoder": encoder, **decoder} if encoder is not None and decoder is not None else None
+
+    def encode(
+        self,
+        source_tokens: Int[Array, "B S"],
+        source_lengths: Int[Array, " B"] | None = None,
+        train: bool = False,
+        return_attention: bool = False,
+    ) -> tuple[Float[Array, "B S D"], list[Float[Array, "B H S S"]] | None]:
+        """The memory of a source, and with `return_attention` each block's weights."""
+        x = self._embed(self.source_embedding, self.source_positions, source_tokens, 0, train)
+        return self.transformer.encode(x, source_lengths=source_lengths, train=train, return_attention=return_attention)
+
+    def decode(
+        self,
+        target_tokens: Int[Array, "B T"],
+        memory: Float[Array, "B S D"] | None,
+        source_lengths: Int[Array, " B"] | None = None,
+        target_lengths: Int[Array, " B"] | None = None,
+        start: int | Int[Array, ""] = 0,
+        cache: bool = False,
+        train: bool = False,
+        return_attention: bool = False,
+    ) -> tuple[Float[Array, "B T V"], dict[str, list[Float[Array, "B H T _"]]] | None]:
+        """Logits for a target given the memory of its source.
+
+        With `cache` the target comes in parts, as in `Transformer.decode`, each at its position `start`. A traced
+        `start` that leads past `max_length` cannot raise: the logits are NaN.
+        """
+        x = self._embed(self.embedding, self.target_positions, target_tokens, start, train)
+        x, attentions = self.transformer.decode(
+            x,
+            memory,
+            source_lengths=source_lengths,
+            target_lengths=target_lengths,
+            cache=cache,
+            train=train,
+            return_attention=return_attention,
+        )
+        logits = self.embedding.attend(x) if self.tie_output else self.head(x)
+        return logits.astype(jnp.float32), attentions
+
+    def generate(
+        self,
+        variables: Mapping[str, Any],
+        source_tokens: Int[Array, "B S"],
+        start_token: int | Int[Array, "*B"],
+        length: int,
+        end_token: int | Int[Array, ""] | None = None,
+        source_lengths: Int[Array, " B"] | None = None,
+    ) -> Int[Array, "B {length}"]:
+        """The likeliest token behind `start_token`, the likeliest behind both, and so on: `length` tokens.
+
+        Each step decodes one token against cached keys and values. A row is done with its first `end_token`, which
+        fills what is left of it; when all rows are done, so is the loop. To be compiled as
+        `jax.jit(model.generate, static_argnames="length")`.
+
+        Raises:
+            ValueError: if `length` is below 1 or above `max_length`.
+        """
+        if not 1 <= length <= self.max_length:
+            raise ValueError(f"length must be from 1 to max_length {self.max_length}, got {length}")
+        batch = source_tokens.shape[0]
+        memory, _ = self.apply(variables, source_tokens, source_lengths, method="encode")
+        decode = partial(self.apply, source_lengths=source_lengths, cache=True, method="decode", mutable=["cache"])
+
+        def step(tokens, done, last, cache, memory, i):
+            """Writes token i, decoded from token i - 1, the `last`."""
+            (logits, _), state = decode({**variables, "cache": cache}, last[:, None], memory, start=i)
+            last = logits[:, -1].argmax(-1).astype(jnp.int32)
+            if end_token is not None:
+                last = jnp.where(done, jnp.asarray(end_token, jnp.int32), last)
+                done = last == end_token
+            return tokens.at[:, i].set(last), done, last, state["cache"]
+
+        def more(carry):
+            i, _, done, *_ = carry
+            return (i < length) & ~done.all()
+
+        room = partial(self.init, cache=True, method="decode")
+        tokens = jnp.full((batch, length), 0 if end_token is None else end_token, jnp.int32)
+        last = jnp.broadcast_to(jnp.asarray(start_token, jnp.int32), (batch,))
+        cache = jax.eval_shape(room, jax.random.key(0), tokens, memory)["cache"]
+        cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
+        # The first step stands before the loop: it alone has the memory, whose keys and values it leaves in the cache.
+        carry = 1, *step(tokens, jnp.zeros(batch, bool), last, cache, memory, 0)
+        carry = jax.lax.while_loop(more, lambda carry: (carry[0] + 1, *step(*carry[1:], None, carry[0])), carry)
+        return carry[1]
+
+    def _embed(self, embedding: nn.Embed, positions: Array, tokens: Array, start, train: bool) -> Array:
+        length = tokens.shape[1]
+        end = length if isinstance(start, Tracer) else int(start) + length
+        if end > self.max_length:
+            raise ValueError(f"max_length is {self.max_length}, got tokens up to position {end}; cut them or raise it")
+        x = embedding(tokens) * self.embed_dim**0.5
+        there = positions.astype(x.dtype).at[start + jnp.arange(length)].get(mode="fill", fill_value=jnp.nan)
+        return self.embedding_dropout(x + there, deterministic=not train)
+
+
+def sinusoidal_positions(length: int, dim: int) -> Float[Array, "{length} {dim}"]:
+    """PE[t, 2i] = sin(t / 10,000^(2i/dim)) and PE[t, 2i+1] = cos of the same (section 3.5).
+
+    An odd `dim` ends with a sine.
+    """
+    # In float64 on the host: float32 has the angle of position 10,000 wrong by up to 0.0005.
+    angles = np.arange(length)[:, None] / 10_000.0 ** (np.arange(0, dim, 2) / dim)
+    waves = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, -1)
+    return jnp.asarray(waves[:, :dim], jnp.float32)
