@@ -50,6 +50,6 @@ PRESETS = {
         data=Data("mnist"),
         optim=ADAMW,
         augment=DIGITS,
-        run=Run(steps=5640, batch_size=256, log_every=47, eval_every=470, save_every=470),
+        run=Run(steps=3525, batch_size=256, log_every=47, eval_every=705, save_every=705),
     ),
 }
