@@ -1,5 +1,6 @@
 """LSTM, GRU and RNN against the real torch, and what torch cannot show: isolation, splitting, second order."""
 
+import re
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from models import random_variables, run
 from torch_recurrent import our_params, to_torch
@@ -246,6 +248,23 @@ def test_a_step_of_the_lstm_makes_one_product_forward_and_one_backward():
     scans = set(products) - {None}
     assert len(scans) == 4  # two layers, there and back
     assert all(products.count(scan) == 1 for scan in scans)
+
+
+@pytest.mark.parametrize("kind", [LSTM, GRU])
+def test_devices_that_share_the_hidden_units_exchange_states_and_never_weights(kind):
+    mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,))
+    batch, width, hidden = 3, 5, 16
+    module, x = kind(hidden), jax.ShapeDtypeStruct((batch, 6, width), jnp.float32)
+
+    def placed(leaf):
+        axes = [None] * (leaf.ndim - 1) + ["tensor"]
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    variables = jax.tree.map(placed, jax.eval_shape(module.init, jax.random.key(0), x))
+    output = jax.jit(lambda variables, x: module.apply(variables, x)[0])
+    text = output.lower(variables, x).compile().as_text()
+    sizes = [np.prod([int(n) for n in shape.split(",")]) for shape in re.findall(r"= f32\[([\d,]+)\]\S* all-", text)]
+    assert sizes and max(sizes) <= batch * hidden  # one state a step; the smallest kernel has 5 · 3 · 16 numbers
 
 
 def test_second_order_gradients_are_derivatives_of_the_first():

@@ -109,12 +109,11 @@ def _valid_steps(lengths: Lengths, steps: int, batch: tuple[int, ...]) -> Bool[A
 
 def project_gates(
     x: Float[Array, "T B I"], kernel: Float[Array, "I G H"], bias: Float[Array, "G H"] | None
-) -> Float[Array, "T B GH"]:
+) -> Float[Array, "T B G H"]:
     """The input's part of all gates at all steps, as one matrix product."""
-    rows = rearrange(x, "t b i -> (t b) i") @ rearrange(kernel.astype(x.dtype), "i g h -> i (g h)")
-    if bias is not None:
-        rows = rows + rearrange(bias.astype(x.dtype), "g h -> (g h)")
-    return rearrange(rows, "(t b) gh -> t b gh", t=x.shape[0])
+    gates = jnp.einsum("ni,igh->ngh", rearrange(x, "t b i -> (t b) i"), kernel.astype(x.dtype))
+    gates = gates if bias is None else gates + bias.astype(x.dtype)
+    return rearrange(gates, "(t b) g h -> t b g h", t=x.shape[0])
 
 
 def uniform_init(hidden_size: int) -> nn.initializers.Initializer:

@@ -1,6 +1,6 @@
 """The simple recurrent network (Elman 1990) and the GRU (Cho et al. 2014), equal to torch.nn.RNN and torch.nn.GRU.
 
-Axis names: B batch, T time, I input width, H hidden width, G gates · H.
+Axis names: B batch, T time, I input width, H hidden width, G gates.
 """
 
 from collections.abc import Callable
@@ -8,13 +8,12 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
 from w2jax.recurrent import Lengths, Recurrent, project_gates, uniform_init
 
-# (gates of the input, gates of the hidden state, both [B, G] and float32, h) -> next h
+# (gates of the input, gates of the hidden state, both [B, G, H] and float32, h) -> next h
 Cell = Callable[[Array, Array, Array], Array]
 
 
@@ -43,7 +42,7 @@ class RNN(Recurrent):
         if self.nonlinearity not in ("tanh", "relu"):
             raise ValueError(f'nonlinearity is "tanh" or "relu", got "{self.nonlinearity}"')
         activation = jnp.tanh if self.nonlinearity == "tanh" else nn.relu
-        return _run(self, 1, lambda x, hidden, h: activation(x + hidden), x, initial_state, lengths, train)
+        return _run(self, 1, lambda x, hidden, h: activation(x + hidden)[:, 0], x, initial_state, lengths, train)
 
 
 class GRU(Recurrent):
@@ -71,8 +70,7 @@ class GRU(Recurrent):
         """
 
         def cell(x, hidden, h):
-            x_r, x_z, x_n = jnp.split(x, 3, axis=-1)
-            h_r, h_z, h_n = jnp.split(hidden, 3, axis=-1)
+            (x_r, x_z, x_n), (h_r, h_z, h_n) = (jnp.moveaxis(gates, 1, 0) for gates in (x, hidden))
             z = nn.sigmoid(x_z + h_z)
             return (1 - z) * jnp.tanh(x_n + nn.sigmoid(x_r + h_r) * h_n) + z * h
 
@@ -110,12 +108,11 @@ class RecurrentLayer(nn.Module):
         if self.bias:
             input_bias, hidden_bias = self.param("input_bias", init, gates), self.param("hidden_bias", init, gates)
         gates_x = project_gates(x, input_kernel, input_bias)
-        hidden_kernel = rearrange(hidden_kernel.astype(dtype), "p g h -> p (g h)")
-        hidden_bias = rearrange(hidden_bias.astype(dtype), "g h -> (g h)")
+        hidden_kernel, hidden_bias = hidden_kernel.astype(dtype), hidden_bias.astype(dtype)
 
         def step(h, inputs):
             x, now = inputs
-            hidden = jnp.dot(h, hidden_kernel, preferred_element_type=exact) + hidden_bias
+            hidden = jnp.einsum("bp,pgh->bgh", h, hidden_kernel, preferred_element_type=exact) + hidden_bias
             new = self.cell(x.astype(exact), hidden, h).astype(dtype)
             return (new, new) if now is None else (jnp.where(now, new, h), jnp.where(now, new, 0))
 
