@@ -39,10 +39,8 @@ class RNN(Recurrent):
         Raises:
             ValueError: if an option is outside its range, or lengths or the state do not fit the input.
         """
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f'nonlinearity is "tanh" or "relu", got "{self.nonlinearity}"')
-        activation = jnp.tanh if self.nonlinearity == "tanh" else nn.relu
-        return _run(self, 1, lambda x, hidden, h: activation(x + hidden)[:, 0], x, initial_state, lengths, train)
+        activate = activation(self.nonlinearity)
+        return _run(self, 1, lambda x, hidden, h: activate(x + hidden)[:, 0], x, initial_state, lengths, train)
 
 
 class GRU(Recurrent):
@@ -75,6 +73,18 @@ class GRU(Recurrent):
             return (1 - z) * jnp.tanh(x_n + nn.sigmoid(x_r + h_r) * h_n) + z * h
 
         return _run(self, 3, cell, x, initial_state, lengths, train)
+
+
+def activation(nonlinearity: str) -> Callable[[Array], Array]:
+    """The function of that name.
+
+    Raises:
+        ValueError: if torch.nn.RNN has none of that name.
+    """
+    functions = {"tanh": jnp.tanh, "relu": nn.relu}
+    if nonlinearity not in functions:
+        raise ValueError(f'nonlinearity is "tanh" or "relu", got "{nonlinearity}"')
+    return functions[nonlinearity]
 
 
 def _run(module: Recurrent, gates: int, cell: Cell, x, initial_state, lengths, train):
