@@ -1,11 +1,12 @@
 """The newcomer's first commands, each in a fresh process: wall time, peak memory, accuracy.
 
-    python -m benchmarks.first_run [--repeat 3]
+    python -m benchmarks.first_run [--repeat 3] [--tasks vit lstm mha]
 
 Prints one line a command: median and range of the wall seconds, the largest peak memory, the test accuracies.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -40,22 +41,24 @@ def line(name: str, runs: list[tuple[float, float]], note: str = "") -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, help="runs of each command (default: 3)")
-    repeat = parser.parse_args().repeat
+    parser.add_argument("--tasks", nargs="+", default=["vit", "lstm", "mha"], help="(default: vit lstm mha)")
+    options = parser.parse_args()
+    repeat = options.repeat
 
     measure(HELP)  # Fills the file cache, for both.
     pairs = [(measure(HELP), measure(IMPORTS)) for _ in range(repeat)]
     ratio = statistics.median(a[0] / b[0] for a, b in pairs)
     line("import jax, flax.linen, optax", [b for _, b in pairs])
     line("python -m train.vit --help", [a for a, _ in pairs], f"{ratio:.2f} of the imports")
-    for preset in ("tiny", "sample"):
+    for task, preset in itertools.product(options.tasks, ("tiny", "sample")):
         runs, scores = [], []
         for seed in range(repeat):
             with tempfile.TemporaryDirectory() as folder:
-                options = ["--run.dir", f"{folder}/run", "--run.seed", str(seed)]
-                runs.append(measure([PYTHON, "-m", "train.vit", preset, *options]))
+                command = [PYTHON, "-m", f"train.{task}", preset, "--run.dir", f"{folder}/run", "--run.seed", str(seed)]
+                runs.append(measure(command))
                 last = Path(folder, "run", "metrics.jsonl").read_text().splitlines()[-1]
                 scores.append(json.loads(last)["accuracy"])
-        line(f"python -m train.vit {preset}", runs, "test accuracy " + ", ".join(f"{score:.4f}" for score in scores))
+        line(f"python -m train.{task} {preset}", runs, "test accuracy " + ", ".join(f"{score:.4f}" for score in scores))
 
 
 if __name__ == "__main__":
