@@ -37,15 +37,14 @@ def test_every_preset_fits_the_images_it_is_made_for(name, preset):
     assert {value.shape for value in metrics.values()} == {()}
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_augmentation_and_smoothing_change_training_and_never_evaluation(name):
-    tiny = PRESETS[name]["tiny"]
+def test_augmentation_and_smoothing_change_training_and_never_evaluation():
+    tiny = PRESETS["lstm"]["tiny"]  # the quickest to compile; what is tested is the same for all
     source = open_source(tiny.data, "test[:16]")
     batch = {k: jnp.asarray(x) for k, x in source.gather(np.arange(16)).items()}
 
     def outcome(**change):
         """The first step's loss, and the evaluation before it, of a model whose head is not zero."""
-        task = make_task(name, dataclasses.replace(tiny, **change), source)
+        task = make_task("lstm", dataclasses.replace(tiny, **change), source)
         state = jax.jit(task.init)()
         head = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), state.params["head"])
         state = state.replace(params={**state.params, "head": head})
