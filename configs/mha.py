@@ -32,7 +32,7 @@ PRESETS = {
         data=Data("mnist"),
         optim=ADAMW,
         augment=DIGITS,
-        run=Run(steps=8000, batch_size=100, log_every=200, eval_every=1600, save_every=1600),
+        run=Run(steps=5000, batch_size=100, log_every=200, eval_every=1000, save_every=1000),
     ),
     "fashion_mnist": Config(
         data=Data("fashion_mnist"),
