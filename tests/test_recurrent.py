@@ -299,14 +299,16 @@ def test_vmap_over_models_and_inputs_is_a_loop():
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), mine, alone)
 
 
-@pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
-def test_bfloat16_is_near_float32(kind):
+@pytest.mark.parametrize(
+    ("kind", "options"), [(LSTM, {}), (LSTM, {"proj_size": P, "bidirectional": True}), (GRU, {}), (RNN, {})]
+)
+def test_bfloat16_is_near_float32(kind, options):
     x = normal(0, B, T, I)
-    variables = random_variables(kind(H, 2), x)
+    variables = random_variables(kind(H, 2, **options), x)
 
     def value_and_gradient(dtype):
         def loss(variables):
-            out, states = kind(H, 2, bidirectional=False, dtype=dtype).apply(variables, x)
+            out, states = kind(H, 2, dtype=dtype, **options).apply(variables, x)
             assert {leaf.dtype for leaf in jax.tree.leaves((out, states))} == {jnp.dtype(dtype)}
             return (out.astype(jnp.float32) ** 2).mean()
 

@@ -160,19 +160,19 @@ def _backward(reverse, residuals, cotangents):
     before = _shift(out, h, reverse)
     if valid is not None:  # where the step before is no part of the sequence, the state is still the initial one
         before = jnp.where(_shift(valid, jnp.zeros_like(valid[0]), reverse), before, h)
-    d_kernel = _sum_of_products(before, d_gates, exact).astype(kernel.dtype)
+    d_kernel = _sum_of_products(before, d_gates)
     d_projection = None
     if projection is not None:
         i, f, g, o = (a.astype(exact) for a in activated)
         m = (o * jnp.tanh(f * cs + i * g)).astype(projection.dtype)
-        d_projection = _sum_of_products(m, d_hs, exact).astype(projection.dtype)
+        d_projection = _sum_of_products(m, d_hs)
     return d_gates, d_kernel, d_projection, d_h0.astype(h.dtype), d_c0.astype(h.dtype), None
 
 
-def _sum_of_products(a, b, dtype):
+def _sum_of_products(a, b):
     """Σ over time and batch of aᵀ b, flattened first: as one einsum it costs XLA's CPU backend a third more."""
     a, b = rearrange(a, "t b x -> (t b) x"), rearrange(b, "t b ... -> (t b) ...")
-    return jnp.einsum("nx,n...->x...", a, b, preferred_element_type=dtype)
+    return jnp.einsum("nx,n...->x...", a, b)
 
 
 def _activate(gates):
