@@ -120,3 +120,9 @@ class ClassifierConfig(Config):
     augment: Augment = field(default_factory=Augment)
     label_smoothing: float = 0.0
     """Part of each target that is spread evenly over all classes."""
+
+
+# What the presets of several tasks share: augmentation by what the images show, and the optimizer.
+DIGITS = Augment(shift=2, rotate=10, scale=0.1, shear=0.1)
+CLOTHES = Augment(shift=1, flip=True, erase=0.4)
+ADAMW = Optim(learning_rate=3e-3, ema=0.998)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from configs.base import Augment, ClassifierConfig, Data, Optim, Run
+from configs.base import ADAMW, CLOTHES, DIGITS, ClassifierConfig, Data, Optim, Run
 from w2jax.sequence import LSTMClassifier
 
 # The PyTorch course's model and optimizer for MNIST. Training is the course's step for step; what is evaluated is the
@@ -17,10 +17,6 @@ class Config(ClassifierConfig):
 
     model: LSTMClassifier = COURSE
 
-
-DIGITS = Augment(shift=2, rotate=10, scale=0.1, shear=0.1)
-CLOTHES = Augment(shift=1, flip=True, erase=0.4)
-ADAMW = Optim(learning_rate=3e-3, ema=0.998)
 
 PRESETS = {
     "tiny": Config(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from configs.base import Augment, ClassifierConfig, Data, Optim, Run
+from configs.base import ADAMW, CLOTHES, DIGITS, ClassifierConfig, Data, Optim, Run
 from w2jax.sequence import AttentionClassifier
 
 SMALL = AttentionClassifier(10, embed_dim=64, depth=4, num_heads=4, mlp_dim=128)
@@ -14,10 +14,6 @@ class Config(ClassifierConfig):
 
     model: AttentionClassifier = SMALL
 
-
-DIGITS = Augment(shift=2, rotate=10, scale=0.1, shear=0.1)
-CLOTHES = Augment(shift=1, flip=True, erase=0.4)
-ADAMW = Optim(learning_rate=3e-3, ema=0.998)
 
 PRESETS = {
     "tiny": Config(

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from configs.base import Augment, ClassifierConfig, Data, Optim, Run
+from configs.base import ADAMW, CLOTHES, DIGITS, Augment, ClassifierConfig, Data, Optim, Run
 from w2jax import ViT
 
 # 28×28 images as 4×4 patches: a third of the tokens that patches of 4 pixels make.
@@ -30,10 +30,7 @@ COLOUR = ViT(
     scan_layers=True,
 )
 
-DIGITS = Augment(shift=2, rotate=10, scale=0.1, shear=0.1)
-CLOTHES = Augment(shift=1, flip=True, erase=0.4)
 PHOTOS = Augment(shift=4, flip=True, mixup=0.2, rand_augment=2)
-ADAMW = Optim(learning_rate=3e-3, ema=0.998)
 
 PRESETS = {
     "tiny": Config(
