@@ -1,0 +1,96 @@
+"""Distributions that an adversarial autoencoder's codes are shaped after (Makhzani et al. 2015, arXiv 1511.05644, 2.2).
+
+Each is a map from the unit square (or cube): the first coordinate runs through the classes one after the other, so that
+a class has its own part of the prior, a K-th of its mass. Axis names: B batch, Z latent size.
+"""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+from jaxtyping import Array, Float, Int, Key
+
+Prior = Literal["gaussian", "mixture", "swiss_roll", "uniform"]
+
+# Normal quantiles are finite inside of these bounds: codes lie within 4.8 standard deviations.
+_INSIDE = 1e-6
+# Of the mixture, relative to the distance of its centres from the origin: along the radius, and across it.
+_ALONG, _ACROSS = 0.25, 0.06
+# Of the roll, relative to its outer radius: half turns, and the standard deviation of its thickness.
+_HALF_TURNS, _THICKNESS = 4.0, 0.03
+
+
+def sample_prior(
+    key: Key[Array, ""],
+    prior: Prior,
+    count: int,
+    size: int,
+    scale: float = 1.0,
+    classes: Int[Array, "B"] | None = None,
+    num_classes: int = 10,
+) -> Float[Array, "B Z"]:
+    """`count` codes of `size` numbers.
+
+    Args:
+        key: what the codes follow from.
+        prior: its name.
+        count: B.
+        size: Z; 2 for the mixture and the Swiss roll.
+        scale: see `place_codes`.
+        classes: each code's class, whose part of the prior it is drawn from; -1, or None for all: the whole prior.
+        num_classes: K, into how many parts the prior falls.
+
+    Raises:
+        ValueError: if the prior does not exist in this size.
+    """
+    square = jax.random.uniform(key, (count, size))
+    if classes is not None:
+        part = (classes + square[:, 0]) / num_classes
+        square = square.at[:, 0].set(jnp.where(classes < 0, square[:, 0], part))
+    return place_codes(square, prior, scale, num_classes)
+
+
+def place_codes(
+    square: Float[Array, "B Z"], prior: Prior, scale: float = 1.0, num_classes: int = 10
+) -> Float[Array, "B Z"]:
+    """The codes at points of the unit square or cube; evenly spread points become a sample of the prior.
+
+    "gaussian": `scale` is the standard deviation; the classes are stripes across the first axis.
+    "uniform": `scale` is half the side of a square around the origin; the classes are stripes, too.
+    "mixture": K Gaussians, each longer along the radius, around a circle of radius `scale`; one a class.
+    "swiss_roll": a spiral that ends at radius `scale`; the classes follow one another from inside out.
+
+    Raises:
+        ValueError: if the prior does not exist in this size.
+    """
+    check_prior(prior, square.shape[-1], scale)
+    inside = jnp.clip(square, _INSIDE, 1.0 - _INSIDE)
+    if prior == "gaussian":
+        return scale * ndtri(inside)
+    if prior == "uniform":
+        return scale * (2.0 * square - 1.0)
+    along, across = inside[:, 0], ndtri(inside[:, 1])
+    if prior == "mixture":
+        component = jnp.floor(along * num_classes)
+        angle = 2.0 * jnp.pi * component / num_classes
+        radius = 1.0 + _ALONG * across
+        # The rest of the first coordinate, evenly spread within the component, is a second normal number.
+        offset = _ACROSS * ndtri(jnp.clip(along * num_classes - component, 1e-4, 1.0 - 1e-4))
+    else:
+        # The square root spreads the codes evenly over the length of the roll.
+        angle = jnp.pi * _HALF_TURNS * jnp.sqrt(along)
+        radius = jnp.sqrt(along) + _THICKNESS * across
+        offset = jnp.zeros_like(radius)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return scale * jnp.stack([radius * cos - offset * sin, radius * sin + offset * cos], axis=-1)
+
+
+def check_prior(prior: Prior, size: int, scale: float) -> None:
+    """ValueError if the prior does not exist in this size."""
+    if prior not in get_args(Prior):
+        raise ValueError(f"the prior is one of {', '.join(get_args(Prior))}, got {prior!r}")
+    if size != 2 and prior in ("mixture", "swiss_roll"):
+        raise ValueError(f"the prior {prior} lies in a plane: latent_size must be 2, got {size}")
+    if scale <= 0.0:
+        raise ValueError(f"the prior's scale must be above 0, got {scale}")
