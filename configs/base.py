@@ -48,7 +48,7 @@ class Augment:
 
 
 @dataclass(frozen=True)
-class Optim:
+class AdamW:
     """AdamW under a cosine schedule with linear warm-up."""
 
     learning_rate: float = 1e-3
@@ -65,6 +65,12 @@ class Optim:
     """Decoupled decay of matrices; biases, norms, positions and tokens are not decayed."""
     clip: float | None = 1.0
     """Largest global norm of the gradients; None: no clipping."""
+
+
+@dataclass(frozen=True)
+class Optim(AdamW):
+    """The optimizer of a task with one loss."""
+
     ema: float | None = None
     """Decay of an average of the parameters, which is then what is evaluated; None: no average."""
     accumulate: int = 1
@@ -108,7 +114,6 @@ class Config:
     """What every task's Config begins with."""
 
     data: Data = field(default_factory=Data)
-    optim: Optim = field(default_factory=Optim)
     run: Run = field(default_factory=Run)
     mesh: Mesh = field(default_factory=Mesh)
 
@@ -117,6 +122,7 @@ class Config:
 class ClassifierConfig(Config):
     """What the Config of every task that classifies images begins with."""
 
+    optim: Optim = field(default_factory=Optim)
     augment: Augment = field(default_factory=Augment)
     label_smoothing: float = 0.0
     """Part of each target that is spread evenly over all classes."""

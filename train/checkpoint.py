@@ -1,7 +1,7 @@
 """Checkpoints by orbax: saved in the background, the latest two and the best kept."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -12,17 +12,18 @@ from train.task import State
 class Checkpoints:
     """The folder `checkpoints/` of a run: each step holds the State ("state") and the loop's own JSON ("progress")."""
 
-    def __init__(self, folder: Path, best: str):
-        """`best` names the metric, higher is better, that the best checkpoint is kept by."""
+    def __init__(self, folder: Path, best: str, best_mode: Literal["max", "min"] = "max"):
+        """`best` names the metric that the best checkpoint is kept by, `best_mode` which of its values is best."""
+        sign = 1.0 if best_mode == "max" else -1.0
         policies = [
             preservation_policy.LatestN(2),
             preservation_policy.BestN(
-                get_metric_fn=lambda metrics: metrics[best], n=1, keep_checkpoints_without_metrics=False
+                get_metric_fn=lambda metrics: sign * metrics[best], n=1, keep_checkpoints_without_metrics=False
             ),
         ]
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-            best_fn=lambda metrics: metrics[best],
+            best_fn=lambda metrics: sign * metrics[best],
         )
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
 

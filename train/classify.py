@@ -1,6 +1,6 @@
 """What the tasks that classify images share: all of a task but how its model reads an image and what it shows of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -14,7 +14,7 @@ from train.data import Source
 from train.data.augment import augment
 from train.errors import UserError
 from train.optim import make_optimizer
-from train.task import Task, one_loss_init, one_loss_step
+from train.task import Picture, Task, one_loss_init, one_loss_step
 
 Images = Float[Array, "B h w C"]
 # (images in [0, 1], further arguments of the model) -> what the model returns
@@ -39,7 +39,7 @@ def classification_task(
     source: Source,
     model: Classifier,
     prepare: Callable[[Images], Array],
-    figures: Callable[[Forward, Images], dict[str, Array]],
+    figures: Callable[[Forward, Images], Mapping[str, Picture]],
 ) -> Task:
     """The task of classifying images like those of `source`: cross-entropy on augmented images.
 

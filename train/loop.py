@@ -18,6 +18,7 @@ from train.errors import RunStopped, UserError
 from train.report.console import RunConsole
 from train.report.metrics import JsonLines, Window, check_finite, read_lines
 from train.report.page import write_page
+from train.report.pictures import write_pictures
 from train.run_folder import RunFolder
 from train.runtime import keep_freed_memory, quiet_libraries
 from train.sharding import batch_parts, batch_sharding, make_mesh, state_sharding
@@ -34,7 +35,7 @@ def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> St
         RunStopped: if a metric is no longer finite.
     """
     run = _Run(config, make_task)
-    with Checkpoints(run.folder.checkpoints, run.task.best) as checkpoints:
+    with Checkpoints(run.folder.checkpoints, run.task.best, run.task.best_mode) as checkpoints:
         run.begin(checkpoints)
         with RunConsole(config.run.steps, run.done) as console:
             run.greet(console)
@@ -44,7 +45,7 @@ def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> St
             except RunStopped as error:
                 good = checkpoints.latest_step()
                 kept = "no checkpoint was saved yet" if good is None else f"the checkpoint of step {good} is kept"
-                raise RunStopped(f"{error}; {kept}. Try a lower --optim.learning-rate, another --run.dir") from None
+                raise RunStopped(f"{error}; {kept}. Try a lower learning rate and another --run.dir") from None
             run.finish(console)
     return run.state
 
@@ -133,6 +134,8 @@ class _Run:
                 scores = None
                 if evaluates:
                     scores = self.test()
+                    if last and self.task.assess is not None:
+                        scores |= self.task.assess(self.state, self.test_source)
                     check_finite(step, scores)
                     lines.write(step=step, split="test", **scores)
                     console.line(step, "test", scores)
@@ -149,9 +152,12 @@ class _Run:
         return {name: sum(float(part[name]) for part in sums) / len(self.test_source) for name in sums[0]}
 
     def finish(self, console: RunConsole) -> None:
-        """Writes report.html and prints the end table."""
-        with closing(eval_batches(self.test_source, 8 * batch_parts(self.mesh), **self.feeding)) as feed:
+        """Writes the pictures and report.html, and prints the end table."""
+        parts = batch_parts(self.mesh)
+        examples = -(-self.task.figure_examples // parts) * parts
+        with closing(eval_batches(self.test_source, examples, **self.feeding)) as feed:
             pictures = jax.device_get(jax.jit(self.task.figures)(self.state, next(self.placed(feed))))
+        write_pictures(self.folder, pictures, self.source.label_names)
         write_page(self.folder, pictures)
         last = [line for line in read_lines(self.folder.metrics) if line["split"] == "test"][-1]
         scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
@@ -170,6 +176,7 @@ class _Run:
         return {
             "image": jax.ShapeDtypeStruct((size, *self.source.image_shape), jnp.uint8, sharding=sharding),
             "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
+            "index": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
         }
 
     def seconds(self) -> float:

@@ -8,7 +8,7 @@ from configs.lstm import PRESETS, Config
 from train.classify import beside, classification_task, rows
 from train.cli import parse, run_main
 from train.data import Source
-from train.task import Task
+from train.task import Grid, Task
 
 
 def make_task(config: Config, source: Source) -> Task:
@@ -16,8 +16,8 @@ def make_task(config: Config, source: Source) -> Task:
 
     def figures(forward, images):
         _, steps = forward(images, return_steps=True)
-        caption = "probability of each class (across) after each row (down) was read, beside the image"
-        return {caption: belief_grid(images, nn.softmax(steps))}
+        caption = "The image, then the probability of each class (across) after each row (down) was read."
+        return {"beliefs": Grid(belief_grid(images, nn.softmax(steps)), caption)}
 
     return classification_task(config, source, config.model, rows, figures)
 

@@ -6,7 +6,7 @@ from configs.mha import PRESETS, Config
 from train.classify import beside, classification_task, rows
 from train.cli import parse, run_main
 from train.data import Source
-from train.task import Task
+from train.task import Grid, Task
 
 
 def make_task(config: Config, source: Source) -> Task:
@@ -14,8 +14,8 @@ def make_task(config: Config, source: Source) -> Task:
 
     def figures(forward, images):
         _, attentions = forward(images, return_attention=True)
-        caption = "attention of the last block from each row (down) to each row (across): image, then each head"
-        return {caption: row_attention_grid(images, attentions[-1])}
+        caption = "Attention of the last block from each row (down) to each row (across): the image, then each head."
+        return {"attention": Grid(row_attention_grid(images, attentions[-1]), caption)}
 
     return classification_task(config, source, config.model, lambda images: rows(2.0 * images - 1.0), figures)
 

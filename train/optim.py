@@ -3,10 +3,10 @@
 import jax
 import optax
 
-from configs.base import Optim
+from configs.base import AdamW
 
 
-def make_schedule(config: Optim, steps: int) -> optax.Schedule:
+def make_schedule(config: AdamW, steps: int) -> optax.Schedule:
     """Learning rate by step: linear from 0 over the warm-up, then a cosine to its final part."""
     peak = config.learning_rate
     return optax.warmup_cosine_decay_schedule(
@@ -14,7 +14,7 @@ def make_schedule(config: Optim, steps: int) -> optax.Schedule:
     )
 
 
-def make_optimizer(config: Optim, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: AdamW, steps: int) -> optax.GradientTransformation:
     """AdamW (Loshchilov & Hutter 2019) behind clipping by the global norm (Pascanu et al. 2013)."""
     adamw = optax.adamw(
         make_schedule(config, steps), config.b1, config.b2, weight_decay=config.weight_decay, mask=is_matrix

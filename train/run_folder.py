@@ -13,7 +13,7 @@ FREE = ("run.dir", "data.dir", "data.workers", "data.memory_limit", "mesh.data",
 
 
 class RunFolder:
-    """config.json, metrics.jsonl, timing.jsonl, checkpoints/ and report.html under one folder."""
+    """config.json, metrics.jsonl, timing.jsonl, checkpoints/, pictures/ and report.html under one folder."""
 
     def __init__(self, config: Config):
         """Claims `config.run.dir`: makes it, or checks that it belongs to the same config.
@@ -25,6 +25,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.pictures = self.path / "pictures"
         self.report = self.path / "report.html"
         saved = self.path / "config.json"
         try:

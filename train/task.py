@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from configs.base import Optim
+from train.data import Source
 
 Batch = Mapping[str, Array]
 Params = PyTree[Array]
@@ -24,21 +25,52 @@ class State(struct.PyTreeNode):
 
     step: Int[Array, ""]
     params: Params
-    opt_state: optax.OptState
+    opt_state: PyTree  # of the optimizer, or of several by name
     ema: Params | None = None  # average of the parameters, if the optimizer's config asks for one
+    batch_stats: PyTree | None = None  # running statistics of batch norm, if the model has any
 
     @property
     def eval_params(self) -> Params:
         """The parameters to evaluate: the average where there is one."""
         return self.params if self.ema is None else self.ema
 
+    @property
+    def eval_variables(self) -> dict[str, PyTree]:
+        """What a Linen module is applied with to evaluate it."""
+        return {"params": self.eval_params, "batch_stats": self.batch_stats}
+
+
+class Grid(struct.PyTreeNode):
+    """A picture of gray cells in rows and columns."""
+
+    cells: Float[Array, "rows columns h w"]
+    """From 0, black, to 1, white."""
+    caption: str = struct.field(pytree_node=False)
+    """Says what is seen, as a sentence."""
+
+
+class Scatter(struct.PyTreeNode):
+    """A picture of points in the plane, coloured by label. A point that is NaN is not drawn."""
+
+    points: Float[Array, "N 2"]
+    labels: Int[Array, "N"]
+    background: Float[Array, "M 2"]
+    """Samples of a prior, light gray behind the points."""
+    marks: Float[Array, "K 2"] | None
+    """Black crosses over the points, such as the heads of clusters."""
+    caption: str = struct.field(pytree_node=False)
+    """Says what is seen, as a sentence."""
+
+
+Picture = Grid | Scatter
+
 
 @dataclass(frozen=True)
 class Task:
     """A model with its loss, as four pure functions that jit and shard.
 
-    Batches hold what `train.data` gives: "image" uint8 [B, h, w, C], "label" int32 [B]; in evaluation also
-    "mask" bool [B], False at examples that only fill up the batch.
+    Batches hold what `train.data` gives: "image" uint8 [B, h, w, C], "label" int32 [B]; in evaluation and
+    for figures also "mask" bool [B], False at examples that only fill up the batch.
     """
 
     init: Callable[[], State]
@@ -46,10 +78,16 @@ class Task:
     """One optimizer step. Everything random in it follows from the seed and `state.step`."""
     evaluate: Callable[[State, Batch], dict[str, Float[Array, "B"]]]
     """One value per example and metric; the loop averages over the split."""
-    figures: Callable[[State, Batch], dict[str, Any]]
-    """Arrays that the report draws, by name."""
+    figures: Callable[[State, Batch], Mapping[str, Picture]]
+    """What the report draws, by a short name that can name a file."""
     best: str = "accuracy"
-    """Metric of `evaluate`, higher is better, that the best checkpoint is kept by."""
+    """Metric of `evaluate` that the best checkpoint is kept by."""
+    best_mode: Literal["max", "min"] = "max"
+    """Whether that metric is better when it is high or low."""
+    assess: Callable[[State, Source], dict[str, float]] | None = None
+    """Metrics of a trained model that no mean over examples gives, from the test split; taken after the last step."""
+    figure_examples: int = 8
+    """Test images that `figures` is given at least."""
 
 
 def one_loss_init(params: Params, optimizer: optax.GradientTransformation, config: Optim) -> State:
@@ -70,14 +108,18 @@ def one_loss_step(loss: Loss, optimizer: optax.GradientTransformation, config: O
         metrics["grad_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if config.ema is not None and ema is not None:
-            # The early average follows closely, or it would long remember the initial parameters.
-            decay = jnp.minimum(config.ema, (1.0 + state.step) / (10.0 + state.step))
-            ema = optax.incremental_update(params, ema, 1.0 - decay)
-        return State(state.step + 1, params, opt_state, ema), metrics
+        return State(state.step + 1, params, opt_state, next_average(state, params, config.ema)), metrics
 
     return step
+
+
+def next_average(state: State, params: Params, decay: float | None) -> Params | None:
+    """The average of the parameters after the step from `state` to `params`."""
+    if decay is None or state.ema is None:
+        return None
+    # The early average follows closely, or it would long remember the initial parameters.
+    decay_now = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    return optax.incremental_update(params, state.ema, 1.0 - decay_now)
 
 
 def _mean_gradient(loss: Loss, params: Params, batch: Batch, key: Key[Array, ""], parts: int):

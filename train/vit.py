@@ -6,7 +6,7 @@ from configs.vit import PRESETS, Config
 from train.classify import beside, classification_task
 from train.cli import parse, run_main
 from train.data import Source
-from train.task import Task
+from train.task import Grid, Task
 
 
 def make_task(config: Config, source: Source) -> Task:
@@ -16,7 +16,7 @@ def make_task(config: Config, source: Source) -> Task:
     def figures(forward, images):
         _, attentions = forward(images, return_attention=True)
         grid = attention_grid(images, attentions[-1], model.patch_size, model.class_token)
-        return {"attention of the last block (image, then each head)": grid}
+        return {"attention": Grid(grid, "Attention of the last block: the image, then where each head looked.")}
 
     return classification_task(config, source, model, lambda images: 2.0 * images - 1.0, figures)
 

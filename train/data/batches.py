@@ -37,7 +37,8 @@ def batches(
         workers: processes that decode ahead for a streamed source; a source in memory needs none and takes none.
 
     Yields:
-        `{"image": uint8 [n / process_count, h, w, C], "label": int32 [n / process_count]}`.
+        `{"image": uint8 [m, h, w, C], "label": int32 [m], "index": int32 [m]}` with m = n / process_count; the index is
+        the example's number in the split.
 
     Raises:
         UserError: the batch cannot be cut into equal parts; or what `Source.gather` raises.
@@ -48,7 +49,8 @@ def batches(
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat().batch(batch_size)
 
     def batch(step: int) -> Batch:
-        return source.gather(np.asarray(order[step])[part])
+        indices = np.asarray(order[step], np.int32)[part]
+        return {**source.gather(indices), "index": indices}
 
     return _steps(source, batch, start_step, stop_step, workers)
 

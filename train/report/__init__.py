@@ -1,1 +1,1 @@
-"""What a run tells: metrics.jsonl, the terminal, report.html."""
+"""What a run tells: metrics.jsonl, the terminal, pictures/, report.html."""

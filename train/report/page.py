@@ -4,12 +4,11 @@ import base64
 import html
 import io
 import json
-
-import numpy as np
-from PIL import Image
+from collections.abc import Mapping
 
 from train.report.metrics import read_lines
 from train.run_folder import RunFolder, flattened
+from train.task import Picture
 
 _STYLE = """
 :root { color-scheme: light dark; --line: light-dark(#d8dce3, #3a404b); --soft: light-dark(#5a6372, #a3adbd); }
@@ -17,31 +16,37 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem
   background: light-dark(#fff, #14171c); color: light-dark(#1b1f26, #e8ebf0); }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
-.curves img { width: 100%; background: #fff; border-radius: .4rem; border: 1px solid var(--line); }
-.scroll { overflow-x: auto; } .grid { image-rendering: pixelated; max-width: 100%; border-radius: .4rem; }
+img { max-width: 100%; box-sizing: border-box; border-radius: .4rem; border: 1px solid var(--line); }
+.curves img { width: 100%; background: #fff; } .scroll { overflow-x: auto; } figure { margin: 0; }
 table { border-collapse: collapse; } td { border-bottom: 1px solid var(--line); padding: .25rem 1.5rem .25rem 0; }
-p, td:first-child { color: var(--soft); } details { margin-top: 2rem; }
+figcaption, td:first-child { color: var(--soft); } details { margin-top: 2rem; }
 """
 
 
-def write_page(folder: RunFolder, pictures: dict[str, np.ndarray]) -> None:
-    """Writes `report.html` from the run folder's metrics and `pictures`, each [rows, columns, h, w] in [0, 1]."""
+def write_page(folder: RunFolder, pictures: Mapping[str, Picture]) -> None:
+    """Writes `report.html` from the run folder's metrics and the files that `write_pictures` made of `pictures`."""
     lines = read_lines(folder.metrics)
     config = flattened(json.loads((folder.path / "config.json").read_text()))
     test = [line for line in lines if line["split"] == "test"][-1]
     names = sorted({name for line in lines for name in line} - {"step", "split"})
     results = {f"test {name}": f"{test[name]:.4f}" for name in names if name in test} | {"steps": f"{test['step']:,}"}
     title = html.escape(folder.path.name)
-    curves = "".join(f"<img alt='{html.escape(name)} by step' src='{_curve(lines, name)}'>" for name in names)
-    grids = "".join(
-        f"<h2>{html.escape(name.capitalize())}</h2>"
-        f"<div class=scroll><img class=grid alt='{html.escape(name)}' src='{_grid(cells)}'></div>"
-        for name, cells in pictures.items()
+    curves = "".join(
+        f"<img alt='{html.escape(name)} by step' src='{_curve(lines, name)}'>"
+        for name in names
+        if sum(name in line for line in lines) > 1  # One point is no curve: it stands in the table.
+    )
+    shown = "".join(
+        f"<h2>{html.escape(name.replace('_', ' ').capitalize())}</h2>"
+        f"<figure><img alt='{html.escape(picture.caption)}' "
+        f"src='{_inlined('image/png', (folder.pictures / f'{name}.png').read_bytes())}'>"
+        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
+        for name, picture in pictures.items()
     )
     page = (
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>{_table(results)}"
-        f"<h2>Curves</h2><div class=curves>{curves}</div>{grids}"
+        f"<h2>Curves</h2><div class=curves>{curves}</div>{shown}"
         f"<details><summary>Config</summary>{_table({k: str(v) for k, v in config.items()})}</details></html>\n"
     )
     scratch = folder.report.with_suffix(".new")
@@ -69,16 +74,9 @@ def _curve(lines: list[dict], name: str) -> str:
     axes.legend(frameon=False)
     picture = io.BytesIO()
     figure.savefig(picture, format="svg")
-    return "data:image/svg+xml;base64," + base64.b64encode(picture.getvalue()).decode()
+    return _inlined("image/svg+xml", picture.getvalue())
 
 
-def _grid(cells: np.ndarray, gap: int = 2, zoom: int = 2) -> str:
-    """Gray cells in rows and columns, as the address of an inlined picture."""
-    framed = np.pad(cells, ((0, 0), (0, 0), (0, gap), (0, gap)), constant_values=0.5)
-    rows, columns, height, width = framed.shape
-    sheet = framed.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
-    picture = Image.fromarray((np.clip(sheet, 0, 1) * 255).astype(np.uint8))
-    picture = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _inlined(kind: str, content: bytes) -> str:
+    """A picture as an address that holds all of it."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

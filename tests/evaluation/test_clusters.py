@@ -1,0 +1,52 @@
+"""Clusters are named by the paper's rule, which is not the majority's."""
+
+import numpy as np
+import pytest
+
+from train.evaluation.clusters import cluster_labels, clustering_error
+
+# Cluster 0 holds three images, two of them sevens, but the surest is a five. Cluster 2 holds none; the image that leans
+# to it most is a two.
+VALIDATION = np.array(
+    [[0.95, 0.03, 0.02], [0.90, 0.06, 0.04], [0.85, 0.05, 0.10], [0.10, 0.80, 0.10], [0.30, 0.37, 0.33]]
+)
+LABELS = np.array([5, 7, 7, 3, 2])
+TEST = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
+
+
+def test_a_cluster_takes_the_label_of_its_surest_image_not_of_most():
+    assert cluster_labels(VALIDATION, LABELS).tolist() == [5, 3, 2]
+
+
+def test_the_error_counts_test_images_whose_own_cluster_has_another_label():
+    assert clustering_error(VALIDATION, LABELS, TEST, np.array([5, 7, 3, 2])) == 0.25
+    assert clustering_error(VALIDATION, LABELS, TEST, np.array([7, 7, 2, 3])) == 1.0
+
+
+def test_a_new_order_of_clusters_renames_them_and_keeps_the_error():
+    order = [2, 0, 1]
+    assert cluster_labels(VALIDATION[:, order], LABELS).tolist() == [2, 5, 3]
+    labels = np.array([5, 7, 3, 2])
+    assert clustering_error(VALIDATION[:, order], LABELS, TEST[:, order], labels) == 0.25
+
+
+def test_float64_tells_apart_what_rounds_to_one_and_of_equals_the_first_counts():
+    unsure = np.array([[2e-9, 1], [1e-13, 0], [1, 0]])
+    labels = np.array([1, 2, 3])
+    assert cluster_labels(1 - unsure, labels).tolist() == [2, 2]
+    assert cluster_labels(np.float32(1 - unsure), labels).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((VALIDATION[0], LABELS, TEST, LABELS[:4]), r"probabilities: wanted floats \[N, D\], got float64 \[3\]"),
+        ((VALIDATION[:0], LABELS[:0], TEST, LABELS[:4]), "probabilities: wanted at least 1 of them, got 0"),
+        ((VALIDATION, LABELS[:4], TEST, LABELS[:4]), r"labels: wanted integers \[5\], got int64 \[4\]"),
+        ((VALIDATION, LABELS, TEST[:, :2], LABELS[:4]), "test_probabilities: wanted 3 clusters, got 2"),
+        ((VALIDATION, LABELS, TEST, LABELS), r"test_labels: wanted integers \[4\], got int64 \[5\]"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        clustering_error(*arguments)

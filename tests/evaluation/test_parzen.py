@@ -1,0 +1,85 @@
+"""The Parzen-window likelihood is the formula's, in float32 too, and chooses its width on the validation images."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.evaluation import arrays, parzen
+
+RNG = np.random.default_rng(0)
+SAMPLES, VALIDATION, TEST = (RNG.uniform(size=(n, 97)).astype(np.float32) for n in (31, 19, 23))
+
+
+def direct(samples, images, sigma):
+    """Log-likelihood of each image by the formula, in float64, without any trick but the largest exponent's."""
+    distances = ((images[:, None].astype(np.float64) - samples[None]) ** 2).sum(axis=-1)
+    exponents = -distances / (2 * sigma**2)
+    largest = exponents.max(axis=1, keepdims=True)
+    kernels = np.log(np.exp(exponents - largest).mean(axis=1)) + largest[:, 0]
+    return kernels - images.shape[1] / 2 * math.log(2 * math.pi * sigma**2)
+
+
+def test_it_is_the_formula_at_the_width_that_the_validation_images_like_best():
+    # The test images are the samples, so they would choose the narrowest kernel.
+    means = [direct(SAMPLES, VALIDATION, sigma).mean() for sigma in parzen.SIGMAS]
+    best = int(np.argmax(means))
+    assert 0 < best < 9
+    result = parzen.parzen(SAMPLES, VALIDATION, SAMPLES)
+    values = direct(SAMPLES, SAMPLES, parzen.SIGMAS[best])
+    assert result.sigma == pytest.approx(10 ** (best / 9 - 1))
+    assert result.log_likelihood == pytest.approx(values.mean(), abs=1e-3)
+    values = direct(SAMPLES, TEST, parzen.SIGMAS[best])
+    result = parzen.parzen(SAMPLES, VALIDATION, TEST)
+    assert result.log_likelihood == pytest.approx(values.mean(), abs=1e-3)
+    assert result.standard_error == pytest.approx(values.std() / math.sqrt(len(values)), rel=1e-3)
+
+
+def test_every_width_is_as_exact_as_the_direct_formula_in_float64():
+    result = parzen.log_likelihoods(SAMPLES, TEST, parzen.SIGMAS)
+    expected = np.stack([direct(SAMPLES, TEST, sigma) for sigma in parzen.SIGMAS], axis=1)
+    np.testing.assert_allclose(result, expected, atol=5e-3)
+
+
+def test_one_sample_makes_the_normal_density_and_an_image_on_it_has_its_peak():
+    sigmas = np.array([0.1, 0.4])
+    result = parzen.log_likelihoods(SAMPLES[:1], SAMPLES[:1], sigmas)
+    np.testing.assert_allclose(result, -97 / 2 * np.log(2 * math.pi * sigmas**2)[None], atol=5e-3)
+
+
+def test_blocks_of_any_size_give_the_same(monkeypatch):
+    whole = parzen.parzen(SAMPLES, VALIDATION, TEST)
+    monkeypatch.setattr(parzen, "rows_at_once", lambda others: 5)  # 5 divides neither 19 nor 23
+    np.testing.assert_allclose(parzen.parzen(SAMPLES, VALIDATION, TEST), whole, rtol=1e-5)
+
+
+def test_moving_all_images_alike_turning_a_mirror_or_doubling_the_samples_changes_nothing():
+    whole = np.array(parzen.parzen(SAMPLES, VALIDATION, TEST))
+    for change in (lambda x: x + 20, lambda x: x[:, ::-1], lambda x: jnp.asarray(x)):
+        np.testing.assert_allclose(parzen.parzen(*map(change, (SAMPLES, VALIDATION, TEST))), whole, rtol=3e-4)
+    np.testing.assert_allclose(parzen.parzen(np.repeat(SAMPLES, 2, 0), VALIDATION, TEST), whole, rtol=1e-5)
+
+
+def test_full_size_needs_far_less_than_a_gigabyte():
+    images = jax.ShapeDtypeStruct((10_000, 784), np.float32)
+    compiled = parzen._log_sums.lower(images, images, np.ones(10, np.float32), arrays.rows_at_once(10_000)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 250e6
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "message"),
+    [
+        (0, np.zeros((5, 7, 7), np.float32), r"samples: wanted floats \[N, D\], got float32 \[5, 7, 7\]"),
+        (1, np.zeros((5, 97), np.uint8), r"validation: wanted floats \[N, D\], got uint8 \[5, 97\]"),
+        (2, np.zeros((0, 97), np.float32), "test: wanted at least 1 of them, got 0"),
+        (2, np.zeros((5, 98), np.float32), r"as many columns in each, got samples \[31, 97\], .* test \[5, 98\]"),
+        (0, np.full((5, 97), np.nan, np.float32), "samples: wanted finite numbers, got 5 of 5 rows"),
+    ],
+)
+def test_what_is_no_set_of_images_is_an_error(place, wrong, message):
+    images = [SAMPLES, VALIDATION, TEST]
+    images[place] = wrong
+    with pytest.raises(ValueError, match=message):
+        parzen.parzen(*images)

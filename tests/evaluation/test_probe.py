@@ -1,0 +1,80 @@
+"""The probe is logistic regression at its minimum: it reads what is linear in a code and invents nothing."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.evaluation import probe
+from train.evaluation.probe import probe_accuracy
+
+RNG = np.random.default_rng(0)
+V, Z = 4, 3  # and one coordinate more, which stands still
+CENTRES = RNG.normal(size=(V, Z)).astype(np.float32)
+
+
+def cloud(count, spread):
+    labels = RNG.integers(0, V, count)
+    codes = CENTRES[labels] + spread * RNG.normal(size=(count, Z)).astype(np.float32)
+    return np.pad(codes, ((0, 0), (0, 1)), constant_values=3.3), labels
+
+
+CODES, LABELS = cloud(301, 0.5)
+TEST_CODES, TEST_LABELS = cloud(203, 0.5)
+
+
+def test_what_is_found_is_the_minimum_where_the_gradient_vanishes():
+    targets = np.eye(V)[LABELS]
+    weights, biases = (np.asarray(x, np.float64) for x in probe._fit(CODES, jnp.asarray(targets)))
+    logits = CODES @ weights + biases
+    wrong = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True) - targets
+    np.testing.assert_allclose((CODES.T @ wrong + weights) / len(CODES), 0, atol=2e-5)
+    np.testing.assert_allclose(wrong.mean(axis=0), 0, atol=2e-5)
+
+
+def test_separable_codes_are_read_without_error_and_noise_is_read_at_chance():
+    assert probe_accuracy(*cloud(301, 0.01), *cloud(203, 0.01), V) == 1.0
+    noise = RNG.normal(size=(1203, Z + 1)).astype(np.float32)
+    labels = RNG.integers(0, V, 1203)
+    assert abs(probe_accuracy(noise[:301], labels[:301], noise[301:], labels[301:], V) - 1 / V) < 0.06
+
+
+def test_units_and_origin_of_each_coordinate_change_nothing():
+    accuracy = probe_accuracy(CODES, LABELS, TEST_CODES, TEST_LABELS, V)
+    assert 0.6 < accuracy < 0.95
+
+    def change(codes):
+        return codes * np.float32([1000, 1, -0.01, 2]) + np.float32([0, 50, 0, 1])
+
+    changed = probe_accuracy(change(CODES), LABELS, change(TEST_CODES), TEST_LABELS, V)
+    assert changed == pytest.approx(accuracy, abs=0.011)  # rounding may move two codes on the border
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_coordinate_that_stands_still_is_not_read_though_it_moves_in_the_test_codes(dtype):
+    codes, still, moved = CODES.astype(dtype), TEST_CODES.astype(dtype), TEST_CODES.astype(dtype)
+    codes[:, 3], still[:, 3], moved[:, 3] = 3.3, 3.3, 3.4
+    accuracy = probe_accuracy(codes, LABELS, still, TEST_LABELS, V)
+    assert probe_accuracy(codes, LABELS, moved, TEST_LABELS, V) == pytest.approx(accuracy, abs=0.011)
+
+
+def test_the_accuracy_is_that_on_the_test_codes():
+    codes, labels = cloud(301, 0.01)
+    test_codes, test_labels = cloud(203, 0.01)
+    test_labels[:50] = (test_labels[:50] + 1) % V
+    assert probe_accuracy(codes, labels, test_codes, test_labels, V) == pytest.approx(153 / 203)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": CODES[:, 0]}, r"codes: wanted floats \[N, D\], got float32 \[301\]"),
+        ({"codes": CODES[:, :3]}, r"as many columns in each, got codes \[301, 3\], test_codes \[203, 4\]"),
+        ({"labels": LABELS[:300]}, r"labels: wanted integers \[301\], got int64 \[300\]"),
+        ({"test_labels": TEST_LABELS / 1.0}, r"test_labels: wanted integers \[203\], got float64 \[203\]"),
+        ({"num_classes": 3}, r"labels: wanted 0\.\.2, got 0\.\.3"),
+    ],
+)
+def test_what_does_not_fit_is_an_error(change, message):
+    fitting = {"codes": CODES, "labels": LABELS, "test_codes": TEST_CODES, "test_labels": TEST_LABELS, "num_classes": V}
+    with pytest.raises(ValueError, match=message):
+        probe_accuracy(**{**fitting, **change})

@@ -1,0 +1,61 @@
+"""The course's adversarial autoencoder as one would write it in PyTorch, and its parameters as ours."""
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import nn
+
+
+def hidden(width, sizes, dropout, batch_norm=()):
+    layers = []
+    for i, size in enumerate(sizes):
+        norm = [nn.BatchNorm1d(size)] if i in batch_norm else []
+        layers += [nn.Linear(width, size), *norm, nn.Dropout(dropout), nn.ReLU()]
+        width = size
+    return layers
+
+
+class TorchEncoder(nn.Module):
+    def __init__(self, pixels, sizes, latent, dropout=0.2):
+        super().__init__()
+        self.hidden = nn.Sequential(*hidden(pixels, sizes, dropout))
+        self.mean, self.log_variance = nn.Linear(sizes[-1], latent), nn.Linear(sizes[-1], latent)
+
+    def forward(self, images):
+        x = self.hidden(images.flatten(1))
+        return self.mean(x), self.log_variance(x)
+
+
+def torch_decoder(latent, sizes, pixels, dropout=0.2):
+    return nn.Sequential(*hidden(latent, sizes, dropout, batch_norm=(1,)), nn.Linear(sizes[-1], pixels), nn.Tanh())
+
+
+def torch_discriminator(latent, sizes, dropout=0.2):
+    return nn.Sequential(*hidden(latent, sizes, dropout), nn.Linear(sizes[-1], 1), nn.Sigmoid())
+
+
+def our_params(module, names, gradients=False):
+    """Parameters, or their gradients, of the linear and norm layers in order, under our names for them."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.BatchNorm1d)]
+    params = {}
+    for name, layer in zip(names, layers, strict=True):
+        weight, bias = (x.grad if gradients else x for x in (layer.weight, layer.bias))
+        kernel = "kernel" if isinstance(layer, nn.Linear) else "scale"
+        params[name] = {kernel: jnp.array(weight.detach().numpy().T), "bias": jnp.array(bias.detach().numpy())}
+    return params
+
+
+ENCODER = ("hidden_0", "hidden_1", "mean", "log_variance")
+DECODER = ("hidden_0", "hidden_1", "norm_1", "output")
+DISCRIMINATOR = ("hidden_0", "hidden_1", "output")
+
+
+def our_statistics(decoder):
+    """The decoder's running statistics."""
+    (norm,) = (layer for layer in decoder if isinstance(layer, nn.BatchNorm1d))
+    return {"norm_1": {"mean": jnp.array(norm.running_mean.numpy()), "var": jnp.array(norm.running_var.numpy())}}
+
+
+def images_of(x):
+    """Ours [B, h, w, 1] as torch's [B, 1, h, w]."""
+    return torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)

@@ -1,0 +1,274 @@
+"""python -m train.aae [PRESET]: the adversarial autoencoder, in three phases a step, or four.
+
+Makhzani et al. 2015, arXiv 1511.05644: section 2 (reconstruction and the game), 5 (classification).
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from configs.aae import PRESETS, Config
+from train.aae_results import evaluated, make_assess, make_figures, to_range
+from train.cli import parse, run_main
+from train.data import Source
+from train.data.augment import augment
+from train.data.labels import UNKNOWN, known_labels
+from train.errors import UserError
+from train.optim import make_optimizer
+from train.task import Batch, Metrics, Params, State, Task, next_average
+from w2jax.aae import AAE, Code
+from w2jax.priors import sample_prior
+
+# In the order of a step: which sub-trees of the parameters each phase updates.
+PHASES = {
+    "reconstruction": ("encoder", "decoder", "heads"),
+    "discriminator": ("discriminator", "category_discriminator"),
+    "generator": ("encoder",),
+    "classification": ("encoder",),
+}
+KEYS = (
+    "reconstruct", "encode", "prior", "category", "discriminate", "deceive", "choose", "augment", "classify", "agree",
+)  # fmt: skip
+
+Stats = PyTree[Array]  # running statistics of batch norm
+Keys = dict[str, Key[Array, ""]]
+Outcome = tuple[Float[Array, ""], tuple[Metrics, Stats]]
+
+
+def make_task(config: Config, source: Source) -> Task:
+    """The task of an adversarial autoencoder of images like those of `source`.
+
+    Raises:
+        UserError: if model, labels and images do not fit each other.
+    """
+    check(config, source)
+    model, losses = config.model, Losses(config, source)
+    teaches = config.labels == "categories" or config.consistency > 0.0
+    phases = [name for name in PHASES if name != "classification" or teaches]
+    optimizers = {name: make_optimizer(getattr(config.optim, name), config.run.steps) for name in phases}
+
+    def own(params: Params, phase: str) -> dict[str, Params]:
+        return {name: params[name] for name in PHASES[phase] if name in params}
+
+    def init() -> State:
+        key = jax.random.key(config.run.seed)
+        images, label = jnp.zeros((1, *source.image_shape)), jnp.zeros((1,), jnp.int32)
+        condition = losses.condition(label if config.labels == "prior" else None)
+        variables = model.init(key, images, losses.told(label), condition)
+        params = variables["params"]
+        opt_state = {name: optimizer.init(own(params, name)) for name, optimizer in optimizers.items()}
+        ema = None if config.optim.ema is None else jax.tree.map(jnp.copy, params)
+        return State(jnp.zeros((), jnp.int32), params, opt_state, ema, variables.get("batch_stats", {}))
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
+        keys = dict(zip(KEYS, jax.random.split(key, len(KEYS)), strict=True))
+        params, opt_state, stats, metrics = state.params, dict(state.opt_state), state.batch_stats, {}
+        for name in phases:
+
+            def loss(part, name=name, params=params, stats=stats):
+                return getattr(losses, name)({**params, **part}, stats, batch, keys)
+
+            part = own(params, name)
+            (value, (extra, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(part)
+            updates, opt_state[name] = optimizers[name].update(gradients, opt_state[name], part)
+            params = {**params, **cast(dict, optax.apply_updates(part, updates))}
+            metrics |= {name: value, **extra}
+        ema = next_average(state, params, config.optim.ema)
+        return State(state.step + 1, params, opt_state, ema, stats), metrics
+
+    def evaluate(state: State, batch: Batch) -> dict[str, Float[Array, "B"]]:
+        images, y = to_range(model, batch["image"]), losses.told(batch["label"])
+
+        def see(aae: AAE):
+            code = aae.encode(images)
+            return code, aae.decode(code.z, code.y if y is None else y)
+
+        code, reconstructions = evaluated(model, state, see)
+        values = {"reconstruction": jnp.square(reconstructions - images).mean(axis=(1, 2, 3))}
+        if config.labels == "categories":
+            values["accuracy"] = (code.logits.argmax(-1) == batch["label"]).astype(jnp.float32)
+        return values
+
+    best, mode = ("accuracy", "max") if config.labels == "categories" else ("reconstruction", "min")
+    return Task(
+        init, step, evaluate, make_figures(config, source.num_classes), best, mode, make_assess(config, source), 2000
+    )
+
+
+class Losses:
+    """What each phase minimises: the method of its name gives (loss, (metrics, running statistics of batch norm)).
+
+    The statistics follow the reconstruction alone; the other phases see the same images and normalise by their batch.
+    """
+
+    def __init__(self, config: Config, source: Source):
+        """Chooses the examples whose label is known, where that is not all of them."""
+        self.config, self.model, self.num_classes = config, config.model, source.num_classes
+        self.known, self.labelled = None, None
+        if config.labels != "unused" and config.num_labels is not None:
+            self.known = known_labels(source, config.num_labels, config.run.seed)
+            self.labelled = source.gather(np.flatnonzero(self.known != UNKNOWN))
+
+    def reconstruction(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
+        """Mean squared error of the pixels; and cluster heads too close to each other."""
+        images, y = to_range(self.model, batch["image"]), self.told(batch["label"])
+
+        def reconstruct(aae: AAE):
+            code = aae.encode(images, train=True)
+            return aae.decode(code.z, code.y if y is None else y, train=True)
+
+        reconstructions, stats = self.run(params, stats, keys["reconstruct"], reconstruct)
+        loss = jnp.square(reconstructions - images).mean()
+        if self.config.head_distance:
+            loss += crowding(params["heads"]["kernel"], self.config.head_distance)
+        return loss, ({}, stats)
+
+    def discriminator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
+        """Cross-entropy of telling the prior's codes from the encoder's, one half each; of categories likewise."""
+        model, count = self.model, len(batch["image"])
+        code, labels = self.encode(params, stats, batch, keys), self.label(batch)
+        z = sample_prior(
+            keys["prior"], model.prior, count, code.z.shape[1], model.prior_scale, labels, self.num_classes
+        )
+        y = None
+        if code.y is not None:
+            kinds = code.y.shape[1]
+            y = nn.one_hot(jax.random.randint(keys["category"], (count,), 0, kinds), kinds)
+            y = jnp.concatenate([y, code.y])
+        labels = None if labels is None else jnp.concatenate([labels, labels])
+        logits = self.judge(params, keys["discriminate"], jnp.concatenate([z, code.z]), y, labels)
+        is_real = jnp.arange(2 * count) < count
+        loss = optax.sigmoid_binary_cross_entropy(logits, is_real).mean(axis=1).sum()
+        return loss, ({"told_apart": ((logits > 0.0) == is_real).mean()}, stats)
+
+    def generator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
+        """Cross-entropy of the encoder's codes with being real."""
+        code = self.encode(params, stats, batch, keys)
+        logits = self.judge(params, keys["deceive"], code.z, code.y, self.label(batch))
+        return optax.sigmoid_binary_cross_entropy(logits, jnp.ones(())).mean(axis=1).sum(), ({}, stats)
+
+    def classification(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
+        """Cross-entropy of the categories with the labels, where taught, and with the unaugmented image's."""
+        loss, metrics = jnp.zeros(()), {}
+        if self.config.labels == "categories":
+            images, labels = batch["image"], batch["label"]
+            if self.labelled is not None:
+                shape = (self.config.labelled_batch_size,)
+                chosen = jax.random.randint(keys["choose"], shape, 0, len(self.labelled["label"]))
+                images, labels = (jnp.asarray(self.labelled[name])[chosen] for name in ("image", "label"))
+            logits = self.categories(params, stats, keys["classify"], self.augmented(keys["augment"], images))
+            loss += optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            metrics["accuracy"] = (logits.argmax(-1) == labels).mean()
+        if self.config.consistency:
+            clean: Any = self.encode(params, stats, batch, keys).y
+            augment_key, key = jax.random.split(keys["agree"])
+            logits = self.categories(params, stats, key, self.augmented(augment_key, batch["image"]))
+            loss += self.config.consistency * optax.softmax_cross_entropy(logits, jax.lax.stop_gradient(clean)).mean()
+        return loss, (metrics, stats)
+
+    def encode(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Code:
+        """The batch's codes in the game. The phases that need them draw the same, so that XLA computes them once."""
+        images = to_range(self.model, batch["image"])
+        return self.run(params, stats, keys["encode"], lambda aae: aae.encode(images, train=True))[0]
+
+    def categories(self, params: Params, stats: Stats, key: Key[Array, ""], images: Array) -> Float[Array, "B K"]:
+        """Logits of the categories."""
+        return self.run(params, stats, key, lambda aae: aae.encode(images, train=True))[0].logits
+
+    def judge(
+        self, params: Params, key: Key[Array, ""], z: Array, y: Array | None, labels: Array | None
+    ) -> list[Array]:
+        """The discriminators' logits, [1 or 2, N]: of z, and of y if there is one."""
+        noise_key, key = jax.random.split(key)
+
+        def discriminate(aae: AAE):
+            logits = [aae.discriminate(z, self.condition(labels), train=True)]
+            if y is not None:
+                noise = self.config.category_noise * jax.random.normal(noise_key, y.shape)
+                logits.append(aae.discriminate_category(y + noise, train=True))
+            return jnp.stack(logits)
+
+        return self.run(params, {}, key, discriminate)[0]
+
+    def run(self, params: Params, stats: Stats, key: Key[Array, ""], method: Callable[[AAE], Any]) -> Any:
+        """What the method gives in training, and the running statistics after it."""
+        dropout_key, sample_key = jax.random.split(key)
+        variables, rngs = {"params": params, "batch_stats": stats}, {"dropout": dropout_key, "sample": sample_key}
+        out, changed = self.model.apply(variables, method=method, rngs=rngs, mutable=["batch_stats"])
+        return out, changed.get("batch_stats", stats)
+
+    def augmented(self, key: Key[Array, ""], images: Array) -> Float[Array, "B h w C"]:
+        """Images in the model's range, after augmentation."""
+        labels = jnp.zeros((len(images), 1))  # Nothing is mixed up.
+        return to_range(self.model, 255.0 * augment(key, images / 255.0, labels, self.config.augment)[0])
+
+    def label(self, batch: Batch) -> Int[Array, "B"] | None:
+        """The label of each example as far as it is known, if codes are to follow it."""
+        if self.config.labels != "prior":
+            return None
+        return batch["label"] if self.known is None else jnp.asarray(self.known)[batch["index"]]
+
+    def condition(self, labels: Int[Array, "B"] | None) -> Float[Array, "B L"] | None:
+        """Labels as the discriminator is told them: one-hot, with one class more for the unknown."""
+        if labels is None:
+            return None
+        return nn.one_hot(jnp.where(labels == UNKNOWN, self.num_classes, labels), self.num_classes + 1)
+
+    def told(self, labels: Int[Array, "B"]) -> Float[Array, "B V"] | None:
+        """Labels as the decoder is told them, if it is."""
+        return nn.one_hot(labels, self.num_classes) if self.config.labels == "decoder" else None
+
+
+def crowding(heads: Float[Array, "K Z"], distance: float) -> Float[Array, ""]:
+    """By how much pairs of cluster heads are closer than `distance`, in the mean (section 7)."""
+    first, second = np.triu_indices(len(heads), 1)
+    apart = optax.safe_norm(heads[first] - heads[second], 1e-6, axis=-1)
+    return jnp.maximum(distance - apart, 0.0).mean()
+
+
+def check(config: Config, source: Source) -> None:
+    """UserError if model, labels and images do not fit each other."""
+    model, labels = config.model, config.labels
+    ours, theirs = model.decoder.image_shape, source.image_shape
+    if ours != theirs:
+        raise UserError(
+            f"the autoencoder is made for images {'×'.join(map(str, ours))}, dataset {source.name} has "
+            f"{'×'.join(map(str, theirs))}; add --data.image-size {ours[0]} {ours[1]}, or "
+            f"--model.decoder.image-shape {' '.join(map(str, theirs))}"
+        )
+    classes, categories = source.num_classes, model.encoder.categories
+    if labels == "categories" and categories != classes:
+        raise UserError(
+            f"dataset {source.name} has {classes} classes, the encoder {categories} categories; "
+            f"add --model.encoder.categories {classes}"
+        )
+    if labels == "decoder" and config.num_labels is not None:
+        raise UserError("--labels decoder needs the label of every image: leave out --num-labels")
+    if labels == "decoder" and categories:
+        raise UserError("the decoder is told the label or the encoder's categories: set --model.encoder.categories 0")
+    if labels == "unused" and config.num_labels is not None:
+        raise UserError("--num-labels are for nothing: choose what for by --labels prior or --labels categories")
+    if config.consistency and not categories:
+        raise UserError("--consistency is that of categories: set --model.encoder.categories")
+    if config.head_distance and not model.cluster_heads:
+        raise UserError("--head-distance is that of cluster heads: add --model.cluster-heads")
+    if config.augment.mixup:
+        raise UserError("--augment.mixup mixes labels, which categories cannot be: leave it 0")
+
+
+def main() -> None:
+    config = parse("aae", PRESETS)
+    from train.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
+
+    fit(config, make_task)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,46 @@
+"""Which labels of a training split are known, where just some are."""
+
+import numpy as np
+from jaxtyping import Int
+
+from train.data.source import Memory, Source
+from train.errors import UserError
+
+_CHUNK = 4096  # Examples decoded at a time to read the labels of a streamed split.
+UNKNOWN = -1
+
+
+def known_labels(source: Source, count: int | None, seed: int) -> Int[np.ndarray, "N"]:
+    """The label of each example, int32, `UNKNOWN` for all but `count` of them.
+
+    Args:
+        source: the training split.
+        count: how many are known: as many of each class, chosen by `seed`; None: all.
+        seed: other seeds choose other examples.
+
+    Raises:
+        UserError: if there are not so many, or they cannot be spread evenly.
+    """
+    labels = _all_labels(source)
+    if count is None:
+        return labels
+    classes = source.num_classes
+    rarest = np.bincount(labels, minlength=classes).min()
+    if not 0 <= count <= rarest * classes or count % classes:
+        raise UserError(
+            f"--num-labels: wanted a multiple of the {classes} classes up to {rarest * classes}, as the rarest class "
+            f"of {source.name}, split {source.split}, has {rarest} examples; got {count}"
+        )
+    rng = np.random.default_rng(seed)
+    known = np.full_like(labels, UNKNOWN)
+    for label in range(classes):
+        chosen = rng.permutation(np.flatnonzero(labels == label))[: count // classes]
+        known[chosen] = label
+    return known
+
+
+def _all_labels(source: Source) -> Int[np.ndarray, "N"]:
+    if isinstance(source, Memory):
+        return source.labels
+    chunks = [np.arange(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
+    return np.concatenate([source.gather(indices)["label"] for indices in chunks])

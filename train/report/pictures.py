@@ -1,0 +1,119 @@
+"""pictures/NAME.png: what a task shows of its model, drawn without knowing either."""
+
+import colorsys
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from train.run_folder import RunFolder
+from train.task import Grid, Picture, Scatter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 1400  # pixels that no picture should be wider than
+_CELL, GAP = 96, 4  # pixels that a small cell is enlarged to, and between two cells
+_DPI = 200
+
+# Far apart in hue or lightness, and from the background's gray and the marks' black.
+_TEN = ["#e6194b", "#2f6de1", "#2ca02c", "#f58a1f", "#8a2bc2", "#17b8d4", "#f25cc8", "#8a5a2b", "#c9a800", "#0b2a7a"]
+_BACKGROUND = "#d5d9e0"
+# Colours of more classes cannot be told apart, and a wider legend (in letters) would leave no room to the points.
+_LEGEND, _LETTERS = 40, 24
+
+
+def write_pictures(folder: RunFolder, pictures: Mapping[str, Picture], label_names: Sequence[str]) -> None:
+    """Writes each picture as `pictures/NAME.png` in the run folder; `label_names` is the source's."""
+    folder.pictures.mkdir(exist_ok=True)
+    for name, picture in pictures.items():
+        scratch = folder.pictures / f"{name}.new"
+        scratch.write_bytes(png(picture, label_names))
+        scratch.replace(folder.pictures / f"{name}.png")
+
+
+def png(picture: Picture, label_names: Sequence[str]) -> bytes:
+    """A picture as the content of a PNG file; classes without a name are called by their number."""
+    file = io.BytesIO()
+    if isinstance(picture, Grid):
+        Image.fromarray(sheet(np.asarray(picture.cells))).save(file, "PNG", optimize=True)
+        return file.getvalue()
+    figure = scatter_figure(picture, label_names)
+    with warnings.catch_warnings():
+        # A script that matplotlib's font lacks is drawn as boxes, which is no reason to end a run noisily.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(file, format="png", dpi=_DPI)
+    return file.getvalue()
+
+
+def sheet(cells: Float[np.ndarray, "rows columns h w"]) -> np.ndarray:
+    """Gray cells in rows and columns as pixels, uint8 [H, W].
+
+    Each value becomes a square of whole pixels: as many as make a small cell legible and the sheet no wider than
+    `WIDTH`, but at least one, so that nothing is lost.
+    """
+    _, columns, _, width = cells.shape
+    zoom = max(1, min(_CELL // width, (WIDTH - GAP * (columns - 1)) // (columns * width)))
+    pixels = (np.clip(cells, 0, 1) * 255).round().astype(np.uint8)
+    large = pixels.repeat(zoom, axis=2).repeat(zoom, axis=3)
+    framed = np.pad(large, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=128)
+    rows, columns, height, width = framed.shape
+    return framed.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[:-GAP, :-GAP]
+
+
+def class_colors(count: int) -> list[str]:
+    """A colour for each of `count` classes, as #rrggbb."""
+    if count <= len(_TEN):
+        return _TEN[:count]
+    mixed = [colorsys.hsv_to_rgb(k / count, 0.9, (0.95, 0.6)[k % 2]) for k in range(count)]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in mixed]
+
+
+def scatter_figure(picture: Scatter, label_names: Sequence[str]) -> "Figure":
+    """The points over the background, with the marks and a legend, on white."""
+    from matplotlib.figure import Figure  # Imported late: half a second that a run needs only at its end.
+    from matplotlib.lines import Line2D
+
+    points, labels, background = (np.asarray(x) for x in (picture.points, picture.labels, picture.background))
+    colors = class_colors(max(len(label_names), labels.max() + 1))
+    figure = Figure(figsize=(7, 6), dpi=_DPI, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    # Equal by the limits, not by the box: the picture has the same size whatever the points do.
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.scatter(*background.T, s=9, color=_BACKGROUND, linewidths=0)
+    # All classes in one call, in the order of the examples: class by class, the last would hide the others.
+    axes.scatter(*points.T, s=13, c=[colors[label] for label in labels], alpha=0.75, linewidths=0)
+    if picture.marks is not None:
+        marks = np.asarray(picture.marks)
+        # A white cross below each black one keeps it apart from dark points.
+        axes.scatter(*marks.T, s=85, marker="x", color="white", linewidths=4)
+        axes.scatter(*marks.T, s=65, marker="x", color="black", linewidths=1.8)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+    axes.locator_params(nbins=7, steps=[1, 2, 5, 10])
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelcolor="#5a6372")
+    shown = np.unique(labels[np.isfinite(points).all(axis=1)])
+    if 0 < len(shown) <= _LEGEND:
+        columns = -(-len(shown) // 20)
+        handles = [Line2D([], [], marker="o", linestyle="", color=colors[label]) for label in shown]
+        legend = figure.legend(
+            handles,
+            [str(label) for label in shown],
+            loc="outside right center",
+            ncols=columns,
+            frameon=False,
+            handletextpad=0.1,
+            columnspacing=0.8,
+            fontsize=10 if columns == 1 else 8,
+        )
+        # Names are set afterwards, as they are: matplotlib reads "$" as mathematics and drops what begins with "_".
+        for text, label in zip(legend.get_texts(), shown, strict=True):
+            name, most = label_names[label] if label < len(label_names) else str(label), _LETTERS // columns
+            text.set_parse_math(False)
+            text.set_text(name if len(name) <= most else f"{name[: most - 1]}…")
+    return figure
