@@ -2,19 +2,21 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.base import Mesh
 from configs.vit import PRESETS
 from train.checkpoint import Checkpoints
 from train.data import open_source
 from train.loop import fit
-from train.task import State
+from train.task import Grid, State
 from train.vit import make_task
 
 
@@ -71,6 +73,25 @@ def test_the_report_shows_every_metric_and_figure_and_needs_no_network(finished)
         assert word in page
     assert "http" not in page.replace("http-equiv", "")
     assert page.count("src='data:image/") == 4 == page.count(" src=")
+
+
+def test_figures_are_given_as_many_images_as_the_task_wants_and_know_which_only_fill_up(finished, tmp_path):
+    config, _ = finished
+    shutil.copytree(config.run.dir, tmp_path / "run")
+    config = dataclasses.replace(
+        config, run=dataclasses.replace(config.run, dir=str(tmp_path / "run")), mesh=Mesh(2, 1, 1)
+    )
+
+    def figures(state, batch):
+        return {"filled_up": Grid(batch["mask"][None, None, None].astype(float), "White where there is an image.")}
+
+    def make_other_task(config, source):
+        return dataclasses.replace(make_task(config, source), figures=figures, figure_examples=27)
+
+    fit(config, make_other_task)
+    row = np.asarray(Image.open(tmp_path / "run" / "pictures" / "filled_up.png"))[0]
+    zoom = len(row) // 28  # two devices divide 28, the next above 27
+    np.testing.assert_array_equal(row, np.repeat([255] * 24 + [0] * 4, zoom))
 
 
 def test_the_latest_two_checkpoints_and_the_best_are_kept(tmp_path):

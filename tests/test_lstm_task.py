@@ -56,7 +56,7 @@ def test_a_line_of_the_figure_is_what_is_believed_of_the_image_cut_below_it():
     config = PRESETS["tiny"]
     task = make_task(config, source)
     state = task.init()
-    (cells,) = jax.jit(task.figures)(state, batch).values()
+    cells = jax.jit(task.figures)(state, batch)["beliefs"].cells
     images = jnp.asarray(batch["image"][..., 0]) / 255.0
     assert cells.shape == (3, 2, 28, 30)
     np.testing.assert_allclose(cells[:, 0, :, 1:-1], images, atol=1e-6)

@@ -30,6 +30,9 @@ ALL = {"data": 1, "fsdp": 2, "tensor": 2}
         ("opt_state/0/nu/lstm/backward_1/hidden_kernel", (256, 4, 128), P("fsdp", None, "tensor")),
         ("params/lstm/forward_0/hidden_bias", (4, 128), P(None, "tensor")),
         ("params/lstm/forward_0/projection_kernel", (256, 128), P("tensor", "fsdp")),
+        ("opt_state/generator/0/mu/encoder/hidden_0/kernel", (1024, 512), P("fsdp", "tensor")),
+        ("params/category_discriminator/hidden_1/kernel", (512, 256), P("tensor", "fsdp")),
+        ("params/decoder/hidden_1/bias", (512,), P(None)),
         ("params/head/kernel", (255, 1001), P(None, None)),  # nothing divides
         ("params/norm/scale", (256,), P(None)),  # small: copied
         ("step", (), P()),

@@ -146,7 +146,7 @@ class Losses:
         logits = self.judge(params, keys["discriminate"], jnp.concatenate([z, code.z]), y, labels)
         is_real = jnp.arange(2 * count) < count
         loss = optax.sigmoid_binary_cross_entropy(logits, is_real).mean(axis=1).sum()
-        return loss, ({"told_apart": ((logits > 0.0) == is_real).mean()}, stats)
+        return loss, ({"told_apart": ((jnp.asarray(logits) > 0.0) == is_real).mean()}, stats)
 
     def generator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Cross-entropy of the encoder's codes with being real."""

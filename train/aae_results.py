@@ -134,7 +134,7 @@ def make_figures(config: Config, num_classes: int) -> Callable[[State, Batch], d
             y = jax.nn.one_hot(batch["label"], num_classes) if config.labels == "decoder" else code.y
             pictures: dict[str, Picture] = {"reconstructions": _reconstructions(aae, batch, code.z, y)}
             if y is None:
-                pictures["samples"] = Grid(_cells(aae, aae.sample(100), 10), "images of codes drawn from the prior")
+                pictures["samples"] = Grid(_cells(aae, aae.sample(100), 10), "Images of codes drawn from the prior.")
             else:
                 pictures |= {"samples": _samples(aae, y.shape[1]), "styles": _styles(aae, batch, code.z, y)}
             if code.y is not None:
@@ -162,12 +162,14 @@ def _reconstructions(aae: AAE, batch: Batch, z: Array, y: Array | None) -> Grid:
     count = 30
     originals = _cells(aae, to_range(aae, batch["image"][:count]), 10)
     again = _cells(aae, aae.decode(z[:count], None if y is None else y[:count]), 10)
-    return Grid(rearrange([originals, again], "k r c h w -> (r k) c h w"), "test images, each above its reconstruction")
+    return Grid(
+        rearrange([originals, again], "k r c h w -> (r k) c h w"), "Test images, each above its reconstruction."
+    )
 
 
 def _samples(aae: AAE, kinds: int) -> Grid:
     y = jnp.tile(jnp.eye(kinds), (10, 1))
-    caption = "images of codes drawn from the prior: a column has one label or category, a row another code each"
+    caption = "Images of codes drawn from the prior; each column has its label or category."
     return Grid(_cells(aae, aae.sample(10 * kinds, y), kinds), caption)
 
 
@@ -177,7 +179,7 @@ def _styles(aae: AAE, batch: Batch, z: Array, y: Array) -> Grid:
     first = _cells(aae, to_range(aae, batch["image"][:count]), 1)
     written = _cells(aae, aae.decode(styles, contents), kinds)
     return Grid(
-        jnp.concatenate([first, written], axis=1), "style of the test image in front, for every label or category"
+        jnp.concatenate([first, written], axis=1), "The style of the test image in front, with every label or category."
     )
 
 
@@ -189,7 +191,8 @@ def _clusters(aae: AAE, batch: Batch, y: Array) -> Grid:
     images = to_range(aae, batch["image"])[rearrange(chosen, "k m -> (m k)")]
     cells = _cells(aae, images, kinds) * rearrange(probability >= 0.0, "k m -> m k 1 1")
     return Grid(
-        jnp.concatenate([heads, cells]), "a category in each column: its head, and below the surest test images"
+        jnp.concatenate([heads, cells]),
+        "A category in each column: its image at z = 0, and below it the surest test images.",
     )
 
 
@@ -197,36 +200,36 @@ def _classes(aae: AAE, num_classes: int) -> Grid:
     classes = jnp.repeat(jnp.arange(num_classes), 10)
     images = aae.decode(aae.sample_codes(len(classes), classes, num_classes))
     return Grid(
-        _cells(aae, images, 10), "images of codes drawn from each class's part of the prior, a class in each row"
+        _cells(aae, images, 10), "Images of codes drawn from each class's part of the prior, a class in each row."
     )
 
 
 def _latent(aae: AAE, batch: Batch, points: Array) -> Scatter:
-    heads = (
-        aae.represent(jnp.zeros((aae.encoder.categories, 2)), jnp.eye(aae.encoder.categories))
-        if aae.cluster_heads
-        else None
-    )
+    caption, heads = "Codes of the test images by class, over samples of the prior.", None
     background = aae.sample_codes(CODES)
-    if heads is not None:
-        background = heads[jnp.arange(CODES) % len(heads)] + background
+    if aae.cluster_heads:
+        kinds = aae.encoder.categories
+        heads = aae.represent(jnp.zeros((kinds, 2)), jnp.eye(kinds))
+        background = heads[jnp.arange(CODES) % kinds] + background
+        caption = "Codes of the test images by class, over samples of the prior around each cluster head."
     points = jnp.where(batch["mask"][:, None], points, jnp.nan)
-    caption = "codes of the test images by class, over samples of the prior" + (
-        "" if heads is None else " around each head"
-    )
     return Scatter(points, batch["label"], background, heads, caption)
 
 
 def _manifold(aae: AAE, points: Array) -> Grid:
-    """By the map from the unit square to the prior; where heads make the prior, over the rectangle of the points."""
+    """Over the rectangle of the points where heads make the prior; else by the map from the unit square to the prior."""
     count = 20
-    across, down = jnp.meshgrid(*[(jnp.arange(count) + 0.5) / count] * 2)
+    steps = (jnp.arange(count) + 0.5) / count
+    square = rearrange(jnp.meshgrid(steps, steps[::-1]), "p r c -> (r c) p")  # as a plot: to the right, and upwards
+    caption = "Images of codes on an even grid over the prior, each with the same mass."
     if aae.cluster_heads:
         low, high = points.min(axis=0), points.max(axis=0)
-        square = rearrange([across, 1.0 - down], "p r c -> (r c) p")
-        images = aae.decoder(low + square * (high - low))
-        return Grid(_cells(aae, images, count), "images of codes on an even grid over the plane")
-    codes = place_codes(rearrange([down, across], "p r c -> (r c) p"), aae.prior, aae.prior_scale)
-    return Grid(
-        _cells(aae, aae.decode(codes), count), "images of codes on an even grid over the prior, as it is unrolled"
-    )
+        return Grid(
+            _cells(aae, aae.decoder(low + square * (high - low)), count),
+            "Images of codes on an even grid over the rectangle of all codes.",
+        )
+    if aae.prior == "swiss_roll":
+        along = (jnp.arange(count**2) + 0.5) / count**2
+        square = jnp.stack([along, jnp.full(count**2, 0.5)], axis=1)
+        caption = "Images of codes along the middle of the roll, from inside out, line by line."
+    return Grid(_cells(aae, aae.decode(place_codes(square, aae.prior, aae.prior_scale)), count), caption)

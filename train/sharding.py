@@ -16,7 +16,7 @@ from train.errors import UserError
 # Smaller parameters are copied: to gather one costs more than the memory it saves.
 FSDP_MIN_SIZE = 2**14
 
-# The axis, counted from the end, that "tensor" cuts: attention heads, the MLP's hidden width and an LSTM's.
+# The axis, counted from the end, that "tensor" cuts: attention heads, and hidden widths of MLPs and LSTMs.
 TENSOR_AXES = [
     (re.compile(r"attention/(query|key|value)/(kernel|bias)$"), -2),
     (re.compile(r"attention/out/kernel$"), -3),
@@ -24,6 +24,8 @@ TENSOR_AXES = [
     (re.compile(r"mlp/fc2/kernel$"), -2),
     (re.compile(r"(forward|backward)_\d+/(input|hidden)_(kernel|bias)$"), -1),
     (re.compile(r"(forward|backward)_\d+/projection_kernel$"), -2),
+    (re.compile(r"(encoder|decoder|discriminator)/hidden_0/(kernel|bias)$"), -1),
+    (re.compile(r"(encoder|decoder|discriminator)/hidden_1/kernel$"), -2),
 ]
 
 

@@ -97,11 +97,13 @@ class Decoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Code → hidden layers (linear → dropout → ReLU) → the logit of having come from the prior."""
+    """Code → hidden layers (linear → dropout → ReLU) → the logit of having come from the prior.
+
+    There is no batch norm to choose: it would see the prior and the codes mixed, and let the game stall.
+    """
 
     hidden_sizes: tuple[int, ...] = (512, 256)
     dropout: float = 0.2
-    batch_norm: tuple[int, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     @nn.compact
@@ -111,7 +113,7 @@ class Discriminator(nn.Module):
         Raises:
             ValueError: if an option is outside its range.
         """
-        x = hidden_layers(z, self.hidden_sizes, self.dropout, self.batch_norm, self.dtype, train)
+        x = hidden_layers(z, self.hidden_sizes, self.dropout, (), self.dtype, train)
         return rearrange(linear(x, 1, self.dtype, "output").astype(jnp.float32), "b 1 -> b")
 
     def predict(self, z: Float[Array, "B Z"]) -> Float[Array, "B"]:
@@ -140,7 +142,8 @@ class AAE(nn.Module):
         if self.cluster_heads and not self.encoder.categories:
             raise ValueError("cluster_heads are points of categories: set encoder.categories")
         if self.cluster_heads:
-            spread = nn.initializers.normal(self.prior_scale)
+            # Wide apart, as the prior lies around each.
+            spread = nn.initializers.normal(4.0 * self.prior_scale)
             self.heads = nn.Dense(self.encoder.latent_size, use_bias=False, kernel_init=spread)
 
     def __call__(

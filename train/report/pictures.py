@@ -111,7 +111,8 @@ def scatter_figure(picture: Scatter, label_names: Sequence[str]) -> "Figure":
             columnspacing=0.8,
             fontsize=10 if columns == 1 else 8,
         )
-        # Names are set afterwards, as they are: matplotlib reads "$" as mathematics and drops what begins with "_".
+        # Names are set afterwards, as they are: a legend reads "$" as mathematics, and before matplotlib 3.10 it drops
+        # what begins with "_".
         for text, label in zip(legend.get_texts(), shown, strict=True):
             name, most = label_names[label] if label < len(label_names) else str(label), _LETTERS // columns
             text.set_parse_math(False)

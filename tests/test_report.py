@@ -1,0 +1,181 @@
+"""The pictures and the page at the end of a run: what they show, and that no name breaks them."""
+
+import base64
+import dataclasses
+import io
+import json
+from html.parser import HTMLParser
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from configs.vit import PRESETS
+from train.report.page import write_page
+from train.report.pictures import GAP, WIDTH, class_colors, png, scatter_figure, write_pictures
+from train.run_folder import RunFolder
+from train.task import Grid, Scatter
+
+DIGITS = [str(digit) for digit in range(10)]
+
+
+def a_grid(*shape, caption="Cells."):
+    return Grid(np.random.default_rng(0).uniform(size=shape).astype(np.float32), caption)
+
+
+def a_scatter(points=((0.0, 0.0), (1.0, 2.0)), labels=(0, 1), background=((2.0, 1.0),), marks=None, caption="Points."):
+    points, background = np.asarray(points, np.float32), np.asarray(background, np.float32)
+    return Scatter(points, np.asarray(labels), background, marks, caption)
+
+
+def pixels(content):
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def legend(figure):
+    return figure.legends[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run folder whose metrics are two train lines and a test line with a metric of its own."""
+    tiny = PRESETS["tiny"]
+    folder = RunFolder(dataclasses.replace(tiny, run=dataclasses.replace(tiny.run, dir=str(tmp_path / "run"))))
+    lines = [
+        {"step": 2, "split": "train", "loss": 2.0},
+        {"step": 4, "split": "train", "loss": 1.0},
+        {"step": 4, "split": "test", "loss": 1.5, "distance": 0.25},
+    ]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_every_picture_becomes_a_file_of_its_name_and_the_page_holds_the_same_bytes(folder):
+    pictures = {"cells": a_grid(2, 3, 4, 5), "latent_points": a_scatter()}
+    write_pictures(folder, pictures, DIGITS)
+    write_page(folder, pictures)
+    page = folder.report.read_text()
+    assert sorted(path.name for path in folder.pictures.iterdir()) == ["cells.png", "latent_points.png"]
+    for name in pictures:
+        content = (folder.pictures / f"{name}.png").read_bytes()
+        assert pixels(content).std() > 1
+        assert f"src='data:image/png;base64,{base64.b64encode(content).decode()}'" in page
+    assert "<h2>Latent points</h2>" in page
+
+
+def test_pictures_come_out_of_a_jitted_function_with_their_captions():
+    made = jax.jit(lambda x: {"a": Grid(x[None, None], "A."), "b": Scatter(x, jnp.arange(3), x, None, "B.")})
+    made = made(jnp.ones((3, 2)))
+    assert made["a"].caption == "A." and made["b"].caption == "B." and made["b"].marks is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "zoom"), [((2, 3, 8, 12), 8), ((20, 20, 28, 28), 2), ((3, 40, 28, 28), 1), ((1, 9, 7, 224), 1)]
+)
+def test_each_value_of_a_grid_is_a_square_of_whole_pixels_and_cells_stand_apart(shape, zoom):
+    grid = a_grid(*shape)
+    sheet = pixels(png(grid, []))[..., 0]
+    rows, columns, height, width = shape
+    assert sheet.shape == (rows * (height * zoom + GAP) - GAP, columns * (width * zoom + GAP) - GAP)
+    assert sheet.shape[1] <= WIDTH or zoom == 1
+    for row, column in ((0, 0), (rows - 1, 0), (0, columns - 1), (rows - 1, columns - 1)):
+        top, left = row * (height * zoom + GAP), column * (width * zoom + GAP)
+        cell = sheet[top : top + height * zoom, left : left + width * zoom]
+        expected = np.kron(np.round(grid.cells[row, column] * 255), np.ones((zoom, zoom)))
+        np.testing.assert_array_equal(cell, expected)
+    np.testing.assert_array_equal(sheet[:, width * zoom : width * zoom + GAP], 128)
+
+
+def test_points_stand_at_their_place_in_the_colour_of_their_class_and_marks_lie_over_all():
+    angles = np.arange(10) * 0.6
+    places = np.stack([np.cos(angles), 0.5 * np.sin(angles)], axis=1)
+    background, marks = np.array([[0.0, 0.0], [3.0, 0.3], [0.0, 0.2]]), np.array([[0.0, 0.2], places[4]])
+    labels = np.repeat(np.arange(10), 12)  # twelve points, each half transparent, cover what lies below them
+    picture = a_scatter(places[labels], labels, background, marks)
+    drawn = pixels(png(picture, DIGITS))
+    figure = scatter_figure(picture, DIGITS)
+    figure.savefig(io.BytesIO(), format="png")  # lays it out
+    place = figure.axes[0].transData.transform
+
+    def color_at(point):
+        x, y = place(point)
+        return drawn[drawn.shape[0] - 1 - int(y), int(x)] / 255
+
+    for label in {*range(10)} - {4}:
+        np.testing.assert_allclose(color_at(places[label]), to_rgb(class_colors(10)[label]), atol=0.02)
+    gray = color_at(background[0])
+    assert np.ptp(gray) < 0.1 and 0.7 < gray.mean() < 0.95
+    np.testing.assert_array_equal(gray, color_at(background[1]))
+    for mark in marks:
+        np.testing.assert_allclose(color_at(mark), 0, atol=0.02)
+    np.testing.assert_allclose(place((1, 0))[0] - place((0, 0))[0], place((0, 1))[1] - place((0, 0))[1])
+
+
+def test_points_that_only_fill_up_are_drawn_nowhere():
+    alone = a_scatter([(0.0, 0.0), (1.0, 2.0)], [0, 1])
+    filled = a_scatter([(0.0, 0.0), (np.nan, np.nan), (1.0, 2.0)], [0, 7, 1])
+    np.testing.assert_array_equal(pixels(png(filled, DIGITS)), pixels(png(alone, DIGITS)))
+
+
+def test_the_legend_names_the_classes_that_are_seen_in_their_colours():
+    entries = legend(scatter_figure(a_scatter([(0.0, 0.0)] * 3, [7, 2, 7]), list("abcdefgh")))
+    assert [text.get_text() for text in entries.get_texts()] == ["c", "h"]
+    assert [line.get_color() for line in entries.get_lines()] == [class_colors(8)[2], class_colors(8)[7]]
+
+
+@pytest.mark.parametrize("count", [10, 11, 100])
+def test_no_two_classes_share_a_colour_and_none_is_the_gray_of_the_background(count):
+    colors = np.array([to_rgb(color) for color in class_colors(count)])
+    apart = np.abs(colors[:, None] - colors).sum(axis=-1) + 9 * np.eye(count)
+    assert len(colors) == count
+    assert apart.min() > (0.4 if count == 10 else 0.02)
+    assert np.ptp(colors, axis=1).min() > 0.3
+
+
+def test_names_of_classes_are_drawn_as_they_are():
+    names = [r"$\frac$", "_hidden", "<b>&", "a_1 $x$", "猫", "x" * 80]
+    points = np.random.default_rng(0).normal(size=(7, 2))
+    picture = a_scatter(points, np.arange(7))
+    shown = [text.get_text() for text in legend(scatter_figure(picture, names)).get_texts()]
+    assert shown[:5] == names[:5]
+    assert shown[5].startswith("xxx") and len(shown[5]) < 30  # a name of any length leaves room for the points
+    assert shown[6] == "6"  # a class without a name
+    assert pixels(png(picture, names)).std() > 1
+
+
+class Shown(HTMLParser):
+    """What a browser makes of a page: the captions and what stands for the pictures."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.alts, self.captions = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.alts += [value for name, value in attrs if name == "alt"]
+
+    def handle_data(self, data):
+        if self.tags[-1] == "figcaption" and data.strip():
+            self.captions.append(data)
+
+
+def test_a_caption_is_shown_as_it_is_written(folder):
+    caption = "<script>alert('1')</script> & \"$x_1$\""
+    pictures = {"cells": a_grid(1, 1, 4, 4, caption=caption), "points": a_scatter(caption=caption)}
+    write_pictures(folder, pictures, DIGITS)
+    write_page(folder, pictures)
+    shown = Shown(folder.report.read_text())
+    assert "script" not in shown.tags
+    assert shown.captions == [caption, caption]
+    assert shown.alts[-2:] == [caption, caption]
+
+
+def test_a_metric_seen_once_stands_in_the_table_and_has_no_curve(folder):
+    write_page(folder, {})
+    page = folder.report.read_text()
+    assert "<td>test distance<td>0.2500" in page
+    assert Shown(page).alts == ["loss by step"]
