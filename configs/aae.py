@@ -98,7 +98,7 @@ TAUGHT = Config(
     augment=DIGITS,
     category_noise=0.1,
     validation_split="train[50000:]",
-    run=Run(steps=4000, batch_size=128, log_every=200, eval_every=1000, save_every=1000),
+    run=Run(steps=6000, batch_size=128, log_every=200, eval_every=2000, save_every=2000),
 )
 CLUSTERS = replace(TAUGHT, model=with_categories(30, 5), labels="unused", num_labels=None)
 
@@ -121,7 +121,7 @@ PRESETS = {
         metric_examples=1000,
         run=Run(steps=400, batch_size=64, log_every=50, eval_every=200, save_every=200),
     ),
-    "sample": Config(data=COURSE, run=Run(steps=4000, batch_size=64, log_every=200, eval_every=1000, save_every=1000)),
+    "sample": Config(data=COURSE, run=Run(steps=6000, batch_size=64, log_every=200, eval_every=2000, save_every=2000)),
     "mnist": Config(
         data=replace(MNIST, image_size=(32, 32)),
         validation_split="train[50000:]",
@@ -143,7 +143,7 @@ PRESETS = {
     "swiss_roll_labels": in_plane("swiss_roll", True),
     "uniform_labels": in_plane("uniform", True),
     "supervised": replace(PLANE, model=paper(8), labels="decoder"),
-    "semi_100": TAUGHT,
+    "semi_100": replace(TAUGHT, run=replace(TAUGHT.run, steps=10_000)),
     "semi_1000": replace(TAUGHT, num_labels=1000),
     "clusters_16": replace(CLUSTERS, model=with_categories(16, 5)),
     "clusters_30": CLUSTERS,

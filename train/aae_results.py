@@ -217,7 +217,7 @@ def _latent(aae: AAE, batch: Batch, points: Array) -> Scatter:
 
 
 def _manifold(aae: AAE, points: Array) -> Grid:
-    """Over the rectangle of the points where heads make the prior; else by the map from the unit square to the prior."""
+    """By the map from the unit square to the prior; over the rectangle of the points where heads make the prior."""
     count = 20
     steps = (jnp.arange(count) + 0.5) / count
     square = rearrange(jnp.meshgrid(steps, steps[::-1]), "p r c -> (r c) p")  # as a plot: to the right, and upwards
