@@ -1,6 +1,7 @@
 """The task of the adversarial autoencoder: three phases, or four, each on its own parameters; torch's numbers."""
 
 import dataclasses
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -86,31 +87,26 @@ def changed(before, later):
     }
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_each_phase_updates_its_own_sub_trees_and_no_other(phase):
-    phases = {name: STEADY if name == phase else STILL for name in PHASES}
-    of = model(categories=K, cluster_heads=True)
-    task = make_task(config(of, optim=Phases(**phases), labels="categories"), SOURCE)
+def test_each_phase_updates_its_own_sub_trees_no_other_and_all_of_them():
+    # Adam's first step has the length of its learning rate, so the steps tell which optimizers a parameter met.
+    rates = {"reconstruction": 1e-2, "discriminator": 2e-2, "generator": 4e-2, "classification": 8e-2}
+    optim = Phases(**{name: dataclasses.replace(STEADY, learning_rate=rate) for name, rate in rates.items()})
+    of = model(categories=K, dropout=0.0, cluster_heads=True)
+    task = make_task(config(of, optim=optim, labels="categories"), SOURCE)
     start = task.init()
     state, _ = after(task, state=start)
-    assert changed(start.params, state.params) == set(PHASES[phase])
-
-
-def test_every_parameter_of_a_phase_is_reached_by_its_gradient():
-    of = model(categories=K, dropout=0.0)
-    state, _ = after(make_task(config(of, labels="categories"), SOURCE))
-    reached = {name: jax.tree.map(lambda x: bool(np.abs(x).max() > 0), state.opt_state[name][0].mu) for name in PHASES}
-    unreached = {
-        "/".join(str(part.key) for part in (jax.tree_util.DictKey(name), *path))
-        for name, tree in reached.items()
-        for path, hit in jax.tree_util.tree_leaves_with_path(tree)
-        if not hit
-    }
-    # Classification knows nothing of z; batch norm takes back any bias before it.
-    assert {name for name in unreached if "classification" in name} == {
-        f"classification/encoder/{head}/{leaf}" for head in ("mean", "log_variance") for leaf in ("kernel", "bias")
-    }
-    assert not {name for name in unreached if "classification" not in name}
+    steps = jax.tree.map(lambda before, later: np.abs(later - before), start.params, state.params)
+    for path, moved in jax.tree_util.tree_leaves_with_path(steps):
+        name, layer = path[0].key, path[1].key
+        met = [rate for phase, rate in rates.items() if name in PHASES[phase]]
+        if layer in ("mean", "log_variance"):  # classification knows nothing of z
+            met.remove(rates["classification"])
+        lengths = {abs(sum(signs)) for signs in product(*[(-rate, 0.0, rate) for rate in met])}
+        moved = moved[moved > 1e-6]  # a unit that is off for the whole batch stays
+        assert len(moved) and moved.max() < max(lengths) + 1e-4, f"{name}/{layer}"
+        if path[-1].key == "kernel":  # batch norm takes back biases: their gradients are rounding
+            exact = np.min([np.abs(moved - length) for length in lengths], axis=0) < 1e-4
+            assert exact.mean() > 0.9, f"{name}/{layer}: steps of {np.unique(moved.round(3))}, not {lengths}"
 
 
 def test_twenty_steps_of_all_three_phases_are_those_of_the_courses_torch_program():
