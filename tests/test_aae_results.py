@@ -38,7 +38,7 @@ def validation(monkeypatch):
 def autoencoder(latent=2, categories=0, **options):
     encoder = Encoder(latent, (8,), stochastic=False, categories=categories)
     small = Discriminator((4,)), Discriminator((4,))
-    return AAE(encoder, Decoder(SHAPE, (6,), batch_norm=(), activation="sigmoid"), *small, **options)
+    return AAE(encoder, Decoder(SHAPE, (6,), batch_norm=(), activation="sigmoid"), *small, **options, prior_classes=K)
 
 
 def trained(model, *inputs):

@@ -59,7 +59,7 @@ def model(categories=0, dropout=0.2, stochastic=True, **options):
         Decoder(SHAPE, (7, 10), dropout),
         Discriminator((6, 5), dropout),
         Discriminator((5, 6), dropout),
-        **options,
+        **{"prior_classes": K, **options},
     )
 
 
@@ -264,8 +264,8 @@ def test_cluster_heads_are_pushed_apart_up_to_the_distance_and_no_further():
 def test_every_preset_fits_the_images_it_is_made_for(preset):
     config = PRESETS[preset]
     shape = (*(config.data.image_size or (28, 28)), 1)
-    labels = np.repeat(np.arange(10), 100).astype(np.int32)
-    source = Memory(config.data.name, "train", shape, 10, [], np.zeros((1000, *shape), np.uint8), labels)
+    labels = np.repeat(np.arange(10), 300).astype(np.int32)
+    source = Memory(config.data.name, "train", shape, 10, [], np.zeros((3000, *shape), np.uint8), labels)
     task, size = make_task(config, source), config.run.batch_size
     state = jax.eval_shape(task.init)
     images, numbers = jax.ShapeDtypeStruct((size, *shape), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
@@ -286,6 +286,7 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
         ),
         ({"of": model(prior="mixture").clone(encoder=Encoder(8))}, "lies in a plane: latent_size must be 2, got 8"),
         ({"of": model(categories=4), "labels": "categories"}, "has 3 classes, the encoder 4 categories"),
+        ({"of": model(prior_classes=4), "labels": "prior"}, "has 3 classes, the prior 4; add --model.prior-classes 3"),
         ({"labels": "prior", "num_labels": 63}, "multiple of the 3 classes up to 60"),
         ({"labels": "decoder", "num_labels": 30}, "needs the label of every image"),
         ({"of": model(categories=3), "labels": "decoder"}, "set --model.encoder.categories 0"),

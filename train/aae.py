@@ -98,7 +98,14 @@ def make_task(config: Config, source: Source) -> Task:
 
     best, mode = ("accuracy", "max") if config.labels == "categories" else ("reconstruction", "min")
     return Task(
-        init, step, evaluate, make_figures(config, source.num_classes), best, mode, make_assess(config, source), 2000
+        init,
+        step,
+        evaluate,
+        figures=make_figures(config, source.num_classes),
+        best=best,
+        best_mode=mode,
+        assess=make_assess(config, source),
+        figure_examples=2000,
     )
 
 
@@ -126,16 +133,17 @@ class Losses:
 
         reconstructions, stats = self.run(params, stats, keys["reconstruct"], reconstruct)
         loss = jnp.square(reconstructions - images).mean()
+        metrics = {"reconstruction": loss}
         if self.config.head_distance:
-            loss += crowding(params["heads"]["kernel"], self.config.head_distance)
-        return loss, ({}, stats)
+            metrics["crowding"] = crowding(params["heads"]["kernel"], self.config.head_distance)
+        return sum(metrics.values(), jnp.zeros(())), (metrics, stats)
 
     def discriminator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Cross-entropy of telling the prior's codes from the encoder's, one half each; of categories likewise."""
         model, count = self.model, len(batch["image"])
         code, labels = self.encode(params, stats, batch, keys), self.label(batch)
         z = sample_prior(
-            keys["prior"], model.prior, count, code.z.shape[1], model.prior_scale, labels, self.num_classes
+            keys["prior"], model.prior, count, code.z.shape[1], model.prior_scale, labels, model.prior_classes
         )
         y = None
         if code.y is not None:
@@ -244,6 +252,11 @@ def check(config: Config, source: Source) -> None:
             f"--model.decoder.image-shape {' '.join(map(str, theirs))}"
         )
     classes, categories = source.num_classes, model.encoder.categories
+    if labels == "prior" and model.prior_classes != classes:
+        raise UserError(
+            f"dataset {source.name} has {classes} classes, the prior {model.prior_classes}; "
+            f"add --model.prior-classes {classes}"
+        )
     if labels == "categories" and categories != classes:
         raise UserError(
             f"dataset {source.name} has {classes} classes, the encoder {categories} categories; "

@@ -82,7 +82,12 @@ def make_assess(config: Config, train: Source) -> Callable[[State, Source], dict
             "parzen_of_training_images": real.log_likelihood,
         }
         prior, again = np.split(
-            np.asarray(sample_prior(prior_key, model.prior, 2 * CODES, z.shape[1], model.prior_scale)), 2
+            np.asarray(
+                sample_prior(
+                    prior_key, model.prior, 2 * CODES, z.shape[1], model.prior_scale, None, model.prior_classes
+                )
+            ),
+            2,
         )
         spread = float(prior.std())
         values |= {"mmd": mmd(test_z[:CODES], prior, spread), "mmd_of_prior": mmd(again, prior, spread)}
@@ -140,7 +145,7 @@ def make_figures(config: Config, num_classes: int) -> Callable[[State, Batch], d
             if code.y is not None:
                 pictures["clusters"] = _clusters(aae, batch, code.y)
             if config.labels == "prior":
-                pictures["classes"] = _classes(aae, num_classes)
+                pictures["classes"] = _classes(aae)
             representation = aae.represent(code.z, y) if aae.cluster_heads else code.z
             if representation.shape[1] == 2:
                 pictures["latent"] = _latent(aae, batch, representation)
@@ -196,9 +201,9 @@ def _clusters(aae: AAE, batch: Batch, y: Array) -> Grid:
     )
 
 
-def _classes(aae: AAE, num_classes: int) -> Grid:
-    classes = jnp.repeat(jnp.arange(num_classes), 10)
-    images = aae.decode(aae.sample_codes(len(classes), classes, num_classes))
+def _classes(aae: AAE) -> Grid:
+    classes = jnp.repeat(jnp.arange(aae.prior_classes), 10)
+    images = aae.decode(aae.sample_codes(len(classes), classes))
     return Grid(
         _cells(aae, images, 10), "Images of codes drawn from each class's part of the prior, a class in each row."
     )
@@ -232,4 +237,6 @@ def _manifold(aae: AAE, points: Array) -> Grid:
         along = (jnp.arange(count**2) + 0.5) / count**2
         square = jnp.stack([along, jnp.full(count**2, 0.5)], axis=1)
         caption = "Images of codes along the middle of the roll, from inside out, line by line."
-    return Grid(_cells(aae, aae.decode(place_codes(square, aae.prior, aae.prior_scale)), count), caption)
+    return Grid(
+        _cells(aae, aae.decode(place_codes(square, aae.prior, aae.prior_scale, aae.prior_classes)), count), caption
+    )

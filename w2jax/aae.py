@@ -136,9 +136,10 @@ class AAE(nn.Module):
     cluster_heads: bool = False
     prior: Prior = "gaussian"  # of z
     prior_scale: float = 1.0  # standard deviation of the Gaussian; for the others see `priors.place_codes`
+    prior_classes: int = 10  # parts of the prior, one a class; the components of the mixture
 
     def setup(self) -> None:
-        check_prior(self.prior, self.encoder.latent_size, self.prior_scale)
+        check_prior(self.prior, self.encoder.latent_size, self.prior_scale, self.prior_classes)
         if self.cluster_heads and not self.encoder.categories:
             raise ValueError("cluster_heads are points of categories: set encoder.categories")
         if self.cluster_heads:
@@ -199,12 +200,10 @@ class AAE(nn.Module):
         """Logits of y being one of the categories alone."""
         return self.category_discriminator(y, train)
 
-    def sample_codes(
-        self, count: int, classes: Int[Array, "B"] | None = None, num_classes: int = 10
-    ) -> Float[Array, "B Z"]:
+    def sample_codes(self, count: int, classes: Int[Array, "B"] | None = None) -> Float[Array, "B Z"]:
         """Codes from the prior, as `priors.sample_prior` draws them; needs the rng "sample"."""
-        size = self.encoder.latent_size
-        return sample_prior(self.make_rng("sample"), self.prior, count, size, self.prior_scale, classes, num_classes)
+        size, key = self.encoder.latent_size, self.make_rng("sample")
+        return sample_prior(key, self.prior, count, size, self.prior_scale, classes, self.prior_classes)
 
     def sample(self, count: int, y: Float[Array, "B K"] | None = None) -> Float[Array, "B h w C"]:
         """Images of codes from the prior; needs the rng "sample".

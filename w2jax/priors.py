@@ -64,7 +64,7 @@ def place_codes(
     Raises:
         ValueError: if the prior does not exist in this size.
     """
-    check_prior(prior, square.shape[-1], scale)
+    check_prior(prior, square.shape[-1], scale, num_classes)
     inside = jnp.clip(square, _INSIDE, 1.0 - _INSIDE)
     if prior == "gaussian":
         return scale * ndtri(inside)
@@ -86,11 +86,11 @@ def place_codes(
     return scale * jnp.stack([radius * cos - offset * sin, radius * sin + offset * cos], axis=-1)
 
 
-def check_prior(prior: Prior, size: int, scale: float) -> None:
-    """ValueError if the prior does not exist in this size."""
+def check_prior(prior: Prior, size: int, scale: float, num_classes: int) -> None:
+    """ValueError if the prior does not exist in this size, or scale or classes are none."""
     if prior not in get_args(Prior):
         raise ValueError(f"the prior is one of {', '.join(get_args(Prior))}, got {prior!r}")
     if size != 2 and prior in ("mixture", "swiss_roll"):
         raise ValueError(f"the prior {prior} lies in a plane: latent_size must be 2, got {size}")
-    if scale <= 0.0:
-        raise ValueError(f"the prior's scale must be above 0, got {scale}")
+    if scale <= 0.0 or num_classes < 1:
+        raise ValueError(f"the prior's scale and classes must be above 0, got {scale} and {num_classes}")
