@@ -130,7 +130,7 @@ PRESETS = {
     "paper": Config(
         data=MNIST,
         model=paper(8, 1000, prior_scale=5.0),
-        # So large a discriminator of so wide a prior must learn slower than the encoder, or it wins and the codes drift.
+        # So large a discriminator must learn slower than the encoder: else it wins, and the codes drift off the prior.
         optim=Phases(ADAM, replace(GAME, learning_rate=1e-4), replace(GAME, learning_rate=4e-4), ema=0.999),
         validation_split="train[50000:]",
         run=Run(steps=10_000, batch_size=100, log_every=500, eval_every=2500, save_every=2500),
