@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs.base import Config, Optim
+from configs.base import ClassifierConfig, Optim
 from configs.lstm import ADAM
 from train.checks import check_numbers
 from train.optim import make_optimizer, make_schedule
@@ -98,7 +98,7 @@ def test_only_kernels_decay_and_long_gradients_are_cut_to_the_clip():
 
 
 def test_the_courses_optimizer_is_plain_adam():
-    check_numbers(Config(optim=ADAM))
+    check_numbers(ClassifierConfig(optim=ADAM))
     plain, _ = run(ADAM, 20, optimizer=optax.adam(1e-3))
     ours, _ = run(ADAM, 20, optimizer=make_optimizer(ADAM, 20))
     for a, b in zip(ours, plain, strict=True):

@@ -45,6 +45,13 @@ def test_each_epoch_shows_every_example_exactly_once_in_an_order_of_its_own() ->
     assert list(range(35)) not in epochs
 
 
+def test_a_batch_tells_the_number_of_each_example_in_the_split() -> None:
+    for part in range(2):
+        (batch,) = batches(Numbers(35), 8, seed=3, start_step=4, stop_step=5, process_index=part, process_count=2)
+        assert batch["index"].dtype == np.int32
+        assert batch["index"].tolist() == batch["image"].ravel().tolist()
+
+
 def test_epochs_follow_without_a_gap_when_the_batch_does_not_divide_the_split() -> None:
     order = drawn(batches(Numbers(10), 4, seed=3, start_step=0, stop_step=5))
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
