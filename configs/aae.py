@@ -85,7 +85,7 @@ def with_categories(categories: int, latent_size: int, **fields) -> AAE:
     return model.clone(encoder=encoder, discriminator=of_z, category_discriminator=of_y)
 
 
-FAST_GAME = replace(GAME, learning_rate=1e-3)
+FAST_GAME, FASTER_GAME = replace(GAME, learning_rate=1e-3), replace(GAME, learning_rate=3e-3)
 # Two dimensions of code, so that it can be looked at.
 PLANE = Config(
     data=SAMPLE,
@@ -149,7 +149,10 @@ PRESETS = {
     "mixture_labels": in_plane("mixture", True),
     "swiss_roll_labels": in_plane("swiss_roll", True),
     "uniform_labels": in_plane("uniform", True),
-    "supervised": replace(PLANE, model=normalized(8), labels="decoder"),
+    # A small code and a fast game, so that z keeps nothing of what the label says.
+    "supervised": replace(
+        PLANE, model=normalized(4), optim=Phases(ADAM, FASTER_GAME, FASTER_GAME, ema=0.998), labels="decoder"
+    ),
     "semi_100": replace(TAUGHT, run=replace(TAUGHT.run, steps=10_000)),
     "semi_1000": replace(TAUGHT, num_labels=1000),
     "clusters_16": replace(CLUSTERS, model=with_categories(16, 5)),
@@ -158,8 +161,8 @@ PRESETS = {
         TAUGHT,
         data=SAMPLE,
         model=with_categories(10, 2, cluster_heads=True),
-        num_labels=1000,
         head_distance=4.0,
+        run=replace(TAUGHT.run, steps=4000),
         validation_split="train[90%:]",
     ),
 }

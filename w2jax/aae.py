@@ -143,8 +143,7 @@ class AAE(nn.Module):
         if self.cluster_heads and not self.encoder.categories:
             raise ValueError("cluster_heads are points of categories: set encoder.categories")
         if self.cluster_heads:
-            # Wide apart, as the prior lies around each.
-            spread = nn.initializers.normal(4.0 * self.prior_scale)
+            spread = nn.initializers.normal(self.prior_scale)
             self.heads = nn.Dense(self.encoder.latent_size, use_bias=False, kernel_init=spread)
 
     def __call__(
