@@ -119,7 +119,7 @@ class Losses:
         """Chooses the examples whose label is known, where that is not all of them."""
         self.config, self.model, self.num_classes = config, config.model, source.num_classes
         self.known, self.labelled = None, None
-        if config.labels != "unused" and config.num_labels is not None:
+        if config.num_labels is not None:
             self.known = known_labels(source, config.num_labels, config.run.seed)
             self.labelled = source.gather(np.flatnonzero(self.known != UNKNOWN))
 
@@ -154,7 +154,7 @@ class Losses:
         logits = self.judge(params, keys["discriminate"], jnp.concatenate([z, code.z]), y, labels)
         is_real = jnp.arange(2 * count) < count
         loss = optax.sigmoid_binary_cross_entropy(logits, is_real).mean(axis=1).sum()
-        return loss, ({"told_apart": ((jnp.asarray(logits) > 0.0) == is_real).mean()}, stats)
+        return loss, ({"told_apart": ((logits > 0.0) == is_real).mean()}, stats)
 
     def generator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Cross-entropy of the encoder's codes with being real."""
@@ -190,9 +190,7 @@ class Losses:
         """Logits of the categories."""
         return self.run(params, stats, key, lambda aae: aae.encode(images, train=True))[0].logits
 
-    def judge(
-        self, params: Params, key: Key[Array, ""], z: Array, y: Array | None, labels: Array | None
-    ) -> list[Array]:
+    def judge(self, params: Params, key: Key[Array, ""], z: Array, y: Array | None, labels: Array | None) -> Array:
         """The discriminators' logits, [1 or 2, N]: of z, and of y if there is one."""
         noise_key, key = jax.random.split(key)
 
@@ -262,6 +260,8 @@ def check(config: Config, source: Source) -> None:
             f"dataset {source.name} has {classes} classes, the encoder {categories} categories; "
             f"add --model.encoder.categories {classes}"
         )
+    if labels == "categories" and config.num_labels == 0:
+        raise UserError("--labels categories needs some of them: raise --num-labels, or add --labels unused")
     if labels == "decoder" and config.num_labels is not None:
         raise UserError("--labels decoder needs the label of every image: leave out --num-labels")
     if labels == "decoder" and categories:

@@ -18,7 +18,7 @@ from train.evaluation.parzen import parzen
 from train.evaluation.probe import probe_accuracy
 from train.task import Batch, Grid, Picture, Scatter, State
 from w2jax.aae import AAE
-from w2jax.priors import place_codes, sample_prior
+from w2jax.priors import place_codes
 
 CODES = 4_000  # the most codes compared with the prior, and points of the prior in a picture
 DIGITS = ("mnist", "mnist_sample")  # the datasets that `digit_features` is for
@@ -81,14 +81,8 @@ def make_assess(config: Config, train: Source) -> Callable[[State, Source], dict
             "parzen_sigma": ours.sigma,
             "parzen_of_training_images": real.log_likelihood,
         }
-        prior, again = np.split(
-            np.asarray(
-                sample_prior(
-                    prior_key, model.prior, 2 * CODES, z.shape[1], model.prior_scale, None, model.prior_classes
-                )
-            ),
-            2,
-        )
+        codes = evaluated(model, state, lambda aae: aae.sample_codes(2 * CODES), prior_key)
+        prior, again = np.split(np.asarray(codes), 2)
         spread = float(prior.std())
         values |= {"mmd": mmd(test_z[:CODES], prior, spread), "mmd_of_prior": mmd(again, prior, spread)}
         if train.name in DIGITS:
