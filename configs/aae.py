@@ -149,7 +149,7 @@ PRESETS = {
     "mixture_labels": in_plane("mixture", True),
     "swiss_roll_labels": in_plane("swiss_roll", True),
     "uniform_labels": in_plane("uniform", True),
-    # A small code and a fast game, so that z keeps nothing of what the label says.
+    # A small code and a fast game, so that z keeps little of what the label says.
     "supervised": replace(
         PLANE, model=normalized(4), optim=Phases(ADAM, FASTER_GAME, FASTER_GAME, ema=0.998), labels="decoder"
     ),

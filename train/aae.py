@@ -141,7 +141,7 @@ class Losses:
     def discriminator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Cross-entropy of telling the prior's codes from the encoder's, one half each; of categories likewise."""
         model, count = self.model, len(batch["image"])
-        code, labels = self.encode(params, stats, batch, keys), self.label(batch)
+        code, labels = self.played(params, stats, batch, keys), self.label(batch)
         z = sample_prior(
             keys["prior"], model.prior, count, code.z.shape[1], model.prior_scale, labels, model.prior_classes
         )
@@ -158,7 +158,7 @@ class Losses:
 
     def generator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Cross-entropy of the encoder's codes with being real."""
-        code = self.encode(params, stats, batch, keys)
+        code = self.played(params, stats, batch, keys)
         logits = self.judge(params, keys["deceive"], code.z, code.y, self.label(batch))
         return optax.sigmoid_binary_cross_entropy(logits, jnp.ones(())).mean(axis=1).sum(), ({}, stats)
 
@@ -171,24 +171,23 @@ class Losses:
                 shape = (self.config.labelled_batch_size,)
                 chosen = jax.random.randint(keys["choose"], shape, 0, len(self.labelled["label"]))
                 images, labels = (jnp.asarray(self.labelled[name])[chosen] for name in ("image", "label"))
-            logits = self.categories(params, stats, keys["classify"], self.augmented(keys["augment"], images))
+            logits = self.encode(params, stats, keys["classify"], self.augmented(keys["augment"], images)).logits
             loss += optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             metrics["accuracy"] = (logits.argmax(-1) == labels).mean()
         if self.config.consistency:
-            clean: Any = self.encode(params, stats, batch, keys).y
+            clean: Any = self.played(params, stats, batch, keys).y
             augment_key, key = jax.random.split(keys["agree"])
-            logits = self.categories(params, stats, key, self.augmented(augment_key, batch["image"]))
+            logits = self.encode(params, stats, key, self.augmented(augment_key, batch["image"])).logits
             loss += self.config.consistency * optax.softmax_cross_entropy(logits, jax.lax.stop_gradient(clean)).mean()
         return loss, (metrics, stats)
 
-    def encode(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Code:
-        """The batch's codes in the game. The phases that need them draw the same, so that XLA computes them once."""
-        images = to_range(self.model, batch["image"])
-        return self.run(params, stats, keys["encode"], lambda aae: aae.encode(images, train=True))[0]
+    def encode(self, params: Params, stats: Stats, key: Key[Array, ""], images: Float[Array, "B h w C"]) -> Any:
+        """The Code of images in training."""
+        return self.run(params, stats, key, lambda aae: aae.encode(images, train=True))[0]
 
-    def categories(self, params: Params, stats: Stats, key: Key[Array, ""], images: Array) -> Float[Array, "B K"]:
-        """Logits of the categories."""
-        return self.run(params, stats, key, lambda aae: aae.encode(images, train=True))[0].logits
+    def played(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Code:
+        """The batch's codes in the game. The phases that need them draw the same, so that XLA computes them once."""
+        return self.encode(params, stats, keys["encode"], to_range(self.model, batch["image"]))
 
     def judge(self, params: Params, key: Key[Array, ""], z: Array, y: Array | None, labels: Array | None) -> Array:
         """The discriminators' logits, [1 or 2, N]: of z, and of y if there is one."""

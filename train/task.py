@@ -69,8 +69,9 @@ Picture = Grid | Scatter
 class Task:
     """A model with its loss, as four pure functions that jit and shard.
 
-    Batches hold what `train.data` gives: "image" uint8 [B, h, w, C], "label" int32 [B]; in evaluation and
-    for figures also "mask" bool [B], False at examples that only fill up the batch.
+    Batches hold what `train.data` gives: "image" uint8 [B, h, w, C], "label" int32 [B]; in training also "index"
+    int32 [B], the example's number in the split; in evaluation and for figures "mask" bool [B], False at examples that
+    only fill up the batch.
     """
 
     init: Callable[[], State]
