@@ -101,6 +101,7 @@ def test_batch_norm_keeps_torchs_running_statistics_over_several_batches():
         assert_close(out, theirs(torch.from_numpy(x)).detach().numpy())
     assert_close(variables["batch_stats"]["mean"], theirs.running_mean.numpy())
     assert_close(variables["batch_stats"]["var"], theirs.running_var.numpy())
+    assert int(variables["batch_stats"]["count"]) == int(theirs.num_batches_tracked) == 3
     x = jnp.ones((1, 4))
     assert_close(BatchNorm().apply(variables, x), theirs.eval()(torch.ones(1, 4)).detach().numpy())
     with pytest.raises(ValueError, match="at least 2 examples, got 1"):

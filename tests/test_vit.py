@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import linen as nn
 from models import random_variables, run
 from torch_vit import TorchViT, state_dict
 
 from w2jax import ViT
-from w2jax.vit import resize_positions, sincos2d_positions
+from w2jax.vit import AttentionPool, resize_positions, sincos2d_positions
 
 SIZES = {"num_classes": 5, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3, "mlp_dim": 20}
 B, HEIGHT, WIDTH, C, V = 2, 8, 12, 3, 5
@@ -74,7 +75,10 @@ def test_the_order_of_patches_matters_only_through_positions(options):
         {"positions": "sincos2d"},
         {"class_position": False},
         {"num_registers": 2},
+        {"num_registers": 2, "register_positions": True, "pool": "gap", "norm_after_pool": True},
+        {"num_registers": 2, "register_positions": True, "class_position": False, "embed_norm": True},
         {"layer_scale": 0.1, "qk_norm": True},
+        {"qkv_bias": False, "patch_bias": False},
         {"pre_logits_dim": 7},
         {"activation": "gelu_tanh", "norm_eps": 1e-3, "attention_scale": 12**-0.5},
         {"remat": True, "scan_layers": True},
@@ -117,19 +121,30 @@ def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits():
     np.testing.assert_allclose(logits, expected, atol=0.1)
 
 
-def test_pools_are_the_mean_of_patches_or_the_class_token():
-    features = vit(num_classes=0, num_registers=2)
-    tokens_of = {}
-    for pool in ("cls", "gap"):
-        model = features.clone(pool=pool)
-        (pooled, _), state = run(
-            model, init(model), images(), capture_intermediates=lambda m, _: m.name in ("encoder", "norm")
-        )
-        tokens_of[pool] = state["intermediates"]
-        normed = state["intermediates"]["norm"]["__call__"][0]
-        expected = normed if pool == "cls" else normed[:, 3:].mean(axis=1)
-        np.testing.assert_allclose(pooled, expected, rtol=1e-6)
-    assert tokens_of["cls"]["encoder"]["__call__"][0][0].shape[1] == 1 + 2 + 6
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("pool", ["cls", "gap", "map"])
+def test_pools_read_the_class_token_or_the_patches_behind_or_before_the_norm(pool, after):
+    model = vit(num_classes=0, num_registers=2, pool=pool, norm_after_pool=after)
+    variables = init(model)
+
+    def kept(module, _):
+        return module.name in ("encoder", "pool")
+
+    (features, _), state = run(model, variables, images(), capture_intermediates=kept)
+    tokens = state["intermediates"]["encoder"]["__call__"][0][0]
+    assert tokens.shape[1] == 1 + 2 + 6
+    norm_params = variables["params"]["pool_norm" if after else "norm"]
+
+    def norm(x):
+        return nn.LayerNorm(1e-6, use_fast_variance=False).apply({"params": norm_params}, x)
+
+    def pooled(x):
+        if pool == "map":
+            return AttentionPool(3, 20).apply({"params": variables["params"]["pool"]}, x)
+        return x.mean(axis=1) if pool == "gap" else x
+
+    x = tokens[:, 0] if pool == "cls" else tokens[:, 3:]
+    np.testing.assert_allclose(features, norm(pooled(x)) if after else pooled(norm(x)), rtol=1e-4, atol=1e-5)
 
 
 def test_pre_logits_are_the_tanh_of_a_dense_layer_on_the_pooled_features():
@@ -161,11 +176,17 @@ def test_resized_positions_fit_the_new_image_keep_the_class_token_and_interpolat
     same = model.resize(variables, (HEIGHT, WIDTH), (HEIGHT, WIDTH))
     np.testing.assert_array_equal(same["params"]["positions"], variables["params"]["positions"])
 
+    model = vit(num_registers=2, register_positions=True)
+    variables = init(model)
+    resized = model.resize(variables, (HEIGHT, WIDTH), (12, 8))["params"]["positions"]
+    assert resized.shape == (1, 1 + 2 + 3 * 2, 12)
+    np.testing.assert_array_equal(resized[:, :3], variables["params"]["positions"][:, :3])
+
     rows = jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (4, 5, 2)).reshape(1, 20, 2)  # rises by row only
     finer = resize_positions(rows, (4, 5), (8, 10)).reshape(8, 10, 2)
     np.testing.assert_allclose(finer, finer[:, :1, :1] * jnp.ones((1, 10, 2)), atol=1e-5)
     assert (jnp.diff(finer[:, 0, 0]) > 0).all()
-    with pytest.raises(ValueError, match=r"3×5 patches has 15 positions.*got 20"):
+    with pytest.raises(ValueError, match=r"3×5 patches make 15, got 20"):
         resize_positions(rows, (3, 5), (4, 4))
 
 

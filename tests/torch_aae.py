@@ -53,7 +53,8 @@ DISCRIMINATOR = ("hidden_0", "hidden_1", "output")
 def our_statistics(decoder):
     """The decoder's running statistics."""
     (norm,) = (layer for layer in decoder if isinstance(layer, nn.BatchNorm1d))
-    return {"norm_1": {"mean": jnp.array(norm.running_mean.numpy()), "var": jnp.array(norm.running_var.numpy())}}
+    mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    return {"norm_1": {"mean": jnp.array(mean.numpy()), "var": jnp.array(var.numpy()), "count": jnp.int32(int(count))}}
 
 
 def images_of(x):

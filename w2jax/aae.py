@@ -219,6 +219,7 @@ class BatchNorm(nn.Module):
     """torch.nn.BatchNorm1d: normalised by the batch's biased variance; the unbiased one enters the running variance.
 
     Ioffe & Szegedy 2015. Flax's own keeps the biased variance, so that converted weights would train on otherwise.
+    "batch_stats" holds `mean`, `var`, and in `count` how many batches they have seen, which is for torch to know.
     """
 
     momentum: float = 0.1  # weight of the new batch in the running statistics
@@ -236,6 +237,8 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (width,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
         running_variance = self.variable("batch_stats", "var", jnp.ones, (width,))
+        if train or self.is_initializing():
+            batches = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
         mean, variance = running_mean.value, running_variance.value
         if train and not self.is_initializing():
             if count < 2:
@@ -244,6 +247,7 @@ class BatchNorm(nn.Module):
             unbiased = variance * count / (count - 1)
             running_mean.value += self.momentum * (mean - running_mean.value)
             running_variance.value += self.momentum * (unbiased - running_variance.value)
+            batches.value += 1
         return (x - mean) * jax.lax.rsqrt(variance + self.eps) * scale + bias
 
 

@@ -110,7 +110,7 @@ class MultiHeadAttention(nn.Module):
     """MultiHead(Q, K, V) = Concat(head_1 … head_H) W^O, section 3.2.2 of the paper.
 
     Self-attention when only `query` is given, cross-attention otherwise. Parameters: `query`, `key`, `value` kernels
-    [width in, H, K] and `out` [H, K, D], each with a bias unless `use_bias` is False.
+    [width in, H, K] and `out` [H, K, D], each with a bias if `use_bias`, the first three only with `qkv_bias` too.
 
     With `decode` the keys and values are kept in the collection "cache": `key` [B, Hkv, L, K], `value` [B, Hkv, L, V],
     and `index`, how many positions are written. `init(rng, x, decode="append")` makes it empty, for the length L of the
@@ -124,6 +124,7 @@ class MultiHeadAttention(nn.Module):
     num_kv_heads: int | None = None  # key/value heads, each shared by a group of query heads; num_heads when None
     dropout: float = 0.0  # on the attention weights
     use_bias: bool = True
+    qkv_bias: bool = True  # with use_bias: False leaves the bias of the output alone
     qk_norm: bool = False  # LayerNorm over each head's queries and keys (Dehghani et al. 2023, section 2)
     norm_eps: float = 1e-6
     scale: float | None = None  # of the logits; 1/√(head width) when None
@@ -183,9 +184,8 @@ class MultiHeadAttention(nn.Module):
 
         def heads(x, count: int, width: int, name: str):
             kernel_init = nn.initializers.xavier_uniform()
-            x = nn.DenseGeneral(
-                (count, width), use_bias=self.use_bias, kernel_init=kernel_init, dtype=dtype, name=name
-            )(x)
+            use_bias = self.use_bias and self.qkv_bias
+            x = nn.DenseGeneral((count, width), use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, name=name)(x)
             return rearrange(x, "b t h k -> b h t k")
 
         q = heads(query, self.num_heads, qk_width, "query")

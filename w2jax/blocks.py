@@ -78,6 +78,7 @@ class EncoderBlock(nn.Module):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     attention_scale: float | None = None
+    qkv_bias: bool = True
     qk_norm: bool = False
     layer_scale: float | None = None
     pre_norm: bool = True
@@ -114,6 +115,7 @@ class EncoderBlock(nn.Module):
                 self.num_heads,
                 dropout=self.attention_dropout,
                 use_bias=self.use_bias,
+                qkv_bias=self.qkv_bias,
                 qk_norm=self.qk_norm,
                 norm_eps=self.norm_eps,
                 scale=self.attention_scale,

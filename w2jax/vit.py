@@ -34,12 +34,14 @@ class PatchEmbed(nn.Module):
 
     patch_size: int
     embed_dim: int
+    use_bias: bool = True
     dtype: str = "float32"
 
     @nn.compact
     def __call__(self, images: Float[Array, "B h w C"]) -> Float[Array, "B N D"]:
         patches = rearrange(images, "b (n p1) (m p2) c -> b (n m) (p1 p2 c)", p1=self.patch_size, p2=self.patch_size)
-        return nn.Dense(self.embed_dim, dtype=jnp.dtype(self.dtype), name="projection")(patches)
+        dense = nn.Dense(self.embed_dim, use_bias=self.use_bias, dtype=jnp.dtype(self.dtype), name="projection")
+        return dense(patches)
 
 
 class AttentionPool(nn.Module):
@@ -73,15 +75,20 @@ class ViT(nn.Module):
     depth: int  # number of encoder blocks
     num_heads: int  # attention heads; must divide embed_dim
     mlp_dim: int  # hidden width of each block's MLP
-    pool: Literal["cls", "gap", "map"] = "cls"  # class token, mean of the patches, or attention pooling
+    pool: Literal["cls", "gap", "map"] = "cls"  # class token, mean of the patches, or attention to the patches
+    norm_after_pool: bool = False  # the last LayerNorm is on the pooled features, not on the tokens (timm's fc_norm)
     class_token: bool = True  # False only with pool gap or map
     positions: Literal["learned", "sincos2d"] = "learned"
     class_position: bool = True  # the class token has a learned position too (False: big_vision)
-    num_registers: int = 0  # extra learned tokens without position (Darcet et al. 2024)
+    num_registers: int = 0  # extra learned tokens (Darcet et al. 2024)
+    register_positions: bool = False  # they have learned positions too, behind the class token's
+    patch_bias: bool = True  # a bias in the patches' projection
+    embed_norm: bool = False  # a LayerNorm before the first block (CLIP)
     dropout: float = 0.0  # on embeddings, attention output and MLP
     attention_dropout: float = 0.0  # on the attention weights
     drop_path: float = 0.0  # stochastic depth: rate of the last block, 0 at the first
     layer_scale: float | None = None  # initial factor of each residual branch; None: no LayerScale
+    qkv_bias: bool = True  # biases of queries, keys and values in the blocks
     qk_norm: bool = False  # LayerNorm on queries and keys
     attention_scale: float | None = None  # of the logits; None: 1/√(head width)
     residual_from_norm: bool = False  # attention's residual adds the normalised input, as the PyTorch course's code
@@ -117,9 +124,15 @@ class ViT(nn.Module):
         """
         self._check(images.shape)
         dtype = jnp.dtype(self.dtype)
-        x = PatchEmbed(self.patch_size, self.embed_dim, self.dtype, name="patch_embed")(images)
+
+        def norm(name: str):
+            return nn.LayerNorm(self.norm_eps, use_fast_variance=False, dtype=dtype, name=name)
+
+        x = PatchEmbed(self.patch_size, self.embed_dim, self.patch_bias, self.dtype, name="patch_embed")(images)
         x = self._prepend_and_position(x, (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        if self.embed_norm:
+            x = norm("embed_norm")(x)
 
         block = EncoderBlock(
             num_heads=self.num_heads,
@@ -127,6 +140,7 @@ class ViT(nn.Module):
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
             attention_scale=self.attention_scale,
+            qkv_bias=self.qkv_bias,
             qk_norm=self.qk_norm,
             layer_scale=self.layer_scale,
             residual_from_norm=self.residual_from_norm,
@@ -138,14 +152,16 @@ class ViT(nn.Module):
         encoder = Encoder(block, self.depth, self.drop_path, self.remat, self.scan_layers, name="encoder")
         x, attentions = encoder(x, train=train, return_attention=return_attention)
 
-        norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False, dtype=dtype, name="norm")
-        if self.pool == "cls":
-            x = norm(x[:, 0])
-        elif self.pool == "gap":
-            x = norm(x)[:, self.class_token + self.num_registers :].mean(axis=1)
-        else:
+        x = x[:, 0] if self.pool == "cls" else x[:, self.class_token + self.num_registers :]
+        if not self.norm_after_pool:
+            x = norm("norm")(x)
+        if self.pool == "gap":
+            x = x.mean(axis=1)
+        elif self.pool == "map":
             pool = AttentionPool(self.num_heads, self.mlp_dim, self.activation, self.norm_eps, self.dtype, name="pool")
-            x = pool(norm(x))
+            x = pool(x)
+        if self.norm_after_pool:
+            x = norm("pool_norm")(x)
         if self.pre_logits_dim is not None:
             x = jnp.tanh(nn.Dense(self.pre_logits_dim, dtype=dtype, name="pre_logits")(x))
         if self.num_classes:
@@ -154,23 +170,31 @@ class ViT(nn.Module):
 
     def _prepend_and_position(self, x: Array, grid: tuple[int, int]) -> Array:
         """Adds positions and puts the class token and the registers in front."""
-        batch, prefix = x.shape[0], []
+        prefix = []  # parameters [1, tokens, D], and whether they have positions
         if self.class_token:
-            token = self.param("cls", nn.initializers.zeros, (1, 1, self.embed_dim))
-            prefix.append(repeat(token.astype(x.dtype), "1 1 d -> b 1 d", b=batch))
-        if self.positions == "learned":
-            with_class = self.class_token and self.class_position
-            shape = (1, with_class + x.shape[1], self.embed_dim)
-            positions = self.param("positions", nn.initializers.normal(0.02), shape).astype(x.dtype)
-            if with_class:
-                prefix[0] = prefix[0] + positions[:, :1]
-            x = x + positions[:, with_class:]
-        else:
-            x = x + sincos2d_positions(grid, self.embed_dim).astype(x.dtype)
+            prefix.append((self.param("cls", nn.initializers.zeros, (1, 1, self.embed_dim)), self.class_position))
         if self.num_registers:
-            registers = self.param("registers", nn.initializers.normal(0.02), (1, self.num_registers, self.embed_dim))
-            prefix.append(repeat(registers.astype(x.dtype), "1 r d -> b r d", b=batch))
-        return jnp.concatenate([*prefix, x], axis=1)
+            shape = (1, self.num_registers, self.embed_dim)
+            prefix.append((self.param("registers", nn.initializers.normal(0.02), shape), self.register_positions))
+        if self.positions == "learned":
+            shape = (1, self.prefix_positions + x.shape[1], self.embed_dim)
+            positions = self.param("positions", nn.initializers.normal(0.02), shape)
+            in_front, on_patches = jnp.split(positions, [self.prefix_positions], axis=1)
+        else:
+            in_front, on_patches = jnp.zeros((1, 0, 0)), sincos2d_positions(grid, self.embed_dim)
+        x, tokens = x + on_patches.astype(x.dtype), []
+        for token, has_position in prefix:
+            token = token.astype(x.dtype)
+            if has_position and self.positions == "learned":
+                here, in_front = jnp.split(in_front, [token.shape[1]], axis=1)
+                token = token + here.astype(x.dtype)
+            tokens.append(repeat(token, "1 n d -> b n d", b=x.shape[0]))
+        return jnp.concatenate([*tokens, x], axis=1)
+
+    @property
+    def prefix_positions(self) -> int:
+        """How many tokens in front of the patches have learned positions."""
+        return self.class_token * self.class_position + self.num_registers * self.register_positions
 
     def _check(self, shape: tuple[int, ...]) -> None:
         if len(shape) != 4:
@@ -196,7 +220,7 @@ class ViT(nn.Module):
             return dict(variables)
         old_grid, new_grid = ((h // self.patch_size, w // self.patch_size) for h, w in (old_size, new_size))
         params = dict(variables["params"])
-        params["positions"] = resize_positions(params["positions"], old_grid, new_grid)
+        params["positions"] = resize_positions(params["positions"], old_grid, new_grid, self.prefix_positions)
         return {**variables, "params": params}
 
 
@@ -212,23 +236,23 @@ def sincos2d_positions(grid: tuple[int, int], dim: int) -> Float[Array, "1 N D"]
 
 
 def resize_positions(
-    positions: Float[Array, "1 N D"], old_grid: tuple[int, int], new_grid: tuple[int, int]
+    positions: Float[Array, "1 N D"], old_grid: tuple[int, int], new_grid: tuple[int, int], prefix: int = 0
 ) -> Float[Array, "1 M D"]:
     """Learned positions for another grid of patches (rows, columns), by antialiased bicubic interpolation.
 
-    A class token's position in front is kept as it is.
+    The first `prefix` positions, of class token and registers, are kept as they are.
 
     Raises:
-        ValueError: if the number of positions is not that of `old_grid`, with or without a class token.
+        ValueError: if the number of positions is not that of `prefix` and `old_grid`.
     """
-    prefix = positions.shape[1] - old_grid[0] * old_grid[1]
-    if prefix not in (0, 1):
+    rows, columns = old_grid
+    if positions.shape[1] != prefix + rows * columns:
         raise ValueError(
-            f"a grid of {old_grid[0]}×{old_grid[1]} patches has {old_grid[0] * old_grid[1]} positions, "
-            f"or one more with a class token, got {positions.shape[1]}"
+            f"{prefix} positions in front and a grid of {rows}×{columns} patches make {prefix + rows * columns}, "
+            f"got {positions.shape[1]}"
         )
     if old_grid == new_grid:
         return positions
-    grid = rearrange(positions[:, prefix:], "1 (n m) d -> n m d", n=old_grid[0])
+    grid = rearrange(positions[:, prefix:], "1 (n m) d -> n m d", n=rows)
     grid = jax.image.resize(grid, (*new_grid, positions.shape[-1]), method="cubic", antialias=True)
     return jnp.concatenate([positions[:, :prefix], rearrange(grid, "n m d -> 1 (n m) d")], axis=1)
