@@ -5,8 +5,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from flax import linen as nn
+
 from configs.base import Config
 from train.errors import UserError
+from w2jax.convert.modules import module_to_json
 
 # What may differ when a run goes on: where things lie and which machine it is, never what is computed.
 FREE = ("run.dir", "data.dir", "data.workers", "data.memory_limit", "mesh.data", "mesh.fsdp", "mesh.tensor")
@@ -64,15 +67,19 @@ class RunFolder:
 
 
 def config_tree(config: Any) -> Any:
-    """A config as JSON knows it: dataclasses and Linen modules as objects, tuples as arrays."""
+    """A config as JSON knows it: dataclasses as objects, Linen modules too, with their class; tuples as arrays."""
     if is_dataclass(config):
-        own = [f.name for f in fields(config) if not (hasattr(config, "apply") and f.name in ("parent", "name"))]
-        return {name: config_tree(getattr(config, name)) for name in own}
+        if isinstance(config, nn.Module):
+            return config_tree(module_to_json(config))
+        return {field.name: config_tree(getattr(config, field.name)) for field in fields(config)}
+    if isinstance(config, dict):
+        return {name: config_tree(value) for name, value in config.items()}
     return list(config) if isinstance(config, tuple) else config
 
 
 def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested objects by their dotted names."""
+    """Leaves of nested objects by their dotted names, as options are called; the class of a module is none."""
     if not isinstance(tree, dict):
         return {prefix.removesuffix("."): tree}
-    return {name: leaf for key, value in tree.items() for name, leaf in flattened(value, f"{prefix}{key}.").items()}
+    below = {key: value for key, value in tree.items() if key != "class"}
+    return {name: leaf for key, value in below.items() for name, leaf in flattened(value, f"{prefix}{key}.").items()}

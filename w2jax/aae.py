@@ -237,8 +237,8 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (width,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
         running_variance = self.variable("batch_stats", "var", jnp.ones, (width,))
-        if train or self.is_initializing():
-            batches = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        if self.is_initializing():
+            self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
         mean, variance = running_mean.value, running_variance.value
         if train and not self.is_initializing():
             if count < 2:
@@ -247,7 +247,7 @@ class BatchNorm(nn.Module):
             unbiased = variance * count / (count - 1)
             running_mean.value += self.momentum * (mean - running_mean.value)
             running_variance.value += self.momentum * (unbiased - running_variance.value)
-            batches.value += 1
+            self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32).value += 1
         return (x - mean) * jax.lax.rsqrt(variance + self.eps) * scale + bias
 
 

@@ -14,11 +14,13 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from w2jax.attention import MultiHeadAttention
 
-Activation = Literal["gelu", "gelu_tanh", "relu"]  # exact GELU (torch, timm), its tanh approximation (Google), ReLU
+# Exact GELU (torch, timm), its tanh approximation (Google), x·σ(1.702 x) (CLIP), ReLU.
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "gelu": partial(nn.gelu, approximate=False),
     "gelu_tanh": partial(nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
 }
 

@@ -1,0 +1,9 @@
+"""Weights both ways between PyTorch, timm, Hugging Face, torchvision, Google and w2jax.
+
+`python -m w2jax.convert SRC DST --format timm|huggingface|torchvision|google` converts files.
+"""
+
+from w2jax.convert.checkpoint import load, save
+from w2jax.convert.state_dict import from_torch, to_torch
+
+__all__ = ["from_torch", "load", "save", "to_torch"]

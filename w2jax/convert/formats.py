@@ -1,0 +1,88 @@
+"""How libraries name and lay out parameters: the general part. A model's own tables stand in a file of their own."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from w2jax.convert.rules import Layout, Pair, Rule, Shape, Table, pairs
+
+TORCH_NAMES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+    "count": "num_batches_tracked",
+}
+TORCH_RECURRENT = {
+    "input_kernel": ("weight_ih", "(g h) i -> i g h"),
+    "hidden_kernel": ("weight_hh", "(g h) p -> p g h"),
+    "input_bias": ("bias_ih", "(g h) -> g h"),
+    "hidden_bias": ("bias_hh", "(g h) -> g h"),
+    "projection_kernel": ("weight_hr", "p h -> h p"),
+}
+
+
+def torch_layout(path: str, rank: int) -> tuple[str, str]:
+    """torch.nn's names and layouts: Linear, LayerNorm, BatchNorm, Embedding, LSTM, GRU, RNN; heads as one Linear."""
+    *parents, name = path.split("/")
+    if name in TORCH_RECURRENT:
+        theirs, pattern = TORCH_RECURRENT[name]
+        if parents:
+            direction, layer = parents.pop().split("_")
+            theirs += f"_l{layer}" + ("_reverse" if direction == "backward" else "")
+        return ".".join([*parents, theirs]), pattern
+    into_heads = bool(parents) and parents[-1] in ("query", "key", "value")
+    patterns = {
+        ("kernel", 2): "o i -> i o",
+        ("kernel", 3): "(h k) i -> i h k" if into_heads else "o (h k) -> h k o",
+        ("bias", 2): "(h k) -> h k",
+    }
+    return ".".join([*parents, TORCH_NAMES.get(name, name)]), patterns.get((name, rank), "")
+
+
+def flax_layout(path: str, rank: int) -> tuple[str, str]:
+    """Flax's own names and layouts, which are ours."""
+    return path.replace("/", "."), ""
+
+
+CONV = (Rule("weight", "kernel", "d c p1 p2 -> (p1 p2 c) d"), Rule("bias", "bias"))
+QKV = (  # queries, keys and values as one Linear
+    Rule("weight", "kernel", "(s h k) i -> s i h k"),
+    Rule("bias", "bias", "(s h k) -> s h k"),
+)
+IN_PROJ_BIAS = Rule("in_proj_bias", "{query,key,value}/bias", "(s h k) -> s h k")
+# torch.nn.MultiheadAttention: with equal widths of query, key and value, and with kdim or vdim.
+MULTIHEAD = (
+    Rule("in_proj_weight", "{query,key,value}/kernel", "(s h k) i -> s i h k"),
+    IN_PROJ_BIAS,
+    Rule("out_proj", "out"),
+)
+MULTIHEAD_SEPARATE = (
+    Rule("q_proj_weight", "query/kernel", "(h k) i -> i h k"),
+    Rule("k_proj_weight", "key/kernel", "(h k) i -> i h k"),
+    Rule("v_proj_weight", "value/kernel", "(h k) i -> i h k"),
+    IN_PROJ_BIAS,
+    Rule("out_proj", "out"),
+)
+MARKED = {"in_proj_weight": MULTIHEAD, "q_proj_weight": MULTIHEAD_SEPARATE}
+
+
+@dataclass(frozen=True)
+class Format:
+    """One library's way to write one kind of module."""
+
+    name: str
+    table: Table = (Rule("", ""),)
+    family: str = ""
+    """A name that several formats share; whichever fits is written."""
+    layout: Layout = torch_layout
+    separator: str = "."
+    assumed: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the module that no tensor tells, as that library's code has them by default."""
+    fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Fields of the module that the library has not every value of, with those that it has."""
+
+    def pairs(self, leaves: Mapping[str, Shape], keys: Collection[str] = (), rename: Table = ()) -> list[Pair]:
+        """What each leaf is called; the rows of `rename` come before the format's own."""
+        return pairs((*rename, *self.table), leaves, self.layout, self.separator, keys, MARKED if rename else None)

@@ -1,0 +1,90 @@
+""".pt, .pth and .bin: a dict of tensors as torch.save writes it. The only file here that imports torch."""
+
+import io
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from w2jax.convert.tensors import BFLOAT16, TORCH_DTYPES, Tensor, from_arrays, read_checked
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def read_torch(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a state dict, alone or under one of the usual names in a checkpoint; there is no metadata.
+
+    Raises:
+        ValueError: it is no whole file, or holds more than tensors.
+        ImportError: torch is not installed.
+    """
+    torch = _torch(f"reading {path}")
+    try:
+        # Only torch's zip format can be mapped into memory, so that pages are read when they are touched.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is refused: it is broken or holds more than tensors ({_reason(error)}); loading it could run "
+            "code, so save the state_dict() alone"
+        ) from error
+    except Exception as error:  # torch raises whatever its walk through broken bytes ran into, KeyError(101) for one
+        raise ValueError(f"{path} is not a whole file of torch.save ({_reason(error)}); fetch it again") from error
+    try:
+        return from_arrays(_state_dict(content)), {}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _state_dict(content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise ValueError(f"wanted a dict of tensors by name, got {type(content).__name__}")
+    strange = [key for key, value in content.items() if not isinstance(key, str) or not hasattr(value, "detach")]
+    if not strange:
+        return content
+    inner = [key for key in _WRAPPERS if isinstance(content.get(key), dict)]
+    if len(inner) == 1:  # the rest is the checkpoint's bookkeeping
+        return content[inner[0]]
+    raise ValueError(
+        f"wanted a dict of tensors by name, or one under one of {', '.join(_WRAPPERS)}; "
+        f"got a {type(content[strange[0]]).__name__} under {strange[0]!r} and such a dict under {inner or 'none'}"
+    )
+
+
+def write_torch(file: io.BufferedWriter, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Writes a dict of torch tensors; torch wants them all in memory.
+
+    Raises:
+        ValueError: torch cannot hold a tensor, or a tensor's read() gives other than it says.
+        ImportError: torch is not installed.
+    """
+    torch = _torch(f"writing {path}")
+    for key, tensor in tensors.items():
+        if tensor.dtype not in TORCH_DTYPES.values():
+            raise ValueError(f"{key!r}: a file of torch holds {', '.join(TORCH_DTYPES)}, not {tensor.dtype}")
+    content = {}
+    for key, tensor in tensors.items():
+        array = read_checked(key, tensor)
+        array = array if array.flags.writeable else array.copy()  # torch warns of others
+        if array.dtype == BFLOAT16:
+            content[key] = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        else:
+            content[key] = torch.from_numpy(array)
+    torch.save(content, file)
+
+
+def _torch(doing: str) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"{doing} needs torch: pip install torch") from error
+    return torch
+
+
+def _reason(error: Exception) -> str:
+    """The line of a long message that says what was wrong."""
+    telling = re.search(r"(Unsupported|Trying to)[^\n]*", str(error))
+    return telling[0] if telling else (str(error) or type(error).__name__).splitlines()[0]

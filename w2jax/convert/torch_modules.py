@@ -1,0 +1,87 @@
+"""torch.nn's own modules, and the autoencoder's parts as `torch.nn.Sequential`.
+
+LSTM, GRU and RNN need no table: `torch_layout` has their names.
+"""
+
+import re
+from collections.abc import Collection
+
+from flax import linen as nn
+
+from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.attention import MultiHeadAttention
+from w2jax.convert.formats import MULTIHEAD, MULTIHEAD_SEPARATE, Format
+from w2jax.convert.rules import Rule, Table
+from w2jax.transformer import Transformer
+
+TRANSFORMER = (  # torch.nn.Transformer
+    Rule("encoder.layers.{i}.self_attn", "encoder/block_{i}/attention", MULTIHEAD),
+    Rule("encoder.layers.{i}.linear1", "encoder/block_{i}/mlp/fc1"),
+    Rule("encoder.layers.{i}.linear2", "encoder/block_{i}/mlp/fc2"),
+    Rule("encoder.layers.{i}", "encoder/block_{i}"),  # norm1, norm2
+    Rule("encoder.norm", "encoder_norm"),
+    Rule("decoder.layers.{i}.self_attn", "decoder/block_{i}/self_attention", MULTIHEAD),
+    Rule("decoder.layers.{i}.multihead_attn", "decoder/block_{i}/cross_attention", MULTIHEAD),
+    Rule("decoder.layers.{i}.linear1", "decoder/block_{i}/mlp/fc1"),
+    Rule("decoder.layers.{i}.linear2", "decoder/block_{i}/mlp/fc2"),
+    Rule("decoder.layers.{i}", "decoder/block_{i}"),  # norm1, norm2, norm3
+    Rule("decoder.norm", "decoder_norm"),
+)
+
+
+def torch_formats(module: nn.Module, keys: Collection[str] = ()) -> tuple[Format, ...]:
+    """The formats called "torch" of a module, the one to write first; `keys` are those of a file to be read."""
+    if isinstance(module, MultiHeadAttention):
+        return Format("torch", MULTIHEAD), Format("torch", MULTIHEAD_SEPARATE)
+    if isinstance(module, Transformer):
+        return (Format("torch", TRANSFORMER),)
+    if isinstance(module, AAE):
+        parts = {
+            "encoder": module.encoder,
+            "decoder": module.decoder,
+            "discriminator": module.discriminator,
+            "category_discriminator": module.category_discriminator,
+        }
+        below = {name: [key[len(name) + 1 :] for key in keys if key.startswith(name + ".")] for name in parts}
+        rows = [Rule(name, name, sequential(part, below[name])) for name, part in parts.items()]
+        return (Format("torch", (*rows, Rule("", ""))),)
+    if isinstance(module, Encoder | Decoder | Discriminator):
+        return (Format("torch", sequential(module, keys)),)
+    return (Format("torch"),)
+
+
+def sequential(module: Encoder | Decoder | Discriminator, keys: Collection[str] = ()) -> Table:
+    """Layers by their number in a Sequential: linear, batch norm where it is on, dropout, ReLU; then the last linear.
+
+    An encoder with more than one last layer has `hidden`, that Sequential, and `mean`, `log_variance`, `logits`.
+    Numbers in `keys` count before those: layers are then taken in their order, so that a Sequential without dropout,
+    or with other layers that have no parameters, is read too.
+    """
+    norms = () if isinstance(module, Discriminator) else module.batch_norm
+    layers, numbers, number = [], [], 0
+    for i in range(len(module.hidden_sizes)):
+        here = [f"hidden_{i}", f"norm_{i}"] if i in norms else [f"hidden_{i}"]
+        layers += here
+        numbers += range(number, number + len(here))
+        number += len(here) + 2
+    prefix = ""
+    if isinstance(module, Encoder) and (module.stochastic or module.categories):
+        prefix = "hidden."
+    else:
+        layers.append("mean" if isinstance(module, Encoder) else "output")
+        numbers.append(number)
+    found = _numbered(keys)
+    if len(found) == len(layers):
+        return (*(Rule(theirs, ours) for theirs, ours in zip(found, layers, strict=True)), Rule("", ""))
+    return (*(Rule(f"{prefix}{n}", ours) for n, ours in zip(numbers, layers, strict=True)), Rule("", ""))
+
+
+def _numbered(keys: Collection[str]) -> list[str]:
+    """Layers of the one Sequential in `keys`, in its order; none if there are several."""
+    found = {}
+    for key in keys:
+        if match := re.fullmatch(r"((?:.*\.)?)(\d+)\.[^.]+", key):
+            found[match[1] + match[2]] = (match[1], int(match[2]))
+    if len({prefix for prefix, _ in found.values()}) != 1:
+        return []
+    return sorted(found, key=lambda name: found[name][1])
