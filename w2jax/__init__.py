@@ -1,5 +1,6 @@
 """The models people learn in PyTorch, in JAX and Flax: recurrent networks, attention, Transformers, autoencoders."""
 
+from w2jax import convert
 from w2jax.aae import AAE, Decoder, Discriminator, Encoder
 from w2jax.attention import MultiHeadAttention, scaled_dot_product_attention
 from w2jax.lstm import LSTM
@@ -20,5 +21,6 @@ __all__ = [
     "Seq2Seq",
     "Transformer",
     "ViT",
+    "convert",
     "scaled_dot_product_attention",
 ]

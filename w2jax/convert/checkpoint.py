@@ -31,6 +31,8 @@ class Loaded(NamedTuple):
     variables: dict[str, Any]
     source: str
     """Whose names and layouts they were."""
+    tensors: int
+    """How many there were."""
     assumed: dict[str, Any]
     """Fields of the module that the file does not tell, as its library usually has them."""
     notes: list[str]
@@ -117,7 +119,7 @@ def load_described(path: str | Path, head: Head = None, **given: Any) -> Loaded:
         variables = read_variables(module, tensors, head=head)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{weights.path}: {error}") from error
-    return Loaded(module, variables, source, assumed, notes)
+    return Loaded(module, variables, source, len(weights.tensors), assumed, notes)
 
 
 def parameters_in(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -144,7 +146,8 @@ def _load_run(path: Path, head: Head, given: dict[str, Any]) -> Loaded:
     tensors = write_tensors(trained, run.variables, "torch")
     given.pop("image_size", None)
     module = trained.clone(**given) if head != "drop" else trained.clone(**given, num_classes=0)
-    return Loaded(module, read_variables(module, tensors, head=head), "a run folder", {}, [run.note])
+    variables = read_variables(module, tensors, head=head)
+    return Loaded(module, variables, "a run folder", len(tensors), {}, [run.note])
 
 
 def _described(text: str) -> nn.Module:

@@ -51,7 +51,7 @@ def pairs(
     keys: Collection[str] = (),
     marked: Mapping[str, Table] | None = None,
 ) -> list[Pair]:
-    """What each of our parameters is called and how it lies there; a parameter's first row counts.
+    """What each of our parameters is called and how it lies there; the first row of a parameter and of a name counts.
 
     Args:
         table: the rows.
@@ -66,9 +66,12 @@ def pairs(
     """
     found: dict[str, Pair] = {}
 
+    taken = set()
+
     def add(pair: Pair) -> None:
         known = all(path in leaves and path not in found for path in pair.ours)
-        if known and len({leaves[path] for path in pair.ours}) == 1:
+        if known and pair.theirs not in taken and len({leaves[path] for path in pair.ours}) == 1:
+            taken.add(pair.theirs)
             found.update(dict.fromkeys(pair.ours, pair))
 
     for rule in flat(table, separator):
@@ -171,10 +174,20 @@ def check(
 
 
 def their_shape(pair: Pair, leaves: Mapping[str, Shape], sizes: Mapping[str, int]) -> Shape:
-    """The shape that theirs has, given ours."""
+    """The shape that theirs has, given ours.
+
+    Raises:
+        ValueError: if the pattern does not fit our shape, or leaves a size open.
+    """
     if not pair.pattern:
         return leaves[pair.ours[0]]
     axes = _axes_of_ours(pair, leaves, sizes)
+    unknown = {name for group in groups(pair.pattern.split("->")[0]) for name in group} - axes.keys()
+    if unknown:
+        ours = f"{', '.join(pair.ours)} {leaves[pair.ours[0]]}"
+        raise ValueError(
+            f'the pattern "{pair.pattern}" does not tell the size of {", ".join(sorted(unknown))} for {ours}'
+        )
     return tuple(prod(axes[name] for name in group) for group in groups(pair.pattern.split("->")[0]))
 
 

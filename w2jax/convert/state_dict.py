@@ -1,5 +1,6 @@
 """Between our variables and named tensors of another library, in memory."""
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from itertools import chain
@@ -12,7 +13,7 @@ from flax import linen as nn
 from w2jax.convert import vit
 from w2jax.convert.formats import Format, torch_layout
 from w2jax.convert.modules import Leaf, Size, assemble, example_inputs, module_leaves, take_apart
-from w2jax.convert.rules import Pair, Rule, Shape, Table, flat, instances, our_size, read, write
+from w2jax.convert.rules import Pair, Rule, Shape, Table, flat, groups, instances, our_size, read, write
 from w2jax.convert.tensors import Tensor, from_arrays
 from w2jax.convert.torch_modules import torch_formats
 from w2jax.vit import ViT
@@ -152,6 +153,11 @@ def _rows(module: nn.Module, rename: Rename | None) -> Table:
         return ()
     shapes = _shapes(module_leaves(module))
     for rule in flat(tuple(rows), "."):
+        sides = [sorted(name for group in groups(side) for name in group) for side in str(rule.how).split("->")]
+        if rule.how and (len(sides) != 2 or sides[0] != sides[1]):
+            raise ValueError(
+                f'rename gives "{rule.theirs}" the pattern "{rule.how}": wanted the same axes on both sides of ->'
+            )
         if not any(instances(rule, shapes)):
             close = get_close_matches(rule.ours, shapes, n=1, cutoff=0.3)
             near = f"; the nearest is {close[0]}" if close else ""
@@ -187,7 +193,8 @@ def _expressing(
         options = vit.unexpressed(form, module) if isinstance(module, ViT) else []
         if not without and not options:
             return form, found
-        reasons.append(", ".join([*options, *without]))
+        layers = dict.fromkeys(re.sub(r"_\d+/", "_{i}/", path) for path in without)
+        reasons.append(", ".join([*options, *layers]))
     raise ValueError(f'the format "{name}" has no place for {min(reasons, key=len)} of this {type(module).__name__}')
 
 

@@ -146,10 +146,28 @@ FORMATS = (
     ),
     Format("huggingface", huggingface(HUGGINGFACE_BODY), assumed=_HUGGINGFACE, fixed=_CLASS_TOKEN),
     Format("huggingface_model", HUGGINGFACE_BODY, "huggingface", assumed=_HUGGINGFACE, fixed=_CLASS_TOKEN),
-    Format("huggingface_memory", huggingface(HUGGINGFACE_MEMORY_BODY), assumed=_HUGGINGFACE, fixed=_CLASS_TOKEN),
-    Format("huggingface_model_memory", HUGGINGFACE_MEMORY_BODY, assumed=_HUGGINGFACE, fixed=_CLASS_TOKEN),
+    Format(
+        "huggingface_memory",
+        huggingface(HUGGINGFACE_MEMORY_BODY),
+        "huggingface",
+        assumed=_HUGGINGFACE,
+        fixed=_CLASS_TOKEN,
+    ),
+    Format(
+        "huggingface_model_memory",
+        HUGGINGFACE_MEMORY_BODY,
+        "huggingface",
+        assumed=_HUGGINGFACE,
+        fixed=_CLASS_TOKEN,
+    ),
     Format("torchvision", torchvision("mlp.0", "mlp.3"), assumed=_EXACT, fixed=_CLASS_TOKEN),
-    Format("torchvision_old", torchvision("mlp.linear_1", "mlp.linear_2"), assumed=_EXACT, fixed=_CLASS_TOKEN),
+    Format(
+        "torchvision_old",
+        torchvision("mlp.linear_1", "mlp.linear_2"),
+        "torchvision",
+        assumed=_EXACT,
+        fixed=_CLASS_TOKEN,
+    ),
     _google(
         "google", google(_POSITIONS_WITH_CLASS, 0, 0, 1, 0), {"class_position": (True,), "positions": ("learned",)}
     ),
@@ -371,18 +389,55 @@ _HUGGINGFACE_ACTIVATIONS = {
 }
 
 
+def constructor(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int] | None) -> str:
+    """How timm builds the model that its names are for; what timm does by itself is left out."""
+    height, width = image_size or _square(module, leaves) or ("HEIGHT", "WIDTH")
+    arguments = {
+        "img_size": f"({height}, {width})",
+        "patch_size": module.patch_size,
+        "in_chans": leaves["patch_embed/projection/kernel"].shape[0] // module.patch_size**2,
+        "num_classes": module.num_classes,
+        "embed_dim": module.embed_dim,
+        "depth": module.depth,
+        "num_heads": module.num_heads,
+        "mlp_ratio": f"{module.mlp_dim} / {module.embed_dim}",
+    }
+    pool = {"cls": "token", "gap": "avg", "map": "map"}[module.pool]
+    placed = module.class_position if module.class_token else module.register_positions
+    special = {
+        "global_pool": (f"'{pool}'", pool != "token"),
+        "fc_norm": (module.norm_after_pool, module.norm_after_pool != (pool == "avg")),
+        "class_token": (False, not module.class_token),
+        "no_embed_class": (True, not placed and bool(module.class_token or module.num_registers)),
+        "reg_tokens": (module.num_registers, module.num_registers > 0),
+        "qkv_bias": (False, not module.qkv_bias),
+        "qk_norm": (True, module.qk_norm),
+        "init_values": (module.layer_scale, module.layer_scale is not None),
+        "pre_norm": (True, module.embed_norm),
+        "act_layer": (f"'{module.activation}'", module.activation != "gelu"),
+        "norm_layer": (f"partial(nn.LayerNorm, eps={module.norm_eps})", module.norm_eps != 1e-6),
+    }
+    arguments |= {name: value for name, (value, unusual) in special.items() if unusual}
+    return f"VisionTransformer({', '.join(f'{name}={value}' for name, value in arguments.items())})"
+
+
+def _square(module: ViT, leaves: Mapping[str, Leaf]) -> tuple[int, int] | None:
+    """Height and width of a square image of as many patches as there are positions."""
+    patches = leaves["positions"].shape[1] - module.prefix_positions
+    side = math.isqrt(patches) * module.patch_size
+    return (side, side) if side**2 == patches * module.patch_size**2 else None
+
+
 def huggingface_config(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int] | None) -> dict[str, Any]:
     """The config.json of a ViTForImageClassification, or of a ViTModel where there is no classifier.
 
     Raises:
         ValueError: if `image_size`, (height, width), is None and the patches make no square.
     """
-    patches = leaves["positions"].shape[1] - 1
+    image_size = image_size or _square(module, leaves)
     if image_size is None:
-        side = math.isqrt(patches)
-        if side**2 != patches:
-            raise ValueError(f"{patches} patches are no square: give image_size, (height, width) in pixels")
-        image_size = side * module.patch_size, side * module.patch_size
+        patches = leaves["positions"].shape[1] - module.prefix_positions
+        raise ValueError(f"{patches} patches are no square: give image_size, (height, width) in pixels")
     names = {ours: theirs for theirs, ours in reversed(_HUGGINGFACE_ACTIVATIONS.items())}
     labels = {str(i): f"LABEL_{i}" for i in range(module.num_classes)}
     return {

@@ -1,0 +1,147 @@
+"""python -m w2jax.convert SRC DST --format F: a model's weights as another library names and lays them out."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from w2jax.blocks import Activation
+from w2jax.convert.checkpoint import Loaded, load_described, save
+from w2jax.convert.modules import take_apart
+from w2jax.convert.state_dict import variable_leaves, write_tensors
+from w2jax.convert.vit import FORMATS, constructor
+from w2jax.vit import ViT
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Converts, compares, or both; the exit status is 0, 1 if the files differ, or 2 for a mistake."""
+    options = _parser().parse_args(arguments)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of files that it does not need
+    names = ("num_heads", "activation", "norm_eps", "pool", "image_size")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    try:
+        source = load_described(options.src, options.head, **given)
+        _table(_described(options.src, source))
+        if options.format or not options.check:
+            size = options.image_size
+            save(options.dst, source.module, source.variables, options.format, options.shard_bytes, size)
+            _table(_written(options.dst, source, options.format, size))
+        if options.check:
+            return _compare(source, load_described(options.dst, **given), options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    families = dict.fromkeys(form.family or form.name for form in FORMATS)
+    variants = ", ".join(form.name for form in FORMATS if form.name not in families)
+    parser = argparse.ArgumentParser(
+        "python -m w2jax.convert",
+        description="Converts the weights of a Vision Transformer between timm, Hugging Face, torchvision, Google and "
+        "w2jax, and those of any run folder of this project to PyTorch's names.",
+    )
+    parser.add_argument(
+        "src",
+        type=Path,
+        metavar="SRC",
+        help="a .safetensors, .safetensors.index.json, .npz, .pt or .pth file, a folder with one, or a run folder",
+    )
+    parser.add_argument(
+        "dst",
+        type=Path,
+        metavar="DST",
+        help="a .safetensors, .npz, .pt or .pth file; or a folder, which gets model.safetensors",
+    )
+    parser.add_argument(
+        "--format",
+        help=f"whose names and layouts DST gets: {', '.join(families)}; or a variant of them: {variants}. "
+        "By default timm's, in an .npz Google's; for models that are no ViT \"torch\", torch.nn's",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="read DST again and compare it with SRC, tensor by tensor; without --format, only that",
+    )
+    parser.add_argument("--head", choices=["drop"], help="leave the classifier out")
+    parser.add_argument(
+        "--shard-bytes", type=int, metavar="N", help="cut a folder's weights into files of at most N bytes"
+    )
+    unknown = parser.add_argument_group("what a file cannot tell, where it is not as usual in its library")
+    unknown.add_argument("--num-heads", type=int, metavar="N", help="attention heads")
+    unknown.add_argument("--activation", choices=get_args(Activation), help="of the MLPs")
+    unknown.add_argument("--norm-eps", type=float, metavar="E", help="epsilon of every LayerNorm")
+    unknown.add_argument("--pool", choices=["cls", "gap", "map"], help="class token, mean, or attention")
+    unknown.add_argument(
+        "--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels of the images that the model was made for"
+    )
+    return parser
+
+
+def _described(path: Path, source: Loaded) -> dict[str, str]:
+    leaves = jax.tree.leaves(source.variables)
+    dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
+    rows = {
+        "read": f"{path}: {source.source}, {source.tensors} tensors, {dtypes}",
+        "model": _architecture(source.module),
+        "parameters": f"{sum(leaf.size for leaf in jax.tree.leaves(source.variables['params'])):,}",
+    }
+    if source.assumed:
+        rows["assumed"] = ", ".join(f"{name} {value}" for name, value in source.assumed.items())
+    return rows | ({"note": "; ".join(source.notes)} if source.notes else {})
+
+
+def _architecture(module: nn.Module) -> str:
+    if not isinstance(module, ViT):
+        return type(module).__name__
+    return (
+        f"ViT of {module.depth} blocks, width {module.embed_dim}, {module.num_heads} heads, MLP {module.mlp_dim}, "
+        f"patch {module.patch_size}, pool {module.pool}, {module.num_classes} classes"
+    )
+
+
+def _written(path: Path, source: Loaded, form: str | None, image_size: tuple[int, int] | None) -> dict[str, str]:
+    if form is None and isinstance(source.module, ViT) and path.suffix == ".npz":
+        form = "google"
+    tensors = write_tensors(source.module, source.variables, form)
+    rows = {"written": f"{path}: {len(tensors)} tensors, the first of them {next(iter(tensors))}"}
+    if isinstance(source.module, ViT) and (form or "timm").startswith("timm"):
+        leaves = variable_leaves(source.module, source.variables)
+        rows["in timm"] = constructor(source.module, leaves, image_size)
+    return rows
+
+
+def _compare(source: Loaded, target: Loaded, options: argparse.Namespace) -> int:
+    """0 if every tensor is the same to the bit."""
+    ours, theirs = (
+        take_apart(variable_leaves(side.module, side.variables), side.variables, "the file")
+        for side in (source, target)
+    )
+    different = [f"{path} is in one of them only" for path in sorted(ours.keys() ^ theirs.keys())]
+    for path in ours.keys() & theirs.keys():
+        one, other = ours[path].read(), theirs[path].read()
+        if one.shape != other.shape or one.dtype != other.dtype:
+            different.append(f"{path} is {one.dtype} {one.shape} and {other.dtype} {other.shape}")
+        elif one.tobytes() != other.tobytes():
+            gap = np.abs(one.astype(np.float64) - other.astype(np.float64)).max()
+            different.append(f"{path} differs, at most by {gap:.3g}")
+    for line in different:
+        print(f"  {line}")
+    _table({"compared": f"{len(ours)} tensors of {options.src} and {options.dst}: {len(different) or 'none'} differ"})
+    return 1 if different else 0
+
+
+def _table(rows: dict[str, Any]) -> None:
+    for name, text in rows.items():
+        print(f"{name:<12}{text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
