@@ -1,11 +1,19 @@
-"""What the README shows works."""
+"""What the README and the pages beside it show works."""
 
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.DOTALL)
+ROOT = Path(__file__).parent.parent
+
+
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+BLOCKS = python_blocks("README.md")
 SHAPES = re.compile(r"^(\w+), (\w+) = .*#.*?\[([\d, ]+)\](?:, (\d × )?\[([\d, ]+)\])?", re.MULTILINE)
 
 
@@ -22,3 +30,11 @@ def test_each_python_block_runs_and_gives_the_shapes_it_says(block):
             assert len(value) == int(times[0])
             value = value[0]
         assert str(list(value.shape)) == f"[{second_shape}]"
+
+
+def test_the_page_on_weights_carries_the_courses_vit_over_as_it_says():
+    names: dict = {}
+    for block in python_blocks("docs/convert.md"):
+        exec(block, names)
+    np.testing.assert_allclose(names["logits"], names["expected"], rtol=1e-5, atol=1e-5)
+    assert np.ptp(names["expected"]) > 0.1
