@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 
 from w2jax.convert import run_folder, vit
-from w2jax.convert.io import read_weights, write_weights
+from w2jax.convert.io import Weights, read_weights, write_weights
 from w2jax.convert.modules import module_from_json, module_to_json
-from w2jax.convert.state_dict import Head, read_variables, variable_leaves, write_tensors
+from w2jax.convert.state_dict import Head, Rename, read_variables, variable_leaves, write_tensors
 from w2jax.convert.tensors import Tensor
 from w2jax.vit import ViT
 
@@ -39,7 +39,13 @@ class Loaded(NamedTuple):
     """What else the user should know."""
 
 
-def load(path: str | Path, head: Head = None, **given: Any) -> tuple[nn.Module, dict[str, Any]]:
+def load(
+    path: str | Path,
+    head: Head = None,
+    module: nn.Module | None = None,
+    rename: Rename | None = None,
+    **given: Any,
+) -> tuple[nn.Module, dict[str, Any]]:
     """The module and the variables in a file or folder.
 
     Args:
@@ -48,6 +54,8 @@ def load(path: str | Path, head: Head = None, **given: Any) -> tuple[nn.Module, 
             that `save` wrote. Or the run folder of a training here, of which it takes the last checkpoint (its average
             of the parameters, if it has one). This needs orbax.
         head: "drop" leaves the classifier out; "reinit" makes a new one, of the `num_classes` given.
+        module: what the parameters are for, where the file does not tell: any module that `from_torch` takes.
+        rename: as in `from_torch`, with `module`.
         **given: fields of the ViT that the tensors do not tell and that are not as usual in that library, such as
             num_heads, activation, norm_eps or pool; or that matter in training only, such as dropout or dtype. And
             `image_size`, (height, width), where the number of positions leaves open which tokens have one.
@@ -57,7 +65,7 @@ def load(path: str | Path, head: Head = None, **given: Any) -> tuple[nn.Module, 
         ValueError: if the file is broken, none of these, or not whole: what is missing, left over or of another shape
             is listed.
     """
-    loaded = load_described(path, head, **given)
+    loaded = load_described(path, head, module, rename, **given)
     return loaded.module, loaded.variables
 
 
@@ -96,30 +104,75 @@ def save(
     write_weights(path, tensors, metadata, config, shard_bytes)
 
 
-def load_described(path: str | Path, head: Head = None, **given: Any) -> Loaded:
+def load_described(
+    path: str | Path,
+    head: Head = None,
+    module: nn.Module | None = None,
+    rename: Rename | None = None,
+    **given: Any,
+) -> Loaded:
     """`load`, with what the file was and what was assumed."""
     path = Path(path)
-    _check_given(given)
+    if rename is not None and module is None:
+        raise ValueError("rename leads to the paths of a module: give that too")
+    if module is not None and given:
+        raise ValueError(f"{', '.join(given)} are fields of the module: give them to it")
     if run_folder.is_run_folder(path):
+        if module is not None:
+            raise ValueError(f"{path} is a run folder, which holds its module: leave module and rename out")
         return _load_run(path, head, given)
     weights = read_weights(path)
-    tensors, notes = parameters_in(weights.tensors)
-    size = {"image_size": given.pop("image_size")} if "image_size" in given else {}
-    assumed: dict[str, Any] = {}
+    # The user's own names are taken as they stand.
+    tensors, notes = (weights.tensors, []) if rename is not None else parameters_in(weights.tensors)
+    source, assumed = "your model", {}
     try:
-        if METADATA in weights.metadata:
-            module, source = _described(weights.metadata[METADATA]), "w2jax"
-            module = module.clone(**given)
-        else:
-            form, found = vit.recognise(tensors)
-            module, assumed = vit.architecture(form, found, tensors, weights.config, given | size)
-            source = form.name
-        if head == "drop":
+        if module is None:
+            module, source, assumed = _module_in(weights, tensors, given)
+        if head == "drop" and hasattr(module, "num_classes"):
             module = module.clone(num_classes=0)
-        variables = read_variables(module, tensors, head=head)
-    except (ValueError, TypeError) as error:
+        variables = read_variables(module, tensors, rename, head)
+    except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
     return Loaded(module, variables, source, len(weights.tensors), assumed, notes)
+
+
+def describe(path: str | Path, **given: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """The module that `load` would give, and those of its fields that are only assumed; no tensor is read."""
+    path = Path(path)
+    if run_folder.is_run_folder(path):
+        return _with_fields(module_from_json(run_folder.read_module(path)), given), {}
+    weights = read_weights(path)
+    try:
+        module, _, assumed = _module_in(weights, parameters_in(weights.tensors)[0], given)
+    except ValueError as error:
+        raise ValueError(f"{weights.path}: {error}") from error
+    return module, assumed
+
+
+def _module_in(
+    weights: Weights, tensors: Mapping[str, Tensor], given: Mapping[str, Any]
+) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The module of a file, whose names its tensors have, and which of its fields are assumed."""
+    if METADATA in weights.metadata:
+        return _with_fields(_described(weights.metadata[METADATA]), given), "w2jax", {}
+    form, found = vit.recognise(tensors)
+    _check_fields(given, [field.name for field in fields(ViT)])
+    module, assumed = vit.architecture(form, found, tensors, weights.config, given)
+    return module, form.name, assumed
+
+
+def _with_fields(module: nn.Module, given: Mapping[str, Any]) -> nn.Module:
+    """The module with other fields; `image_size` is none of them and tells nothing here."""
+    _check_fields(given, [field.name for field in fields(module)])
+    return module.clone(**{name: value for name, value in given.items() if name != "image_size"})
+
+
+def _check_fields(given: Mapping[str, Any], known: list[str]) -> None:
+    known = [*(name for name in known if name not in ("parent", "name")), "image_size"]
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            raise ValueError(f'the model has no field "{name}"' + (f'; did you mean "{close[0]}"?' if close else ""))
 
 
 def parameters_in(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -140,14 +193,15 @@ def parameters_in(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
     return vit.unstack(kept), notes
 
 
-def _load_run(path: Path, head: Head, given: dict[str, Any]) -> Loaded:
-    run = run_folder.read_run(path)
-    trained = module_from_json(run.module)
-    tensors = write_tensors(trained, run.variables, "torch")
-    given.pop("image_size", None)
-    module = trained.clone(**given) if head != "drop" else trained.clone(**given, num_classes=0)
+def _load_run(path: Path, head: Head, given: Mapping[str, Any]) -> Loaded:
+    trained = module_from_json(run_folder.read_module(path))
+    variables, note = run_folder.read_variables(path)
+    tensors = write_tensors(trained, variables, "torch")
+    module = _with_fields(trained, given)
+    if head == "drop" and hasattr(module, "num_classes"):
+        module = module.clone(num_classes=0)
     variables = read_variables(module, tensors, head=head)
-    return Loaded(module, variables, "a run folder", len(tensors), {}, [run.note])
+    return Loaded(module, variables, "a run folder", len(tensors), {}, [note])
 
 
 def _described(text: str) -> nn.Module:
@@ -159,11 +213,3 @@ def _described(text: str) -> nn.Module:
     if not isinstance(tree, dict):
         raise ValueError("its description of the module is no JSON object")
     return module_from_json(tree)
-
-
-def _check_given(given: Mapping[str, Any]) -> None:
-    known = [field.name for field in fields(ViT) if field.name not in ("parent", "name")] + ["image_size"]
-    for name in given:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            raise ValueError(f'a ViT has no field "{name}"' + (f'; did you mean "{close[0]}"?' if close else ""))

@@ -185,7 +185,7 @@ def _expressing(
     candidates = [form for form in formats if name in (form.name, form.family)]
     if not candidates:
         known = ", ".join(dict.fromkeys(form.name for form in formats))
-        raise ValueError(f'a {type(module).__name__} has no format "{name}"; it has {known}')
+        raise ValueError(f'{type(module).__name__} has no format "{name}"; it has {known}')
     reasons = []
     for form in candidates:
         found = form.pairs(shapes, (), table)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -298,6 +298,16 @@ def unexpressed(form: Format, module: ViT) -> list[str]:
     ]
 
 
+def unusual(name: str, module: ViT) -> str:
+    """What a format's library has otherwise than the module, unless it is told."""
+    assumed = next(form.assumed for form in FORMATS if name in (form.name, form.family))
+    return ", ".join(
+        f"{field} is {getattr(module, field)} here and {usual} there"
+        for field, usual in assumed.items()
+        if getattr(module, field) != usual
+    )
+
+
 def unstack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Layers that big_vision stacked for a scan, under the names they have one by one."""
     apart: dict[str, Tensor] = {}
@@ -325,6 +335,7 @@ class _Last:
         return array[i]
 
 
+@cache
 def _all_leaves(depth: int) -> dict[str, tuple[int, ...]]:
     """The leaves of a ViT that has every parameter there is."""
     options: dict[str, Any] = {"num_registers": 1, "embed_norm": True, "qk_norm": True, "layer_scale": 1.0}
