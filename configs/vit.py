@@ -14,6 +14,9 @@ class Config(ClassifierConfig):
     """A Vision Transformer that classifies images."""
 
     model: ViT = SMALL
+    init_from: str | None = None
+    """Weights to begin with: a file or folder of timm, Hugging Face, torchvision, Google or w2jax, or a run folder. The
+    model is built as the file says; positions are resized, and the head is new if its number of classes differs."""
 
 
 # 32×32 colour images as 8×8 patches of 4 pixels: 4 M parameters, meant for an accelerator.

@@ -14,7 +14,7 @@ from train.data import Source
 from train.data.augment import augment
 from train.errors import UserError
 from train.optim import make_optimizer
-from train.task import Picture, Task, one_loss_init, one_loss_step
+from train.task import Params, Picture, Task, one_loss_init, one_loss_step
 
 Images = Float[Array, "B h w C"]
 # (images in [0, 1], further arguments of the model) -> what the model returns
@@ -63,10 +63,10 @@ def classification_task(
     def forward(params, images, **options):
         return model.apply({"params": params}, prepare(images), **options)
 
-    def init():
+    def init(start: Params | None = None):
         images = jnp.zeros((1, *source.image_shape))
         params = model.init(jax.random.key(config.run.seed), prepare(images))["params"]
-        return one_loss_init(params, optimizer, config.optim)
+        return one_loss_init({**params, **(start or {})}, optimizer, config.optim)
 
     def loss(params, batch, key):
         augment_key, dropout_key = jax.random.split(key)

@@ -17,8 +17,15 @@ from train.run_folder import config_tree, flattened
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def parse(task: str, presets: Mapping[str, AnyConfig], arguments: Sequence[str] | None = None) -> AnyConfig:
+def parse(
+    task: str,
+    presets: Mapping[str, AnyConfig],
+    arguments: Sequence[str] | None = None,
+    resolve: Callable[[AnyConfig, AnyConfig], AnyConfig] = lambda config, default: config,
+) -> AnyConfig:
     """The config of `python -m train.TASK [PRESET] [--options]`; the preset is "sample" where none is named.
+
+    `resolve`, given that config and the preset, completes it by what does not stand on the command line.
 
     Raises:
         UserError: unknown preset or option (with the nearest that exists), or a value that does not fit its option.
@@ -47,7 +54,7 @@ def parse(task: str, presets: Mapping[str, AnyConfig], arguments: Sequence[str] 
         near = _nearest(unknown[0].split("=")[0], options, f"see python -m train.{task} --help")
         raise UserError(f'there is no option "{unknown[0]}"; {near}')
     run_dir = config.run.dir or f"runs/{task}-{preset}"
-    return replace(config, run=replace(config.run, dir=run_dir))
+    return resolve(replace(config, run=replace(config.run, dir=run_dir)), default)
 
 
 @contextlib.contextmanager

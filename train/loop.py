@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from train.report.console import RunConsole
 from train.report.metrics import JsonLines, Window, check_finite, read_lines
 from train.report.page import write_page
 from train.report.pictures import write_pictures
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, has_checkpoint
 from train.runtime import keep_freed_memory, quiet_libraries
 from train.sharding import batch_parts, batch_sharding, make_mesh, state_sharding
 from train.task import Batch, State, Task
@@ -71,6 +71,8 @@ class _Run:
         }
         try:
             self.task = make_task(config, self.source)
+            # Read before the folder is claimed, as a file may be wrong; a run that goes on needs none of it.
+            self.start = None if self.task.start is None or has_checkpoint(config) else self.task.start()
             self.shapes = placed_shapes(self.mesh, jax.eval_shape(self.task.init))
             step = jax.jit(self.task.step, donate_argnums=0, out_shardings=(shardings(self.shapes), None))
             self.lowered_step = step.lower(self.shapes, self.batch_shapes())
@@ -82,10 +84,15 @@ class _Run:
     def begin(self, checkpoints: Checkpoints) -> None:
         """Sets state, progress and the number of steps done, from the last checkpoint or anew."""
         self.done = checkpoints.latest_step() or 0
+        start, self.start = self.start, None  # It may be as large as the model.
+        self.note = None if start is None else start.note
         if self.done:
             self.state, self.progress = checkpoints.restore(self.done, self.shapes)
         else:
-            self.state = jax.jit(self.task.init, out_shardings=shardings(self.shapes))()
+            places = shardings(self.shapes)
+            # An argument, as what a jitted function closes over is compiled into it.
+            given = () if start is None else (placed_params(start.params, places),)
+            self.state = jax.jit(self.task.init, out_shardings=places)(*given)
             self.progress = {"sums": {}, "count": 0, "seconds": 0.0}
 
     @property
@@ -100,6 +107,8 @@ class _Run:
             f"{self.source.name}: {len(self.source):,} train and {len(self.test_source):,} test images; "
             f"{parameters:,} parameters on {self.mesh.size} {jax.default_backend().upper()} device(s)"
         )
+        if self.note is not None:
+            console.say(self.note)
         if self.done:
             console.say(f"{self.folder.path} {'is finished' if self.finished else 'goes on'} at step {self.done:,}")
 
@@ -194,6 +203,11 @@ def placed_shapes(mesh: jax.sharding.Mesh, shapes: State) -> State:
 def shardings(shapes: State) -> State:
     """The place of each leaf."""
     return jax.tree.map(lambda x: x.sharding, shapes)
+
+
+def placed_params(params: Mapping[str, Any], places: State) -> dict[str, Any]:
+    """Some of the parameters, each on its devices."""
+    return jax.device_put(dict(params), {name: places.params[name] for name in params})
 
 
 def masked_sums(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:

@@ -13,6 +13,7 @@ from w2jax.convert.modules import module_to_json
 
 # What may differ when a run goes on: where things lie and which machine it is, never what is computed.
 FREE = ("run.dir", "data.dir", "data.workers", "data.memory_limit", "mesh.data", "mesh.fsdp", "mesh.tensor")
+_CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
@@ -27,7 +28,7 @@ class RunFolder:
         self.path = Path(str(config.run.dir))
         self.metrics = self.path / "metrics.jsonl"
         self.timing = self.path / "timing.jsonl"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / _CHECKPOINTS
         self.pictures = self.path / "pictures"
         self.report = self.path / "report.html"
         saved = self.path / "config.json"
@@ -64,6 +65,11 @@ class RunFolder:
                 f"{self.path} was made by a different config: {'; '.join(changed)}. "
                 "Give the same options to resume it, or another --run.dir"
             )
+
+
+def has_checkpoint(config: Config) -> bool:
+    """Whether a run was saved in `config.run.dir`, so that it would go on."""
+    return any(path.name.isdigit() for path in Path(str(config.run.dir), _CHECKPOINTS).glob("*"))
 
 
 def config_tree(config: Any) -> Any:

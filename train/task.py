@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,15 @@ class Scatter(struct.PyTreeNode):
 Picture = Grid | Scatter
 
 
+class Start(NamedTuple):
+    """What a fresh run begins with."""
+
+    params: Mapping[str, Any]
+    """Parameters by their first name, on the host; `init` makes the others."""
+    note: str
+    """Says where they are from, in one line."""
+
+
 @dataclass(frozen=True)
 class Task:
     """A model with its loss, as four pure functions that jit and shard.
@@ -74,7 +83,8 @@ class Task:
     only fill up the batch.
     """
 
-    init: Callable[[], State]
+    init: Callable[..., State]
+    """`init()` is the State before the first step; or `init(start().params)`, where the task has a start."""
     step: Callable[[State, Batch], tuple[State, Metrics]]
     """One optimizer step. Everything random in it follows from the seed and `state.step`."""
     evaluate: Callable[[State, Batch], dict[str, Float[Array, "B"]]]
@@ -89,6 +99,8 @@ class Task:
     """Metrics of a trained model that no mean over examples gives, from the test split; taken after the last step."""
     figure_examples: int = 8
     """Test images that `figures` is given at least."""
+    start: Callable[[], Start] | None = None
+    """Reads what `init` is given by a fresh run; None: nothing."""
 
 
 def one_loss_init(params: Params, optimizer: optax.GradientTransformation, config: Optim) -> State:

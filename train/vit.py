@@ -1,11 +1,15 @@
 """python -m train.vit [PRESET]: a Vision Transformer that classifies images."""
 
+from dataclasses import replace
+from functools import partial
+
 from einops import reduce, repeat
 
 from configs.vit import PRESETS, Config
 from train.classify import beside, classification_task
 from train.cli import parse, run_main
 from train.data import Source
+from train.pretrained import read_start, resolve
 from train.task import Grid, Task
 
 
@@ -18,7 +22,8 @@ def make_task(config: Config, source: Source) -> Task:
         grid = attention_grid(images, attentions[-1], model.patch_size, model.class_token)
         return {"attention": Grid(grid, "Attention of the last block: the image, then where each head looked.")}
 
-    return classification_task(config, source, model, lambda images: 2.0 * images - 1.0, figures)
+    task = classification_task(config, source, model, lambda images: 2.0 * images - 1.0, figures)
+    return task if config.init_from is None else replace(task, start=partial(read_start, config, source))
 
 
 def attention_grid(images, weights, patch_size: int, class_token: bool):
@@ -35,7 +40,7 @@ def attention_grid(images, weights, patch_size: int, class_token: bool):
 
 
 def main() -> None:
-    config = parse("vit", PRESETS)
+    config = parse("vit", PRESETS, resolve=resolve)
     from train.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
 
     fit(config, make_task)

@@ -26,7 +26,11 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 
 
 class Mlp(nn.Module):
-    """Dense → activation → Dense, back to the input's width."""
+    """Dense → activation → Dense, back to the input's width.
+
+    Raises:
+        ValueError: if there is no such activation.
+    """
 
     mlp_dim: int
     dropout: float = 0.0
@@ -36,6 +40,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"], train: bool = False) -> Float[Array, "*batch D"]:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f'activation is one of {", ".join(ACTIVATIONS)}, got "{self.activation}"')
         kernel_init = nn.initializers.xavier_uniform()
         dense = {"use_bias": self.use_bias, "kernel_init": kernel_init, "dtype": jnp.dtype(self.dtype)}
         width = x.shape[-1]

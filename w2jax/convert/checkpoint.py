@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from w2jax.convert import run_folder, vit
 from w2jax.convert.io import Weights, read_weights, write_weights
-from w2jax.convert.modules import module_from_json, module_to_json
+from w2jax.convert.modules import module_from_json, module_leaves, module_to_json
 from w2jax.convert.state_dict import Head, Rename, read_variables, variable_leaves, write_tensors
 from w2jax.convert.tensors import Tensor
 from w2jax.vit import ViT
@@ -154,7 +154,7 @@ def _module_in(
 ) -> tuple[nn.Module, str, dict[str, Any]]:
     """The module of a file, whose names its tensors have, and which of its fields are assumed."""
     if METADATA in weights.metadata:
-        return _with_fields(_described(weights.metadata[METADATA]), given), "w2jax", {}
+        return _with_fields(_described(weights.metadata[METADATA], len(tensors)), given), "w2jax", {}
     form, found = vit.recognise(tensors)
     _check_fields(given, [field.name for field in fields(ViT)])
     module, assumed = vit.architecture(form, found, tensors, weights.config, given)
@@ -204,12 +204,24 @@ def _load_run(path: Path, head: Head, given: Mapping[str, Any]) -> Loaded:
     return Loaded(module, variables, "a run folder", len(tensors), {}, [note])
 
 
-def _described(text: str) -> nn.Module:
-    """The module that a file of ours describes."""
+def _described(text: str, tensors: int) -> nn.Module:
+    """The module that a file of ours describes, which has no more layers than tensors.
+
+    Raises:
+        ValueError: if it describes none.
+    """
     try:
         tree = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"its description of the module is not valid JSON: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError("its description of the module is no JSON object")
-    return module_from_json(tree)
+    try:
+        module = module_from_json(tree)
+        depths = ("depth", "num_layers", "encoder_depth", "decoder_depth")
+        if max(getattr(module, name, 0) for name in depths) > tensors:
+            raise ValueError(f"it has {tensors} tensors, fewer than the layers that its description tells")
+        module_leaves(module)
+    except (TypeError, AttributeError, ZeroDivisionError) as error:  # of fields that are no numbers, or 0
+        raise ValueError(f"its description of the module makes no module: {error}") from error
+    return module

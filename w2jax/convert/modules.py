@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +53,11 @@ def module_leaves(module: nn.Module, size: Size = lambda path, axis, otherwise: 
     inputs = example_inputs(module, size)
     # Tracing one layer for all saves most of the time; the leaves are the same.
     traced = module.clone(scan_layers=True) if hasattr(module, "scan_layers") else module
-    shapes = jax.eval_shape(traced.init, jax.random.key(0), *inputs)
+    given = [None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
+    try:
+        shapes = _initial_shapes(traced, *given)
+    except TypeError:  # a list among its fields cannot be remembered
+        shapes = _initial_shapes.__wrapped__(traced, *given)
     leaves = {}
     for path, leaf in jax.tree.leaves_with_path(shapes):
         collection, *names = (key.key for key in path)
@@ -68,6 +73,11 @@ def module_leaves(module: nn.Module, size: Size = lambda path, axis, otherwise: 
                 tuple(shape), np.dtype(leaf.dtype), (collection, *place), index, count if stacked else 1
             )
     return leaves
+
+
+@lru_cache(maxsize=64)
+def _initial_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct | None) -> Any:
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)
 
 
 def assemble(leaves: Mapping[str, Leaf], values: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:

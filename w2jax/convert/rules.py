@@ -191,14 +191,14 @@ def their_shape(pair: Pair, leaves: Mapping[str, Shape], sizes: Mapping[str, int
     return tuple(prod(axes[name] for name in group) for group in groups(pair.pattern.split("->")[0]))
 
 
-def our_size(pair: Pair, shape: Shape, axis: int, otherwise: int) -> int:
-    """The size of one axis of ours, if the shape of theirs tells it."""
+def our_size(pair: Pair, shape: Shape, axis: int) -> int:
+    """The size of one axis of ours, 0 if the shape of theirs does not tell it."""
     if not pair.pattern:
-        return shape[axis] if axis < len(shape) else otherwise
+        return shape[axis] if axis < len(shape) else 0
     theirs, ours = pair.pattern.split("->")
     sizes = axis_sizes(theirs, shape, {})
     names = groups(ours)[axis + (len(pair.ours) > 1)]
-    return prod(sizes[name] for name in names) if all(name in sizes for name in names) else otherwise
+    return prod(sizes.get(name, 0) for name in names)
 
 
 def axis_sizes(side: str, shape: Shape, known: Mapping[str, int]) -> dict[str, int]:

@@ -78,7 +78,8 @@ def read_variables(
     def size(path: str, axis: int, otherwise: int) -> int:
         pair = by_path.get(path)
         tensor = None if pair is None else tensors.get(pair.theirs)
-        return otherwise if pair is None or tensor is None else our_size(pair, tensor.shape, axis, otherwise)
+        # Nothing can be traced from a broken tensor's 0; that it is broken is said with all else.
+        return otherwise if pair is None or tensor is None else our_size(pair, tensor.shape, axis) or otherwise
 
     leaves = module_leaves(module, size)
     values: Iterable[tuple[str, np.ndarray]] = ()

@@ -30,11 +30,15 @@ TRANSFORMER = (  # torch.nn.Transformer
 
 
 def torch_formats(module: nn.Module, keys: Collection[str] = ()) -> tuple[Format, ...]:
-    """The formats called "torch" of a module, the one to write first; `keys` are those of a file to be read."""
+    """The formats called "torch" of a module, the one to write first; `keys` are those of a file to be read.
+
+    The last has our own paths.
+    """
+    paths = Format("torch")
     if isinstance(module, MultiHeadAttention):
-        return Format("torch", MULTIHEAD), Format("torch", MULTIHEAD_SEPARATE)
+        return Format("torch", MULTIHEAD), Format("torch", MULTIHEAD_SEPARATE), paths
     if isinstance(module, Transformer):
-        return (Format("torch", TRANSFORMER),)
+        return Format("torch", TRANSFORMER), paths
     if isinstance(module, AAE):
         parts = {
             "encoder": module.encoder,
@@ -44,10 +48,10 @@ def torch_formats(module: nn.Module, keys: Collection[str] = ()) -> tuple[Format
         }
         below = {name: [key[len(name) + 1 :] for key in keys if key.startswith(name + ".")] for name in parts}
         rows = [Rule(name, name, sequential(part, below[name])) for name, part in parts.items()]
-        return (Format("torch", (*rows, Rule("", ""))),)
+        return Format("torch", (*rows, Rule("", ""))), paths
     if isinstance(module, Encoder | Decoder | Discriminator):
-        return (Format("torch", sequential(module, keys)),)
-    return (Format("torch"),)
+        return Format("torch", sequential(module, keys)), paths
+    return (paths,)
 
 
 def sequential(module: Encoder | Decoder | Discriminator, keys: Collection[str] = ()) -> Table:

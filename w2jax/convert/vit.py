@@ -120,10 +120,20 @@ def google(positions: str, norm1: int, attention: int, norm2: int, mlp: int) -> 
 
 
 _EVERYWHERE: dict[str, tuple[Any, ...]] = {"residual_from_norm": (False,), "attention_scale": (None,)}
-_PLAIN = _EVERYWHERE | {"norm_after_pool": (False,), "register_positions": (False,), "num_registers": (0,)}
+_PLAIN = _EVERYWHERE | {
+    **dict.fromkeys(("norm_after_pool", "register_positions", "qk_norm"), (False,)),
+    "num_registers": (0,),
+    "patch_bias": (True,),
+}
 _TIMM = _EVERYWHERE | {"positions": ("learned",)}
 _CLASS_TOKEN = _PLAIN | {"pool": ("cls",), "class_position": (True,), "positions": ("learned",)}
-_GOOGLE = _PLAIN | {"qkv_bias": (True,), "qk_norm": (False,)}
+_TORCHVISION = _CLASS_TOKEN | {"qkv_bias": (True,)}
+_GOOGLE = _PLAIN | {"qkv_bias": (True,)}
+_VIT_JAX: dict[str, tuple[Any, ...]] = {
+    "class_position": (True,),
+    "positions": ("learned",),
+    "pool": ("cls", "gap"),
+}
 _EXACT: dict[str, Any] = {"activation": "gelu", "norm_eps": 1e-6}
 _HUGGINGFACE: dict[str, Any] = {"activation": "gelu", "norm_eps": 1e-12}
 _TANH: dict[str, Any] = {"activation": "gelu_tanh", "norm_eps": 1e-6}
@@ -160,19 +170,17 @@ FORMATS = (
         assumed=_HUGGINGFACE,
         fixed=_CLASS_TOKEN,
     ),
-    Format("torchvision", torchvision("mlp.0", "mlp.3"), assumed=_EXACT, fixed=_CLASS_TOKEN),
+    Format("torchvision", torchvision("mlp.0", "mlp.3"), assumed=_EXACT, fixed=_TORCHVISION),
     Format(
         "torchvision_old",
         torchvision("mlp.linear_1", "mlp.linear_2"),
         "torchvision",
         assumed=_EXACT,
-        fixed=_CLASS_TOKEN,
+        fixed=_TORCHVISION,
     ),
-    _google(
-        "google", google(_POSITIONS_WITH_CLASS, 0, 0, 1, 0), {"class_position": (True,), "positions": ("learned",)}
-    ),
+    _google("google", google(_POSITIONS_WITH_CLASS, 0, 0, 1, 0), _VIT_JAX),
     _google("big_vision", google("pos_embedding", 0, 0, 1, 0), {"class_position": (False,)}),
-    _google("google_old", google(_POSITIONS_WITH_CLASS, 0, 1, 2, 3), {"class_position": (True,)}),
+    _google("google_old", google(_POSITIONS_WITH_CLASS, 0, 1, 2, 3), _VIT_JAX),
     Format("torch", assumed=_EXACT),
 )
 
@@ -232,13 +240,16 @@ def architecture(
         pair, shape = found[path], tensors[found[path].theirs].shape
         return axis_sizes(pair.pattern.split("->")[0], shape, {}) if pair.pattern else {}
 
-    def width(path: str) -> int:
+    def width(path: str, axis: int = -1, rank: int = 1) -> int:
         if path not in found:
             raise ValueError(f"the tensors are not those of a {form.name} ViT: there is none for {path}")
-        return tensors[found[path].theirs].shape[-1]
+        shape = tensors[found[path].theirs].shape
+        if len(shape) != rank or 0 in shape:
+            raise ValueError(f"{found[path].theirs} is {shape}, wanted {rank} axes, none of them 0, for {path}")
+        return shape[axis]
 
     patch, embed_dim = axes("patch_embed/projection/kernel"), width("encoder/block_0/norm1/scale")
-    if "p1" not in patch or patch["p1"] != patch["p2"]:
+    if not patch.get("p1") or patch["p1"] != patch["p2"]:
         shape = tensors[found["patch_embed/projection/kernel"].theirs].shape
         raise ValueError(f"patches must be square, the kernel that projects them is {shape}")
     attention = "encoder/block_0/attention/"
@@ -249,7 +260,7 @@ def architecture(
         "depth": len({path.split("/")[1] for path in found if path.startswith("encoder/")}),
         "mlp_dim": width("encoder/block_0/mlp/fc1/bias"),
         "class_token": "cls" in found,
-        "num_registers": tensors[found["registers"].theirs].shape[1] if "registers" in found else 0,
+        "num_registers": width("registers", 1, 3) if "registers" in found else 0,
         "patch_bias": "patch_embed/projection/bias" in found,
         "embed_norm": "embed_norm/scale" in found,
         "qkv_bias": attention + "query/bias" in found,
@@ -261,12 +272,12 @@ def architecture(
     by_class = "cls" in found and not told["norm_after_pool"]
     assumed = dict(form.assumed) | {"pool": "map" if "pool/probe" in found else "cls" if by_class else "gap"}
     if "positions" in found:
-        count = tensors[found["positions"].theirs].shape[1]
+        count = width("positions", 1, 3)
         told |= _positions(form, count, told, _grid_size(given, config, told["patch_size"]))
     elif "sincos2d" in form.fixed.get("positions", ("sincos2d",)):
         told |= {"positions": "sincos2d", "class_position": False}
     if form.layout is flax_layout:
-        told["num_heads"] = tensors[found[attention + "query/kernel"].theirs].shape[1]
+        told["num_heads"] = width(attention + "query/kernel", 1, 3)
     elif attention + "query_norm/scale" in found:
         told["num_heads"] = embed_dim // width(attention + "query_norm/scale")
     else:
@@ -287,15 +298,21 @@ def architecture(
 def unexpressed(form: Format, module: ViT) -> list[str]:
     """What a module is or has that a format cannot say, as "field value"."""
     irrelevant = set()
-    if not module.class_token:
+    if not module.class_token or module.positions != "learned":
         irrelevant.add("class_position")
     if not module.num_registers:
         irrelevant.add("register_positions")
+    family = form.family or form.name
+    together: list[tuple[str, str]] = []
+    if family == "timm" and module.patch_bias == module.embed_norm:  # its pre_norm is both
+        together.append(("patch_bias", "embed_norm"))
+    if family == "google" and module.class_token != (module.pool == "cls"):
+        together.append(("class_token", "pool"))
     return [
         f"{name} {getattr(module, name)}"
         for name, values in form.fixed.items()
         if name not in irrelevant and getattr(module, name) not in values
-    ]
+    ] + [" with ".join(f"{name} {getattr(module, name)}" for name in names) for names in together]
 
 
 def unusual(name: str, module: ViT) -> str:
@@ -358,10 +375,13 @@ def _grid_size(given: Mapping[str, Any], config: Mapping[str, Any] | None, patch
     """Number of patches of the images that the model was made for."""
     size = given.get("image_size")
     if size is None and config is not None:
-        size = config.get("image_size") or config.get("model_args", {}).get("img_size")
+        size = config.get("image_size") or (config.get("model_args") or {}).get("img_size")
     if size is None:
         return None
-    height, width = (size, size) if isinstance(size, int) else size
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"the image size is one number of pixels or two, got {size!r}")
+    height, width = sides
     return (height // patch) * (width // patch)
 
 
@@ -489,16 +509,23 @@ def _from_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
         if pooler != "tanh":
             raise ValueError(f'pooler_act can only be "tanh", config.json has "{pooler}"')
         return {
-            "num_heads": config.get("num_attention_heads", 12),
-            "norm_eps": config.get("layer_norm_eps", 1e-12),
+            "num_heads": _number(config, "num_attention_heads", 12),
+            "norm_eps": _number(config, "layer_norm_eps", 1e-12),
             "activation": _HUGGINGFACE_ACTIVATIONS[act],
         }
     told: dict[str, Any] = {}
-    arguments = config.get("model_args", {})
+    arguments = config.get("model_args") or {}
     if "num_heads" in arguments:
-        told["num_heads"] = arguments["num_heads"]
+        told["num_heads"] = _number(arguments, "num_heads", 12)
     if pool := arguments.get("global_pool") or config.get("global_pool"):
         if pool not in _TIMM_POOLS:
             raise ValueError(f'global_pool is one of {", ".join(_TIMM_POOLS)}, config.json has "{pool}"')
         told["pool"] = _TIMM_POOLS[pool]
     return told
+
+
+def _number(config: Mapping[str, Any], name: str, otherwise: float) -> Any:
+    value = config.get(name, otherwise)
+    if not isinstance(value, type(otherwise)) or value <= 0:
+        raise ValueError(f"config.json has {name} {value!r}, wanted a number like {otherwise}")
+    return value
