@@ -119,11 +119,11 @@ def _users_mistakes() -> Iterator[None]:
 
 def _grid(path: str, patches: int, new: tuple[int, int]) -> tuple[int, int]:
     """The rows and columns of patches that positions were learned for."""
+    if patches == new[0] * new[1]:
+        return new
     side = math.isqrt(patches)
     if side**2 == patches:
         return side, side
-    if patches == new[0] * new[1]:
-        return new
     raise UserError(
         f"{path} has positions for {patches} patches, which are no square, so that they cannot be made ready for "
         f"{new[0]}×{new[1]}; give images of as many patches by --data.image-size"

@@ -12,7 +12,7 @@ import torch
 from models import random_variables
 from test_convert_vit import assert_same, refusal
 from torch import nn
-from torch_aae import TorchEncoder, images_of, torch_decoder, torch_discriminator
+from torch_aae import TorchEncoder, hidden, images_of, torch_decoder, torch_discriminator
 
 from w2jax.aae import AAE, Decoder, Discriminator, Encoder
 from w2jax.attention import MultiHeadAttention
@@ -160,6 +160,12 @@ def test_the_autoencoders_parts_compute_as_their_sequentials() -> None:
     close(np.asarray(images).reshape(2, 12), decoder(mean))
     found = DISCRIMINATOR.apply(converted(DISCRIMINATOR, discriminator), code.z, method="predict")
     close(found, discriminator(mean)[:, 0])
+
+
+def test_an_encoder_of_one_last_layer_is_one_sequential() -> None:
+    module, peer = Encoder(3, (7, 5), stochastic=False), nn.Sequential(*hidden(12, (7, 5), 0.2), nn.Linear(5, 3))
+    code = module.apply(converted(module, randomise(peer)), IMAGES)
+    close(code.mean, peer(images_of(IMAGES).flatten(1)))
 
 
 def test_sequentials_of_other_layers_and_names_are_read_in_their_order() -> None:

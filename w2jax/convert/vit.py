@@ -524,7 +524,7 @@ def _from_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     return told
 
 
-def _number(config: Mapping[str, Any], name: str, otherwise: float) -> Any:
+def _number(config: Mapping[str, Any], name: str, otherwise: int | float) -> Any:
     value = config.get(name, otherwise)
     if not isinstance(value, type(otherwise)) or value <= 0:
         raise ValueError(f"config.json has {name} {value!r}, wanted a number like {otherwise}")
