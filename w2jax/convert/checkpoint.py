@@ -100,7 +100,8 @@ def save(
     metadata = {"format": "pt", METADATA: json.dumps(module_to_json(module))}  # transformers asks for "pt"
     config = None
     if isinstance(module, ViT) and (format or "").startswith("huggingface") and not path.suffix:
-        config = vit.huggingface_config(module, variable_leaves(module, variables), image_size)
+        architecture = "ViTModel" if "embeddings.cls_token" in tensors else "ViTForImageClassification"
+        config = vit.huggingface_config(module, variable_leaves(module, variables), architecture, image_size)
     write_weights(path, tensors, metadata, config, shard_bytes)
 
 

@@ -34,7 +34,8 @@ def from_torch(
         state_dict: torch tensors, numpy or jax arrays by name. Their dtypes are kept.
         rename: the user's own names. A key is a parameter's or a layer's name in `state_dict`, with `{i}` for the
             number of a layer; its value is our path, such as "encoder/block_{i}/norm1", or that and how one becomes
-            the other: an einops pattern from theirs to ours. Without a pattern things lie as torch.nn has them.
+            the other: an einops pattern from theirs to ours. Without a pattern things lie as torch.nn has them. The
+            first row that names a parameter counts, so a part of a layer comes before the layer.
         head: what becomes of the classifier: None, it must fit; "drop", theirs is left out, for a module with
             `num_classes=0`; "reinit", ours is new, as `init` makes it.
 
@@ -58,7 +59,8 @@ def to_torch(
         variables: its variables.
         format: of a ViT "timm" (when None), "huggingface", "torchvision", "google", or one of their variants (see
             `w2jax.convert.vit.FORMATS`); "torch" of any module.
-        rename: as in `from_torch`.
+        rename: as in `from_torch`. An attention layer has a name each for query, key and value, unless a row with
+            `{query,key,value}` says that they are one.
 
     Raises:
         ValueError: if there is no such format, it cannot express the module, or the variables are not the module's.
@@ -195,8 +197,9 @@ def _expressing(
         if not without and not options:
             return form, found
         layers = dict.fromkeys(re.sub(r"_\d+/", "_{i}/", path) for path in without)
-        reasons.append(", ".join([*options, *layers]))
-    raise ValueError(f'the format "{name}" has no place for {min(reasons, key=len)} of this {type(module).__name__}')
+        reasons.append([*options, *layers])
+    lacking = ", ".join(min(reasons, key=len))
+    raise ValueError(f'the format "{name}" has no place for {lacking} of this {type(module).__name__}')
 
 
 def _without_head(module: nn.Module, tensors: Mapping[str, Tensor], form: Format, table: Table) -> dict[str, Tensor]:

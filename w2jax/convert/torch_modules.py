@@ -35,7 +35,7 @@ def torch_formats(module: nn.Module, keys: Collection[str] = ()) -> tuple[Format
     The last has our own paths.
     """
     paths = Format("torch")
-    if isinstance(module, MultiHeadAttention):
+    if isinstance(module, MultiHeadAttention) and _has_torchs_widths(module):
         return Format("torch", MULTIHEAD), Format("torch", MULTIHEAD_SEPARATE), paths
     if isinstance(module, Transformer):
         return Format("torch", TRANSFORMER), paths
@@ -52,6 +52,12 @@ def torch_formats(module: nn.Module, keys: Collection[str] = ()) -> tuple[Format
     if isinstance(module, Encoder | Decoder | Discriminator):
         return Format("torch", sequential(module, keys)), paths
     return (paths,)
+
+
+def _has_torchs_widths(module: MultiHeadAttention) -> bool:
+    """Whether queries, keys and values are as wide as the output, with as many heads."""
+    widths = {module.embed_dim, module.qk_dim or module.embed_dim, module.v_dim or module.embed_dim}
+    return module.num_kv_heads in (None, module.num_heads) and len(widths) == 1
 
 
 def sequential(module: Encoder | Decoder | Discriminator, keys: Collection[str] = ()) -> Table:

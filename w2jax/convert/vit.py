@@ -459,8 +459,10 @@ def _square(module: ViT, leaves: Mapping[str, Leaf]) -> tuple[int, int] | None:
     return (side, side) if side**2 == patches * module.patch_size**2 else None
 
 
-def huggingface_config(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int] | None) -> dict[str, Any]:
-    """The config.json of a ViTForImageClassification, or of a ViTModel where there is no classifier.
+def huggingface_config(
+    module: ViT, leaves: Mapping[str, Leaf], architecture: str, image_size: tuple[int, int] | None
+) -> dict[str, Any]:
+    """The config.json of an architecture, ViTForImageClassification or ViTModel.
 
     Raises:
         ValueError: if `image_size`, (height, width), is None and the patches make no square.
@@ -472,7 +474,7 @@ def huggingface_config(module: ViT, leaves: Mapping[str, Leaf], image_size: tupl
     names = {ours: theirs for theirs, ours in reversed(_HUGGINGFACE_ACTIVATIONS.items())}
     labels = {str(i): f"LABEL_{i}" for i in range(module.num_classes)}
     return {
-        "architectures": ["ViTForImageClassification" if module.num_classes else "ViTModel"],
+        "architectures": [architecture],
         "model_type": "vit",
         "hidden_size": module.embed_dim,
         "num_hidden_layers": module.depth,
@@ -526,6 +528,7 @@ def _from_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _number(config: Mapping[str, Any], name: str, otherwise: int | float) -> Any:
     value = config.get(name, otherwise)
-    if not isinstance(value, type(otherwise)) or value <= 0:
+    kinds = int if isinstance(otherwise, int) else (int, float)
+    if not isinstance(value, kinds) or value <= 0:
         raise ValueError(f"config.json has {name} {value!r}, wanted a number like {otherwise}")
     return value
