@@ -180,7 +180,7 @@ REFUSED = [
     ({"attention_scale": 0.5}, FAMILIES, "attention_scale 0.5"),
     ({"positions": "sincos2d"}, FAMILIES[:3], "positions sincos2d"),
     ({"num_registers": 3, "register_positions": True}, FAMILIES[1:], "num_registers 3"),
-    ({"num_registers": 3}, FAMILIES[:1], "class_position True"),
+    ({"num_registers": 3}, FAMILIES[:1], "register_positions False"),
     ({"norm_after_pool": True}, FAMILIES[1:], "pool_norm/scale"),
     ({"qk_norm": True}, FAMILIES[1:], "qk_norm True"),
     ({"layer_scale": 0.1}, FAMILIES[1:], "scale1/gamma"),
@@ -193,7 +193,7 @@ REFUSED = [
     ({"pool": "gap"}, FAMILIES[3:], "class_token True with pool gap"),
     ({"qkv_bias": False}, FAMILIES[2:], "qkv_bias False"),
     ({"pre_logits_dim": 6}, FAMILIES[:1], "pre_logits/kernel"),
-    ({"pre_logits_dim": 6}, FAMILIES[1:2], "head/kernel"),  # it has a pooler or a classifier
+    ({"pre_logits_dim": 6}, FAMILIES[1:2], "pre_logits/kernel"),  # it has a pooler or a classifier
     ({"class_position": False}, FAMILIES[1:3], "class_position False"),
 ]
 
