@@ -113,7 +113,8 @@ def _written(path: Path, source: Loaded, form: str | None, image_size: tuple[int
         form = "google"
     tensors = write_tensors(source.module, source.variables, form)
     rows = {"written": f"{path}: {len(tensors)} tensors, the first of them {next(iter(tensors))}"}
-    if isinstance(source.module, ViT) and (differs := unusual(form or "timm", source.module)):
+    configured = not path.suffix and (form or "").startswith("huggingface")  # its config.json says it
+    if isinstance(source.module, ViT) and not configured and (differs := unusual(form or "timm", source.module)):
         rows["unlike it"] = f"{differs}: build the model there alike, or its numbers will differ"
     if isinstance(source.module, ViT) and (form or "timm").startswith("timm"):
         leaves = variable_leaves(source.module, source.variables)
