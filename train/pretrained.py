@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,11 @@ from train.runtime import quiet_libraries
 from train.task import Start
 from w2jax import ViT
 from w2jax.convert.checkpoint import describe, load_described
+from w2jax.convert.modules import field_names
 
 # What is the config's, whatever the file says: how to train and to compute, and what to tell apart.
 _TRAINING = ("num_classes", "dropout", "attention_dropout", "drop_path", "dtype", "remat", "scan_layers")
-_ARCHITECTURE = [field.name for field in fields(ViT) if field.name not in (*_TRAINING, "parent", "name")]
+_ARCHITECTURE = [name for name in field_names(ViT) if name not in _TRAINING]
 
 
 def resolve(config: Config, default: Config) -> Config:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from w2jax.blocks import Activation
-from w2jax.convert.checkpoint import Loaded, load_described, parameters_in, save
+from w2jax.convert.checkpoint import Loaded, load_described, parameters_in, save, usual_format
 from w2jax.convert.io import read_weights
 from w2jax.convert.modules import take_apart
 from w2jax.convert.state_dict import read_variables, variable_leaves, write_tensors
@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source = load_described(options.src, options.head, **given)
         _table(_described(options.src, source))
         if options.format or not options.check:
-            size = options.image_size
-            save(options.dst, source.module, source.variables, options.format, options.shard_bytes, size)
-            _table(_written(options.dst, source, options.format, size))
+            form, size = options.format or usual_format(source.module, options.dst), options.image_size
+            save(options.dst, source.module, source.variables, form, options.shard_bytes, size)
+            _table(_written(options.dst, source, form, size))
         if options.check:
             return _compare(source, options)
     except (ValueError, OSError, ImportError) as error:
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    families = dict.fromkeys(form.family or form.name for form in FORMATS)
+    families = dict.fromkeys(form.family for form in FORMATS)
     variants = ", ".join(form.name for form in FORMATS if form.name not in families)
     parser = argparse.ArgumentParser(
         "python -m w2jax.convert",
@@ -108,15 +108,15 @@ def _architecture(module: nn.Module) -> str:
     )
 
 
-def _written(path: Path, source: Loaded, form: str | None, image_size: tuple[int, int] | None) -> dict[str, str]:
-    if form is None and isinstance(source.module, ViT) and path.suffix == ".npz":
-        form = "google"
+def _written(path: Path, source: Loaded, form: str, image_size: tuple[int, int] | None) -> dict[str, str]:
     tensors = write_tensors(source.module, source.variables, form)
     rows = {"written": f"{path}: {len(tensors)} tensors, the first of them {next(iter(tensors))}"}
-    configured = not path.suffix and (form or "").startswith("huggingface")  # its config.json says it
-    if isinstance(source.module, ViT) and not configured and (differs := unusual(form or "timm", source.module)):
+    if not isinstance(source.module, ViT):
+        return rows
+    configured = not path.suffix and form.startswith("huggingface")  # its config.json says it
+    if not configured and (differs := unusual(form, source.module)):
         rows["unlike it"] = f"{differs}: build the model there alike, or its numbers will differ"
-    if isinstance(source.module, ViT) and (form or "timm").startswith("timm"):
+    if form.startswith("timm"):
         leaves = variable_leaves(source.module, source.variables)
         rows["in timm"] = constructor(source.module, leaves, image_size)
     return rows

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from flax import linen as nn
 
 from w2jax.convert import run_folder, vit
 from w2jax.convert.io import Weights, read_weights, write_weights
-from w2jax.convert.modules import module_from_json, module_leaves, module_to_json
+from w2jax.convert.modules import field_names, module_from_json, module_leaves, module_to_json
 from w2jax.convert.state_dict import Head, Rename, read_variables, variable_leaves, write_tensors
 from w2jax.convert.tensors import Tensor
 from w2jax.vit import ViT
@@ -94,15 +93,21 @@ def save(
         ValueError: if the format cannot express the module, or the kind of file is not known.
     """
     path = Path(path)
-    if format is None and isinstance(module, ViT) and path.suffix == ".npz":
-        format = "google"
+    format = format or usual_format(module, path)
     tensors = write_tensors(module, variables, format)
     metadata = {"format": "pt", METADATA: json.dumps(module_to_json(module))}  # transformers asks for "pt"
     config = None
-    if isinstance(module, ViT) and (format or "").startswith("huggingface") and not path.suffix:
+    if isinstance(module, ViT) and format.startswith("huggingface") and not path.suffix:
         architecture = "ViTModel" if "embeddings.cls_token" in tensors else "ViTForImageClassification"
         config = vit.huggingface_config(module, variable_leaves(module, variables), architecture, image_size)
     write_weights(path, tensors, metadata, config, shard_bytes)
+
+
+def usual_format(module: nn.Module, path: Path) -> str:
+    """The format that `save` writes where none is asked for."""
+    if not isinstance(module, ViT):
+        return "torch"
+    return "google" if path.suffix == ".npz" else "timm"
 
 
 def load_described(
@@ -121,7 +126,11 @@ def load_described(
     if run_folder.is_run_folder(path):
         if module is not None:
             raise ValueError(f"{path} is a run folder, which holds its module: leave module and rename out")
-        return _load_run(path, head, given)
+        trained = module_from_json(run_folder.read_module(path))
+        variables, note = run_folder.read_variables(path)
+        tensors = write_tensors(trained, variables, "torch")
+        module = _without_classes(_with_fields(trained, given), head)
+        return Loaded(module, read_variables(module, tensors, head=head), "a run folder", len(tensors), {}, [note])
     weights = read_weights(path)
     # The user's own names are taken as they stand.
     tensors, notes = (weights.tensors, []) if rename is not None else parameters_in(weights.tensors)
@@ -129,8 +138,7 @@ def load_described(
     try:
         if module is None:
             module, source, assumed = _module_in(weights, tensors, given)
-        if head == "drop" and hasattr(module, "num_classes"):
-            module = module.clone(num_classes=0)
+        module = _without_classes(module, head)
         variables = read_variables(module, tensors, rename, head)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
@@ -157,19 +165,24 @@ def _module_in(
     if METADATA in weights.metadata:
         return _with_fields(_described(weights.metadata[METADATA], len(tensors)), given), "w2jax", {}
     form, found = vit.recognise(tensors)
-    _check_fields(given, [field.name for field in fields(ViT)])
+    _check_fields(given, ViT)
     module, assumed = vit.architecture(form, found, tensors, weights.config, given)
     return module, form.name, assumed
 
 
 def _with_fields(module: nn.Module, given: Mapping[str, Any]) -> nn.Module:
     """The module with other fields; `image_size` is none of them and tells nothing here."""
-    _check_fields(given, [field.name for field in fields(module)])
+    _check_fields(given, type(module))
     return module.clone(**{name: value for name, value in given.items() if name != "image_size"})
 
 
-def _check_fields(given: Mapping[str, Any], known: list[str]) -> None:
-    known = [*(name for name in known if name not in ("parent", "name")), "image_size"]
+def _without_classes(module: nn.Module, head: Head) -> nn.Module:
+    """The module, if its head is to be dropped without one."""
+    return module.clone(num_classes=0) if head == "drop" and hasattr(module, "num_classes") else module
+
+
+def _check_fields(given: Mapping[str, Any], cls: type[nn.Module]) -> None:
+    known = [*field_names(cls), "image_size"]
     for name in given:
         if name not in known:
             close = get_close_matches(name, known, n=1)
@@ -192,17 +205,6 @@ def parameters_in(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
         if kept and all(key.startswith(prefix) for key in kept):
             kept = {key.removeprefix(prefix): tensor for key, tensor in kept.items()}
     return vit.unstack(kept), notes
-
-
-def _load_run(path: Path, head: Head, given: Mapping[str, Any]) -> Loaded:
-    trained = module_from_json(run_folder.read_module(path))
-    variables, note = run_folder.read_variables(path)
-    tensors = write_tensors(trained, variables, "torch")
-    module = _with_fields(trained, given)
-    if head == "drop" and hasattr(module, "num_classes"):
-        module = module.clone(num_classes=0)
-    variables = read_variables(module, tensors, head=head)
-    return Loaded(module, variables, "a run folder", len(tensors), {}, [note])
 
 
 def _described(text: str, tensors: int) -> nn.Module:

@@ -75,13 +75,16 @@ class Format:
     name: str
     table: Table = (Rule("", ""),)
     family: str = ""
-    """A name that several formats share; whichever fits is written."""
+    """A name that several formats share; whichever fits is written. Its own name, if none is given."""
     layout: Layout = torch_layout
     separator: str = "."
     assumed: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the module that no tensor tells, as that library's code has them by default."""
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Fields of the module that the library has not every value of, with those that it has."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "family", self.family or self.name)
 
     def pairs(self, leaves: Mapping[str, Shape], keys: Collection[str] = (), rename: Table = ()) -> list[Pair]:
         """What each leaf is called; the rows of `rename` come before the format's own."""

@@ -180,10 +180,14 @@ def _autoencoder_inputs(module: AAE, size: Size) -> tuple[jax.Array | None, ...]
     return jnp.zeros((1, *module.decoder.image_shape)), None if module.encoder.categories else y, condition
 
 
+def field_names(module: nn.Module | type[nn.Module]) -> list[str]:
+    """A module's own fields, without those that every Linen module has."""
+    return [field.name for field in fields(module) if field.name not in ("parent", "name")]
+
+
 def module_to_json(module: nn.Module) -> dict[str, Any]:
     """The class and the fields of a module."""
-    own = [field.name for field in fields(module) if field.name not in ("parent", "name")]
-    values = {name: getattr(module, name) for name in own}
+    values = {name: getattr(module, name) for name in field_names(module)}
     return {"class": type(module).__name__} | {
         name: module_to_json(value) if isinstance(value, nn.Module) else value for name, value in values.items()
     }
@@ -199,7 +203,7 @@ def module_from_json(tree: Mapping[str, Any]) -> nn.Module:
     if cls is None:
         raise ValueError(f"a module's class is one of {', '.join(MODULES)}, got {tree.get('class')!r}")
     values = {name: value for name, value in tree.items() if name != "class"}
-    unknown = values.keys() - {field.name for field in fields(cls)} | values.keys() & {"parent", "name"}
+    unknown = values.keys() - set(field_names(cls))
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
 

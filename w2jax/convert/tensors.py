@@ -39,6 +39,7 @@ def from_arrays(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def byte_size(tensor: Tensor) -> int:
+    """Bytes of the tensor's values."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 

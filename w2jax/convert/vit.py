@@ -208,7 +208,7 @@ def recognise(keys: Mapping[str, Any]) -> tuple[Format, dict[str, Pair]]:
     known, _, form, here = max(candidates, key=itemgetter(0, 1))
     if "patch_embed/projection/kernel" not in here or 2 * known < len(keys):
         some = ", ".join(list(keys)[:3])
-        families = ", ".join(dict.fromkeys(form.family or form.name for form in FORMATS))
+        families = ", ".join(dict.fromkeys(form.family for form in FORMATS))
         raise ValueError(
             f"the tensors are those of no ViT of {families}: {known} of {len(keys)} names are known; "
             f"there are {some}, ..."
@@ -302,11 +302,10 @@ def unexpressed(form: Format, module: ViT) -> list[str]:
         irrelevant.add("class_position")
     if not module.num_registers:
         irrelevant.add("register_positions")
-    family = form.family or form.name
     together: list[tuple[str, str]] = []
-    if family == "timm" and module.patch_bias == module.embed_norm:  # its pre_norm is both
+    if form.family == "timm" and module.patch_bias == module.embed_norm:  # its pre_norm is both
         together.append(("patch_bias", "embed_norm"))
-    if family == "google" and module.class_token != (module.pool == "cls"):
+    if form.family == "google" and module.class_token != (module.pool == "cls"):
         together.append(("class_token", "pool"))
     return [
         f"{name} {getattr(module, name)}"
@@ -391,7 +390,7 @@ def _positions(form: Format, count: int, told: Mapping[str, Any], patches: int |
     The number of positions tells, if that of the patches is known or one of the two leaves a square of them.
     """
     prefix = told["class_token"] + told["num_registers"]
-    if form.family != "timm" and form.name != "timm":
+    if form.family != "timm":
         return {"class_position": form.fixed.get("class_position", (True,))[0]}
     if patches is not None:
         placed = count == patches + prefix

@@ -20,6 +20,7 @@ class Seen(NamedTuple):
 
 
 def seen(file: io.BufferedReader) -> Seen:
+    """Which file an open one is, as it stands now."""
     status = os.fstat(file.fileno())
     return Seen(status.st_size, status.st_mtime_ns, status.st_ino)
 
