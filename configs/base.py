@@ -1,6 +1,7 @@
 """What every task is configured by; each task's own file adds its model and presets."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,9 @@ class Data:
     """Split to evaluate on."""
     image_size: tuple[int, int] | None = None
     """Height and width that images are resized to when decoded; None keeps theirs."""
+    crop: float | None = None
+    """Smallest part of a photograph's area that a random training crop takes, as 0.05; test images lose their border.
+    None: whole images, stretched to the size."""
     memory_limit: int = 1024
     """MiB of decoded images up to which a split is decoded once and held in memory; larger ones are streamed."""
     workers: int = 2
@@ -95,6 +99,11 @@ class Run:
     """Steps between two evaluations of the whole test split; the last step is always evaluated."""
     save_every: int = 500
     """Steps between two checkpoints; the last step is always saved."""
+    steps_per_call: int = 1
+    """Steps that the device takes in one go, on a training split that then lies in its memory. Above 1 it is faster
+    where a step takes milliseconds; the results are the same."""
+    compilation_cache: Literal["auto", "on", "off"] = "auto"
+    """Keep compiled programs for later runs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/w2jax; auto: on accelerators."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,20 @@ class Mesh:
     """Parts that large parameters and their optimizer state are cut into; the batch is cut too."""
     tensor: int = 1
     """Parts that attention heads and hidden widths are cut into."""
+    show: bool = False
+    """Print where each parameter lies and the memory it takes there, and stop."""
+
+
+@dataclass(frozen=True)
+class Distributed:
+    """Several processes that train together; a TPU pod, Slurm and Open MPI tell these by themselves."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, the port a free one."""
+    num_processes: int | None = None
+    """How many processes there are, each started by the same command."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +139,7 @@ class Config:
     data: Data = field(default_factory=Data)
     run: Run = field(default_factory=Run)
     mesh: Mesh = field(default_factory=Mesh)
+    distributed: Distributed = field(default_factory=Distributed)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Four simulated devices, quick compilation, and every jaxtyping signature of the library checked as it is called."""
+"""Eight simulated devices, quick compilation, and every jaxtyping signature of the library checked as it is called."""
 
 import os
 
@@ -7,5 +7,5 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 import jax
 from jaxtyping import install_import_hook
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook(["w2jax", "train.data.augment"], "beartype.beartype")

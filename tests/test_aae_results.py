@@ -24,15 +24,10 @@ def source(split, count):
     labels = RNG.permutation(np.arange(count) % K).astype(np.int32)
     images = RNG.integers(0, 256, (count, *SHAPE)).astype(np.uint8)
     images[:, 0, 0, 0] = 100 * labels  # the first pixel tells the class
-    return Memory("shapes", split, SHAPE, K, list("abc"), images, labels)
+    return Memory("shapes", split, SHAPE, K, list("abc"), images, labels, sibling=lambda _: VALIDATION)
 
 
 TRAIN, VALIDATION, TEST = (source(split, count) for split, count in (("train", 90), ("valid", 50), ("test", 70)))
-
-
-@pytest.fixture(autouse=True)
-def validation(monkeypatch):
-    monkeypatch.setattr("train.aae_results.open_source", lambda *_: VALIDATION)
 
 
 def autoencoder(latent=2, categories=0, **options):

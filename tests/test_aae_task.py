@@ -32,15 +32,11 @@ from w2jax.priors import sample_prior
 SHAPE, N, B, K, Z = (5, 4, 1), 60, 12, 3, 2
 RNG = np.random.default_rng(0)
 LABELS = (np.arange(N) % K).astype(np.int32)
-SOURCE = Memory("shapes", "train", SHAPE, K, list("abc"), RNG.integers(0, 256, (N, *SHAPE)).astype(np.uint8), LABELS)
+IMAGES = RNG.integers(0, 256, (N, *SHAPE)).astype(np.uint8)
+SOURCE = Memory("shapes", "train", SHAPE, K, list("abc"), IMAGES, LABELS, sibling=lambda _: SOURCE)
 STEADY = dataclasses.replace(ADAM, warmup=0.0, final=1.0)  # a constant learning rate
 STILL = dataclasses.replace(ADAM, learning_rate=0.0)
 ALL_STILL = Phases(STILL, STILL, STILL, STILL)
-
-
-@pytest.fixture(autouse=True)
-def validation(monkeypatch):
-    monkeypatch.setattr("train.aae_results.open_source", lambda *_: SOURCE)
 
 
 def batch(step=0):
@@ -265,7 +261,8 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
     config = PRESETS[preset]
     shape = (*(config.data.image_size or (28, 28)), 1)
     labels = np.repeat(np.arange(10), 300).astype(np.int32)
-    source = Memory(config.data.name, "train", shape, 10, [], np.zeros((3000, *shape), np.uint8), labels)
+    images = np.zeros((3000, *shape), np.uint8)
+    source = Memory(config.data.name, "train", shape, 10, [], images, labels, sibling=lambda _: source)
     task, size = make_task(config, source), config.run.batch_size
     state = jax.eval_shape(task.init)
     images, numbers = jax.ShapeDtypeStruct((size, *shape), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)

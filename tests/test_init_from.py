@@ -18,8 +18,8 @@ from train.cli import parse, run_main
 from train.data import open_source
 from train.data.source import Memory
 from train.errors import UserError
-from train.loop import fit, placed_params, placed_shapes, shardings
-from train.sharding import make_mesh
+from train.loop import fit, placed_params
+from train.sharding import make_mesh, state_sharding
 from train.vit import main, make_task
 from w2jax import LSTM, ViT
 from w2jax.convert import load, save, to_torch
@@ -172,9 +172,9 @@ def test_parameters_are_an_argument_of_init_and_lie_where_the_state_wants_them(t
     params = task.start().params
     doubled = jax.tree.map(lambda x: 2 * x, params)
     assert_same(jax.jit(task.init)(doubled).params, doubled)
-    shapes = placed_shapes(make_mesh(Mesh(1, 1, 2)), jax.eval_shape(task.init))
-    placed = placed_params(params, shardings(shapes))
-    assert jax.tree.map(lambda x: x.sharding, placed) == shardings(shapes).params
+    places = state_sharding(make_mesh(Mesh(1, 1, 2)), jax.eval_shape(task.init))
+    placed = placed_params(params, places)
+    assert jax.tree.map(lambda x: x.sharding, placed) == places.params
     assert placed["encoder"]["block_0"]["mlp"]["fc1"]["kernel"].addressable_shards[0].data.shape == (12, 10)
 
 

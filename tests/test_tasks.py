@@ -11,9 +11,10 @@ import pytest
 
 from configs.base import Mesh
 from train.checkpoint import Checkpoints
-from train.data import batches, open_source
+from train.data import batches, example_order, open_source
 from train.loop import fit
-from train.sharding import batch_sharding, make_mesh, state_sharding
+from train.program import Program
+from train.sharding import make_mesh
 
 ROOT = Path(__file__).parent.parent
 TASKS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "base")
@@ -75,21 +76,27 @@ def test_a_checkpoint_goes_on_bit_for_bit_even_when_training_overwrote_its_buffe
     assert_same(metrics, expected_metrics)
 
 
-@pytest.mark.parametrize(
-    "sizes", [Mesh(4, 1, 1), Mesh(1, 4, 1), Mesh(1, 2, 2)], ids=lambda m: f"{m.data}x{m.fsdp}x{m.tensor}"
-)
-def test_four_devices_compute_what_one_computes(trained, sizes):
-    _, one = trained.run(trained.start, 4)
-    mesh = make_mesh(sizes)
-    shardings = state_sharding(mesh, trained.start)
-    step = jax.jit(trained.task.step, out_shardings=(shardings, None), donate_argnums=0)
-    state = jax.jit(trained.task.init, out_shardings=shardings)()
-    for batch in trained.batches(4):
-        state, four = step(state, jax.device_put(batch, batch_sharding(mesh)))
-    assert {len(x.sharding.device_set) for x in jax.tree.leaves(state)} == {4}
-    assert one.keys() == four.keys()
-    for name in one:
-        np.testing.assert_allclose(four[name], one[name], rtol=1e-4, err_msg=name)
+def test_several_steps_in_one_call_are_the_same_steps_bit_for_bit(trained):
+    config = dataclasses.replace(trained.config, run=dataclasses.replace(trained.config.run, batch_size=64))
+    program = Program(config, trained.task, trained.source, make_mesh(Mesh(1, 1, 1)))
+    # As users run it: the quick compilation of the tests rounds differently inside a loop.
+    usual = {"xla_backend_optimization_level": 3}
+    step, steps = program.lowered_step.compile(usual), program.lower_many(3).compile(usual)
+    order = example_order(len(trained.source), 64, seed=0)
+    data = trained.source.gather(np.arange(len(trained.source)))
+    expected, state = (jax.tree.map(lambda x: x.copy(), trained.start) for _ in range(2))
+    single, several = [], []
+    for batch in trained.batches(5):
+        expected, metrics = step(expected, program.place(batch, program.rows(64), 64))
+        single.append(metrics)
+    for start, count in ((0, 3), (3, 2)):
+        indices = np.array([order(start + i % count) for i in range(3)])  # those behind `count` are not to be used
+        given = (data["image"], data["label"], indices, np.array(count, np.int32))
+        state, metrics = steps(state, *map(program.copied, given))
+        several += [{name: value[i] for name, value in metrics.items()} for i in range(count)]
+    assert_same(state, expected)
+    for one, other in zip(several, single, strict=True):
+        assert_same(one, other)
 
 
 def test_evaluation_gives_one_value_per_example_and_ignores_its_neighbours(trained):

@@ -21,6 +21,7 @@ from train.data.augment import augment
 from train.data.labels import UNKNOWN, known_labels
 from train.errors import UserError
 from train.optim import make_optimizer
+from train.sharding import gathered_by_layer
 from train.task import Batch, Metrics, Params, State, Task, next_average
 from w2jax.aae import AAE, Code
 from w2jax.priors import sample_prior
@@ -205,7 +206,8 @@ class Losses:
     def run(self, params: Params, stats: Stats, key: Key[Array, ""], method: Callable[[AAE], Any]) -> Any:
         """What the method gives in training, and the running statistics after it."""
         dropout_key, sample_key = jax.random.split(key)
-        variables, rngs = {"params": params, "batch_stats": stats}, {"dropout": dropout_key, "sample": sample_key}
+        variables = {"params": gathered_by_layer(params), "batch_stats": stats}
+        rngs = {"dropout": dropout_key, "sample": sample_key}
         out, changed = self.model.apply(variables, method=method, rngs=rngs, mutable=["batch_stats"])
         return out, changed.get("batch_stats", stats)
 

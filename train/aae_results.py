@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Key
 
 from configs.aae import Config
-from train.data import Source, open_source
+from train.data import Source
 from train.evaluation.clusters import clustering_error
 from train.evaluation.frechet import digit_features, frechet_distance
 from train.evaluation.mmd import mmd
@@ -53,7 +53,7 @@ def make_assess(config: Config, train: Source) -> Callable[[State, Source], dict
         UserError: if there is no such validation split.
     """
     model, num_classes, count = config.model, train.num_classes, config.metric_examples
-    validation = open_source(config.data, config.validation_split)
+    validation = train.sibling(config.validation_split)
 
     @jax.jit
     def encode(state: State, pixels: Array) -> tuple[Array, Array]:

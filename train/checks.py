@@ -1,11 +1,12 @@
 """What a config must satisfy before a run begins, apart from what its model and data have to say."""
 
 from configs.base import Config
+from train.data.source import Memory, Source
 from train.errors import UserError
 from train.run_folder import config_tree, flattened
 
 # By the end of an option's name, in the groups --run and --optim.
-_COUNTS = ("steps", "batch_size", "log_every", "eval_every", "save_every", "accumulate")
+_COUNTS = ("steps", "batch_size", "log_every", "eval_every", "save_every", "steps_per_call", "accumulate")
 _PARTS = ("warmup", "b1", "b2", "ema")
 _SIZES = ("learning_rate", "weight_decay", "final", "clip")
 
@@ -32,4 +33,13 @@ def check_batch(config: Config, parts: int) -> None:
         raise UserError(
             f"--run.batch-size must be divisible by {parts} device(s) × --optim.accumulate {accumulate}, got {size}; "
             f"the next that is: {-(-size // (parts * accumulate)) * parts * accumulate}"
+        )
+
+
+def check_held(config: Config, source: Source) -> None:
+    """UserError if several steps are to be done in a call on a training split that is not held in memory."""
+    if config.run.steps_per_call > 1 and not isinstance(source, Memory):
+        raise UserError(
+            f"--run.steps-per-call above 1 keeps the training split on the device, but {source.name} is streamed; "
+            "leave it 1, or raise --data.memory-limit if it fits"
         )

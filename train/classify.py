@@ -14,6 +14,7 @@ from train.data import Source
 from train.data.augment import augment
 from train.errors import UserError
 from train.optim import make_optimizer
+from train.sharding import gathered_by_layer
 from train.task import Params, Picture, Task, one_loss_init, one_loss_step
 
 Images = Float[Array, "B h w C"]
@@ -61,7 +62,7 @@ def classification_task(
     optimizer = make_optimizer(config.optim, config.run.steps)
 
     def forward(params, images, **options):
-        return model.apply({"params": params}, prepare(images), **options)
+        return model.apply({"params": gathered_by_layer(params)}, prepare(images), **options)
 
     def init(start: Params | None = None):
         images = jnp.zeros((1, *source.image_shape))

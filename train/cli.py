@@ -4,13 +4,16 @@ import contextlib
 import difflib
 import io
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+import jax
 import tyro
 
 from configs.base import Config
+from train.distributed import LOST, leave
 from train.errors import RunStopped, UserError
 from train.run_folder import config_tree, flattened
 
@@ -83,7 +86,13 @@ def run_main(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
-    sys.exit(status)
+    except Exception:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        print(LOST, file=sys.stderr)
+        status = 1
+    leave(status)
 
 
 def _nearest(name: str, known: Collection[str], otherwise: str) -> str:

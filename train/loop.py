@@ -1,7 +1,7 @@
 """The only training loop. It knows tasks, never models: config → data → task → steps → checkpoints and report."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,32 +12,42 @@ import numpy as np
 
 from configs.base import Config
 from train.checkpoint import Checkpoints
-from train.checks import check_batch, check_numbers
-from train.data import Source, batches, eval_batches, open_source
-from train.errors import RunStopped, UserError
+from train.checks import check_batch, check_held, check_numbers
+from train.data import Source, batches, eval_batches, example_order, open_source
+from train.distributed import connect, leads, together
+from train.errors import RunStopped, misfits
+from train.program import Program
 from train.report.console import RunConsole
 from train.report.metrics import JsonLines, Window, check_finite, read_lines
 from train.report.page import write_page
 from train.report.pictures import write_pictures
+from train.report.placement import show_placement
 from train.run_folder import RunFolder, has_checkpoint
-from train.runtime import keep_freed_memory, quiet_libraries
-from train.sharding import batch_parts, batch_sharding, make_mesh, state_sharding
-from train.task import Batch, State, Task
+from train.runtime import keep_compiled, keep_freed_memory, quiet_libraries
+from train.sharding import batch_parts, make_mesh
+from train.task import Batch, Metrics, State, Task
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> State:
+def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> State | None:
     """Trains a task to its last step, from its last checkpoint if there is one, and writes the run folder.
+
+    With `config.mesh.show` it prints where the parameters would lie instead, and returns None.
 
     Raises:
         UserError: if the config does not fit itself, the data, the devices or the run folder.
         RunStopped: if a metric is no longer finite.
     """
     run = _Run(config, make_task)
+    if config.mesh.show:
+        if leads():
+            show_placement(run.program.state_shapes)
+        return None
+    run.claim()
     with Checkpoints(run.folder.checkpoints, run.task.best, run.task.best_mode) as checkpoints:
         run.begin(checkpoints)
-        with RunConsole(config.run.steps, run.done) as console:
+        with RunConsole(config.run.steps, run.done, leads()) as console:
             run.greet(console)
             try:
                 if not run.finished:
@@ -54,32 +64,31 @@ class _Run:
     """One run: what is fixed once its config is checked, and what changes as it goes on (`state`, `progress`)."""
 
     def __init__(self, config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]):
-        """Checks everything that can be checked before the first step, and claims the run folder last."""
+        """Checks everything that can be checked before the first step."""
         self.started = time.perf_counter()
         quiet_libraries()
         keep_freed_memory()
         check_numbers(config)
+        connect(config.distributed)
+        keep_compiled(config.run.compilation_cache)
         self.config = config
         self.mesh = make_mesh(config.mesh)
         check_batch(config, batch_parts(self.mesh))
-        self.source = open_source(config.data, config.data.train_split)
+        self.source = open_source(config.data, config.data.train_split, train=True)
         self.test_source = open_source(config.data, config.data.test_split)
-        self.feeding = {
-            "workers": config.data.workers,
-            "process_index": jax.process_index(),
-            "process_count": jax.process_count(),
-        }
-        try:
+        check_held(config, self.source)
+        with misfits():
             self.task = make_task(config, self.source)
-            # Read before the folder is claimed, as a file may be wrong; a run that goes on needs none of it.
-            self.start = None if self.task.start is None or has_checkpoint(config) else self.task.start()
-            self.shapes = placed_shapes(self.mesh, jax.eval_shape(self.task.init))
-            step = jax.jit(self.task.step, donate_argnums=0, out_shardings=(shardings(self.shapes), None))
-            self.lowered_step = step.lower(self.shapes, self.batch_shapes())
-        except ValueError as error:  # The model's or optax's word on options that do not fit each other or the images.
-            raise UserError(str(error).splitlines()[0]) from error
-        self.evaluate = jax.jit(lambda state, batch: masked_sums(self.task.evaluate(state, batch), batch["mask"]))
-        self.folder = RunFolder(config)
+        # Read before the folder is claimed, as a file may be wrong; a run that goes on needs none of it.
+        self.start = None if self.task.start is None or has_checkpoint(config) else self.task.start()
+        self.program = Program(config, self.task, self.source, self.mesh)
+        self.evaluate = self.program.jit(
+            lambda state, batch: masked_sums(self.task.evaluate(state, batch), batch["mask"]), self.program.everywhere
+        )
+
+    def claim(self) -> None:
+        """Makes the run folder, or takes it up."""
+        self.folder = RunFolder(self.config)
 
     def begin(self, checkpoints: Checkpoints) -> None:
         """Sets state, progress and the number of steps done, from the last checkpoint or anew."""
@@ -87,9 +96,9 @@ class _Run:
         start, self.start = self.start, None  # It may be as large as the model.
         self.note = None if start is None else start.note
         if self.done:
-            self.state, self.progress = checkpoints.restore(self.done, self.shapes)
+            self.state, self.progress = checkpoints.restore(self.done, self.program.state_shapes)
         else:
-            places = shardings(self.shapes)
+            places = self.program.places
             # An argument, as what a jitted function closes over is compiled into it.
             given = () if start is None else (placed_params(start.params, places),)
             self.state = jax.jit(self.task.init, out_shardings=places)(*given)
@@ -102,15 +111,19 @@ class _Run:
 
     def greet(self, console: RunConsole) -> None:
         """Says what is about to run."""
-        parameters = sum(x.size for x in jax.tree.leaves(self.shapes.params))
+        parameters = sum(x.size for x in jax.tree.leaves(self.program.state_shapes.params))
         console.say(
             f"{self.source.name}: {len(self.source):,} train and {len(self.test_source):,} test images; "
-            f"{parameters:,} parameters on {self.mesh.size} {jax.default_backend().upper()} device(s)"
+            f"{parameters:,} parameters on {self.program.devices}"
         )
         if self.note is not None:
             console.say(self.note)
         if self.done:
-            console.say(f"{self.folder.path} {'is finished' if self.finished else 'goes on'} at step {self.done:,}")
+            before, now = self.progress.get("devices"), self.program.devices
+            moved = "" if before in (None, now) else f"; it comes from {before}"
+            console.say(
+                f"{self.folder.path} {'is finished' if self.finished else 'goes on'} at step {self.done:,}{moved}"
+            )
 
     def train(self, checkpoints: Checkpoints, console: RunConsole) -> None:
         """All steps that are left, with their lines, evaluations and checkpoints."""
@@ -124,16 +137,14 @@ class _Run:
             console.speed(speed)
             console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
 
-        train_step = self.lowered_step.compile()
         window = Window(run.log_every, run.steps, train_line, self.progress["sums"], self.progress["count"])
         with (
-            JsonLines(self.folder.metrics, self.done) as lines,
-            JsonLines(self.folder.timing, self.done) as timing,
-            closing(batches(self.source, run.batch_size, run.seed, self.done, run.steps, **self.feeding)) as feed,
+            JsonLines(self.folder.metrics, self.done, leads()) as lines,
+            JsonLines(self.folder.timing, self.done, leads()) as timing,
+            closing(self.steps() if run.steps_per_call == 1 else self.steps_by_call()) as calls,
         ):
-            for step, batch in enumerate(self.placed(feed), self.done + 1):
-                self.state, metrics = train_step(self.state, batch)
-                window.add(step, metrics)
+            for step, count, metrics in calls:
+                window.add(step, metrics, count)
                 console.step(step)
                 last = step == run.steps
                 evaluates, saves = last or step % run.eval_every == 0, last or step % run.save_every == 0
@@ -144,65 +155,83 @@ class _Run:
                 if evaluates:
                     scores = self.test()
                     if last and self.task.assess is not None:
-                        scores |= self.task.assess(self.state, self.test_source)
+                        scores |= self.task.assess(self.program.gathered(self.state), self.test_source)
                     check_finite(step, scores)
                     lines.write(step=step, split="test", **scores)
                     console.line(step, "test", scores)
                 if saves:
                     lines.sync()
                     progress = {"sums": window.sums, "count": window.count, "seconds": self.seconds()}
-                    checkpoints.save(step, self.state, progress, scores)
+                    checkpoints.save(step, self.state, progress | {"devices": self.program.devices}, scores)
                 window.go_on()
+
+    def steps(self) -> Generator[tuple[int, int, Metrics]]:
+        """Does the steps one by one on batches from the host; yields each one's number, 1 and its metrics."""
+        run = self.config.run
+        train_step = self.program.lowered_step.compile()
+        rows = self.program.rows(run.batch_size)
+        workers = self.config.data.workers
+        with closing(batches(self.source, run.batch_size, run.seed, self.done, run.steps, rows, workers)) as feed:
+            for step, batch in enumerate(feed, self.done + 1):
+                self.state, metrics = train_step(self.state, self.program.place(batch, rows, run.batch_size))
+                yield step, 1, metrics
+
+    def steps_by_call(self) -> Generator[tuple[int, int, Metrics]]:
+        """Does several steps a call on images that lie on the device.
+
+        Yields the last one's number, how many they were, and their metrics, stacked.
+        """
+        run, most = self.config.run, self.config.run.steps_per_call
+        train_steps = self.program.lower_many(most).compile()
+        held = self.source.gather(np.arange(len(self.source)))
+        images, labels = (self.program.copied(held[name]) for name in ("image", "label"))
+        order = example_order(len(self.source), run.batch_size, run.seed)
+        done = self.done
+        while done < run.steps:
+            # A call ends where an evaluation or a checkpoint is due.
+            count = min(most, run.steps - done, *(every - done % every for every in (run.eval_every, run.save_every)))
+            indices = np.zeros((most, run.batch_size), np.int32)
+            indices[:count] = [order(step) for step in range(done, done + count)]
+            given = self.program.copied(indices), self.program.copied(np.asarray(count, np.int32))
+            self.state, metrics = train_steps(self.state, images, labels, *given)
+            done += count
+            yield done, count, metrics
 
     def test(self) -> dict[str, float]:
         """Means over every example of the test split."""
-        with closing(eval_batches(self.test_source, self.config.run.batch_size, **self.feeding)) as feed:
-            sums = [jax.device_get(self.evaluate(self.state, batch)) for batch in self.placed(feed)]
+        sums = [
+            jax.device_get(self.evaluate(self.state, batch)) for batch in self.test_batches(self.config.run.batch_size)
+        ]
         return {name: sum(float(part[name]) for part in sums) / len(self.test_source) for name in sums[0]}
+
+    def test_batches(self, size: int) -> Generator[Batch]:
+        """The test split, cut over the devices."""
+        rows = self.program.rows(size)
+        with closing(eval_batches(self.test_source, size, rows, self.config.data.workers)) as feed:
+            for batch in feed:
+                yield self.program.place(batch, rows, size)
 
     def finish(self, console: RunConsole) -> None:
         """Writes the pictures and report.html, and prints the end table."""
         parts = batch_parts(self.mesh)
         examples = -(-self.task.figure_examples // parts) * parts
-        with closing(eval_batches(self.test_source, examples, **self.feeding)) as feed:
-            pictures = jax.device_get(jax.jit(self.task.figures)(self.state, next(self.placed(feed))))
-        write_pictures(self.folder, pictures, self.source.label_names)
-        write_page(self.folder, pictures)
-        last = [line for line in read_lines(self.folder.metrics) if line["split"] == "test"][-1]
-        scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
-        wall = self.progress["seconds"] if self.finished else self.seconds()
-        console.table(scores | {"wall time": str(timedelta(seconds=round(wall))), "run folder": str(self.folder.path)})
-
-    def placed(self, feed: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Batch]:
-        """Batches cut over the devices; each process gives its own part."""
-        sharding = batch_sharding(self.mesh)
-        for batch in feed:
-            yield {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
-
-    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """What the step is given besides the state."""
-        size, sharding = self.config.run.batch_size, batch_sharding(self.mesh)
-        return {
-            "image": jax.ShapeDtypeStruct((size, *self.source.image_shape), jnp.uint8, sharding=sharding),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
-            "index": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
-        }
+        with closing(self.test_batches(examples)) as feed:
+            draw = self.program.jit(self.task.figures, self.program.everywhere)
+            pictures = jax.device_get(draw(self.state, next(feed)))
+        if leads():
+            write_pictures(self.folder, pictures, self.source.label_names)
+            write_page(self.folder, pictures)
+            wall = self.progress["seconds"] if self.finished else self.seconds()
+            last = [line for line in read_lines(self.folder.metrics) if line["split"] == "test"][-1]
+            scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
+            console.table(
+                scores | {"wall time": str(timedelta(seconds=round(wall))), "run folder": str(self.folder.path)}
+            )
+        together("finish")
 
     def seconds(self) -> float:
         """Wall time of the run so far, over all its resumptions."""
         return self.progress["seconds"] + time.perf_counter() - self.started
-
-
-def placed_shapes(mesh: jax.sharding.Mesh, shapes: State) -> State:
-    """The State's shapes with the place of each leaf."""
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, state_sharding(mesh, shapes)
-    )
-
-
-def shardings(shapes: State) -> State:
-    """The place of each leaf."""
-    return jax.tree.map(lambda x: x.sharding, shapes)
 
 
 def placed_params(params: Mapping[str, Any], places: State) -> dict[str, Any]:

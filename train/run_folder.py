@@ -5,14 +5,17 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import linen as nn
 
 from configs.base import Config
+from train.distributed import leads, together
 from train.errors import UserError
 from w2jax.convert.modules import module_to_json
 
 # What may differ when a run goes on: where things lie and which machine it is, never what is computed.
-FREE = ("run.dir", "data.dir", "data.workers", "data.memory_limit", "mesh.data", "mesh.fsdp", "mesh.tensor")
+FREE = ("run.dir", "run.steps_per_call", "run.compilation_cache", "data.dir", "data.workers", "data.memory_limit")
+FREE_GROUPS = ("mesh.", "distributed.")
 _CHECKPOINTS = "checkpoints"
 
 
@@ -22,8 +25,10 @@ class RunFolder:
     def __init__(self, config: Config):
         """Claims `config.run.dir`: makes it, or checks that it belongs to the same config.
 
+        Of several processes the first one makes it, and the others look at what it made.
+
         Raises:
-            UserError: if it is a file, cannot be written, or belongs to another config.
+            UserError: if it is a file, cannot be written, belongs to another config, or is not seen by every process.
         """
         self.path = Path(str(config.run.dir))
         self.metrics = self.path / "metrics.jsonl"
@@ -32,16 +37,25 @@ class RunFolder:
         self.pictures = self.path / "pictures"
         self.report = self.path / "report.html"
         saved = self.path / "config.json"
+        if not leads():
+            together("run folder")
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if leads():
+                self.path.mkdir(parents=True, exist_ok=True)
             if saved.exists():
                 self._check(config_tree(config), json.loads(saved.read_text()))
+            elif not leads():
+                raise UserError(
+                    f"process {jax.process_index()} does not see {self.path}, which process 0 made; "
+                    "--run.dir must lie on a file system that all processes share"
+                )
             elif any(self.path.iterdir()):
                 raise UserError(f"{self.path} holds other things and no config.json; choose another --run.dir")
             # Written again each time: it says what the run does now, and fails early if nothing can be written here.
-            scratch = self.path / "config.json.new"
-            scratch.write_text(json.dumps(config_tree(config), indent=2) + "\n")
-            scratch.replace(saved)
+            if leads():
+                scratch = self.path / "config.json.new"
+                scratch.write_text(json.dumps(config_tree(config), indent=2) + "\n")
+                scratch.replace(saved)
         except (FileExistsError, NotADirectoryError):
             raise UserError(
                 f"the run folder must be a folder, but {self.path} is or lies in a file; choose another --run.dir"
@@ -52,13 +66,16 @@ class RunFolder:
             ) from error
         except json.JSONDecodeError as error:
             raise UserError(f"{saved} is not valid JSON ({error}); choose another --run.dir") from error
+        if leads():
+            together("run folder")
 
     def _check(self, config: dict[str, Any], saved: Any) -> None:
         here, there = flattened(config), flattened(saved)
         changed = [
             f"{name} was {there.get(name, 'absent')}, now {here.get(name, 'absent')}"
             for name in sorted(here.keys() | there.keys())
-            if name not in FREE and here.get(name, "absent") != there.get(name, "absent")
+            if not (name in FREE or name.startswith(FREE_GROUPS))
+            and here.get(name, "absent") != there.get(name, "absent")
         ]
         if changed:
             raise UserError(

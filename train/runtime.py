@@ -2,7 +2,13 @@
 
 import ctypes
 import logging
+import os
 import sys
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jaxlib.version
 
 # Names from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -28,3 +34,16 @@ def quiet_libraries() -> None:
     """Keeps the libraries' notices out of the training log; their errors still show."""
     for name in ("absl", "jax", "orbax"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def keep_compiled(option: Literal["auto", "on", "off"]) -> None:
+    """Lets JAX keep compiled programs on disk and find them there; "auto" does so where an accelerator runs them.
+
+    The folder is $JAX_COMPILATION_CACHE_DIR, which JAX reads by itself, or one of this jaxlib's version: programs of
+    another may crash on CPU.
+    """
+    if option == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+    elif "JAX_COMPILATION_CACHE_DIR" not in os.environ and (option == "on" or jax.default_backend() != "cpu"):
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "w2jax" / f"jaxlib-{jaxlib.version.__version__}"))

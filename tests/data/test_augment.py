@@ -1,14 +1,15 @@
 """Augmentation: what each change does, exactly where that can be said, and that nothing happens unasked."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 from configs.base import Augment
-from train.data.augment import augment, rand_augment, random_affine, warp
+from train.data.augment import _GEOMETRY, augment, rand_augment, random_affine, shift_rows, three_shears, warp
 
 B, HEIGHT, WIDTH, C, V = 64, 9, 12, 3, 5
 IMAGES = jax.random.uniform(jax.random.key(0), (B, HEIGHT, WIDTH, C))
@@ -106,3 +107,86 @@ def test_random_operations_of_no_strength_leave_a_picture_of_full_contrast_as_it
     keys = jax.random.split(jax.random.key(3), 60)
     out = jax.jit(jax.vmap(lambda k: rand_augment(k, image, 1, 0.0)))(keys)
     np.testing.assert_allclose(out, jnp.broadcast_to(image, out.shape), atol=1 / 255)
+
+
+def test_random_operations_on_a_batch_give_each_image_what_it_gets_alone():
+    keys = jax.random.split(jax.random.key(4), 24)
+    operations = jax.jit(partial(rand_augment, count=2, magnitude=0.8))
+    together = jax.jit(jax.vmap(partial(rand_augment, count=2, magnitude=0.8)))(keys, IMAGES[:24])
+    alone = jnp.stack([operations(key, image) for key, image in zip(keys, IMAGES, strict=False)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+def test_random_operations_gather_nothing_for_a_gather_is_slow_on_a_tpu():
+    def program(config):
+        return jax.jit(partial(augment, config=config)).lower(jax.random.key(0), IMAGES, LABELS).as_text()
+
+    assert "gather" in program(Augment(rotate=10))  # which is how one reads in a program
+    assert "gather" not in program(Augment(rand_augment=2))
+
+
+def moved_along(lines, by):
+    """Each line [..., w] read `by` pixels further on, between two pixels linearly, with 0 around it."""
+    places = np.arange(lines.shape[-1])
+    flat = zip(lines.reshape(-1, len(places)), np.broadcast_to(by, lines.shape[:-1]).ravel(), strict=True)
+    read = [np.interp(places + move, np.arange(-1, len(places) + 1), np.pad(line, 1)) for line, move in flat]
+    return np.reshape(read, lines.shape)
+
+
+@pytest.mark.parametrize("reach, grow", [(6, 0), (24, 5), (24, -2)])
+def test_each_row_moves_by_its_own_amount_whole_ones_to_the_bit(reach, grow):
+    whole = np.arange(-reach, reach + 1, dtype=np.float32)
+    below, above = np.nextafter(whole[1:], -np.inf), np.nextafter(whole[:-1], np.inf)
+    by = np.concatenate([whole, below, above, whole[1:] - 0.3])  # what rounds to a whole move is the hardest
+    image = np.random.default_rng(0).random((2, len(by), 13), np.float32)
+    moved = jax.jit(partial(shift_rows, reach=reach, grow=grow))(image, by)
+    padded = np.pad(image, [(0, 0), (0, 0), (9, 9)])
+    expected = moved_along(padded, by)[:, :, 9 - grow : 9 + 13 + grow]
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
+    n = len(whole)
+    np.testing.assert_array_equal(moved[:, :n], expected[:, :n].astype(np.float32))
+
+
+sheared = jax.jit(three_shears, static_argnames="magnitude")
+
+
+# At 3/4 of the strength 120 rows move by 27 pixels, which is 27.000002 in float32: more than the exact bound.
+@pytest.mark.parametrize("strength, shape", [(-1.0, (11, 30)), (0.4, (30, 11)), (-0.75, (120, 7))])
+def test_slants_and_moves_read_rows_and_columns_between_their_pixels(strength, shape):
+    height, width = shape
+    image = np.random.default_rng(0).random((2, *shape), np.float32)
+    from_centre = [np.arange(side) - (side - 1) / 2 for side in shape]
+    columns = image.transpose(0, 2, 1)
+    expected = [
+        moved_along(image, 0.3 * strength * from_centre[0]),
+        moved_along(columns, 0.3 * strength * from_centre[1]).transpose(0, 2, 1),
+        moved_along(columns, 0.3 * strength * height).transpose(0, 2, 1),
+        moved_along(image, 0.3 * strength * width),
+    ]
+    for operation, result in zip(_GEOMETRY[1:], expected, strict=True):
+        moved = sheared(image, operation(jnp.float32(strength), shape), magnitude=abs(strength))
+        np.testing.assert_allclose(moved, result, atol=1e-4)
+    np.testing.assert_array_equal(sheared(image, jnp.zeros(5), magnitude=abs(strength)), image)
+
+
+@pytest.mark.parametrize("strength, shape", [(-1.0, (26, 33)), (0.4, (33, 26)), (1.0, (41, 22))])
+def test_three_shears_turn_as_the_exact_rotation_and_lose_nothing_that_it_keeps(strength, shape):
+    angle = np.deg2rad(30 * strength)
+    matrix = jnp.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
+    slants = _GEOMETRY[0](jnp.float32(strength), shape)
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    image = np.stack([np.sin(rows / 5) * np.cos(columns / 7), np.ones(shape)]).astype(np.float32)
+    exact = np.asarray(warp(jnp.asarray(image.transpose(1, 2, 0)), matrix)).transpose(2, 0, 1)
+    turned = np.asarray(sheared(image, slants, magnitude=abs(strength)))
+    # Each shear blurs the edge along its own line; two pixels further in there is only the image.
+    kept = sliding_window_view(np.pad(exact[1] > 1 - 1e-5, 2), (5, 5)).all((2, 3))
+    empty = sliding_window_view(np.pad(exact[1] == 0, 2, constant_values=True), (5, 5)).all((2, 3))
+    print(
+        kept.sum(),
+        empty.sum(),
+        abs(turned - exact)[:, kept].max(1),
+        abs(turned)[:, empty].max(1, initial=0),
+        np.abs(exact[0][kept]).mean(),
+    )
+    np.testing.assert_allclose(turned[:, kept], exact[:, kept], atol=0.005)
+    np.testing.assert_array_equal(turned[:, empty], 0)

@@ -1,4 +1,4 @@
-"""Batches are a pure function of seed and step, for any number of processes and either kind of source."""
+"""Batches are a pure function of seed and step, for any rows of them and either kind of source."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 
 from configs.base import Data
 from train.data import Source, batches, eval_batches, open_source
-from train.errors import UserError
+from train.errors import RunStopped, UserError
 
 
 class Numbers(Source):
@@ -23,7 +23,7 @@ class Numbers(Source):
     def __len__(self) -> int:
         return self.count
 
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
         return {"image": indices.astype(np.uint8).reshape(-1, 1, 1, 1), "label": (indices % 10).astype(np.int32)}
 
 
@@ -46,8 +46,8 @@ def test_each_epoch_shows_every_example_exactly_once_in_an_order_of_its_own() ->
 
 
 def test_a_batch_tells_the_number_of_each_example_in_the_split() -> None:
-    for part in range(2):
-        (batch,) = batches(Numbers(35), 8, seed=3, start_step=4, stop_step=5, process_index=part, process_count=2)
+    for rows in (np.arange(4), np.arange(1, 8, 2)):
+        (batch,) = batches(Numbers(35), 8, seed=3, start_step=4, stop_step=5, rows=rows)
         assert batch["index"].dtype == np.int32
         assert batch["index"].tolist() == batch["image"].ravel().tolist()
 
@@ -79,20 +79,33 @@ def test_another_seed_gives_another_order() -> None:
     assert one != other
 
 
-@pytest.mark.parametrize("count", [2, 3, 6])
-def test_slices_of_all_processes_concatenate_to_the_batch_of_one(count: int) -> None:
-    source = Numbers(35)
-    for make in (lambda *part: batches(source, 12, 3, 2, 7, *part), lambda *part: eval_batches(source, 12, *part)):
-        parts = [list(make(index, count)) for index in range(count)]
-        for whole, *pieces in zip(make(0, 1), *parts, strict=True):
-            assert same(whole, {key: np.concatenate([piece[key] for piece in pieces]) for key in whole})
+def test_rows_are_those_of_the_whole_batch_and_no_others_are_read() -> None:
+    class Counted(Numbers):
+        def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
+            read.append(len(indices))
+            return super().gather(indices)
+
+    source, read = Counted(35), []
+    for make in (lambda rows: batches(source, 12, 3, 2, 7, rows), lambda rows: eval_batches(source, 12, rows)):
+        whole = list(make(None))
+        for rows in ([0, 1, 2, 3], [4, 9, 11], [5], []):
+            read.clear()
+            parts = list(make(np.array(rows, int)))
+            assert all(
+                same({key: value[rows] for key, value in one.items()}, part)
+                for one, part in zip(whole, parts, strict=True)
+            )
+            assert read == [len(rows)] * len(whole)
 
 
-def test_a_batch_that_processes_cannot_share_evenly_is_refused() -> None:
-    with pytest.raises(UserError, match=r"--run.batch-size: wanted a multiple of 3, the processes, got 8"):
-        list(batches(Numbers(35), 8, 3, 0, 1, 0, 3))
-    with pytest.raises(UserError, match=r"--run.batch-size: wanted a multiple of 3"):
-        list(eval_batches(Numbers(35), 8, 0, 3))
+@pytest.mark.parametrize("rows", [[0, 8], [-1, 3], [2, 1], [2, 2]])
+def test_rows_that_do_not_rise_or_lie_outside_of_the_batch_are_refused(rows: list[int]) -> None:
+    for make in (
+        lambda: batches(Numbers(35), 8, 3, 0, 1, np.array(rows)),
+        lambda: eval_batches(Numbers(35), 8, np.array(rows)),
+    ):
+        with pytest.raises(ValueError, match="wanted rising rows of a batch of 8, got"):
+            make()
 
 
 @pytest.mark.parametrize(("count", "batch_size", "steps"), [(35, 8, 5), (35, 7, 5), (3, 8, 1)])
@@ -120,3 +133,14 @@ def test_a_damaged_record_is_named_by_a_worker_too(broken_label: Data) -> None:
     streamed = open_source(replace(broken_label, memory_limit=0), "train")
     with pytest.raises(UserError, match=r"dataset wrong, split train, record \d+: wanted a label in 0..3, got 99"):
         list(batches(streamed, 23, 3, 0, 1, workers=1))
+
+
+def test_a_killed_worker_stops_the_run_and_the_others_with_it(tiny: Data) -> None:
+    streamed = open_source(replace(tiny, memory_limit=0), "train")
+    ahead = batches(streamed, 2, seed=3, start_step=0, stop_step=10**6, workers=3)
+    next(ahead)
+    one, _ = multiprocessing.active_children()  # No worker is without a row.
+    one.kill()
+    with pytest.raises(RunStopped, match="a process that decodes images was ended from outside"):
+        list(islice(ahead, 100))
+    assert not multiprocessing.active_children()

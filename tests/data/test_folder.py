@@ -10,7 +10,7 @@ from configs.base import Data
 from train.data.builders import write
 from train.data.folder import dataset, scan
 from train.data.images import decode
-from train.data.source import open_source
+from train.data.opening import open_source
 from train.errors import UserError
 
 RNG = np.random.default_rng(0)

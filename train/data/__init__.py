@@ -3,7 +3,8 @@
 Importing this package is quick: TFDS and grain are imported by the functions that need them.
 """
 
-from train.data.batches import batches, eval_batches
-from train.data.source import Source, open_source
+from train.data.batches import batches, eval_batches, example_order
+from train.data.opening import declare, open_source
+from train.data.source import Source
 
-__all__ = ["Source", "batches", "eval_batches", "open_source"]
+__all__ = ["Source", "batches", "declare", "eval_batches", "example_order", "open_source"]

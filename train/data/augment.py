@@ -3,6 +3,7 @@
 Images are floats in [0, 1], [B, h, w, C]; what enters at the border is 0.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -88,21 +89,82 @@ def rand_augment(
     key: Key[Array, ""], image: Float[Array, "h w C"], count: int, magnitude: float
 ) -> Float[Array, "h w C"]:
     """`count` operations drawn from colour and geometry (after Cubuk et al. 2020, "RandAugment")."""
+    image = rearrange(image, "h w c -> c h w")  # long inner rows, for the vector units of a CPU
     for each in jax.random.split(key, count):
         choice, sign_key = jax.random.split(each)
         index = jax.random.randint(choice, (), 0, len(_COLOUR) + len(_GEOMETRY))
         strength = magnitude * jax.random.rademacher(sign_key, (), jnp.float32)
-        # Under vmap a switch computes every branch, so the one costly warp stands outside of it.
-        matrix = jax.lax.switch(
-            jnp.maximum(index - len(_COLOUR) + 1, 0), [_identity, *_GEOMETRY], strength, image.shape
-        )
-        coloured = jax.lax.switch(jnp.minimum(index, len(_COLOUR)), [*_COLOUR, lambda x, s: x], image, strength)
-        image = warp(coloured, matrix)
-    return image
+        # Under vmap a switch computes every branch: the colours fuse into one pass, and the geometry is one function.
+        image = jax.lax.switch(jnp.minimum(index, len(_COLOUR)), [*_COLOUR, lambda x, s: x], image, strength)
+        kind = jnp.maximum(index - len(_COLOUR) + 1, 0)
+        slants = jax.lax.switch(kind, [lambda s, shape: jnp.zeros(5), *_GEOMETRY], strength, image.shape[1:])
+        image = three_shears(image, slants, magnitude)
+    return rearrange(image, "c h w -> h w c")
+
+
+def three_shears(image: Float[Array, "C h w"], slants: Float[Array, "5"], magnitude: float) -> Float[Array, "C h w"]:
+    """The image under one of `_GEOMETRY`, by shifts of its rows, its columns and its rows again (Paeth 1986, "A fast
+    algorithm for general raster rotation"): without a gather, which is slow on a TPU.
+
+    Args:
+        image: one image; outside it is 0.
+        slants: (first, down, last, rows, columns): each pixel of the result comes from that many pixels further, where
+            `first` and `last` count per row, `down` per column, and the whole image moves by `rows` and `columns`.
+        magnitude: the largest strength that `slants` were made with, which bounds the shifts.
+    """
+    _, height, width = image.shape
+    first, down, last, rows, columns = slants
+    turn, slant = math.radians(_DEGREES * magnitude), _SLANT * magnitude
+    half, sine = math.tan(turn / 2), math.sin(turn)
+    # Half-way through a rotation some of what ends inside the frame is left or right of it, never above or below: the
+    # first and the last shift leave rows as they are. So the frame is wider in between, by the first one's reach.
+    wider = _above(half * height / 2)
+    row = jnp.arange(height) - (height - 1) / 2
+    column = jnp.arange(width + 2 * wider) - (width - 1) / 2 - wider
+    image = shift_rows(image, first * row, wider, wider)
+    reach = _above(max(max(sine, slant) * (width / 2 + wider), slant * height))
+    image = rearrange(image, "c h w -> c w h")
+    image = rearrange(shift_rows(image, rows + down * column, reach, 0), "c w h -> c h w")
+    reach = _above(max(max(half, slant) * height / 2, slant * width))
+    return shift_rows(image, columns + last * row, reach, -wider)
+
+
+def _above(bound: float) -> int:
+    return int(bound) + 1
+
+
+def shift_rows(image: Float[Array, "C h w"], by: Float[Array, "h"], reach: int, grow: int) -> Float[Array, "C h v"]:
+    """Each pixel from `by` pixels further along its row, between two of them linearly; v = w + 2 · grow.
+
+    Args:
+        image: one image; outside it is 0.
+        by: one move a row, |by| ≤ `reach` but for rounding.
+        reach: bounds the moves, and with them the size of the program.
+        grow: columns that are added on each side, or cut off if negative; at least -reach.
+    """
+    width = image.shape[2] + 2 * grow
+    # by + reach = base · coarse + fine + part, in two passes of about √(2 · reach) choices each: fewer passes choose
+    # among more, more passes write more.
+    base = math.isqrt(2 * reach) + 1
+    steps = 2 * reach // base + 1
+    place = (by + reach)[:, None]
+    whole = place.astype(jnp.int32)  # divided as an integer: a rounded quotient may be the next one's
+    coarse, fine, part = whole // base, whole % base, place - whole
+
+    def choose(image, index, choices, stride, length):
+        result = image[..., :length]
+        for i in range(1, choices):
+            result = jnp.where(index == i, image[..., i * stride : i * stride + length], result)
+        return result
+
+    image = jnp.pad(image, [(0, 0), (0, 0), (reach + grow, base * steps - reach + grow)])
+    image = choose(image, coarse, steps, base, width + base)
+    image = choose(image, fine, base, 1, width + 1)
+    return (1 - part) * image[..., :-1] + part * image[..., 1:]
 
 
 def _gray(image):
-    return image.mean(axis=-1, keepdims=True)
+    return image.mean(axis=0, keepdims=True)
 
 
 def _contrast(image, strength):
@@ -123,7 +185,7 @@ def _posterize(image, strength):
 
 
 def _autocontrast(image, strength):
-    low, high = image.min(axis=(0, 1)), image.max(axis=(0, 1))
+    low, high = image.min(axis=(1, 2), keepdims=True), image.max(axis=(1, 2), keepdims=True)
     return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1), image)
 
 
@@ -137,20 +199,20 @@ _COLOUR = [
 ]
 
 
-def _identity(strength, shape):
-    return jnp.array([[1.0, 0, 0], [0, 1, 0]])
+_DEGREES = 30
+_SLANT = 0.3  # of a shear, per pixel, and of a move, as a part of the side
 
 
 def _rotation(strength, shape):
-    angle = jnp.deg2rad(30 * strength)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    return jnp.array([[cos, -sin, 0], [sin, cos, 0]])
+    angle = jnp.deg2rad(_DEGREES * strength)
+    half = jnp.tan(angle / 2)
+    return jnp.array([half, -jnp.sin(angle), half, 0, 0])
 
 
 _GEOMETRY = [
     _rotation,
-    lambda strength, shape: jnp.array([[1, 0, 0], [0.3 * strength, 1, 0]]),  # shear along the row
-    lambda strength, shape: jnp.array([[1, 0.3 * strength, 0], [0, 1, 0]]),  # shear along the column
-    lambda strength, shape: jnp.array([[1, 0, 0.3 * strength * shape[0]], [0, 1, 0]]),
-    lambda strength, shape: jnp.array([[1, 0, 0], [0, 1, 0.3 * strength * shape[1]]]),
+    lambda strength, shape: jnp.array([0, 0, _SLANT * strength, 0, 0]),  # shear along the row
+    lambda strength, shape: jnp.array([0, _SLANT * strength, 0, 0, 0]),  # shear along the column
+    lambda strength, shape: jnp.array([0, 0, 0, _SLANT * strength * shape[0], 0]),
+    lambda strength, shape: jnp.array([0, 0, 0, 0, _SLANT * strength * shape[1]]),
 ]

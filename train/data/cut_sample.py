@@ -14,7 +14,7 @@ import tyro
 
 from configs.base import Data
 from train.data.builders import Card, Example, png, write
-from train.data.source import open_source
+from train.data.opening import open_source
 from train.errors import UserError
 
 _PER_CLASS = {"train": 1000, "test": 200}

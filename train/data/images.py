@@ -1,11 +1,15 @@
 """Encoded images to arrays."""
 
 import io
+import math
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from train.data.crops import Box
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode of an image with so many channels of 8 bits."""
@@ -19,7 +23,12 @@ def fits(found: str, wanted: str) -> bool:
     return found == wanted or (wanted == "RGB" and found in ("1", "L", "P"))
 
 
-def decode(encoded: bytes, channels: int, size: tuple[int, int] | None = None) -> np.ndarray:
+def decode(
+    encoded: bytes,
+    channels: int,
+    size: tuple[int, int] | None = None,
+    part: Callable[[int, int], Box] | None = None,
+) -> np.ndarray:
     """Decodes a PNG, JPEG or other image that Pillow knows.
 
     A gray or palette image among colour ones is expanded to RGB, as TFDS does.
@@ -28,6 +37,8 @@ def decode(encoded: bytes, channels: int, size: tuple[int, int] | None = None) -
         encoded: the file's bytes.
         channels: 1, 3 or 4.
         size: (h, w) to resize to, bilinearly; None keeps the image's own.
+        part: takes the image's width and height and gives the box that is resized to `size`; None: all of it. A JPEG
+            is then decoded at a half, a quarter or an eighth of its size, as far as the box stays as large as `size`.
 
     Returns:
         uint8 [h, w, channels].
@@ -35,8 +46,11 @@ def decode(encoded: bytes, channels: int, size: tuple[int, int] | None = None) -
     Raises:
         ValueError: the bytes are no whole image, or it has other channels; the text says which.
     """
+    box = None
     try:
         image = Image.open(io.BytesIO(encoded))
+        if size is not None and part is not None:
+            box = _reduced(image, part(image.width, image.height), size)
         image.load()
     except UnidentifiedImageError as error:
         raise ValueError("is not a whole image (its format is not known)") from error
@@ -47,6 +61,17 @@ def decode(encoded: bytes, channels: int, size: tuple[int, int] | None = None) -
         raise ValueError(f"is an image of mode {image.mode}, wanted {mode}")
     if image.mode != mode:
         image = image.convert(mode)
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    if size is not None and (box is not None or image.size != (size[1], size[0])):
+        gap = None if box is None else 2.0  # An image much larger than wanted is first reduced by whole pixels.
+        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box, gap)
     return np.asarray(image).reshape(image.height, image.width, channels)
+
+
+def _reduced(image: Image.Image, box: Box, size: tuple[int, int]) -> Box:
+    """Tells a JPEG to decode itself smaller, as far as a box keeps `size`; gives the box in the pixels of then."""
+    width, (left, top, right, bottom) = image.width, box
+    least = size[1] / (right - left) * image.width, size[0] / (bottom - top) * image.height
+    drafted = image.draft(None, (math.ceil(least[0]), math.ceil(least[1])))
+    scale = 1.0 if drafted is None else drafted[1][2] / width
+    # Rounding must not lead out of the image.
+    return left * scale, top * scale, min(right * scale, image.width), min(bottom * scale, image.height)

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from train.data.builders import Card, Dataset, Example, download, png
+from train.data.facts import PUBLISHED
 from train.data.raw import Raw, check_labels, cifar, idx, names
 
 
@@ -120,8 +121,8 @@ KNOWN = {
             name="mnist",
             about="MNIST: handwritten digits, by LeCun, Cortes and Burges (CC BY-SA 3.0).",
             homepage="http://yann.lecun.com/exdb/mnist/",
-            labels=[str(digit) for digit in range(10)],
-            counts={"train": 60000, "test": 10000},
+            labels=PUBLISHED["mnist"].label_names,
+            counts=PUBLISHED["mnist"].splits,
         ),
     ),
     "fashion_mnist": Known(
@@ -132,11 +133,8 @@ KNOWN = {
             name="fashion_mnist",
             about="Fashion-MNIST: Zalando's article images in the form of MNIST, by Xiao, Rasul and Vollgraf (MIT).",
             homepage="https://github.com/zalandoresearch/fashion-mnist",
-            labels=[
-                *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-                *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-            ],
-            counts={"train": 60000, "test": 10000},
+            labels=PUBLISHED["fashion_mnist"].label_names,
+            counts=PUBLISHED["fashion_mnist"].splits,
         ),
     ),
     "cifar10": Known(

@@ -1,18 +1,20 @@
-"""One split of a prepared dataset as a table of examples that is read by index."""
+"""One split of a dataset as a table of examples that is read by index."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
-from configs.base import Data
-from train.data.find import find
-from train.data.images import MODES, decode
+from train.data.crops import DRAWS, central_box, random_box
+from train.data.images import decode
 from train.errors import UserError
 
-_CHUNK = 4096  # Records decoded at a time when a split is taken into memory: bounds the memory held twice.
+
+def _alone(split: str) -> "Source":
+    raise UserError(f"split {split!r}: wanted a split of a dataset that was opened by name, got one made by hand")
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,25 @@ class Source(ABC):
     """Labels lie in 0..num_classes-1."""
     label_names: list[str]
     """What each label is called."""
+    sibling: Callable[[str], "Source"] = field(default=_alone, kw_only=True, repr=False)
+    """Opens another split of the same dataset, to evaluate on; one that was declared gives a declared one."""
+
+    @property
+    def draws(self) -> int:
+        """Random numbers that `gather` takes for each example; 0 if it changes nothing at random."""
+        return 0
 
     @abstractmethod
     def __len__(self) -> int:
         """Examples in the split."""
 
     @abstractmethod
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The examples at `indices`, int [n], as `{"image": uint8 [n, h, w, C], "label": int32 [n]}`.
+
+        Args:
+            indices: which examples, in any order, also repeated.
+            draws: float64 [n, self.draws], uniform in [0, 1): what the random crops follow from. None: central crops.
 
         Raises:
             UserError: a record is damaged or is not what the dataset declares; the text names it.
@@ -55,8 +68,23 @@ class Memory(Source):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
         return {"image": self.images[indices], "label": self.labels[indices]}
+
+
+@dataclass(frozen=True)
+class Blank(Source):
+    """A split of which nothing but its facts is at hand: black images, the labels in turn."""
+
+    count: int
+    """Examples in the split."""
+
+    def __len__(self) -> int:
+        return self.count
+
+    def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        images = np.zeros((len(indices), *self.image_shape), np.uint8)
+        return {"image": images, "label": (indices % self.num_classes).astype(np.int32)}
 
 
 class Records(Protocol):
@@ -75,11 +103,19 @@ class Stream(Source):
     """A TFDS data source whose records hold the encoded image and the label."""
     resize: tuple[int, int] | None
     """(h, w) that images are resized to."""
+    crop: float | None = None
+    """Smallest part of an image's area that a random crop takes; None: the whole image is resized."""
+    train: bool = False
+    """Whether `batches` crops at random."""
+
+    @property
+    def draws(self) -> int:
+        return DRAWS if self.train and self.crop is not None else 0
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
         try:
             records = self.records.__getitems__(indices.tolist())
         except (RuntimeError, IndexError) as error:  # ArrayRecord's errors
@@ -87,15 +123,20 @@ class Stream(Source):
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
         for row, (index, record) in enumerate(zip(indices, records, strict=True)):
-            images[row] = self._image(record["image"], index)
+            images[row] = self._image(record["image"], index, None if draws is None else draws[row])
             labels[row] = label = record["label"]
             if not 0 <= label < self.num_classes:
                 raise UserError(f"{self._where(index)}: wanted a label in 0..{self.num_classes - 1}, got {label}")
         return {"image": images, "label": labels}
 
-    def _image(self, encoded: bytes, index: int) -> np.ndarray:
+    def _image(self, encoded: bytes, index: int, draws: np.ndarray | None) -> np.ndarray:
+        size, crop, part = self.resize, self.crop, None
+        if size is not None and crop is not None:
+            part = partial(central_box, size=size)
+            if draws is not None:
+                part = partial(random_box, size=size, smallest=crop, draws=draws)
         try:
-            image = decode(encoded, self.image_shape[-1], self.resize)
+            image = decode(encoded, self.image_shape[-1], size, part)
         except ValueError as error:
             raise UserError(f"{self._where(index)}: {error}") from error
         if image.shape != self.image_shape:
@@ -107,67 +148,3 @@ class Stream(Source):
 
     def _where(self, index: int | None = None) -> str:
         return f"dataset {self.name}, split {self.split}" + ("" if index is None else f", record {index}")
-
-
-def open_source(config: Data, split: str) -> Source:
-    """Opens a split of a prepared dataset: in memory when it fits `config.memory_limit`, else streamed.
-
-    Both kinds gather the same values.
-
-    Args:
-        config: name, dir, image_size and memory_limit are used.
-        split: in TFDS notation, such as `config.train_split`.
-
-    Raises:
-        UserError: no such dataset or split, an empty split, features other than images and labels, images of
-            different sizes without `config.image_size`, or (for a split held in memory) a damaged record.
-    """
-    folder = find(config.name, config.dir)
-    import tensorflow_datasets as tfds  # Imported late: it takes seconds, and a wrong name must not.
-
-    builder: Any = tfds.builder_from_directory(folder)  # Any: TFDS's decorators hide its signatures.
-    features, splits = builder.info.features, builder.info.splits
-    known = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = (known.get(name) for name in ("image", "label"))
-    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-        got = " ".join(str(features).split())
-        raise UserError(f"dataset {config.name}: wanted an Image called image and a ClassLabel called label, got {got}")
-    shape: Any = image.shape
-    height, width, channels = shape
-    if channels not in MODES or image.np_dtype != np.uint8:
-        raise UserError(f"dataset {config.name}: wanted uint8 images of 1, 3 or 4 channels, got {image}")
-    height, width = config.image_size or (height, width)
-    if height is None or width is None:
-        raise UserError(f"dataset {config.name} has images of different sizes; set one by --data.image-size, as 64 64")
-    if height < 1 or width < 1:
-        raise UserError(f"--data.image-size: wanted a height and a width of at least 1, got {height} {width}")
-    try:
-        count = splits[split].num_examples
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"dataset {config.name}: wanted a split such as train[:90%] of {', '.join(splits)}, got {split!r}"
-        ) from error
-    if not count:
-        raise UserError(f"dataset {config.name}: split {split!r} has no examples; its splits are {', '.join(splits)}")
-    stream = Stream(
-        name=config.name,
-        split=split,
-        image_shape=(height, width, channels),
-        num_classes=len(label.names),
-        label_names=label.names,
-        records=builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()}),
-        resize=config.image_size,
-    )
-    fits = count * np.prod(stream.image_shape) <= config.memory_limit * 2**20
-    return _hold(stream) if fits else stream
-
-
-def _hold(stream: Stream) -> Memory:
-    """Decodes a whole split into memory."""
-    images, labels = np.empty((len(stream), *stream.image_shape), np.uint8), np.empty(len(stream), np.int32)
-    for start in range(0, len(stream), _CHUNK):
-        indices = np.arange(start, min(start + _CHUNK, len(stream)))
-        part = stream.gather(indices)
-        images[indices], labels[indices] = part["image"], part["label"]
-    shared = {item.name: getattr(stream, item.name) for item in fields(Source)}
-    return Memory(**shared, images=images, labels=labels)

@@ -8,9 +8,10 @@ from rich.table import Table
 class RunConsole:
     """The terminal's view of a run of `steps` steps that goes on after step `done`."""
 
-    def __init__(self, steps: int, done: int):
+    def __init__(self, steps: int, done: int, speaks: bool = True):
+        """Without `speaks` it prints nothing: another process does."""
         self._steps = steps
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not speaks)
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -18,7 +19,7 @@ class RunConsole:
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (speaks and self._console.is_terminal),
         )
         self._bar = self._progress.add_task("training", total=steps, completed=done, speed="")
 

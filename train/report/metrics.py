@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from train.errors import RunStopped
 from train.task import Metrics
@@ -33,8 +34,11 @@ def check_finite(step: int, metrics: dict[str, float]) -> None:
 class JsonLines:
     """A JSON-lines file that a resumed run takes up where its checkpoint stands."""
 
-    def __init__(self, path: Path, step: int):
-        """Drops the lines after `step`: those steps will be done again."""
+    def __init__(self, path: Path, step: int, writes: bool = True):
+        """Drops the lines after `step`: those steps will be done again. Without `writes` it does nothing at all."""
+        self._file = None
+        if not writes:
+            return
         kept = [line for line in read_lines(path) if line["step"] <= step]
         scratch = path.with_suffix(".new")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -43,18 +47,21 @@ class JsonLines:
 
     def write(self, **line: Any) -> None:
         """Appends one object."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
 
     def sync(self) -> None:
         """Returns when everything written is on disk."""
-        os.fsync(self._file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> "JsonLines":
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Window:
@@ -74,16 +81,16 @@ class Window:
         """`sums` over `count` steps are what an interrupted run had gathered at its checkpoint."""
         self.sums, self.count = dict(sums), count
         self._every, self._last, self._emit = every, last, emit
-        self._pending: deque[tuple[int, Metrics]] = deque()
+        self._pending: deque[tuple[int, Metrics, int]] = deque()
         self._timed, self._busy, self._since = 0, 0.0, time.perf_counter()
 
-    def add(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of `step`, which the device may still be computing.
+    def add(self, step: int, metrics: Metrics, count: int = 1) -> None:
+        """Takes the metrics of the `count` steps up to `step`, stacked if they come of one call, which may still run.
 
         Raises:
             RunStopped: if those of an earlier step turn out not to be finite.
         """
-        self._pending.append((step, metrics))
+        self._pending.append((step, metrics, count))
         if len(self._pending) > 2:
             self._take()
 
@@ -98,15 +105,18 @@ class Window:
         self._since = time.perf_counter()
 
     def _take(self) -> None:
-        step, metrics = self._pending.popleft()
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        check_finite(step, values)
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.count, self._timed = self.count + 1, self._timed + 1
-        if step % self._every == 0 or step == self._last:
-            now = time.perf_counter()
-            speed = self._timed / (self._busy + now - self._since)
-            self._emit(step, {name: total / self.count for name, total in self.sums.items()}, speed)
-            self.sums, self.count = {}, 0
-            self._timed, self._busy, self._since = 0, 0.0, now
+        last, metrics, count = self._pending.popleft()
+        stacked = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
+        self._timed += count
+        for i, step in enumerate(range(last - count + 1, last + 1)):
+            values = {name: float(value[i]) for name, value in stacked.items()}
+            check_finite(step, values)
+            for name, value in values.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.count += 1
+            if step % self._every == 0 or step == self._last:
+                now = time.perf_counter()
+                speed = self._timed / (self._busy + now - self._since)
+                self._emit(step, {name: total / self.count for name, total in self.sums.items()}, speed)
+                self.sums, self.count = {}, 0
+                self._timed, self._busy, self._since = 0, 0.0, now

@@ -1,0 +1,381 @@
+"""What one run of a compiled program does on one device, counted in its HLO text.
+
+XLA's own `cost_analysis` counts the body of a loop once; here it counts as often as the loop runs. Counted are
+
+- FLOPs of matrix products and convolutions, 2 for a multiply-add, without what meets padding; those of element-wise
+  operations are left out, as they run beside the matrix units;
+- bytes read from and written to the device's main memory by each kernel (a fusion is one), with the padding of tiles.
+  What stays in on-chip memory (memory space 1 of a TPU) is free, a slice counts by what it takes, an update in place by
+  what it writes. Reads that a cache would serve count;
+- collectives by kind: how many, the bytes of the whole array that a group works on (of an all-gather its result, of the
+  others their operand), and the bytes that a device has to send in the best algorithm.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+# The part of the array that each of n devices sends at least.
+_SENT = {
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+# No kernels: they name, group or pass values on.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id", "async-update", "opt-barrier", "optimization-barrier", "domain",
+}  # fmt: skip
+_ARRAY = re.compile(r"([a-z]+\d*\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
+_NAME = re.compile(r"%([\w.\-]+)")
+
+
+class Instruction(NamedTuple):
+    """One line of HLO."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: list[str]
+    """Names; of a constant or parameter none."""
+    literal: str
+    """What stands in the parentheses."""
+    attributes: str
+    root: bool
+
+    def called(self, role: str) -> list[str]:
+        """Computations under an attribute such as calls=%name or branch_computations={%a, %b}."""
+        found = re.search(rf"\b{role}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
+        return _NAME.findall(found[1]) if found else []
+
+
+Computation = dict[str, Instruction]
+
+
+@dataclass
+class Collectives:
+    """Those of one kind."""
+
+    count: float = 0
+    bytes: float = 0
+    """Of the arrays, on one device."""
+    sent: float = 0
+    """Bytes that a device sends at least."""
+
+
+@dataclass
+class Counts:
+    """What a computation does."""
+
+    flops: float = 0
+    bytes: float = 0
+    collectives: dict[str, Collectives] = field(default_factory=dict)
+    unknown_loops: float = 0
+    """Loops of unknown length, whose body is counted once."""
+
+    def add(self, other: "Counts", times: int = 1) -> None:
+        """Adds what `other` does, so many times."""
+        self.flops += times * other.flops
+        self.bytes += times * other.bytes
+        self.unknown_loops += times * other.unknown_loops
+        for kind, part in other.collectives.items():
+            total = self.collectives.setdefault(kind, Collectives())
+            total.count += times * part.count
+            total.bytes += times * part.bytes
+            total.sent += times * part.sent
+
+
+def count(text: str, devices: int) -> Counts:
+    """Counts of a program compiled for so many devices, from `compiled.as_text()`."""
+    return _Counter(text, devices).of_entry()
+
+
+class _Counter:
+    def __init__(self, text: str, devices: int):
+        self.computations, self.entry = parse(text)
+        self.devices = devices
+        self.done: dict[tuple[str, bool], Counts] = {}
+
+    def of_entry(self) -> Counts:
+        return self.of(self.entry, fused=False)
+
+    def of(self, name: str, fused: bool) -> Counts:
+        """Of a computation; the values inside a fusion are in registers and cost no memory traffic."""
+        if (name, fused) not in self.done:
+            total, scope = Counts(), self.computations[name]
+            begun: set[str] = set()
+            for instruction in scope.values():
+                self._add(total, instruction, scope, fused)
+                if not fused:
+                    self._add_collectives(total, instruction, scope, name, begun)
+            self.done[name, fused] = total
+        return self.done[name, fused]
+
+    def _add(self, total: Counts, instruction: Instruction, scope: Computation, fused: bool) -> None:
+        opcode = instruction.opcode
+        if opcode == "while":
+            times = self._trips(instruction)
+            total.unknown_loops += times is None
+            for role in ("body", "condition"):
+                total.add(self.of(instruction.called(role)[0], fused), 1 if times is None else times)
+        elif opcode == "conditional":
+            roles = ("branch_computations", "true_computation", "false_computation")
+            branches = [self.of(branch, fused) for role in roles for branch in instruction.called(role)]
+            total.add(max(branches, key=lambda branch: (branch.flops, branch.bytes)))
+        elif opcode in ("call", "async-start"):
+            for inner in instruction.called("to_apply") + instruction.called("calls"):
+                total.add(self.of(inner, fused))
+        elif opcode == "fusion":
+            inner = instruction.called("calls")[0]
+            total.add(self.of(inner, fused=True))
+        elif opcode == "dot":
+            total.flops += dot_flops(instruction, scope)
+        elif opcode == "convolution":
+            total.flops += convolution_flops(instruction, scope)
+        if not fused and opcode not in _FREE:
+            total.bytes += self._traffic(instruction, scope)
+
+    def _add_collectives(
+        self, total: Counts, instruction: Instruction, scope: Computation, name: str, begun: set[str]
+    ) -> None:
+        """Adds those that an instruction is or, if it is a fusion, holds.
+
+        A TPU spreads one over several fusions, which compute beside it: they share its channel, and it has `begun`.
+        """
+        kind = instruction.opcode.removesuffix("-start")
+        if kind in _SENT:
+            channel = re.search(r"channel_id=\d+", instruction.attributes)
+            if channel is None or channel[0] not in begun:
+                total.add(self._collective(kind, instruction, scope, name))
+            if channel is not None:
+                begun.add(channel[0])
+        elif instruction.opcode == "fusion":
+            (inner,) = instruction.called("calls")
+            for part in self.computations[inner].values():
+                self._add_collectives(total, part, self.computations[inner], inner, begun)
+
+    def _trips(self, loop: Instruction) -> int | None:
+        """How often a loop runs: as the compiler says, or else up to the constant that its condition compares with."""
+        if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
+            return int(known[1])
+        constants = [x for x in self._all(loop.called("condition")[0]) if x.opcode == "constant"]
+        whole = [int(x.literal) for x in constants if x.shape.startswith(("s", "u")) and x.literal.isdigit()]
+        return max(whole, default=None)
+
+    def _all(self, name: str) -> Iterator[Instruction]:
+        for instruction in self.computations[name].values():
+            yield instruction
+            for inner in instruction.called("calls") + instruction.called("to_apply"):
+                yield from self._all(inner)
+
+    def _collective(self, kind: str, instruction: Instruction, scope: Computation, name: str) -> Counts:
+        group = group_size(instruction.attributes, self.devices)
+        size = sum(array.bytes for operand in instruction.operands for array in arrays(scope[operand].shape))
+        size *= group if kind == "all-gather" else 1
+        # A TPU has no reduce-scatter but a fusion of this name, of which each device keeps its part.
+        kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
+        return Counts(collectives={kind: Collectives(1, size, _SENT[kind](group) * size)})
+
+    def _traffic(self, instruction: Instruction, scope: Computation) -> float:
+        """Bytes that a kernel reads from and writes to main memory."""
+        if instruction.opcode.endswith("-start") or 'custom_call_target="AllocateBuffer"' in instruction.attributes:
+            return 0.0  # A transfer is counted where it ends.
+        if instruction.opcode.endswith("-done"):
+            (start,) = (scope[name] for name in instruction.operands[:1])
+            moved = [array.bytes for array in arrays(instruction.shape)]
+            came = [array for name in start.operands for array in arrays(scope[name].shape)]
+            read = min(sum(moved), sum(array.bytes for array in came if array.main))
+            return read + sum(array.bytes for array in arrays(instruction.shape) if array.main)
+        if instruction.opcode == "fusion":
+            inside = self.computations[instruction.called("calls")[0]]
+        else:  # Alone, as if it were the one instruction of a fusion.
+            inside = {name: scope[name]._replace(opcode="parameter") for name in instruction.operands}
+            inside |= {instruction.name: instruction._replace(root=True)}
+        parameters = [x for x in inside.values() if x.opcode == "parameter"]
+        if instruction.opcode == "fusion":
+            parameters.sort(key=lambda x: int(x.literal))
+            outer = [scope[name] for name in instruction.operands]
+        else:
+            outer = parameters
+        read = sum(
+            min(taken(inner, inside), sum(array.bytes for array in arrays(given.shape) if array.main))
+            for inner, given in zip(parameters, outer, strict=True)
+        )
+        return read + written(instruction, inside)
+
+
+class Array(NamedTuple):
+    """An array as it lies in memory."""
+
+    dims: tuple[int, ...]
+    bytes: float
+    """With the padding of its tiles."""
+    main: bool
+    """Whether it lies in the device's main memory."""
+
+
+def arrays(shape: str) -> list[Array]:
+    """The arrays of a shape such as f32[2,3]{1,0:T(8,128)S(1)}, or of a tuple of them."""
+    found = []
+    for dtype, dims, layout in _ARRAY.findall(shape):
+        sizes = tuple(int(re.sub(r"\D", "", x)) for x in dims.split(",") if x)
+        bits = 8 if dtype == "pred" else int((re.search(r"\d+", dtype) or ["0"])[0])
+        space = re.search(r"S\((\d+)\)", layout)
+        found.append(Array(sizes, padded(sizes, layout) * bits / 8, space is None or space[1] == "0"))
+    return found
+
+
+def padded(sizes: tuple[int, ...], layout: str) -> int:
+    """Elements of an array, with those that fill up the tiles of its fastest dimensions."""
+    order, _, rest = layout.partition(":")
+    tile = re.match(r"T\(([\d,]+)\)", rest)
+    if not tile:
+        return math.prod(sizes)
+    slowest_first = [sizes[int(i)] for i in reversed(order.split(","))] if order else [1]
+    edges = [int(edge) for edge in tile[1].split(",")]
+    slowest_first = [1] * (len(edges) - len(slowest_first)) + slowest_first
+    if math.prod(slowest_first[:-1]) == 1 and len(edges) == 1:
+        return slowest_first[-1]  # Vectors and scalars: next to nothing is lost.
+    tiled = [-(-size // edge) * edge for size, edge in zip(slowest_first[-len(edges) :], edges, strict=True)]
+    return math.prod(slowest_first[: -len(edges)]) * math.prod(tiled)
+
+
+def taken(parameter: Instruction, inside: Computation) -> float:
+    """Bytes that a fusion reads of one of its parameters, if that lies in main memory."""
+    total, whole = 0.0, sum(array.bytes for array in arrays(parameter.shape))
+    for user in (x for x in inside.values() if parameter.name in x.operands):
+        if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
+            total += sum(array.bytes for array in arrays(user.shape))
+        elif user.opcode == "tuple" or (user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name):
+            continue  # It stays where it is.
+        elif user.opcode == "bitcast":
+            total += taken(user, inside)
+        else:
+            return whole
+    return min(total, whole)
+
+
+def written(instruction: Instruction, inside: Computation) -> float:
+    """Bytes that a kernel writes to main memory."""
+    (root,) = (x for x in inside.values() if x.root)
+    results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    total = 0.0
+    outer = arrays(instruction.shape)
+    if len(results) != len(outer):  # One instruction of several results.
+        return sum(array.bytes for array in outer if array.main)
+    for result, array in zip(results, outer, strict=True):
+        while result.opcode == "bitcast":
+            result = inside[result.operands[0]]
+        if result.opcode == "parameter":
+            size = 0.0
+        elif result.opcode == "dynamic-update-slice":
+            size = sum(part.bytes for part in arrays(inside[result.operands[1]].shape))
+        else:
+            size = array.bytes
+        total += size if array.main else 0.0
+    return total
+
+
+def dot_flops(instruction: Instruction, scope: Computation) -> int:
+    """2 · (elements of the result) · (length of the contraction)."""
+    left = arrays(scope[instruction.operands[0]].shape)[0].dims
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+    length = math.prod(left[int(i)] for i in contracted[1].split(",") if i) if contracted else 1
+    return 2 * math.prod(arrays(instruction.shape)[0].dims) * length
+
+
+def convolution_flops(instruction: Instruction, scope: Computation) -> int:
+    """2 · (pairs of an input element, padding left out, and a kernel element that meet)."""
+    left, kernel = (arrays(scope[name].shape)[0].dims for name in instruction.operands[:2])
+    out = arrays(instruction.shape)[0].dims
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    if labels is None:
+        raise ValueError(f"a convolution without dim_labels: {instruction.name}")
+    of_left, of_kernel, of_out = labels.groups()
+    axes = [c for c in of_left if c.isdigit()]
+    given = re.search(r"window=\{([^}]*)\}", instruction.attributes)
+    window = dict(part.split("=") for part in given[1].split()) if given else {}
+
+    def each(key: str, default: str) -> list[str]:
+        return window[key].split("x") if key in window else [default] * len(axes)
+
+    meetings = 1
+    for i, axis in enumerate(sorted(axes)):
+        low, _ = each("pad", "0_0")[i].split("_")
+        meetings *= _meetings(
+            size=left[of_left.index(axis)],
+            kernel=kernel[of_kernel.index(axis)],
+            out=out[of_out.index(axis)],
+            stride=int(each("stride", "1")[i]),
+            low=int(low),
+            spread=int(each("lhs_dilate", "1")[i]),
+            reach=int(each("rhs_dilate", "1")[i]),
+        )
+    groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
+    batch = left[of_left.index("b")] // (int(groups[1]) if groups else 1)
+    # The kernel's input features are those of one group already.
+    return 2 * meetings * batch * kernel[of_kernel.index("i")] * out[of_out.index("f")]
+
+
+@lru_cache
+def _meetings(size: int, kernel: int, out: int, stride: int, low: int, spread: int, reach: int) -> int:
+    """Pairs (output, kernel position) along one axis that read an element of the input, not padding or a gap."""
+    at = np.arange(out)[:, None] * stride - low + np.arange(kernel) * reach
+    return int(np.sum((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)))
+
+
+def group_size(attributes: str, devices: int) -> int:
+    """Devices that work together in a collective, however its groups are written."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return listed[1].count(",") + 1
+    if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(counted[1])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+        sizes = {name: int(size) for name, size in re.findall(r"'?([\w]+)'?=(\d+)", mesh[1])}
+        return math.prod(sizes[name] for name in re.findall(r"\w+", mesh[2]))
+    return devices
+
+
+def parse(text: str) -> tuple[dict[str, Computation], str]:
+    """The computations of a module by name, and the name of its entry."""
+    computations: dict[str, Computation] = {}
+    entry, current = "", {}
+    for line in text.splitlines():
+        if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
+            name = line.removeprefix("ENTRY ").lstrip("%").split(" ")[0]
+            entry = name if line.startswith("ENTRY ") else entry
+            current = computations[name] = {}
+        elif line.startswith("  ") and " = " in line:
+            instruction = _instruction(line)
+            current[instruction.name] = instruction
+    return computations, entry
+
+
+def _instruction(line: str) -> Instruction:
+    left, _, right = line.strip().partition(" = ")
+    end = _closing(right, 0) + 1 if right.startswith("(") else right.index(" ")
+    shape, rest = right[:end], right[end:].lstrip()
+    start = rest.index("(")
+    stop = _closing(rest, start)
+    literal = rest[start + 1 : stop]
+    name = left.removeprefix("ROOT ").lstrip("%")
+    return Instruction(
+        name, shape, rest[:start], _NAME.findall(literal), literal, rest[stop + 1 :], left.startswith("ROOT ")
+    )
+
+
+def _closing(text: str, start: int) -> int:
+    """Where the parenthesis that opens at `start` closes."""
+    depth = 0
+    for at in re.finditer(r"[()]", text[start:]):
+        depth += 1 if at[0] == "(" else -1
+        if depth == 0:
+            return start + at.start()
+    raise ValueError(f"no closing parenthesis in {text[:80]}")

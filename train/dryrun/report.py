@@ -1,0 +1,229 @@
+"""What the compiled step asks of the chips, as numbers and as a table."""
+
+import re
+import time
+from dataclasses import replace
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from configs.base import Config
+from train.data import Source
+from train.dryrun.flops import model_flops
+from train.dryrun.hlo import Counts, count
+from train.dryrun.target import GIB, Target
+from train.program import Program
+from train.run_folder import config_tree, flattened
+
+_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+_SIZE = r"([\d.]+)([BKMGT]?)"
+
+Report = dict[str, Any]
+"""What --json writes. Sizes are bytes, on one chip; times are seconds."""
+
+
+def measure(config: Config, make_task, source: Source, mesh: jax.sharding.Mesh, target: Target, limit: float | None):
+    """Compiles the step and reports what it asks of each chip; `limit`: bytes that it may take, if any are too many.
+
+    Raises:
+        UserError: if model, optimizer, images and mesh do not fit each other.
+    """
+    task = make_task(config, source)
+    program = Program(config, task, source, mesh)
+    report: Report = {
+        "topology": target.name,
+        "slices": target.slices,
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "batch_size": config.run.batch_size,
+        "parameters": sum(x.size for x in jax.tree.leaves(program.state_shapes.params)),
+    }
+    started = time.perf_counter()
+    try:
+        compiled = program.lowered_step.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        report |= {"fits": False, "memory": refused(str(error)), "advice": advice(config, mesh)}
+        return report | {"compile_seconds": time.perf_counter() - started}
+    report["compile_seconds"] = time.perf_counter() - started
+    report["memory"] = memory = memory_of(compiled, limit, target.chip is not None)
+    report["fits"] = limit is None or memory["total"] <= limit
+    if not report["fits"]:
+        report["advice"] = advice(config, mesh)
+    counts = count(compiled.as_text() or "", mesh.size)
+    report |= {
+        "model_flops": model_flops(without_remat(config), make_task, source, program) / mesh.size,
+        "flops": counts.flops,
+        "bytes": counts.bytes,
+        "collectives": {
+            kind: {"count": part.count, "bytes": part.bytes, "sent": part.sent}
+            for kind, part in sorted(counts.collectives.items())
+        },
+        "unknown_loops": counts.unknown_loops,
+    }
+    if target.chip is not None:
+        report["roofline"] = roofline(counts, report["model_flops"], config.run.batch_size, target)
+    return report
+
+
+def memory_of(compiled: jax.stages.Compiled, limit: float | None, is_tpu: bool) -> Report:
+    """Of a compiled step."""
+    stats: Any = compiled.memory_analysis()
+    arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes - stats.alias_size_in_bytes
+    temporaries = stats.temp_size_in_bytes
+    if is_tpu and (peak := getattr(stats, "peak_memory_in_bytes", 0)):
+        # The temporaries' own sum has some that are never there together, and more than the compiler accepts.
+        temporaries = max(peak - arguments - outputs, 0)
+    memory: Report = {
+        "arguments": arguments,
+        "temporaries": temporaries,
+        "outputs": outputs,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    return memory | {"total": sum(memory.values()), "limit": limit}
+
+
+def refused(message: str) -> Report:
+    """What the compiler says of a program that is too large."""
+    says = re.search(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)", message)
+    says = says or re.search(rf"Used {_SIZE} of {_SIZE} hbm", message)
+    if says is None:
+        return {"total": None, "limit": None, "largest": [], "message": message.splitlines()[0]}
+    listed = re.findall(
+        rf"Size: {_SIZE}\n(?:\s+Operator: op_name=\"([^\"]*)\".*\n)?\s+Shape: (\S+?)(?:\{{|\n)", message
+    )
+    largest = [{"bytes": _bytes(*size), "shape": shape, "of": name} for *size, name, shape in listed]
+    return {"total": _bytes(says[1], says[2]), "limit": _bytes(says[3], says[4]), "largest": largest}
+
+
+def _bytes(number: str, unit: str) -> int:
+    return round(float(number) * _UNITS[unit])
+
+
+def advice(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
+    """Options that are not on yet and save memory, those that cost least first."""
+    options = flattened(config_tree(config))
+    tries = {
+        "--model.dtype bfloat16": options.get("model.dtype") == "float32",
+        "--mesh.fsdp -1 --mesh.data 1": mesh.shape["data"] > 1 and mesh.shape["fsdp"] == 1,
+        "--model.scan-layers": options.get("model.scan_layers") is False,
+        "--model.remat": options.get("model.remat") is False,
+        f"--optim.accumulate {2 * options.get('optim.accumulate', 1)}": "optim.accumulate" in options,
+        f"--run.batch-size {config.run.batch_size // 2}": config.run.batch_size > 1,
+        "more chips": True,
+    }
+    return [option for option, helps in tries.items() if helps]
+
+
+def without_remat(config: Config) -> Config:
+    """The same config, that computes nothing twice."""
+    model: Any = getattr(config, "model", None)
+    return replace(config, model=model.clone(remat=False)) if getattr(model, "remat", False) else config  # type: ignore
+
+
+def roofline(counts: Counts, flops_of_model: float, batch_size: int, target: Target) -> Report:
+    """The least time that a step can take: what is busiest is busy all the time, the rest runs beside it."""
+    assert target.chip is not None
+    chip = target.chip
+    sent = sum(part.sent for part in counts.collectives.values())
+    times = {
+        "compute": counts.flops / chip.flops,
+        "memory": counts.bytes / chip.bandwidth,
+        "interconnect": sent / chip.interconnect,
+    }
+    bound = max(times, key=lambda name: times[name])
+    step = times[bound]
+    return {
+        **{f"{name}_seconds": seconds for name, seconds in times.items()},
+        "bound": bound,
+        "step_seconds": step,
+        "mfu": flops_of_model / chip.flops / step,
+        "images_per_second": batch_size / step,
+    }
+
+
+def show(report: Report, console: Console) -> None:
+    """Prints the table."""
+    table = Table(
+        show_header=False, title=f"{report['task']} {report['preset']} on {report['topology']}", title_justify="left"
+    )
+    for name, value in rows(report):
+        table.add_row(name, value)
+    console.print(table)
+    if not report["fits"]:
+        console.print(f"does not fit; to try, one after the other: {'  '.join(report['advice'])}", markup=False)
+
+
+def rows(report: Report) -> list[tuple[str, str]]:
+    """Names and texts of the table."""
+    memory = report["memory"]
+    slices = f" in {report['slices']} slices" if report["slices"] > 1 else ""
+    mesh = "  ".join(f"{name} {size}" for name, size in report["mesh"].items())
+    table = [
+        ("chips", f"{report['chips']}{slices}: {mesh}"),
+        ("batch", f"{report['batch_size']:,} images, {report['batch_size'] / report['chips']:g} a chip"),
+        ("parameters", f"{report['parameters']:,}"),
+    ]
+    names = {"arguments": "state and batch", "temporaries": "temporaries", "outputs": "new outputs", "code": "program"}
+    table += [(f"memory: {text}", size(memory[name])) for name, text in names.items() if name in memory]
+    table.append(("memory a chip", fit(report)))
+    table += [(f"  {size(part['bytes'])}", f"{part['shape']} {part['of']}") for part in memory.get("largest", [])[:5]]
+    if "flops" in report:
+        table += [
+            (
+                "FLOPs of a step a chip",
+                f"{quantity(report['flops'])} (the model's own: {quantity(report['model_flops'])})",
+            ),
+            ("memory traffic of a step a chip", size(report["bytes"])),
+        ]
+        for kind, part in report["collectives"].items():
+            table.append((kind, f"{part['count']:,.0f} a step, {size(part['bytes'])}"))
+        if report["unknown_loops"]:
+            table.append(("loops of unknown length", f"{report['unknown_loops']:.0f}, counted once"))
+    if bound := report.get("roofline"):
+        parts = ", ".join(
+            f"{name} {milliseconds(bound[f'{name}_seconds'])}" for name in ("compute", "memory", "interconnect")
+        )
+        between = " (the network between slices is not counted)" if report["slices"] > 1 else ""
+        table += [
+            (
+                "least time of a step",
+                f"{milliseconds(bound['step_seconds'])}, bound by {bound['bound']}: {parts}{between}",
+            ),
+            ("so at most", f"{bound['images_per_second']:,.0f} images/s, MFU {100 * bound['mfu']:.1f} %"),
+        ]
+    if found := report.get("search"):
+        above = "" if found["smallest_that_does_not"] is None else f"; {found['smallest_that_does_not']:,} does not"
+        table.append(("largest batch that fits", f"{found['largest_that_fits']:,}{above}"))
+    return [*table, ("compiled in", f"{report['compile_seconds']:.1f} s")]
+
+
+def fit(report: Report) -> str:
+    """Whether the step fits and by how much."""
+    total, limit = report["memory"]["total"], report["memory"]["limit"]
+    if total is None:
+        return f"does not fit: {report['memory']['message']}"
+    if limit is None:
+        return size(total)
+    verdict = "fits" if report["fits"] else "does not fit"
+    difference = f"{size(abs(limit - total))} {'left' if total <= limit else 'too much'}"
+    return f"{size(total)} of {size(limit)}: {verdict}, {difference}"
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    unit = next(unit for unit in ("T", "G", "M", "K", "B") if count >= _UNITS[unit] or unit == "B")
+    return f"{count / _UNITS[unit]:.4g} {unit}iB" if unit != "B" else f"{count:.0f} B"
+
+
+def quantity(count: float) -> str:
+    """A number of operations for people."""
+    power = next(power for power in (15, 12, 9, 6, 0) if count >= 10**power or power == 0)
+    return f"{count / 10**power:.4g}{ {15: ' P', 12: ' T', 9: ' G', 6: ' M', 0: ''}[power] }"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
