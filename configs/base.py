@@ -44,7 +44,7 @@ class Augment:
     erase: float = 0.0
     """Largest side of a square that is blanked, as a part of the image side (random erasing)."""
     mixup: float = 0.0
-    """α of the Beta distribution that pairs of images and their labels are blended by."""
+    """α of the Beta distribution that neighbours in the batch, and their labels, are blended by."""
     rand_augment: int = 0
     """Random operations on each image, one after the other (RandAugment); meant for RGB."""
     magnitude: float = 0.5

@@ -1,8 +1,8 @@
 """Vision Transformers on images of digits and clothes; each preset's measured results stand in the README."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from configs.base import ADAMW, CLOTHES, DIGITS, Augment, ClassifierConfig, Data, Optim, Run
+from configs.base import ADAMW, CLOTHES, DIGITS, Augment, ClassifierConfig, Data, Mesh, Optim, Run
 from w2jax import ViT
 
 # 28×28 images as 4×4 patches: a third of the tokens that patches of 4 pixels make.
@@ -34,6 +34,30 @@ COLOUR = ViT(
 )
 
 PHOTOS = Augment(shift=4, flip=True, mixup=0.2, rand_augment=2)
+
+# ImageNet-1k, 1.28 M photographs: random parts of an image to train on, the middle of one to test on.
+IMAGENET = Data("imagenet2012", test_split="validation", image_size=(224, 224), crop=0.05, workers=16)
+
+
+def imagenet_vit(name: str, **options) -> ViT:
+    """The plain ViT of Beyer et al. 2022: no class token, fixed positions; in bfloat16, its layers compiled once."""
+    plain = {"pool": "gap", "class_token": False, "positions": "sincos2d", "dtype": "bfloat16", "scan_layers": True}
+    return ViT.named(name, 1000, **plain, **options)
+
+
+# Nothing of these was trained here: ImageNet was not at hand. What is measured is that each fits its TPU, by
+# `python -m train.dryrun` (docs/scale.md). The figures are published ones, of recipes that these follow:
+# imagenet_s16: "Better plain ViT baselines for ImageNet-1k" (Beyer et al. 2022), 90 epochs of 1,024 images: 76.5 %.
+# imagenet_b16, _l16: supervised training from scratch in the appendix of "Masked Autoencoders Are Scalable Vision
+# Learners" (He et al. 2022), 300 and 200 epochs of 4,096 images: 82.3 and 82.6 %. CutMix is part of it and not of ours.
+# imagenet_g14: 1.0 B parameters (Zhai et al. 2022), the same recipe; no figure is published for ImageNet-1k alone.
+SCRATCH = Config(
+    data=IMAGENET,
+    optim=Optim(learning_rate=1.6e-3, warmup=0.067, final=0.0, b2=0.95, weight_decay=0.3, ema=0.9999),
+    augment=Augment(flip=True, mixup=0.8, rand_augment=2),
+    label_smoothing=0.1,
+    run=Run(steps=93_800, batch_size=4096, log_every=100, eval_every=3000, save_every=1000),
+)
 
 PRESETS = {
     "tiny": Config(
@@ -71,5 +95,27 @@ PRESETS = {
         optim=Optim(learning_rate=1e-3, ema=0.999),
         augment=PHOTOS,
         run=Run(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),
+    ),
+    "imagenet_s16": Config(
+        data=IMAGENET,
+        model=imagenet_vit("S/16"),
+        optim=Optim(learning_rate=1e-3, warmup=0.089, final=0.0, weight_decay=0.1, accumulate=8),
+        augment=Augment(flip=True, mixup=0.2, rand_augment=2),
+        run=Run(steps=112_600, batch_size=1024, log_every=100, eval_every=5000, save_every=1000),
+    ),
+    "imagenet_b16": replace(
+        SCRATCH, model=imagenet_vit("B/16", drop_path=0.1), optim=replace(SCRATCH.optim, accumulate=16)
+    ),
+    "imagenet_l16": replace(
+        SCRATCH,
+        model=imagenet_vit("L/16", drop_path=0.2, remat=True),
+        mesh=Mesh(data=-1, fsdp=4),
+        run=replace(SCRATCH.run, steps=62_600),
+    ),
+    "imagenet_g14": replace(
+        SCRATCH,
+        model=imagenet_vit("g/14", drop_path=0.2, remat=True),
+        mesh=Mesh(data=-1, fsdp=16),
+        run=replace(SCRATCH.run, steps=62_600),
     ),
 }

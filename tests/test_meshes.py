@@ -12,6 +12,7 @@ import pytest
 from configs.base import Augment, Mesh, Optim, Run
 from train import sharding
 from train.data import open_source
+from train.dryrun.hlo import count
 from train.program import Program
 from train.report.placement import placements
 from train.sharding import batch_sharding, make_mesh
@@ -49,10 +50,10 @@ OPTIONS = {
     },
 }
 
-# What people choose, and for each task what a stranger tries: 3 and 5 divide little, 4 and 8 few heads.
+# What people choose, and what a stranger tries: 3 and 5 divide little, 4 no 3 heads.
 CHOSEN = [Mesh(8, 1, 1), Mesh(1, 8, 1), Mesh(2, 2, 2)]
-TRIED = {"vit": Mesh(1, 2, 4), "mha": Mesh(1, 3, 2), "lstm": Mesh(1, 1, 5), "aae": Mesh(1, 1, 8)}
-CASES = [(task, sizes) for task in OPTIONS for sizes in [*CHOSEN, TRIED[task]]]
+TRIED = [("vit", Mesh(1, 2, 4)), ("mha", Mesh(1, 3, 2)), ("lstm", Mesh(1, 1, 5))]
+CASES = [*((task, sizes) for task in OPTIONS for sizes in CHOSEN), *TRIED]
 
 
 @dataclass
@@ -112,8 +113,12 @@ def test_a_mesh_computes_what_one_device_computes_and_each_device_holds_its_shar
 
     ends = zip(jax.tree.leaves(many.state.params), jax.tree.leaves(one.state.params), one.start, strict=True)
     apart, moved = np.sum([[np.sum((x - y) ** 2), np.sum((y - z) ** 2)] for x, y, z in jax.device_get(list(ends))], 0)
-    # Biases of keys and before batch norm have gradients of rounding alone, which Adam makes as large as any.
-    assert apart**0.5 < 0.05 * moved**0.5
+    # Biases before batch norm have gradients of rounding alone, which Adam makes as large as any.
+    assert apart**0.5 < (0.05 if task == "aae" else 1e-3) * moved**0.5
+
+    if sizes.tensor == 1:  # No device works on another's examples.
+        flops, alone = count(many.text, sizes.data * sizes.fsdp).flops, count(one.text, 1).flops
+        assert flops < 1.1 * alone / (sizes.data * sizes.fsdp)
 
     held = {device.id: 0 for device in many.program.mesh.devices.flat}
     for leaf in jax.tree.leaves(many.state):

@@ -86,11 +86,12 @@ def run_main(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
-    except Exception:
+    except Exception as error:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
-        print(LOST, file=sys.stderr)
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            print(LOST, file=sys.stderr)
         status = 1
     leave(status)
 

@@ -148,12 +148,14 @@ class _Cut(AxisMetadata):
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(x: Array, spec: PartitionSpec) -> Array:
     """The identity; its result is whole along "fsdp", its gradient cut as `spec` says."""
-    return with_sharding_constraint(x, _without_fsdp(spec))
+    return _laid(x, _without_fsdp(spec))
 
 
-_gather.defvjp(
-    lambda x, spec: (_gather(x, spec), None), lambda spec, _, gradient: (with_sharding_constraint(gradient, spec),)
-)
+_gather.defvjp(lambda x, spec: (_gather(x, spec), None), lambda spec, _, gradient: (_laid(gradient, spec),))
+
+
+def _laid(x: Array, spec: PartitionSpec) -> Array:
+    return with_sharding_constraint(x, NamedSharding(jax.sharding.get_abstract_mesh(), spec))
 
 
 def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:

@@ -182,6 +182,7 @@ def test_an_array_takes_the_tiles_that_it_touches(shape, size):
         ("[2,3]<=[3,2]T(1,0)", 3),
         ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=3] {'axis_2'}", 3),
         ("mesh['axis_0'=2,'axis_1'=3] {'axis_0','axis_1'}", 6),
+        ("mesh['axis_0'=2,'axis_1'=1,'axis_2'=3], device_ids=([3,2]T(1,0)) {'axis_0','axis_1'}", 2),
         ("{}", 6),
     ],
 )

@@ -74,13 +74,13 @@ def random_squares(key: Key[Array, ""], shape: tuple[int, int, int], largest: fl
 def mixup(
     key: Key[Array, ""], images: Float[Array, "B h w C"], labels: Float[Array, "B V"], alpha: float
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B V"]]:
-    """Blends each example with its neighbour in the batch by λ ~ Beta(α, α) (Zhang et al. 2018, "mixup")."""
-    part = jax.random.beta(key, alpha, alpha, (images.shape[0],))
+    """Blends each example with its neighbour by λ ~ Beta(α, α), one for the batch (Zhang et al. 2018, "mixup")."""
+    # Drawn by rejection: one for each example would make all devices wait for each other at every try.
+    part = jax.random.beta(key, alpha, alpha)
     part = jnp.maximum(part, 1 - part)
 
     def blend(x):
-        weight = rearrange(part, "b -> b" + " 1" * (x.ndim - 1))
-        return weight * x + (1 - weight) * jnp.roll(x, 1, axis=0)
+        return part * x + (1 - part) * jnp.roll(x, 1, axis=0)
 
     return blend(images), blend(labels)
 

@@ -337,7 +337,8 @@ def group_size(attributes: str, devices: int) -> int:
         return listed[1].count(",") + 1
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(counted[1])
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", attributes):
+    # Named axes; where the devices do not stand in their order, it is told before the axes that a group spans.
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\)\))?\s*\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'?([\w]+)'?=(\d+)", mesh[1])}
         return math.prod(sizes[name] for name in re.findall(r"\w+", mesh[2]))
     return devices
