@@ -15,6 +15,7 @@ from configs.base import Mesh
 from configs.vit import PRESETS
 from train.checkpoint import Checkpoints
 from train.data import open_source
+from train.errors import UserError
 from train.loop import fit
 from train.task import Grid, State
 from train.vit import make_task
@@ -64,6 +65,45 @@ def test_a_streamed_split_trains_to_the_same_bits_as_one_in_memory(finished, tmp
     streamed = fit(small(tmp_path / "run", memory_limit=0, workers=0), make_task)
     for a, b in zip(jax.tree.leaves(streamed), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_interrupted_run_on_streamed_random_crops_goes_on_with_the_same_crops(tmp_path):
+    config = small(tmp_path / "whole", image_size=(14, 14), crop=0.3, workers=0)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, save_every=3))
+    whole = fit(config, make_task)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "5")
+    again = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path / "again")))
+    for a, b in zip(jax.tree.leaves(fit(again, make_task)), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert lines(again) == lines(config)
+
+
+def test_several_steps_a_call_write_the_lines_of_single_steps(finished, tmp_path):
+    config, _ = finished
+    several = small(tmp_path / "run")
+    several = dataclasses.replace(several, run=dataclasses.replace(several.run, steps_per_call=4, log_every=1))
+    fit(several, make_task)  # 3 steps, then 2
+    tests = [line for line in lines(config) if line["split"] == "test"]
+    assert [line for line in lines(several) if line["split"] == "test"] == tests
+    trained = [line for line in lines(several) if line["split"] == "train"]
+    assert [line["step"] for line in trained] == [1, 2, 3, 4, 5]
+    first, second = trained[0]["loss"], trained[1]["loss"]
+    assert (first + second) / 2 == lines(config)[0]["loss"]
+
+
+def test_several_steps_a_call_want_a_split_in_memory(tmp_path):
+    config = small(tmp_path / "run", memory_limit=0)
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps_per_call=2))
+    with pytest.raises(UserError, match="mnist_sample is streamed"):
+        fit(config, make_task)
+
+
+def test_to_show_the_mesh_makes_no_folder(tmp_path, capsys):
+    config = dataclasses.replace(small(tmp_path / "run"), mesh=Mesh(1, 1, 2, show=True))
+    assert fit(config, make_task) is None
+    assert "8×8/tensor" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_report_shows_every_metric_and_figure_and_needs_no_network(finished):

@@ -108,6 +108,8 @@ class Window:
         last, metrics, count = self._pending.popleft()
         stacked = {name: np.atleast_1d(value) for name, value in jax.device_get(metrics).items()}
         self._timed += count
+        now = time.perf_counter()
+        speed = self._timed / (self._busy + now - self._since)
         for i, step in enumerate(range(last - count + 1, last + 1)):
             values = {name: float(value[i]) for name, value in stacked.items()}
             check_finite(step, values)
@@ -115,8 +117,6 @@ class Window:
                 self.sums[name] = self.sums.get(name, 0.0) + value
             self.count += 1
             if step % self._every == 0 or step == self._last:
-                now = time.perf_counter()
-                speed = self._timed / (self._busy + now - self._since)
                 self._emit(step, {name: total / self.count for name, total in self.sums.items()}, speed)
                 self.sums, self.count = {}, 0
                 self._timed, self._busy, self._since = 0, 0.0, now
