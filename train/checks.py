@@ -5,22 +5,25 @@ from train.data.source import Memory, Source
 from train.errors import UserError
 from train.run_folder import config_tree, flattened
 
-# By the end of an option's name, in the groups --run and --optim.
+# By the end of an option's name, in these groups.
+_GROUPS = ("run.", "optim.", "augment.", "data.")
 _COUNTS = ("steps", "batch_size", "log_every", "eval_every", "save_every", "steps_per_call", "accumulate")
 _PARTS = ("warmup", "b1", "b2", "ema")
-_SIZES = ("learning_rate", "weight_decay", "final", "clip")
+_SIZES = ("learning_rate", "weight_decay", "final", "clip", "workers")
+_SHARES = ("magnitude", "erase")
 
 
 def check_numbers(config: Config) -> None:
     """UserError if a number lies outside of what it can be."""
     for name, value in flattened(config_tree(config)).items():
-        if not name.startswith(("run.", "optim.")) or value is None:
+        if not name.startswith(_GROUPS) or value is None:
             continue
         last = name.split(".")[-1]
         for names, fits, wanted in (
             (_COUNTS, lambda x: x >= 1, "at least 1"),
             (_PARTS, lambda x: 0 <= x < 1, "at least 0 and below 1"),
             (_SIZES, lambda x: x >= 0, "at least 0"),
+            (_SHARES, lambda x: 0 <= x <= 1, "from 0 to 1"),
         ):
             if last in names and not fits(value):
                 raise UserError(f"--{name.replace('_', '-')} must be {wanted}, got {value}")

@@ -103,6 +103,31 @@ def test_a_gathered_array_counts_whole():
     assert (gather.count, gather.bytes, gather.sent) == (1, 4 * 8 * 3, 3 / 4 * 4 * 8 * 3)
 
 
+def test_memory_traffic_of_a_slice_is_what_it_takes_in_a_fusion_of_a_fusion_too():
+    text = """
+%inner (a: f32[9,5,7], i: s32[]) -> f32[1,5,7] {
+  %i = s32[] parameter(1)
+  %a = f32[9,5,7] parameter(0)
+  %zero = s32[] constant(0)
+  ROOT %slice = f32[1,5,7] dynamic-slice(%a, %i, %zero, %zero), dynamic_slice_sizes={1,5,7}
+}
+
+%outer (j: s32[], b: f32[9,5,7]) -> f32[1,5,7] {
+  %b = f32[9,5,7] parameter(1)
+  %j = s32[] parameter(0)
+  %part = f32[1,5,7] fusion(%b, %j), kind=kLoop, calls=%inner
+  ROOT %negate = f32[1,5,7] negate(%part)
+}
+
+ENTRY %main (k: s32[], c: f32[9,5,7]) -> f32[1,5,7] {
+  %k = s32[] parameter(0)
+  %c = f32[9,5,7] parameter(1)
+  ROOT %result = f32[1,5,7] fusion(%k, %c), kind=kLoop, calls=%outer
+}
+"""
+    assert count(text, 1).bytes == 4 * (5 * 7 + 5 * 7) + 4  # read, written, and the index
+
+
 def test_memory_traffic_of_a_slice_is_what_it_takes():
     def rows(table):
         return jax.lax.scan(lambda total, i: (total + jax.lax.dynamic_slice(table, (i, 0), (1, WIDTH)), None),

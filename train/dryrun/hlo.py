@@ -205,7 +205,9 @@ class _Counter:
         else:
             outer = parameters
         read = sum(
-            min(taken(inner, inside), sum(array.bytes for array in arrays(given.shape) if array.main))
+            min(
+                taken(inner, inside, self.computations), sum(array.bytes for array in arrays(given.shape) if array.main)
+            )
             for inner, given in zip(parameters, outer, strict=True)
         )
         return read + written(instruction, inside)
@@ -247,7 +249,7 @@ def padded(sizes: tuple[int, ...], layout: str) -> int:
     return math.prod(slowest_first[: -len(edges)]) * math.prod(tiled)
 
 
-def taken(parameter: Instruction, inside: Computation) -> float:
+def taken(parameter: Instruction, inside: Computation, computations: dict[str, Computation]) -> float:
     """Bytes that a fusion reads of one of its parameters, if that lies in main memory."""
     total, whole = 0.0, sum(array.bytes for array in arrays(parameter.shape))
     for user in (x for x in inside.values() if parameter.name in x.operands):
@@ -256,7 +258,14 @@ def taken(parameter: Instruction, inside: Computation) -> float:
         elif user.opcode == "tuple" or (user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name):
             continue  # It stays where it is.
         elif user.opcode == "bitcast":
-            total += taken(user, inside)
+            total += taken(user, inside, computations)
+        elif user.opcode == "fusion":  # Of a fusion, too, which is a kernel with it.
+            inner = computations[user.called("calls")[0]]
+            total += sum(
+                taken(x, inner, computations)
+                for x in inner.values()
+                if x.opcode == "parameter" and user.operands[int(x.literal)] == parameter.name
+            )
         else:
             return whole
     return min(total, whole)
