@@ -100,8 +100,9 @@ class Run:
     save_every: int = 500
     """Steps between two checkpoints; the last step is always saved."""
     steps_per_call: int = 1
-    """Steps that the device takes in one go, on a training split that then lies in its memory. Above 1 it is faster
-    where a step takes milliseconds; the results are the same."""
+    """Steps that the device takes in one go, on a training split that then lies whole in its memory. Above 1 it is
+    faster where a step takes milliseconds; the results are the same. A go ends where an evaluation or a checkpoint is
+    due, and metrics are looked at once a go."""
     compilation_cache: Literal["auto", "on", "off"] = "auto"
     """Keep compiled programs for later runs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/w2jax; auto: on accelerators."""
 

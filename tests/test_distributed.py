@@ -41,8 +41,8 @@ OPTIONS = [
 ]
 
 
-def start(folder, *options):
-    """Two processes of two devices each."""
+def start(folder, *options, second=()):
+    """Two processes of two devices each; the second one has options of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,7 +51,7 @@ def start(folder, *options):
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     return [
         subprocess.Popen(
-            [*command, *among, "--distributed.process-id", str(index)],
+            [*command, *among, "--distributed.process-id", str(index), *(second if index else ())],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -145,7 +145,18 @@ def test_when_one_process_dies_the_other_says_so_and_ends_within_a_minute(tmp_pa
             process.kill()
             process.communicate()
     assert processes[1 - victim].returncode == 1
-    assert "stopped: this process cannot go on, most likely because another one" in output.splitlines()[-1]
+    assert "this process cannot go on, most likely because another one" in output.splitlines()[-1]
+
+
+def test_processes_of_different_options_are_told_apart_and_end(tmp_path):
+    first, second = start(tmp_path / "run", second=("--mesh.tensor", "2", "--data.workers", "0"))
+    (words, _), (others, _) = (process.communicate(timeout=120) for process in (second, first))
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert "error: process 1 of 2 was started by other options than this one" in others
+    assert (
+        "error: process 1 was started by other options than process 0: --mesh.tensor is 2 here, 1 there. Give" in words
+    )
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
 """What a config must satisfy before a run begins, apart from what its model and data have to say."""
 
+import json
+
+import jax
+import numpy as np
+
 from configs.base import Config
 from train.data.source import Memory, Source
 from train.errors import UserError
@@ -11,6 +16,9 @@ _COUNTS = ("steps", "batch_size", "log_every", "eval_every", "save_every", "step
 _PARTS = ("warmup", "b1", "b2", "ema")
 _SIZES = ("learning_rate", "weight_decay", "final", "clip", "workers")
 _SHARES = ("magnitude", "erase")
+
+# What each of several processes may have of its own.
+_OWN = ("distributed.process_id", "data.dir", "data.workers", "data.memory_limit")
 
 
 def check_numbers(config: Config) -> None:
@@ -46,3 +54,31 @@ def check_held(config: Config, source: Source) -> None:
             f"--run.steps-per-call above 1 keeps the training split on the device, but {source.name} is streamed; "
             "leave it 1, or raise --data.memory-limit if it fits"
         )
+
+
+def check_same(config: Config) -> None:
+    """UserError, in every process, unless all were started by the config of the first."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    here = {name: value for name, value in flattened(config_tree(config)).items() if name not in _OWN}
+    text = np.frombuffer(json.dumps(here).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text))))
+    text = multihost_utils.broadcast_one_to_all(np.resize(text, length))
+    first = json.loads(np.asarray(text, np.uint8).tobytes())
+    here = json.loads(json.dumps(here))
+    differ = [
+        f"--{name.replace('_', '-')} is {here.get(name)} here, {first.get(name)} there"
+        for name in sorted(here.keys() | first.keys())
+        if here.get(name) != first.get(name)
+    ]
+    same = np.asarray(multihost_utils.process_allgather(np.asarray(not differ))).reshape(-1)
+    if differ:
+        raise UserError(
+            f"process {jax.process_index()} was started by other options than process 0: {'; '.join(differ)}. "
+            "Give all of them the same"
+        )
+    if not same.all():
+        others = ", ".join(map(str, np.flatnonzero(~same)))
+        raise UserError(f"process {others} of {len(same)} was started by other options than this one; it says which")

@@ -86,12 +86,11 @@ def run_main(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
-    except Exception as error:
+    except Exception:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            print(LOST, file=sys.stderr)
+        print(LOST, file=sys.stderr)
         status = 1
     leave(status)
 

@@ -38,6 +38,8 @@ def connect(config: Distributed) -> None:
         raise UserError(f"several processes need all three options --distributed.*, got no {' and no '.join(missing)}")
     else:
         _check(config)
+    where = config.coordinator or "the address that the launcher gives"
+    print(f"meeting the other processes at {where}, for up to {START_TIMEOUT} s", flush=True)
     _say_when_aborted()
     try:
         jax.distributed.initialize(
@@ -91,8 +93,8 @@ def leave(status: int | None) -> NoReturn:
 
 
 LOST = (
-    "stopped: this process cannot go on, most likely because another one of the run ended or cannot be reached; then "
-    "its own output says why. The same command in every process goes on from the last checkpoint"
+    "stopped: this process cannot go on, most likely because another one of the run ended, cannot be reached or has "
+    "the same process id; its own output says why. The same command in every process goes on from the last checkpoint"
 )
 
 

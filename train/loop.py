@@ -12,7 +12,7 @@ import numpy as np
 
 from configs.base import Config
 from train.checkpoint import Checkpoints
-from train.checks import check_batch, check_held, check_numbers
+from train.checks import check_batch, check_held, check_numbers, check_same
 from train.data import Source, batches, eval_batches, example_order, open_source
 from train.distributed import connect, leads, together
 from train.errors import RunStopped, misfits
@@ -70,6 +70,7 @@ class _Run:
         keep_freed_memory()
         check_numbers(config)
         connect(config.distributed)
+        check_same(config)
         keep_compiled(config.run.compilation_cache)
         self.config = config
         self.mesh = make_mesh(config.mesh)

@@ -51,10 +51,10 @@ def test_what_is_too_large_is_told_with_what_to_try_and_status_1(capsys):
 
 @pytest.mark.parametrize("most", [0, 1, 2, 7, 8, 9, 63, 64, 100])
 @pytest.mark.parametrize("start", [1, 8, 24])
-def test_the_search_ends_at_the_largest_that_fits(start, most):
+def test_the_search_ends_near_the_largest_that_fits(start, most):
     asked = []
-    found = largest_that_fits(lambda n: asked.append(n) or n <= most, start, tries=20)
-    assert found == (most, most + 1)
+    low, high = largest_that_fits(lambda n: asked.append(n) or n <= most, start, tries=20)
+    assert low <= most < high and high - low <= max(most // 16, 1)
     assert len(set(asked)) == len(asked) <= 2 * math.ceil(math.log2(max(most, start) + 1)) + 2
 
 

@@ -72,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff,),
             return_unknown_args=True,
         )
+    if options.hbm is not None and options.hbm <= 0:
+        raise UserError(f"--hbm is above 0, in GiB, got {options.hbm:g}")
+    if options.json not in (None, "-") and not Path(options.json).parent.is_dir():
+        raise UserError(f"--json: wanted a file in a folder that exists, got {options.json}")
     quiet_libraries()
     if options.topology != "gpu":
         jax.config.update("jax_platforms", "cpu")  # The compiler needs no TPU; one that is there stays free.
@@ -121,9 +125,8 @@ class DryRun:
     def once(self, batch_size: int) -> Report:
         """Compiles for that batch."""
         config = replace(self.config, run=replace(self.config.run, batch_size=batch_size))
-        self.console.print(
-            f"compiling for {self.target.name}, batch {batch_size:,} ... (a minute or more)", markup=False
-        )
+        patience = " (a minute or more)" if self.target.chip else ""
+        self.console.print(f"compiling for {self.target.name}, batch {batch_size:,} ...{patience}", markup=False)
         with misfits():
             return measure(config, self.make_task, self.source, self.mesh, self.target, self.limit)
 
@@ -156,7 +159,7 @@ class DryRun:
 def largest_that_fits(fits: Callable[[int], bool], start: int, tries: int) -> tuple[int, int | None]:
     """(the largest number seen to fit or 0, the smallest seen not to or None), by at most so many calls of `fits`.
 
-    Doubles `start` until it does not fit, then halves the distance.
+    Doubles `start` until it does not fit, then halves the distance until that is a sixteenth.
     """
     low, high, number = 0, None, start
     for _ in range(tries):
@@ -164,7 +167,7 @@ def largest_that_fits(fits: Callable[[int], bool], start: int, tries: int) -> tu
             low = number
         else:
             high = number
-        if high is not None and high - low <= 1:
+        if high is not None and high - low <= max(low // 16, 1):
             break
         number = 2 * low if high is None else (low + high) // 2
     return low, high

@@ -16,6 +16,7 @@ from train.dryrun.hlo import Counts, count
 from train.dryrun.target import GIB, Target
 from train.program import Program
 from train.run_folder import config_tree, flattened
+from train.sharding import batch_parts
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZE = r"([\d.]+)([BKMGT]?)"
@@ -38,6 +39,7 @@ def measure(config: Config, make_task, source: Source, mesh: jax.sharding.Mesh, 
         "chips": mesh.size,
         "mesh": dict(mesh.shape),
         "batch_size": config.run.batch_size,
+        "batch_parts": batch_parts(mesh),
         "parameters": sum(x.size for x in jax.tree.leaves(program.state_shapes.params)),
     }
     started = time.perf_counter()
@@ -164,7 +166,7 @@ def rows(report: Report) -> list[tuple[str, str]]:
     mesh = "  ".join(f"{name} {size}" for name, size in report["mesh"].items())
     table = [
         ("chips", f"{report['chips']}{slices}: {mesh}"),
-        ("batch", f"{report['batch_size']:,} images, {report['batch_size'] / report['chips']:g} a chip"),
+        ("batch", f"{report['batch_size']:,} images, {report['batch_size'] / report['batch_parts']:g} a chip"),
         ("parameters", f"{report['parameters']:,}"),
     ]
     names = {"arguments": "state and batch", "temporaries": "temporaries", "outputs": "new outputs", "code": "program"}

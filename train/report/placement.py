@@ -44,7 +44,7 @@ def placements(shapes: State) -> tuple[list[Placement], Placement]:
     for name, group in owned.items():
         leaf = leaves[f"params/{name}"]
         rows.append(Placement(name, leaf.shape, leaf.sharding.spec, _bytes_here([leaf]), *_sizes(group)))
-    return rows, Placement("all else", (), PartitionSpec(), 0, *_sizes(others))
+    return rows, Placement("counters, statistics", (), PartitionSpec(), 0, *_sizes(others))
 
 
 def show_placement(shapes: State) -> None:
@@ -53,7 +53,7 @@ def show_placement(shapes: State) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("parameter", overflow="fold", min_width=36)
     table.add_column("shape/cut by", no_wrap=True)
-    for title in ("here", "with optimizer"):
+    for title in ("on a device", "with optimizer"):
         table.add_column(title, justify="right")
     for row in rows:
         sizes = (human_bytes(row.bytes_here), human_bytes(row.state_bytes_here))
