@@ -1,5 +1,7 @@
 """The rule from a parameter's path and shape to its place."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -113,3 +115,9 @@ def test_slices_lie_along_data_only():
     for sizes in (Mesh(1, 8, 1), Mesh(1, 4, 2), Mesh(2, 3, 1)):
         with pytest.raises(UserError, match=r"2 slices need --mesh.data to be a multiple of 2, and a mesh of all"):
             make_mesh(sizes, chips)
+
+
+def test_no_process_is_left_without_a_device_of_the_mesh():
+    devices = [SimpleNamespace(platform="cpu", process_index=i // 4) for i in range(8)]
+    with pytest.raises(UserError, match=r"2 processes need a mesh of all their 8 devices, got --mesh.data 4"):
+        make_mesh(Mesh(4, 1, 1), devices)

@@ -61,6 +61,9 @@ def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.shardin
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
     slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
     if len(slices) < 2:
+        processes = {device.process_index for device in devices}
+        if count != len(devices) and len(processes) > 1:
+            raise UserError(f"{len(processes)} processes need a mesh of all their {len(devices)} devices, got {wanted}")
         return jax.make_mesh(shape, tuple(sizes), axis_types=types, devices=devices[:count])
     # The network between slices is slow, and copies of the model exchange least.
     if sizes["data"] % len(slices) or count != len(devices):
