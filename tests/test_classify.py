@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from configs.base import Augment
-from train.data import open_source
+from train.data import declare, open_source
 from train.data.source import Memory
 
 TASKS = ("lstm", "mha", "vit")
@@ -23,13 +23,11 @@ def make_task(name, config, source):
 @pytest.mark.parametrize(("name", "preset"), [(name, preset) for name in TASKS for preset in PRESETS[name]])
 def test_every_preset_fits_the_images_it_is_made_for(name, preset):
     config = PRESETS[name][preset]
-    shape = (32, 32, 3) if config.data.name.startswith("cifar") else (28, 28, 1)
-    nothing = np.zeros(0)
-    source = Memory(config.data.name, "train", shape, config.model.num_classes, [], nothing, nothing)
+    source = declare(config.data, config.data.train_split)
     task, size = make_task(name, config, source), config.run.batch_size
     state = jax.eval_shape(task.init)
     batch = {
-        "image": jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
+        "image": jax.ShapeDtypeStruct((size, *source.image_shape), jnp.uint8),
         "label": jax.ShapeDtypeStruct((size,), jnp.int32),
     }
     after, metrics = jax.eval_shape(task.step, state, batch)
