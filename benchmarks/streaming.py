@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -86,14 +88,17 @@ def measure(folder: str, workers: int, steps: int, batch_size: int) -> dict[str,
     """Images a second, MiB and a digest of all bytes, of one stream in this process."""
     source = open_source(Data("photographs", folder, image_size=(224, 224), crop=0.05), "train", train=True)
     digest, memory, start = hashlib.sha256(), [], 0.0
-    for step, batch in enumerate(batches(source, batch_size, 0, 0, UNCOUNTED + steps, workers=workers), 1):
-        for name in ("image", "label", "index"):
-            digest.update(batch[name])
-        memory.append(resident())
-        if step == UNCOUNTED:
-            start = time.perf_counter()
+    # The stream goes on behind the last batch that is taken, so that no worker has ended before.
+    with closing(batches(source, batch_size, 0, 0, UNCOUNTED + steps + 10, workers=workers)) as feed:
+        for step, batch in enumerate(islice(feed, UNCOUNTED + steps), 1):
+            for name in ("image", "label", "index"):
+                digest.update(batch[name])
+            memory.append(resident())
+            if step == UNCOUNTED:
+                start = time.perf_counter()
+        seconds = time.perf_counter() - start
     return {
-        "speed": steps * batch_size / (time.perf_counter() - start),
+        "speed": steps * batch_size / seconds,
         "digest": digest.hexdigest(),
         "peak": max(memory),
         "middle": memory[UNCOUNTED + steps // 2],
