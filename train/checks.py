@@ -8,7 +8,7 @@ import numpy as np
 from configs.base import Config
 from train.data.source import Memory, Source
 from train.errors import UserError
-from train.run_folder import config_tree, flattened
+from train.run_folder import config_tree, differing, flattened
 
 # By the end of an option's name, in these groups.
 _GROUPS = ("run.", "optim.", "augment.", "data.")
@@ -39,12 +39,17 @@ def check_numbers(config: Config) -> None:
 
 def check_batch(config: Config, parts: int) -> None:
     """UserError if a batch cannot be cut over the devices and the parts of an accumulated step."""
-    size, accumulate = config.run.batch_size, flattened(config_tree(config)).get("optim.accumulate", 1)
-    if size % (parts * accumulate):
+    size, unit = config.run.batch_size, batch_unit(config, parts)
+    if size % unit:
         raise UserError(
-            f"--run.batch-size must be divisible by {parts} device(s) × --optim.accumulate {accumulate}, got {size}; "
-            f"the next that is: {-(-size // (parts * accumulate)) * parts * accumulate}"
+            f"--run.batch-size must be divisible by {parts} device(s) × --optim.accumulate {unit // parts}, "
+            f"got {size}; the next that is: {-(-size // unit) * unit}"
         )
+
+
+def batch_unit(config: Config, parts: int) -> int:
+    """What the size of a batch is a multiple of: the devices, and the parts of an accumulated step."""
+    return parts * flattened(config_tree(config)).get("optim.accumulate", 1)
 
 
 def check_held(config: Config, source: Source) -> None:
@@ -70,8 +75,7 @@ def check_same(config: Config) -> None:
     here = json.loads(json.dumps(here))
     differ = [
         f"--{name.replace('_', '-')} is {here.get(name)} here, {first.get(name)} there"
-        for name in sorted(here.keys() | first.keys())
-        if here.get(name) != first.get(name)
+        for name in differing(here, first)
     ]
     same = np.asarray(multihost_utils.process_allgather(np.asarray(not differ))).reshape(-1)
     if differ:

@@ -25,7 +25,7 @@ class Program:
         Raises:
             UserError: if model, optimizer, images and mesh do not fit each other.
         """
-        self.mesh = mesh
+        self.mesh, self._task, self._source = mesh, task, source
         batch, size = batch_sharding(mesh), config.run.batch_size
         self.batch_shapes = {
             "image": jax.ShapeDtypeStruct((size, *source.image_shape), jnp.uint8, sharding=batch),
@@ -35,7 +35,6 @@ class Program:
         with misfits():
             shapes = jax.eval_shape(task.init)
             self.state_shapes: State = jax.tree.map(_placed, shapes, state_sharding(mesh, shapes))
-            self._task, self._source = task, source
             self.lowered_step = self._step_jit(task.step).lower(self.state_shapes, self.batch_shapes)
 
     def lower_many(self, most: int) -> jax.stages.Lowered:

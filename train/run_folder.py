@@ -73,9 +73,8 @@ class RunFolder:
         here, there = flattened(config), flattened(saved)
         changed = [
             f"{name} was {there.get(name, 'absent')}, now {here.get(name, 'absent')}"
-            for name in sorted(here.keys() | there.keys())
+            for name in differing(here, there)
             if not (name in FREE or name.startswith(FREE_GROUPS))
-            and here.get(name, "absent") != there.get(name, "absent")
         ]
         if changed:
             raise UserError(
@@ -106,3 +105,8 @@ def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix.removesuffix("."): tree}
     below = {key: value for key, value in tree.items() if key != "class"}
     return {name: leaf for key, value in below.items() for name, leaf in flattened(value, f"{prefix}{key}.").items()}
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """The names, in order, whose values differ between two flattened configs, or that only one of them has."""
+    return [name for name in sorted(one.keys() | other.keys()) if one.get(name, "absent") != other.get(name, "absent")]

@@ -9,7 +9,7 @@ import pytest
 from train.dryrun.__main__ import largest_that_fits, main
 from train.dryrun.hlo import Collectives, Counts
 from train.dryrun.report import refused, roofline
-from train.dryrun.target import CHIPS, Target
+from train.dryrun.target import CHIPS
 from train.errors import UserError
 
 TINY = [
@@ -94,7 +94,7 @@ def test_the_compilers_refusal_is_read_in_both_of_its_forms():
 )
 def test_the_busiest_part_bounds_a_step(flops, traffic, sent, bound, seconds):
     counts = Counts(flops, traffic, {"all-gather": Collectives(2, 3 * sent, sent)})
-    line = roofline(counts, flops / 2, 300, Target("v5e:2x2", [], chip=CHIPS["v5e"]))
+    line = roofline(counts, flops / 2, 300, CHIPS["v5e"])
     assert (line["bound"], line["step_seconds"]) == (bound, pytest.approx(seconds))
     assert line["images_per_second"] == pytest.approx(300 / seconds)
     assert line["mfu"] == pytest.approx(flops / 2 / (197e12 * seconds))

@@ -24,13 +24,12 @@ import tyro
 from rich.console import Console
 
 from configs.base import Config
-from train.checks import check_batch, check_numbers
+from train.checks import batch_unit, check_batch, check_numbers
 from train.cli import one_line_errors, parse, run_main
 from train.data import Source, declare
 from train.dryrun.report import Report, measure, show, size
 from train.dryrun.target import FORMS, GIB, Target, open_target
 from train.errors import UserError, misfits
-from train.run_folder import config_tree, flattened
 from train.runtime import quiet_libraries
 from train.sharding import batch_parts, make_mesh
 from train.task import Task
@@ -140,8 +139,7 @@ class DryRun:
         """
         if self.limit is None:
             raise UserError(f"--search: the memory of {self.target.name} is not known; give it by --hbm, in GiB")
-        accumulate = flattened(config_tree(self.config)).get("optim.accumulate", 1)
-        unit, reports = batch_parts(self.mesh) * accumulate, {}
+        unit, reports = batch_unit(self.config, batch_parts(self.mesh)), {}
 
         def fits(units: int) -> bool:
             report = reports[units] = self.once(units * unit)

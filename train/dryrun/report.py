@@ -13,7 +13,7 @@ from configs.base import Config
 from train.data import Source
 from train.dryrun.flops import model_flops
 from train.dryrun.hlo import Counts, count
-from train.dryrun.target import GIB, Target
+from train.dryrun.target import GIB, Chip, Target
 from train.program import Program
 from train.run_folder import config_tree, flattened
 from train.sharding import batch_parts
@@ -67,7 +67,7 @@ def measure(config: Config, make_task, source: Source, mesh: jax.sharding.Mesh, 
         "unknown_loops": counts.unknown_loops,
     }
     if target.chip is not None:
-        report["roofline"] = roofline(counts, report["model_flops"], config.run.batch_size, target)
+        report["roofline"] = roofline(counts, report["model_flops"], config.run.batch_size, target.chip)
     return report
 
 
@@ -120,16 +120,13 @@ def advice(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
     return [option for option, helps in tries.items() if helps]
 
 
-def without_remat(config: Config) -> Config:
+def without_remat(config: Any) -> Any:
     """The same config, that computes nothing twice."""
-    model: Any = getattr(config, "model", None)
-    return replace(config, model=model.clone(remat=False)) if getattr(model, "remat", False) else config  # type: ignore
+    return replace(config, model=config.model.clone(remat=False)) if getattr(config.model, "remat", False) else config
 
 
-def roofline(counts: Counts, flops_of_model: float, batch_size: int, target: Target) -> Report:
+def roofline(counts: Counts, flops_of_model: float, batch_size: int, chip: Chip) -> Report:
     """The least time that a step can take: what is busiest is busy all the time, the rest runs beside it."""
-    assert target.chip is not None
-    chip = target.chip
     sent = sum(part.sent for part in counts.collectives.values())
     times = {
         "compute": counts.flops / chip.flops,
