@@ -103,6 +103,10 @@ class Run:
     """Steps that the device takes in one go, on a training split that then lies whole in its memory. Above 1 it is
     faster where a step takes milliseconds; the results are the same. A go ends where an evaluation or a checkpoint is
     due, and metrics are looked at once a go."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradients are not finite: stop the run, or change nothing, count the step and go on."""
+    on_save_error: Literal["stop", "retry"] = "stop"
+    """A checkpoint that cannot be written, as on a full disk: stop the run, or go on and try it again at the next."""
     compilation_cache: Literal["auto", "on", "off"] = "auto"
     """Keep compiled programs for later runs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/w2jax; auto: on accelerators."""
 

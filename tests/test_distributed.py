@@ -106,7 +106,7 @@ def test_what_two_processes_saved_is_the_same_on_any_devices(together):
     folder, _ = together
     source = open_source(CONFIG.data, CONFIG.data.train_split)
     task, states = make_task(CONFIG, source), []
-    with Checkpoints(folder / "checkpoints", "accuracy") as checkpoints:
+    with Checkpoints(folder / "checkpoints") as checkpoints:
         for sizes in (Mesh(1, 1, 1), Mesh(4, 2, 1), Mesh(1, 1, 2)):
             program = Program(CONFIG, task, source, make_mesh(sizes))
             state, _ = checkpoints.restore(3, program.state_shapes)

@@ -13,11 +13,10 @@ from PIL import Image
 
 from configs.base import Mesh
 from configs.vit import PRESETS
-from train.checkpoint import Checkpoints
 from train.data import open_source
 from train.errors import UserError
 from train.loop import fit
-from train.task import Grid, State
+from train.task import Grid
 from train.vit import make_task
 
 
@@ -132,15 +131,3 @@ def test_figures_are_given_as_many_images_as_the_task_wants_and_know_which_only_
     row = np.asarray(Image.open(tmp_path / "run" / "pictures" / "filled_up.png"))[0]
     zoom = len(row) // 28  # two devices divide 28, the next above 27
     np.testing.assert_array_equal(row, np.repeat([255] * 24 + [0] * 4, zoom))
-
-
-def test_the_latest_two_checkpoints_and_the_best_are_kept(tmp_path):
-    state = State(jnp.zeros((), jnp.int32), {"kernel": jnp.arange(3.0)}, ())
-    with Checkpoints(tmp_path, "accuracy") as checkpoints:
-        for step, accuracy in enumerate((0.3, 0.9, 0.5, None, 0.6, 0.7), 1):
-            state = state.replace(step=state.step + 1)
-            checkpoints.save(step, state, {}, None if accuracy is None else {"accuracy": accuracy})
-    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 5, 6]
-    with Checkpoints(tmp_path, "accuracy") as checkpoints:
-        assert checkpoints.latest_step() == 6
-        assert int(checkpoints.restore(2, state)[0].step) == 2

@@ -63,13 +63,13 @@ def test_a_task_overfits_one_batch(trained):
 def test_a_checkpoint_goes_on_bit_for_bit_even_when_training_overwrote_its_buffers(trained, tmp_path):
     expected, expected_metrics = trained.run(trained.start, 6)
     donated = jax.jit(trained.task.step, donate_argnums=0)
-    with Checkpoints(tmp_path / "checkpoints", trained.task.best, trained.task.best_mode) as checkpoints:
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         state = jax.tree.map(lambda x: x.copy(), trained.start)
         for step, batch in enumerate(trained.batches(6), 1):
             state, _ = donated(state, batch)
             if step == 3:
-                checkpoints.save(3, state, {"sums": {}, "count": 0, "seconds": 0.0}, None)
-    with Checkpoints(tmp_path / "checkpoints", trained.task.best, trained.task.best_mode) as checkpoints:
+                checkpoints.save(3, state, {})
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         restored, _ = checkpoints.restore(checkpoints.latest_step(), jax.eval_shape(trained.task.init))
     resumed, metrics = trained.run(restored, 6, start=3)
     assert_same(resumed, expected)

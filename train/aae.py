@@ -22,7 +22,7 @@ from train.data.labels import UNKNOWN, known_labels
 from train.errors import UserError
 from train.optim import make_optimizer
 from train.sharding import gathered_by_layer
-from train.task import Batch, Metrics, Params, State, Task, next_average
+from train.task import NOT_FINITE, Batch, Metrics, Params, State, Task, next_average, not_finite, squared_norms
 from w2jax.aae import AAE, Code
 from w2jax.priors import sample_prior
 
@@ -71,6 +71,7 @@ def make_task(config: Config, source: Source) -> Task:
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
         keys = dict(zip(KEYS, jax.random.split(key, len(KEYS)), strict=True))
         params, opt_state, stats, metrics = state.params, dict(state.opt_state), state.batch_stats, {}
+        squares = jax.tree.map(lambda _: jnp.zeros(()), params)  # of each gradient, over all phases
         for name in phases:
 
             def loss(part, name=name, params=params, stats=stats):
@@ -78,9 +79,11 @@ def make_task(config: Config, source: Source) -> Task:
 
             part = own(params, name)
             (value, (extra, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(part)
+            squares |= jax.tree.map(jnp.add, {key: squares[key] for key in part}, squared_norms(gradients))
             updates, opt_state[name] = optimizers[name].update(gradients, opt_state[name], part)
             params = {**params, **cast(dict, optax.apply_updates(part, updates))}
             metrics |= {name: value, **extra}
+        metrics[NOT_FINITE] = not_finite(squares)
         ema = next_average(state, params, config.optim.ema)
         return State(state.step + 1, params, opt_state, ema, stats), metrics
 

@@ -14,7 +14,8 @@ import tyro
 
 from configs.base import Config
 from train.distributed import LOST, leave
-from train.errors import RunStopped, UserError
+from train.errors import Interrupted, RunStopped, UserError
+from train.interrupts import end_at_once
 from train.run_folder import config_tree, flattened
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -74,7 +75,8 @@ def one_line_errors() -> Iterator[None]:
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs a program's main and exits: 0 done, 2 the user's mistake, 1 a run that had to stop, 130 interrupted."""
+    """Runs a program's main and exits: 0 done, 2 the user's mistake, 1 a run that had to stop, 128 + N by signal N."""
+    end_at_once()
     try:
         status = main()
     except UserError as error:
@@ -83,9 +85,9 @@ def run_main(main: Callable[[], int | None]) -> None:
     except RunStopped as error:
         print(f"stopped: {error}", file=sys.stderr)
         status = 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        status = 130
+    except Interrupted as error:
+        print(f"interrupted by {error}", file=sys.stderr)
+        status = 128 + error.number
     except Exception:
         if not jax.distributed.is_initialized():
             raise

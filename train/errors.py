@@ -1,5 +1,6 @@
-"""The two ways in which a program ends early, each told to the user in one line and without a traceback."""
+"""The three ways in which a program ends early, each told to the user in one line and without a traceback."""
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,6 +11,16 @@ class UserError(Exception):
 
 class RunStopped(Exception):
     """A run that cannot go on for a reason that is not a mistake in its command. Exit status 1."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to end. Exit status 128 + its number: 130 for Ctrl-C, 143 for SIGTERM."""
+
+    def __init__(self, number: int, where: str = ""):
+        """`number` is the signal's; `where` says what is left of the run."""
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+        super().__init__(f"{name}: {where}" if where else name)
+        self.number = number
 
 
 @contextmanager

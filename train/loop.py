@@ -15,7 +15,8 @@ from train.checkpoint import Checkpoints
 from train.checks import check_batch, check_held, check_numbers, check_same
 from train.data import Source, batches, eval_batches, example_order, open_source
 from train.distributed import connect, leads, together
-from train.errors import RunStopped, misfits
+from train.errors import Interrupted, RunStopped, misfits
+from train.interrupts import Interrupts
 from train.program import Program
 from train.report.console import RunConsole
 from train.report.metrics import JsonLines, Window, check_finite, read_lines
@@ -25,7 +26,7 @@ from train.report.placement import show_placement
 from train.run_folder import RunFolder, has_checkpoint
 from train.runtime import keep_compiled, keep_freed_memory, quiet_libraries
 from train.sharding import batch_parts, make_mesh
-from train.task import Batch, Metrics, State, Task
+from train.task import Batch, Metrics, State, Task, leaf_name
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -37,7 +38,8 @@ def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> St
 
     Raises:
         UserError: if the config does not fit itself, the data, the devices or the run folder.
-        RunStopped: if a metric is no longer finite.
+        RunStopped: if a step is not finite, nothing can be saved, or every checkpoint is damaged.
+        Interrupted: if a signal asked it to end. What was done is saved.
     """
     run = _Run(config, make_task)
     if config.mesh.show:
@@ -45,18 +47,19 @@ def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> St
             show_placement(run.program.state_shapes)
         return None
     run.claim()
-    with Checkpoints(run.folder.checkpoints, run.task.best, run.task.best_mode) as checkpoints:
-        run.begin(checkpoints)
-        with RunConsole(config.run.steps, run.done, leads()) as console:
-            run.greet(console)
-            try:
-                if not run.finished:
-                    run.train(checkpoints, console)
-            except RunStopped as error:
-                good = checkpoints.latest_step()
-                kept = "no checkpoint was saved yet" if good is None else f"the checkpoint of step {good} is kept"
-                raise RunStopped(f"{error}; {kept}. Try a lower learning rate and another --run.dir") from None
-            run.finish(console)
+    with run.folder, Checkpoints(run.folder.checkpoints, run.task.best_mode) as checkpoints:
+        try:
+            run.begin(checkpoints)
+            with run.lines, run.timing, RunConsole(config.run.steps, run.done, leads()) as console:
+                run.greet(checkpoints, console)
+                run.train(checkpoints, console)
+                run.finish(console)
+        except RunStopped as error:
+            raise RunStopped(f"{error}. {run.kept(checkpoints)}") from error.__cause__
+        except Interrupted as error:
+            failure = checkpoints.look(wait=True)
+            told = "" if failure is None else f"{failure}. "
+            raise Interrupted(error.number, f"{told}{run.kept(checkpoints)}; the same command goes on") from None
     return run.state
 
 
@@ -94,6 +97,8 @@ class _Run:
     def begin(self, checkpoints: Checkpoints) -> None:
         """Sets state, progress and the number of steps done, from the last checkpoint or anew."""
         self.done = checkpoints.latest_step() or 0
+        self.lines = JsonLines(self.folder.metrics, self.done, leads())
+        self.timing = JsonLines(self.folder.timing, self.done, leads())
         start, self.start = self.start, None  # It may be as large as the model.
         self.note = None if start is None else start.note
         if self.done:
@@ -105,13 +110,13 @@ class _Run:
             self.state = jax.jit(self.task.init, out_shardings=places)(*given)
             self.progress = {"sums": {}, "count": 0, "seconds": 0.0}
 
-    @property
-    def finished(self) -> bool:
-        """Whether all steps were done before this process began."""
-        return self.done == self.config.run.steps
+    def kept(self, checkpoints: Checkpoints) -> str:
+        """Says what is left of the run."""
+        step = checkpoints.latest_step()
+        return f"{self.folder.path} is saved up to step {step or 0:,}"
 
-    def greet(self, console: RunConsole) -> None:
-        """Says what is about to run."""
+    def greet(self, checkpoints: Checkpoints, console: RunConsole) -> None:
+        """Says what is about to run, and all that is strange about what was found of it."""
         parameters = sum(x.size for x in jax.tree.leaves(self.program.state_shapes.params))
         console.say(
             f"{self.source.name}: {len(self.source):,} train and {len(self.test_source):,} test images; "
@@ -119,55 +124,126 @@ class _Run:
         )
         if self.note is not None:
             console.say(self.note)
-        if self.done:
-            before, now = self.progress.get("devices"), self.program.devices
-            moved = "" if before in (None, now) else f"; it comes from {before}"
-            console.say(
-                f"{self.folder.path} {'is finished' if self.finished else 'goes on'} at step {self.done:,}{moved}"
-            )
+        if self.folder.left_by is not None:
+            console.say(f"{self.folder.path} was left by {self.folder.left_by}, which ended without a word")
+        for note in checkpoints.notes:
+            console.say(note)
+        if not self.done:
+            return
+        before, now = self.progress.get("devices"), self.program.devices
+        moved = "" if before in (None, now) else f"; it comes from {before}"
+        does = "is finished" if self.done == self.config.run.steps else "goes on"
+        console.say(f"{self.folder.path} {does} at step {self.done:,}{moved}")
+        wanted = self.progress.get("lines", 0)
+        found = sum((line["step"], line["split"]) != (self.done, "test") for line in self.lines.kept)
+        if found < wanted:
+            console.say(f"warning: {self.folder.metrics} has lost {wanted - found} of its first {wanted} lines")
 
     def train(self, checkpoints: Checkpoints, console: RunConsole) -> None:
-        """All steps that are left, with their lines, evaluations and checkpoints."""
+        """All that is left to do: steps, with their lines, checkpoints and evaluations."""
+        run = self.config.run
+        window = self.window(console)
+        tests = [line for line in self.lines.kept if line["split"] == "test"]
+        checkpoints.scores.update({line["step"]: line[self.task.best] for line in tests})
+        with Interrupts() as signals, closing(self.calls()) as calls:
+            if self.done and self.is_due(self.done, run.eval_every) and self.done not in checkpoints.scores:
+                # The process before this one ended between the checkpoint and its evaluation.
+                with signals.let_through():
+                    scores = self.assess(self.done)
+                self.write_scores(self.done, scores, checkpoints, console)
+            for step, count, metrics in calls:
+                window.add(step, metrics, count)
+                console.step(step)
+                self.heed(checkpoints.look(), console)
+                signal = signals.after(step, count)
+                saves, tests = self.is_due(step, run.save_every), self.is_due(step, run.eval_every)
+                if not (saves or tests or signal):
+                    continue
+                window.drain()
+                if saves or signal:
+                    self.save(step, window, checkpoints)
+                if signal:
+                    raise Interrupted(signal)
+                if tests:
+                    try:
+                        with signals.let_through():
+                            scores = self.assess(step)
+                    except Interrupted:
+                        if not saves:
+                            self.save(step, window, checkpoints)
+                        raise
+                    self.write_scores(step, scores, checkpoints, console)
+                window.go_on()
+        if (failure := checkpoints.look(wait=True)) is not None:
+            raise failure
+        self.sync()
+
+    def window(self, console: RunConsole) -> Window:
+        """Gathers the steps' metrics into lines, from where the checkpoint stands."""
         run = self.config.run
 
         def train_line(step: int, means: dict[str, float], steps_per_second: float) -> None:
-            lines.write(step=step, split="train", **means)
+            self.lines.write(step=step, split="train", **means)
             speed = steps_per_second * run.batch_size
-            timing.write(step=step, seconds=self.seconds(), examples_per_second=speed)
+            self.timing.write(step=step, seconds=self.seconds(), examples_per_second=speed)
             left = timedelta(seconds=round((run.steps - step) / steps_per_second))
             console.speed(speed)
             console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
 
-        window = Window(run.log_every, run.steps, train_line, self.progress["sums"], self.progress["count"])
-        with (
-            JsonLines(self.folder.metrics, self.done, leads()) as lines,
-            JsonLines(self.folder.timing, self.done, leads()) as timing,
-            closing(self.steps() if run.steps_per_call == 1 else self.steps_by_call()) as calls,
-        ):
-            for step, count, metrics in calls:
-                window.add(step, metrics, count)
-                console.step(step)
-                last = step == run.steps
-                evaluates, saves = last or step % run.eval_every == 0, last or step % run.save_every == 0
-                if not (evaluates or saves):
-                    continue
-                window.drain()
-                scores = None
-                if evaluates:
-                    scores = self.test()
-                    if last and self.task.assess is not None:
-                        scores |= self.task.assess(self.program.gathered(self.state), self.test_source)
-                    check_finite(step, scores)
-                    lines.write(step=step, split="test", **scores)
-                    console.line(step, "test", scores)
-                if saves:
-                    lines.sync()
-                    progress = {"sums": window.sums, "count": window.count, "seconds": self.seconds()}
-                    checkpoints.save(step, self.state, progress | {"devices": self.program.devices}, scores)
-                window.go_on()
+        names = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(self.program.state_shapes.params)]
+        begun = self.progress["sums"], self.progress["count"]
+        return Window(run.log_every, run.steps, train_line, *begun, names, run.on_nan)
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Whether what is done every so many steps, and after the last, is done after this one."""
+        return step == self.config.run.steps or step % every == 0
+
+    def save(self, step: int, window: Window, checkpoints: Checkpoints) -> None:
+        """Starts to save the state after `step`, once all lines up to it are on disk."""
+        progress = {"sums": window.sums, "count": window.count, "seconds": self.seconds()}
+        progress |= {"devices": self.program.devices, "lines": self.lines.count}
+        checkpoints.save(step, self.state, progress, self.sync)
+
+    def sync(self) -> None:
+        """Returns when all lines are on disk; OSError if they cannot be."""
+        self.lines.sync()
+        self.timing.sync()
+
+    def heed(self, failure: RunStopped | None, console: RunConsole) -> None:
+        """Stops the run, or goes on, if a checkpoint could not be written."""
+        if failure is not None:
+            if self.config.run.on_save_error == "stop":
+                raise failure
+            console.say(f"warning: {failure}; going on, and trying again at the next checkpoint")
+
+    def assess(self, step: int) -> dict[str, float]:
+        """The metrics of the test split, after the last step with those that are no mean over examples.
+
+        Raises:
+            RunStopped: if one is not finite.
+        """
+        scores = self.test()
+        if step == self.config.run.steps and self.task.assess is not None:
+            scores |= self.task.assess(self.program.gathered(self.state), self.test_source)
+        check_finite(step, scores)
+        return scores
+
+    def write_scores(self, step: int, scores: dict[str, float], checkpoints: Checkpoints, console: RunConsole) -> None:
+        """One line, and what the checkpoints are judged by."""
+        self.lines.write(step=step, split="test", **scores)
+        console.line(step, "test", scores)
+        checkpoints.scores[step] = scores[self.task.best]
+
+    def calls(self) -> Generator[tuple[int, int, Metrics]]:
+        """Does the steps that are left, in calls of one or of several.
+
+        Yields the last one's number, how many they were, and their metrics, stacked if there are several.
+        """
+        if self.done < self.config.run.steps:  # Else nothing need be compiled.
+            yield from self.steps() if self.config.run.steps_per_call == 1 else self.steps_by_call()
 
     def steps(self) -> Generator[tuple[int, int, Metrics]]:
-        """Does the steps one by one on batches from the host; yields each one's number, 1 and its metrics."""
+        """The calls of one step each, on batches from the host."""
         run = self.config.run
         train_step = self.program.lowered_step.compile()
         rows = self.program.rows(run.batch_size)
@@ -178,10 +254,7 @@ class _Run:
                 yield step, 1, metrics
 
     def steps_by_call(self) -> Generator[tuple[int, int, Metrics]]:
-        """Does several steps a call on images that lie on the device.
-
-        Yields the last one's number, how many they were, and their metrics, stacked.
-        """
+        """The calls of several steps, on images that lie on the device."""
         run, most = self.config.run, self.config.run.steps_per_call
         train_steps = self.program.lower_many(most).compile()
         held = self.source.gather(np.arange(len(self.source)))
@@ -222,7 +295,7 @@ class _Run:
         if leads():
             write_pictures(self.folder, pictures, self.source.label_names)
             write_page(self.folder, pictures)
-            wall = self.progress["seconds"] if self.finished else self.seconds()
+            wall = self.progress["seconds"] if self.done == self.config.run.steps else self.seconds()
             last = [line for line in read_lines(self.folder.metrics) if line["split"] == "test"][-1]
             scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
             console.table(

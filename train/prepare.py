@@ -79,7 +79,7 @@ def own_images(options: Own) -> "Dataset":
     for file in found.corrupt:
         print(f"left out, no whole image: {file}")
     if found.ignored:
-        print(f"left out, neither .jpg nor .png: {len(found.ignored)} files such as {found.ignored[0]}")
+        print(f"left out, neither .jpg nor .png: {len(found.ignored)} files such as {folder.shown(found.ignored[0])}")
     return folder.dataset(options.name, found)
 
 

@@ -13,7 +13,7 @@ from configs.base import Config
 from train.data import Source
 from train.errors import misfits
 from train.sharding import batch_sharding, state_sharding
-from train.task import Batch, State, Task
+from train.task import Batch, State, Task, skipping
 
 
 class Program:
@@ -25,7 +25,8 @@ class Program:
         Raises:
             UserError: if model, optimizer, images and mesh do not fit each other.
         """
-        self.mesh, self._task, self._source = mesh, task, source
+        self.mesh, self._source = mesh, source
+        self._step = task.step if config.run.on_nan == "stop" else skipping(task.step)
         batch, size = batch_sharding(mesh), config.run.batch_size
         self.batch_shapes = {
             "image": jax.ShapeDtypeStruct((size, *source.image_shape), jnp.uint8, sharding=batch),
@@ -35,7 +36,7 @@ class Program:
         with misfits():
             shapes = jax.eval_shape(task.init)
             self.state_shapes: State = jax.tree.map(_placed, shapes, state_sharding(mesh, shapes))
-            self.lowered_step = self._step_jit(task.step).lower(self.state_shapes, self.batch_shapes)
+            self.lowered_step = self._step_jit(self._step).lower(self.state_shapes, self.batch_shapes)
 
     def lower_many(self, most: int) -> jax.stages.Lowered:
         """Up to `most` steps in one call, on a training split that lies whole on each device.
@@ -49,7 +50,7 @@ class Program:
         def many(state, images, labels, indices, count):
             def step(i, state):
                 index = jax.lax.with_sharding_constraint(indices[i], place)
-                return self._task.step(state, {"image": images[index], "label": labels[index], "index": index})
+                return self._step(state, {"image": images[index], "label": labels[index], "index": index})
 
             def body(i, carry):
                 state, metrics = carry

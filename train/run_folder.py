@@ -1,7 +1,7 @@
-"""The folder of a run: which config it belongs to, and where its files lie."""
+"""The folder of a run: which config it belongs to, who is at work in it, and where its files lie."""
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,25 @@ from flax import linen as nn
 from configs.base import Config
 from train.distributed import leads, together
 from train.errors import UserError
+from train.lock import Lock
+from train.whole import write_whole
+from w2jax.convert.manifest import checkpoint_steps
 from w2jax.convert.modules import module_to_json
 
 # What may differ when a run goes on: where things lie and which machine it is, never what is computed.
-FREE = ("run.dir", "run.steps_per_call", "run.compilation_cache", "data.dir", "data.workers", "data.memory_limit")
+FREE = (
+    *("run.dir", "run.steps_per_call", "run.compilation_cache", "run.on_nan", "run.on_save_error"),
+    *("data.dir", "data.workers", "data.memory_limit"),
+)
 FREE_GROUPS = ("mesh.", "distributed.")
-_CHECKPOINTS = "checkpoints"
+_CHECKPOINTS, _LOCK = "checkpoints", "lock"
 
 
 class RunFolder:
-    """config.json, metrics.jsonl, timing.jsonl, checkpoints/, pictures/ and report.html under one folder."""
+    """config.json, metrics.jsonl, timing.jsonl, checkpoints/, pictures/ and report.html under one folder.
+
+    To be entered as a context: outside of it, another process may claim the folder.
+    """
 
     def __init__(self, config: Config):
         """Claims `config.run.dir`: makes it, or checks that it belongs to the same config.
@@ -28,7 +37,8 @@ class RunFolder:
         Of several processes the first one makes it, and the others look at what it made.
 
         Raises:
-            UserError: if it is a file, cannot be written, belongs to another config, or is not seen by every process.
+            UserError: if it is a file, cannot be written, is in use, belongs to another config, has a link where a run
+                writes, or is not seen by every process.
         """
         self.path = Path(str(config.run.dir))
         self.metrics = self.path / "metrics.jsonl"
@@ -36,26 +46,13 @@ class RunFolder:
         self.checkpoints = self.path / _CHECKPOINTS
         self.pictures = self.path / "pictures"
         self.report = self.path / "report.html"
-        saved = self.path / "config.json"
-        if not leads():
-            together("run folder")
+        self._config, self._lock = self.path / "config.json", None
         try:
             if leads():
-                self.path.mkdir(parents=True, exist_ok=True)
-            if saved.exists():
-                self._check(config_tree(config), json.loads(saved.read_text()))
-            elif not leads():
-                raise UserError(
-                    f"process {jax.process_index()} does not see {self.path}, which process 0 made; "
-                    "--run.dir must lie on a file system that all processes share"
-                )
-            elif any(self.path.iterdir()):
-                raise UserError(f"{self.path} holds other things and no config.json; choose another --run.dir")
-            # Written again each time: it says what the run does now, and fails early if nothing can be written here.
-            if leads():
-                scratch = self.path / "config.json.new"
-                scratch.write_text(json.dumps(config_tree(config), indent=2) + "\n")
-                scratch.replace(saved)
+                self._make(config)
+            together("run folder")
+            if not leads():
+                self._see(config)
         except (FileExistsError, NotADirectoryError):
             raise UserError(
                 f"the run folder must be a folder, but {self.path} is or lies in a file; choose another --run.dir"
@@ -64,13 +61,52 @@ class RunFolder:
             raise UserError(
                 f"the run folder {self.path} cannot be written: {error.strerror}; choose another --run.dir"
             ) from error
-        except json.JSONDecodeError as error:
-            raise UserError(f"{saved} is not valid JSON ({error}); choose another --run.dir") from error
-        if leads():
-            together("run folder")
 
-    def _check(self, config: dict[str, Any], saved: Any) -> None:
-        here, there = flattened(config), flattened(saved)
+    @property
+    def left_by(self) -> str | None:
+        """Which process was at work here and ended without a word, as one that is killed; None: none."""
+        return None if self._lock is None else self._lock.left_by
+
+    def _make(self, config: Config) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._check(config)
+        self._lock = Lock(self.path / _LOCK)
+        try:
+            self._check(config)  # Again: until now another process could have begun here, and ended.
+            # Written each time: it says what the run does now, and fails early if nothing can be written here.
+            write_whole(self._config, json.dumps(config_tree(config), indent=2) + "\n")
+        except BaseException:
+            self._lock.give_back()
+            raise
+
+    def _see(self, config: Config) -> None:
+        if not self._config.exists():
+            raise UserError(
+                f"process {jax.process_index()} does not see {self.path}, which process 0 made; "
+                "--run.dir must lie on a file system that all processes share"
+            )
+        self._check(config)
+
+    def _check(self, config: Config) -> None:
+        """UserError if the folder belongs to something else."""
+        found = sorted(self.path.iterdir())
+        if links := [path.name for path in found if path.is_symlink()]:
+            raise UserError(
+                f"{self.path} holds links ({', '.join(links)}), and a run writes nowhere but in its folder; "
+                "put the whole folder elsewhere by --run.dir"
+            )
+        if not self._config.exists():
+            # What a process leaves that is killed as it begins is no hindrance.
+            if {path.name for path in found} - {_LOCK, f"{self._config.name}.new"}:
+                raise UserError(f"{self.path} holds other things and no config.json; choose another --run.dir")
+            return
+        try:
+            saved = json.loads(self._config.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{self._config} is not valid JSON ({error}); choose another --run.dir") from error
+        # A field that is younger than the folder had the effect of its default.
+        here, there = flattened(config_tree(config)), flattened(saved)
+        there = {name: value for name, value in flattened(defaults(config)).items() if name in here} | there
         changed = [
             f"{name} was {there.get(name, 'absent')}, now {here.get(name, 'absent')}"
             for name in differing(here, there)
@@ -82,10 +118,30 @@ class RunFolder:
                 "Give the same options to resume it, or another --run.dir"
             )
 
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._lock is not None:
+            self._lock.give_back()
+
 
 def has_checkpoint(config: Config) -> bool:
     """Whether a run was saved in `config.run.dir`, so that it would go on."""
-    return any(path.name.isdigit() for path in Path(str(config.run.dir), _CHECKPOINTS).glob("*"))
+    return bool(checkpoint_steps(Path(str(config.run.dir), _CHECKPOINTS)))
+
+
+def defaults(config: Any) -> dict[str, Any]:
+    """The tree of a config's fields that have a default, each with its class's own."""
+    found = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if is_dataclass(value) and not isinstance(value, type):
+            found[field.name] = defaults(value)
+        elif default is not MISSING:
+            found[field.name] = config_tree(default)
+    return found
 
 
 def config_tree(config: Any) -> Any:

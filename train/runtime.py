@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Literal
 
@@ -31,9 +32,27 @@ def keep_freed_memory() -> None:
 
 
 def quiet_libraries() -> None:
-    """Keeps the libraries' notices out of the training log; their errors still show."""
-    for name in ("absl", "jax", "orbax"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    """Keeps the libraries' notices out of the training log; JAX's errors still show.
+
+    What fails while orbax saves is raised to us (`train/checkpoint.py`). On its way it would be told a thousand lines
+    long, by each of orbax's threads and tasks.
+    """
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    for name in ("absl", "asyncio", "orbax"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    threading.excepthook = _thread_failed
+    sys.unraisablehook = _callback_failed
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    if not type(failure.thread).__module__.startswith("orbax."):
+        threading.__excepthook__(failure)
+
+
+def _callback_failed(failure: "sys.UnraisableHookArgs") -> None:
+    # tensorstore's word to a loop that ended at another array's failure.
+    if "Event loop is closed" not in str(failure.exc_value):
+        sys.__unraisablehook__(failure)
 
 
 def keep_compiled(option: Literal["auto", "on", "off"]) -> None:

@@ -19,6 +19,7 @@ from jaxtyping import Array, PyTree
 
 from configs.base import Mesh
 from train.errors import UserError
+from train.task import leaf_name
 
 # Smaller parameters are copied: to gather one costs more than the memory it saves.
 FSDP_MIN_SIZE = 2**14
@@ -89,7 +90,7 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 def state_sharding(mesh: jax.sharding.Mesh, shapes: PyTree) -> PyTree:
     """A NamedSharding for each leaf; optimizer state follows its parameter, whose path its own path ends with."""
     return jax.tree.map_with_path(
-        lambda path, leaf: NamedSharding(mesh, partition_spec(_name(path), leaf.shape, mesh.shape)), shapes
+        lambda path, leaf: NamedSharding(mesh, partition_spec(leaf_name(path), leaf.shape, mesh.shape)), shapes
     )
 
 
@@ -122,7 +123,7 @@ def gathered_by_layer(params: PyTree) -> PyTree:
     sizes = jax.sharding.get_abstract_mesh().shape
 
     def box(path, leaf):
-        spec = partition_spec(_name(path), leaf.shape, sizes)
+        spec = partition_spec(leaf_name(path), leaf.shape, sizes)
         return _Cut(leaf, spec) if _without_fsdp(spec) != spec else leaf
 
     return jax.tree.map_with_path(box, params) if sizes.get("fsdp", 1) > 1 else params
@@ -163,7 +164,3 @@ def _laid(x: Array, spec: PartitionSpec) -> Array:
 
 def _without_fsdp(spec: PartitionSpec) -> PartitionSpec:
     return PartitionSpec(*({"fsdp": None, ("tensor", "fsdp"): "tensor"}.get(axis, axis) for axis in spec))
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

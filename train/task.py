@@ -9,15 +9,18 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 from flax import struct
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from configs.base import Optim
 from train.data import Source
 
 Batch = Mapping[str, Array]
 Params = PyTree[Array]
-Metrics = dict[str, Float[Array, ""]]
+Metrics = dict[str, Array]  # a number each, but for NOT_FINITE
 Loss = Callable[[Params, Batch, Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
+
+NOT_FINITE = "not_finite"
+"""Among a step's metrics: for each parameter, in the order of its leaves, whether its gradient is NaN or infinite."""
 
 
 class State(struct.PyTreeNode):
@@ -86,7 +89,8 @@ class Task:
     init: Callable[..., State]
     """`init()` is the State before the first step; or `init(start().params)`, where the task has a start."""
     step: Callable[[State, Batch], tuple[State, Metrics]]
-    """One optimizer step. Everything random in it follows from the seed and `state.step`."""
+    """One optimizer step. Everything random in it follows from the seed and `state.step`. Its metrics are scalars, and
+    bool [P] under `NOT_FINITE`."""
     evaluate: Callable[[State, Batch], dict[str, Float[Array, "B"]]]
     """One value per example and metric; the loop averages over the split."""
     figures: Callable[[State, Batch], Mapping[str, Picture]]
@@ -118,12 +122,41 @@ def one_loss_step(loss: Loss, optimizer: optax.GradientTransformation, config: O
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         metrics, gradients = _mean_gradient(loss, state.params, batch, key, config.accumulate)
-        metrics["grad_norm"] = optax.tree.norm(gradients)
+        squares = squared_norms(gradients)
+        metrics["grad_norm"] = jnp.sqrt(sum(jax.tree.leaves(squares)))
+        metrics[NOT_FINITE] = not_finite(squares)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         return State(state.step + 1, params, opt_state, next_average(state, params, config.ema)), metrics
 
     return step
+
+
+def squared_norms(gradients: Params) -> PyTree[Float[Array, ""]]:
+    """The sum of the squares of each leaf. It is not finite if one of its values is not, or too large to be squared."""
+    return jax.tree.map(lambda x: jnp.sum(jnp.square(x)), gradients)
+
+
+def not_finite(values: PyTree[Float[Array, ""]]) -> Bool[Array, "P"]:
+    """For each leaf, a scalar, whether it is NaN or infinite."""
+    return ~jnp.isfinite(jnp.stack(jax.tree.leaves(values)))
+
+
+def skipping(step: Callable[[State, Batch], tuple[State, Metrics]]) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """`step`, but where a gradient or a metric is not finite, nothing of the state changes apart from its number."""
+
+    def careful(state: State, batch: Batch) -> tuple[State, Metrics]:
+        after, metrics = step(state, batch)
+        good = jnp.all(jnp.stack([jnp.all(x == 0) if x.dtype == bool else jnp.isfinite(x) for x in metrics.values()]))
+        kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+        return kept.replace(step=after.step), metrics
+
+    return careful
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """The place of a leaf in a tree, as encoder/mlp/kernel."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def next_average(state: State, params: Params, decay: float | None) -> Params | None:

@@ -121,12 +121,12 @@ def test_a_field_that_a_vit_has_not_is_told_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("description", "wanted"),
     [
-        ("{", "not valid JSON"),
-        ("[]", "no JSON object"),
+        ("{", "wanted JSON, but"),
+        ("[]", "wanted a JSON object, got list"),
         ('{"class": "Bert"}', "got 'Bert'"),
-        ('{"class": "ViT", "width": 3}', "ViT has no field width"),
+        ('{"class": "ViT", "width": 3}', "ViT has no field 'width'"),
         ('{"class": "ViT", "num_classes": 3}', "lacks a field"),
-        ('{"class": "ViT", "name": "a"}', "ViT has no field name"),
+        ('{"class": "ViT", "name": "a"}', "ViT has no field 'name'"),
     ],
 )
 def test_a_broken_description_of_the_module_is_refused(tmp_path: Path, description: str, wanted: str) -> None:

@@ -40,9 +40,9 @@ def write_run(folder: Path, module: Any, states: dict[int, State]) -> Path:
     """A run as the loop leaves it: its config, and a checkpoint of each step."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model": module_to_json(module), "run": {"seed": 0}}))
-    with Checkpoints(folder / "checkpoints", "accuracy") as checkpoints:
+    with Checkpoints(folder / "checkpoints") as checkpoints:
         for step, state in states.items():
-            checkpoints.save(step, state, {"seconds": 1.0}, {"accuracy": float(-step)})
+            checkpoints.save(step, state, {"seconds": 1.0})
     return folder
 
 
@@ -99,4 +99,21 @@ def test_a_broken_run_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model": module_to_json(ViT(5, 2, 8, 1, 2, 12))}))
     assert "has no checkpoint yet" in refusal(lambda: load(tmp_path))
     (tmp_path / "checkpoints" / "4").mkdir()
-    assert "cannot be read" in refusal(lambda: load(tmp_path))
+    assert "every checkpoint is damaged: step 4: progress/metadata cannot be read" in refusal(lambda: load(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
+    module = ViT(5, 2, 8, 1, 2, 12)
+    older, newer = (random_variables(module, jnp.asarray(IMAGES), seed=i)["params"] for i in range(2))
+    states = {2: state_of({"params": older}), 6: state_of({"params": newer})}
+    run = write_run(tmp_path / "run", module, states)
+    (run / "checkpoints" / "6" / "state" / "_METADATA").write_text("{}")
+    loaded = load_described(run)
+    assert_same(loaded.variables, {"params": older})
+    assert loaded.notes == [
+        "the parameters of step 2",
+        "passed over as damaged: step 6: state/_METADATA has 2 bytes, "
+        f"{json.loads((run / 'checkpoints' / '6' / 'manifest.json').read_text())['files']['state/_METADATA']['bytes']}"
+        " were saved",
+    ]
+    assert (run / "checkpoints" / "6").exists()

@@ -164,9 +164,9 @@ def test_huggingfaces_config_counts(tmp_path: Path) -> None:
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())
     for change, wanted in [
-        ({"hidden_act": "silu"}, 'config.json has "silu"'),
-        ({"pooler_act": "relu"}, 'config.json has "relu"'),
-        ({"model_type": "bert"}, 'got "bert"'),
+        ({"hidden_act": "silu"}, "'silu', wanted"),
+        ({"pooler_act": "relu"}, "'relu', wanted"),
+        ({"model_type": "bert"}, "'bert', wanted vit"),
     ]:
         (folder / "config.json").write_text(json.dumps(config | change))
         assert wanted in refusal(lambda: load(folder))

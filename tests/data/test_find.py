@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import prepare
 
+from train.data.description import describe
 from train.data.find import find
 from train.errors import UserError
 
@@ -102,7 +103,7 @@ def test_a_dataset_that_cannot_be_read_at_random_says_how_to_write_it_again(tmp_
             content.pop("fileFormat") if form is None else content.update(fileFormat=form)
             info.write_text(json.dumps(content))
             with pytest.raises(UserError, match=f"is stored as tfrecord, but only array_record .* run `{command}"):
-                find(name, str(tmp_path))
+                describe(name, str(tmp_path))
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
@@ -110,7 +111,7 @@ def test_a_damaged_description_is_named(tmp_path: Path, file: str) -> None:
     path = prepare(tmp_path) / file
     path.write_text(path.read_text()[:50])
     with pytest.raises(UserError, match=rf"{file} cannot be read .*; prepare it again"):
-        find("tiny", str(tmp_path))
+        describe("tiny", str(tmp_path))
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:

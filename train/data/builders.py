@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from PIL import Image
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
 
-from train.errors import RunStopped
+from train.errors import RunStopped, UserError
 
 Example = dict[str, Any]
 """One example by feature; its image as encoded bytes, a path or a Pillow image."""
@@ -73,17 +72,29 @@ def write(card: Card, splits: Mapping[str, Iterable[Example]], data_dir: Path) -
         card: what the dataset is.
         splits: the examples of each split.
         data_dir: folder of prepared datasets, made where it is missing.
+
+    Raises:
+        UserError: the dataset's folder is a link, through which nothing is written or removed.
+        RunStopped: another process wrote the same dataset at the same moment.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     target = data_dir / card.name / card.version
+    for place in (target.parent, target):
+        if place.is_symlink():
+            raise UserError(f"{place} is a link; remove it, or give the folder it leads to by --data-dir")
     with tempfile.TemporaryDirectory(prefix=f".{card.name}-", dir=data_dir) as scratch:
         builder = _Builder(card, splits, Path(scratch))
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, and there is none here.
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-        if target.exists():
-            shutil.rmtree(target)
-        target.parent.mkdir(exist_ok=True)
-        Path(builder.data_dir).rename(target)
+        try:
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():
+                target.rename(Path(scratch) / "old")  # As a whole, so that no half of it is seen while it is removed.
+            Path(builder.data_dir).rename(target)
+        except OSError as error:
+            raise RunStopped(
+                f"{target} could not be put in place ({error.strerror}); perhaps another process prepares it too"
+            ) from error
     return target
 
 

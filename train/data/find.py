@@ -1,7 +1,6 @@
 """Where prepared datasets lie. Imports nothing heavy, so that a wrong name is answered at once."""
 
 import difflib
-import json
 import os
 import re
 from pathlib import Path
@@ -30,8 +29,7 @@ def find(name: str, directory: str | None = None) -> Path:
         directory: folder of prepared datasets; None: see `data_dir`.
 
     Raises:
-        UserError: there is no such dataset, with the command that prepares it or the nearest names; or the dataset
-            cannot be read at random places.
+        UserError: there is no such dataset, with the command that prepares it or the nearest names.
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"--data.name: wanted a dataset's name such as mnist or name/config, got {name!r}")
@@ -40,19 +38,7 @@ def find(name: str, directory: str | None = None) -> Path:
     found = bundled or versions(root / name)
     if not found:
         raise UserError(_missing(name, root))
-    folder = found[-1]
-    for file in ("dataset_info.json", "features.json"):
-        try:
-            content = json.loads((folder / file).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"dataset {name}: {folder / file} cannot be read ({error}); prepare it again") from error
-        form = content.get("fileFormat", "tfrecord") if file == "dataset_info.json" else "array_record"
-        if form != "array_record":
-            raise UserError(
-                f"dataset {name} in {folder} is stored as {form}, but only array_record can be read in any order; "
-                f"{_rewrite(name, root)}"
-            )
-    return folder
+    return found[-1]
 
 
 def versions(folder: Path) -> list[Path]:
@@ -99,7 +85,8 @@ def command(name: str, root: Path, *options: str) -> str:
     return " ".join(("python -m train.prepare", name, *place, *options))
 
 
-def _rewrite(name: str, root: Path) -> str:
+def rewrite(name: str, root: Path) -> str:
+    """What to do about a dataset in `root` that is stored in another form."""
     if name in PREPARABLE:
         return f"run `{command(name, root, '--overwrite')}`"
     return f"with TensorFlow installed, run `tfds build {name} --file_format=array_record --overwrite`"

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
 from train.data.builders import Card, Dataset, Example
-from train.data.images import BROKEN, MODES, fits
+from train.data.images import BROKEN, FORMATS, MODES, fits
 from train.errors import UserError
 
 _SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -54,6 +54,9 @@ def scan(place: Path, test_fraction: float, seed: int) -> Found:
     classes = _folders(roots["train"])
     if len(classes) < 2:
         raise UserError(f"--from: wanted at least 2 folders, one a class, in {roots['train']}, got {len(classes)}")
+    for name in classes:
+        if not name.isprintable() or name != name.strip():
+            raise UserError(f"--from: wanted names of classes that can stand in one line, got the folder {name!r}")
     if cut and (more := set(_folders(roots["test"])) - set(classes)):
         raise UserError(f"--from: {roots['test']} has classes that train has not: {', '.join(sorted(more))}")
     splits, corrupt, ignored, looks = defaultdict(list), [], [], []
@@ -67,7 +70,7 @@ def scan(place: Path, test_fraction: float, seed: int) -> Found:
                     looks.append(_look(path))
                     splits[split].append((path, label))
                 except BROKEN as error:
-                    corrupt.append(f"{path} ({error})")
+                    corrupt.append(f"{shown(path)} ({error})")
     if not cut:
         splits = _cut(splits["train"], classes, test_fraction, seed)
     for split in roots:
@@ -95,7 +98,7 @@ def _examples(files: Iterable[tuple[Path, int]], mode: str) -> Iterator[Example]
 
 def _encoded(path: Path, mode: str) -> bytes:
     """A file as it is if `images.decode` reads it so; else upright, in `mode` (transparency is dropped), as PNG."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         plain = image.format in ("JPEG", "PNG") and fits(image.mode, mode)
         if plain and image.getexif().get(_ORIENTATION, 1) == 1:
             return path.read_bytes()
@@ -106,7 +109,7 @@ def _encoded(path: Path, mode: str) -> bytes:
 
 def _look(path: Path) -> tuple[str, tuple[int, int]]:
     """The mode and the (h, w) of an image, upright; raises one of BROKEN if it is not whole."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         image.load()
         if image.mode not in _MODES:
             raise ValueError(f"wanted 8 bits a channel, got an image of mode {image.mode}")
@@ -137,4 +140,12 @@ def _folders(place: Path) -> list[str]:
 
 
 def _files(place: Path) -> list[Path]:
-    return sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else []
+    """Files, also behind links, which are the user's own; a link that leads nowhere is one that cannot be read."""
+    if not place.is_dir():
+        return []
+    return sorted(path for path in place.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+
+
+def shown(path: Path) -> str:
+    """A path in one line, whatever a file may be called."""
+    return str(path) if str(path).isprintable() else ascii(str(path))

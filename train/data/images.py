@@ -3,6 +3,7 @@
 import io
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 
@@ -14,8 +15,17 @@ from train.data.crops import Box
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's mode of an image with so many channels of 8 bits."""
 
-BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
-"""What Pillow raises on bytes that are not a whole image."""
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+"""What is read, by Pillow's names. Others of its readers run programs or only warn of what is broken."""
+
+MOST_PIXELS = Image.MAX_IMAGE_PIXELS or 2**26
+"""An image of more is refused before it is decoded: a small file may hold so many that memory ends."""
+
+warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow itself refuses only twice as many.
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, *_BOMB)
+"""What Pillow raises on bytes that are not a whole image, or are one of more than `MOST_PIXELS`."""
 
 
 def fits(found: str, wanted: str) -> bool:
@@ -29,7 +39,7 @@ def decode(
     size: tuple[int, int] | None = None,
     part: Callable[[int, int], Box] | None = None,
 ) -> np.ndarray:
-    """Decodes a PNG, JPEG or other image that Pillow knows.
+    """Decodes an image of one of `FORMATS`.
 
     A gray or palette image among colour ones is expanded to RGB, as TFDS does.
 
@@ -48,7 +58,7 @@ def decode(
     """
     box = None
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         if size is not None and part is not None:
             box = _reduced(image, part(image.width, image.height), size)
         image.load()

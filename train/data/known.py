@@ -1,5 +1,6 @@
 """The published datasets that are prepared by name, with TFDS's versions, features, orders and addresses."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +11,9 @@ import tensorflow_datasets as tfds
 
 from train.data.builders import Card, Dataset, Example, download, png
 from train.data.facts import PUBLISHED
-from train.data.raw import Raw, check_labels, cifar, idx, names
+from train.data.raw import Raw, check_labels, cifar, cifar_record, idx, names
+
+_MOST_NAMES = 2**16  # Bytes of a file of label names.
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,8 @@ def read_mnist(raw: Raw, name: str, about: str, homepage: str, labels: list[str]
     splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         count = counts[split]
-        images = idx(*raw.read(*_idx_names(f"{prefix}-images", 3)), (count, 28, 28))
-        where, content = raw.read(*_idx_names(f"{prefix}-labels", 1))
-        digits = idx(where, content, (count,))
+        _, images = _idx(raw, f"{prefix}-images", (count, 28, 28))
+        where, digits = _idx(raw, f"{prefix}-labels", (count,))
         check_labels(digits, where, 10)
         splits[split] = _examples(images[..., None], {"label": digits})
     features = {"image": tfds.features.Image(shape=(28, 28, 1)), "label": tfds.features.ClassLabel(names=labels)}
@@ -79,13 +81,13 @@ def read_cifar(
     """
     features = {"id": tfds.features.Text(), "image": tfds.features.Image(shape=(32, 32, 3))}
     for label, (file, classes) in labels.items():
-        found = names(*raw.read(f"{folder}/{file}", file), classes)
+        found = names(*raw.read(f"{folder}/{file}", file, most=_MOST_NAMES), classes)
         features[label] = tfds.features.ClassLabel(names=found)
     splits = {}
     for split, parts in files.items():
         images, columns = [], []
         for part, count in parts.items():
-            where, content = raw.read(f"{folder}/{part}", part)
+            where, content = raw.read(f"{folder}/{part}", part, most=count * cifar_record(len(labels)))
             pixels, table = cifar(where, content, count, len(labels))
             for column, (_, classes) in zip(table.T, labels.values(), strict=True):
                 check_labels(column, where, classes)
@@ -101,6 +103,12 @@ def _examples(images: np.ndarray, columns: Mapping[str, np.ndarray | list[str]])
     for image, *values in zip(images, *columns.values(), strict=True):
         plain = (value if isinstance(value, str) else int(value) for value in values)
         yield {"image": png(image), **dict(zip(columns, plain, strict=True))}
+
+
+def _idx(raw: Raw, stem: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
+    """Where an idx file is, and its values."""
+    where, content = raw.read(*_idx_names(stem, len(shape)), most=4 + 4 * len(shape) + math.prod(shape))
+    return where, idx(where, content, shape)
 
 
 def _idx_names(stem: str, axes: int) -> list[str]:

@@ -1,15 +1,19 @@
 """From a config to a source: of a prepared dataset, or of the facts alone."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.base import Data
+from train.data.description import Shards, describe
 from train.data.facts import PUBLISHED, Facts
 from train.data.find import find
-from train.data.images import MODES
+from train.data.images import MOST_PIXELS
 from train.data.source import Blank, Memory, Source, Stream
 from train.errors import UserError
 
@@ -28,18 +32,21 @@ def open_source(config: Data, split: str, train: bool = False) -> Source:
 
     Raises:
         UserError: no such dataset or split, an empty split, features other than images and labels, images of
-            different sizes or a crop without `config.image_size`, or (for a split held in memory) a damaged record.
+            different sizes or a crop without `config.image_size`; a file or record is missing, damaged or not what is
+            declared. Of a streamed split, each file's end and the first record are looked at here.
     """
-    folder = find(config.name, config.dir)
-    import tensorflow_datasets as tfds  # Imported late: it takes seconds, and a wrong name must not.
+    found = describe(config.name, config.dir)
+    part = _part(config.name, split, found.shards, found.folder, found.prefix)
+    about = _about(config, split, found.facts, part.num_examples)
+    from train.data.records import Records  # Imported late: it takes a while, and a wrong name must not.
 
-    builder: Any = tfds.builder_from_directory(folder)  # Any: TFDS's decorators hide its signatures.
-    about, count = _about(config, split, _facts(config.name, builder))
-    records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+    records = Records(f"dataset {config.name}, split {split}", part.file_instructions)
     ours = {"sibling": partial(open_source, config), "records": records}
     stream = Stream(**about, **ours, resize=config.image_size, crop=config.crop, train=train)
-    fits = not stream.draws and count * np.prod(stream.image_shape) <= config.memory_limit * 2**20
-    return _hold(stream) if fits else stream
+    if not stream.draws and len(stream) * math.prod(stream.image_shape) <= config.memory_limit * 2**20:
+        return _hold(stream)
+    stream.gather(np.zeros(1, int))
+    return stream
 
 
 def declare(config: Data, split: str) -> Source:
@@ -55,38 +62,22 @@ def declare(config: Data, split: str) -> Source:
         UserError: nothing is known of the dataset; or as `open_source`.
     """
     try:
-        folder = find(config.name, config.dir)
+        find(config.name, config.dir)
     except UserError as error:
         if config.name not in PUBLISHED:
             known = ", ".join(sorted(PUBLISHED))
             raise UserError(f"{error}; without being prepared only these are known: {known}") from error
         facts = PUBLISHED[config.name]
+        shards = {name: Shards("", [count]) for name, count in facts.splits.items()}
     else:
-        import tensorflow_datasets as tfds
-
-        facts = _facts(config.name, tfds.builder_from_directory(folder))
-    about, count = _about(config, split, facts)
-    return Blank(**about, sibling=partial(declare, config), count=count)
-
-
-def _facts(name: str, builder: Any) -> Facts:
-    """What a TFDS builder says of its dataset; UserError unless these are labelled images."""
-    import tensorflow_datasets as tfds
-
-    features, splits = builder.info.features, builder.info.splits
-    known = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
-    image, label = (known.get(key) for key in ("image", "label"))
-    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
-        got = " ".join(str(features).split())
-        raise UserError(f"dataset {name}: wanted an Image called image and a ClassLabel called label, got {got}")
-    shape: Any = image.shape
-    if shape[-1] not in MODES or image.np_dtype != np.uint8:
-        raise UserError(f"dataset {name}: wanted uint8 images of 1, 3 or 4 channels, got {image}")
-    return Facts(shape, label.names, {split: info.num_examples for split, info in splits.items()})
+        found = describe(config.name, config.dir)
+        facts, shards = found.facts, found.shards
+    count = _part(config.name, split, shards).num_examples
+    return Blank(**_about(config, split, facts, count), sibling=partial(declare, config), count=count)
 
 
-def _about(config: Data, split: str, facts: Facts) -> tuple[dict[str, Any], int]:
-    """The fields that every Source has, and how many examples the split has."""
+def _about(config: Data, split: str, facts: Facts, count: int) -> dict[str, Any]:
+    """The fields that every Source has, of a split of `count` examples."""
     if config.crop is not None and config.image_size is None:
         raise UserError("--data.crop: wanted a size that crops are resized to; set it by --data.image-size, as 224 224")
     if config.crop is not None and not 0 < config.crop <= 1:
@@ -97,36 +88,40 @@ def _about(config: Data, split: str, facts: Facts) -> tuple[dict[str, Any], int]
         raise UserError(f"dataset {config.name} has images of different sizes; set one by --data.image-size, as 64 64")
     if height < 1 or width < 1:
         raise UserError(f"--data.image-size: wanted a height and a width of at least 1, got {height} {width}")
-    try:
-        count = _examples(facts.splits, split)
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"dataset {config.name}: wanted a split such as train[:90%] of {', '.join(facts.splits)}, got {split!r}"
-        ) from error
+    if height * width > MOST_PIXELS:
+        raise UserError(f"--data.image-size: wanted at most {MOST_PIXELS:,} pixels, got {height} x {width}")
     if not count:
         splits = ", ".join(facts.splits)
         raise UserError(f"dataset {config.name}: split {split!r} has no examples; its splits are {splits}")
-    about = {
+    return {
         "name": config.name,
         "split": split,
         "image_shape": (height, width, channels),
         "num_classes": len(facts.label_names),
         "label_names": facts.label_names,
     }
-    return about, count
 
 
-def _examples(splits: dict[str, int], split: str) -> int:
-    """How many examples `split`, in TFDS notation, has of whole splits of these lengths."""
-    import tensorflow_datasets as tfds
+def _part(name: str, split: str, shards: Mapping[str, Shards], folder: Path = Path(), prefix: str = "any") -> Any:
+    """TFDS's SplitInfo of `split`, in TFDS notation, of a dataset of those files."""
+    import tensorflow_datasets as tfds  # Imported late, as it takes a while.
 
-    def info(name: str, count: int) -> tfds.core.SplitInfo:
-        file = tfds.core.ShardedFileTemplate(
-            tfds.core.Path("."), dataset_name="any", split=name, filetype_suffix="array_record"
+    def info(whole: str, files: Shards) -> tfds.core.SplitInfo:
+        template = tfds.core.ShardedFileTemplate(
+            tfds.core.Path(folder),
+            template=files.template,
+            dataset_name=prefix,
+            split=whole,
+            filetype_suffix="array_record",
         )
-        return tfds.core.SplitInfo(name, [count], num_bytes=0, filename_template=file)
+        return tfds.core.SplitInfo(whole, files.lengths, num_bytes=0, filename_template=template)
 
-    return tfds.core.SplitDict([info(*item) for item in splits.items()])[split].num_examples
+    try:
+        return tfds.core.SplitDict([info(*item) for item in shards.items()])[split]
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"dataset {name}: wanted a split such as train[:90%] of {', '.join(shards)}, got {split!r}"
+        ) from error
 
 
 def _hold(stream: Stream) -> Memory:

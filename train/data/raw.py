@@ -1,14 +1,21 @@
 """Readers of the files that MNIST and CIFAR are published in; each checks all that a file says about itself."""
 
 import gzip
+import io
+import math
 import tarfile
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from train.errors import UserError
+
+_MOST_ARCHIVE = 2**28  # Bytes, expanded; CIFAR's archives have 184 million.
+_TORN = (OSError, EOFError, ValueError, zlib.error, tarfile.TarError)  # ValueError: of a header that tarfile trusts.
 
 
 class Raw:
@@ -18,46 +25,61 @@ class Raw:
         """Opens a folder or an archive (.tar, .tar.gz); `files` says where some lie that are not in `place`.
 
         Raises:
-            UserError: `place` is neither.
+            UserError: `place` is neither, or is larger than the archives of CIFAR can be.
         """
         self._place, self._files = place, files or {}
         self._archive = None if place.is_dir() else _archive(place)
 
-    def read(self, *names: str) -> tuple[str, bytes]:
+    def read(self, *names: str, most: int) -> tuple[str, bytes]:
         """The first file of those names that is there: where it is and its bytes, a gzip file's expanded.
 
+        Args:
+            names: of one file.
+            most: bytes that it may have; no more than one beyond is read or expanded.
+
         Raises:
-            UserError: none is there, or it cannot be read or expanded.
+            UserError: none is there, it cannot be read or expanded, or it has more bytes.
         """
         for name in names:
             path = self._files.get(name, self._place / name)
             try:
-                content = path.read_bytes() if self._archive is None else _member(self._archive, name)
-                return str(path), gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-            except (KeyError, FileNotFoundError, NotADirectoryError):
+                if self._archive is not None:
+                    member = self._archive.getmember(name)
+                    found = self._archive.extractfile(member) if member.isfile() else None  # No link is followed.
+                else:
+                    found = path.open("rb") if path.is_file() else None
+                if found is not None:
+                    return str(path), _bounded(found, path, most)
+            except KeyError:
                 continue
-            except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+            except _TORN as error:
                 raise UserError(f"{path} cannot be read whole ({error}); fetch it again") from error
         raise UserError(f"{self._place} has no file {' or '.join(names)}; give the folder of the raw files by --from")
 
 
 def _archive(place: Path) -> tarfile.TarFile:
+    """An archive in memory, where what it says of its parts' sizes cannot ask for more."""
     try:
-        archive = tarfile.open(place)  # noqa: SIM115  It stays open as long as its Raw.
+        archive = tarfile.open(fileobj=io.BytesIO(_bounded(place.open("rb"), place, _MOST_ARCHIVE)), mode="r:")  # noqa: SIM115
         archive.getmembers()
     except FileNotFoundError as error:
         raise UserError(f"--from: wanted a folder or a .tar.gz, got {place}, which does not exist") from error
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise UserError(f"{place} is not a whole tar archive ({str(error).splitlines()[0]}); fetch it again") from error
+    except _TORN as error:
+        why = " ".join(str(error).split())
+        raise UserError(f"{place} is not a whole tar archive ({why}); fetch it again") from error
     return archive
 
 
-def _member(archive: tarfile.TarFile, name: str) -> bytes:
-    """A file of an archive; KeyError where there is none of that name, or it is a folder or a link that leads out."""
-    file = archive.extractfile(name)
-    if file is None:
-        raise KeyError(name)
-    return file.read()
+def _bounded(file: IO[bytes], path: Path, most: int) -> bytes:
+    """The bytes of a file, expanded if it is gzipped; closes it."""
+    with file:
+        packed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        with gzip.GzipFile(fileobj=file) if packed else nullcontext(file) as plain:
+            content = plain.read(most + 1)
+    if len(content) > most:
+        raise UserError(f"{path}: wanted at most {most:,} bytes, got more; fetch it again")
+    return content
 
 
 def idx(where: str, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
@@ -81,8 +103,8 @@ def idx(where: str, content: bytes, shape: tuple[int, ...]) -> np.ndarray:
     if found != shape:
         raise UserError(f"{where}: wanted an idx file of {_by(shape)} values, got {_by(found)}")
     values = len(content) - start
-    if values != np.prod(shape):
-        raise UserError(f"{where}: wanted {np.prod(shape)} values after the header, got {values}; fetch it again")
+    if values != math.prod(shape):
+        raise UserError(f"{where}: wanted {math.prod(shape)} values after the header, got {values}; fetch it again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -101,11 +123,16 @@ def cifar(where: str, content: bytes, count: int, label_bytes: int) -> tuple[np.
     Raises:
         UserError: the file has another size.
     """
-    record = label_bytes + 3 * 32 * 32
+    record = cifar_record(label_bytes)
     if len(content) != count * record:
         raise UserError(f"{where}: wanted {count} records of {record} bytes, got {len(content)} bytes; fetch it again")
     table = np.frombuffer(content, np.uint8).reshape(count, record)
     return table[:, label_bytes:].reshape(count, 3, 32, 32).transpose(0, 2, 3, 1), table[:, :label_bytes]
+
+
+def cifar_record(label_bytes: int) -> int:
+    """Bytes of one image in a CIFAR file, with its labels."""
+    return label_bytes + 3 * 32 * 32
 
 
 def names(where: str, content: bytes, count: int) -> list[str]:

@@ -1,16 +1,19 @@
 """One split of a dataset as a table of examples that is read by index."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from train.data.crops import DRAWS, central_box, random_box
 from train.data.images import decode
 from train.errors import UserError
+
+if TYPE_CHECKING:
+    from train.data.records import Records
 
 
 def _alone(split: str) -> "Source":
@@ -87,20 +90,12 @@ class Blank(Source):
         return {"image": images, "label": (indices % self.num_classes).astype(np.int32)}
 
 
-class Records(Protocol):
-    """Records read by index, many at a time."""
-
-    def __len__(self) -> int: ...
-
-    def __getitems__(self, keys: Sequence[int]) -> Sequence[dict[str, Any]]: ...
-
-
 @dataclass(frozen=True)
 class Stream(Source):
     """A split that is read and decoded by need."""
 
-    records: Records = field(repr=False)
-    """A TFDS data source whose records hold the encoded image and the label."""
+    records: "Records" = field(repr=False)
+    """Each holds the encoded image and the label."""
     resize: tuple[int, int] | None
     """(h, w) that images are resized to."""
     crop: float | None = None
@@ -116,17 +111,15 @@ class Stream(Source):
         return len(self.records)
 
     def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        try:
-            records = self.records.__getitems__(indices.tolist())
-        except (RuntimeError, IndexError) as error:  # ArrayRecord's errors
-            raise UserError(f"{self._where()}: a file is damaged or missing; prepare it again ({error})") from error
         images = np.empty((len(indices), *self.image_shape), np.uint8)
         labels = np.empty(len(indices), np.int32)
-        for row, (index, record) in enumerate(zip(indices, records, strict=True)):
-            images[row] = self._image(record["image"], index, None if draws is None else draws[row])
-            labels[row] = label = record["label"]
-            if not 0 <= label < self.num_classes:
-                raise UserError(f"{self._where(index)}: wanted a label in 0..{self.num_classes - 1}, got {label}")
+        for row, (index, record) in enumerate(zip(indices, self.records.read(indices.tolist()), strict=True)):
+            images[row] = self._image(record.image, index, None if draws is None else draws[row])
+            if not 0 <= record.label < self.num_classes:
+                raise UserError(
+                    f"{self._where(index)}: wanted a label in 0..{self.num_classes - 1}, got {record.label}"
+                )
+            labels[row] = record.label
         return {"image": images, "label": labels}
 
     def _image(self, encoded: bytes, index: int, draws: np.ndarray | None) -> np.ndarray:
@@ -146,5 +139,5 @@ class Stream(Source):
             )
         return image
 
-    def _where(self, index: int | None = None) -> str:
-        return f"dataset {self.name}, split {self.split}" + ("" if index is None else f", record {index}")
+    def _where(self, index: int) -> str:
+        return f"dataset {self.name}, split {self.split}, record {index}"

@@ -1,5 +1,8 @@
 """What a run prints: a progress bar on a terminal, plain lines in a pipe, a small table at the end."""
 
+import os
+import sys
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -31,8 +34,12 @@ class RunConsole:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """One line."""
-        self._console.print(text, markup=False)
+        """One line. A terminal or a pipe that is gone ends no run: from then on nothing is said."""
+        try:
+            self._console.print(text, markup=False)
+            sys.stdout.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def step(self, step: int) -> None:
         """Moves the bar."""

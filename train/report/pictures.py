@@ -2,8 +2,10 @@
 
 import colorsys
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from train.run_folder import RunFolder
 from train.task import Grid, Picture, Scatter
+from train.whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,22 +34,36 @@ def write_pictures(folder: RunFolder, pictures: Mapping[str, Picture], label_nam
     """Writes each picture as `pictures/NAME.png` in the run folder; `label_names` is the source's."""
     folder.pictures.mkdir(exist_ok=True)
     for name, picture in pictures.items():
-        scratch = folder.pictures / f"{name}.new"
-        scratch.write_bytes(png(picture, label_names))
-        scratch.replace(folder.pictures / f"{name}.png")
+        write_whole(picture_path(folder, name), png(picture, label_names))
+
+
+def picture_path(folder: RunFolder, name: str) -> Path:
+    """Where the picture of that name lies in the run folder.
+
+    Raises:
+        ValueError: if the name is more than letters, digits, "-" and "_", and so could lead elsewhere.
+    """
+    if not re.fullmatch(r"[\w-]{1,60}", name):
+        raise ValueError(f"a picture is named by at most 60 letters, digits, - and _, got {name!r}; rename it")
+    return folder.pictures / f"{name}.png"
 
 
 def png(picture: Picture, label_names: Sequence[str]) -> bytes:
     """A picture as the content of a PNG file; classes without a name are called by their number."""
-    file = io.BytesIO()
     if isinstance(picture, Grid):
+        file = io.BytesIO()
         Image.fromarray(sheet(np.asarray(picture.cells))).save(file, "PNG", optimize=True)
         return file.getvalue()
-    figure = scatter_figure(picture, label_names)
+    return saved(scatter_figure(picture, label_names), "png")
+
+
+def saved(figure: "Figure", kind: str) -> bytes:
+    """A drawing as the content of a file of that kind."""
+    file = io.BytesIO()
     with warnings.catch_warnings():
         # A script that matplotlib's font lacks is drawn as boxes, which is no reason to end a run noisily.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(file, format="png", dpi=_DPI)
+        figure.savefig(file, format=kind, dpi=_DPI)
     return file.getvalue()
 
 
@@ -114,7 +131,13 @@ def scatter_figure(picture: Scatter, label_names: Sequence[str]) -> "Figure":
         # Names are set afterwards, as they are: a legend reads "$" as mathematics, and before matplotlib 3.10 it drops
         # what begins with "_".
         for text, label in zip(legend.get_texts(), shown, strict=True):
-            name, most = label_names[label] if label < len(label_names) else str(label), _LETTERS // columns
+            name = str(label_names[label] if label < len(label_names) else label)
             text.set_parse_math(False)
-            text.set_text(name if len(name) <= most else f"{name[: most - 1]}…")
+            text.set_text(plain(name, _LETTERS // columns))
     return figure
+
+
+def plain(text: str, most: int = 60) -> str:
+    """The first characters of a text, with "�" for line breaks and what else is no character to see."""
+    line = "".join(c if c.isprintable() else "�" for c in text[: most + 1])
+    return line if len(line) <= most else f"{line[: most - 1]}…"

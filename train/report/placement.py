@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from train.task import State
+from train.task import State, leaf_name
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Placement:
 
 def placements(shapes: State) -> tuple[list[Placement], Placement]:
     """(every parameter, all else in the state as one line), from shapes that have shardings."""
-    leaves = {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(shapes)}
+    leaves = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(shapes)}
     owned: dict[str, list[jax.ShapeDtypeStruct]] = {
         name.removeprefix("params/"): [] for name in leaves if name.startswith("params/")
     }
@@ -88,7 +88,3 @@ def _sizes(leaves) -> tuple[int, int]:
 
 def _bytes_here(leaves) -> int:
     return sum(prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _name(path) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from difflib import get_close_matches
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +11,10 @@ from flax import linen as nn
 
 from w2jax.convert import run_folder, vit
 from w2jax.convert.io import Weights, read_weights, write_weights
+from w2jax.convert.io.whole import json_object
 from w2jax.convert.modules import field_names, module_from_json, module_leaves, module_to_json
 from w2jax.convert.state_dict import Head, Rename, read_variables, variable_leaves, write_tensors
-from w2jax.convert.tensors import Tensor
+from w2jax.convert.tensors import Tensor, brief
 from w2jax.vit import ViT
 
 METADATA = "w2jax"  # under which our files keep the module, so that nothing of it need be inferred
@@ -21,6 +23,10 @@ METADATA = "w2jax"  # under which our files keep the module, so that nothing of 
 _PARAMETERS = ("opt/target/", "params/", "target/")
 _TRAINING_STATE = ("opt/", "chrono/", "extra/")
 _WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, of torch.compile, of a class around the model
+
+_DEPTHS = ("depth", "num_layers", "encoder_depth", "decoder_depth")
+_LISTS = ("hidden_sizes", "batch_norm")  # fields with an entry a layer
+_COMMON = 2**16  # no field up to it takes much memory, whatever the tensors are
 
 
 class Loaded(NamedTuple):
@@ -127,15 +133,15 @@ def load_described(
         if module is not None:
             raise ValueError(f"{path} is a run folder, which holds its module: leave module and rename out")
         trained = module_from_json(run_folder.read_module(path))
-        variables, note = run_folder.read_variables(path)
+        variables, notes = run_folder.read_variables(path)
         tensors = write_tensors(trained, variables, "torch")
         module = _without_classes(_with_fields(trained, given), head)
-        return Loaded(module, read_variables(module, tensors, head=head), "a run folder", len(tensors), {}, [note])
+        return Loaded(module, read_variables(module, tensors, head=head), "a run folder", len(tensors), {}, notes)
     weights = read_weights(path)
-    # The user's own names are taken as they stand.
-    tensors, notes = (weights.tensors, []) if rename is not None else parameters_in(weights.tensors)
     source, assumed = "your model", {}
     try:
+        # The user's own names are taken as they stand.
+        tensors, notes = (weights.tensors, []) if rename is not None else parameters_in(weights.tensors)
         if module is None:
             module, source, assumed = _module_in(weights, tensors, given)
         module = _without_classes(module, head)
@@ -163,7 +169,7 @@ def _module_in(
 ) -> tuple[nn.Module, str, dict[str, Any]]:
     """The module of a file, whose names its tensors have, and which of its fields are assumed."""
     if METADATA in weights.metadata:
-        return _with_fields(_described(weights.metadata[METADATA], len(tensors)), given), "w2jax", {}
+        return _with_fields(_described(weights.metadata[METADATA], tensors), given), "w2jax", {}
     form, found = vit.recognise(tensors)
     _check_fields(given, ViT)
     module, assumed = vit.architecture(form, found, tensors, weights.config, given)
@@ -207,24 +213,30 @@ def parameters_in(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
     return vit.unstack(kept), notes
 
 
-def _described(text: str, tensors: int) -> nn.Module:
-    """The module that a file of ours describes, which has no more layers than tensors.
+def _described(text: str, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The module that a file of ours describes.
 
     Raises:
-        ValueError: if it describes none.
+        ValueError: if it describes none, or one that is larger than the file can be.
     """
     try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"its description of the module is not valid JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ValueError("its description of the module is no JSON object")
-    try:
-        module = module_from_json(tree)
-        depths = ("depth", "num_layers", "encoder_depth", "decoder_depth")
-        if max(getattr(module, name, 0) for name in depths) > tensors:
-            raise ValueError(f"it has {tensors} tensors, fewer than the layers that its description tells")
+        module = module_from_json(json_object("its description of the module", text.encode(errors="replace")))
+        _check_sizes(module, len(tensors), sum(prod(tensor.shape) for tensor in tensors.values()))
         module_leaves(module)
-    except (TypeError, AttributeError, ZeroDivisionError) as error:  # of fields that are no numbers, or 0
-        raise ValueError(f"its description of the module makes no module: {error}") from error
+    except ValueError as error:
+        raise ValueError(brief(str(error))) from error
     return module
+
+
+def _check_sizes(module: nn.Module, tensors: int, elements: int) -> None:
+    """ValueError if a stack has more layers than there are tensors, or a field is more than the elements of all."""
+    for name in field_names(module):
+        value: Any = getattr(module, name)
+        if isinstance(value, nn.Module):
+            _check_sizes(value, tensors, elements)
+        sizes: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
+        layers: int = sizes[0] if name in _DEPTHS else len(sizes) if name in _LISTS else 0
+        if layers > tensors:
+            raise ValueError(f"it has {tensors} tensors, fewer than the layers that its description tells")
+        if any(isinstance(size, int) and size > max(elements, _COMMON) for size in sizes):
+            raise ValueError(f"its description has {name} {value}, its tensors have {elements} numbers")

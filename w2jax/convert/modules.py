@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from functools import lru_cache
-from typing import Any, NamedTuple
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -50,14 +51,21 @@ def module_leaves(module: nn.Module, size: Size = lambda path, axis, otherwise: 
     Raises:
         ValueError: if the module is none that can be converted, or its options do not fit each other.
     """
-    inputs = example_inputs(module, size)
     # Tracing one layer for all saves most of the time; the leaves are the same.
     traced = module.clone(scan_layers=True) if hasattr(module, "scan_layers") else module
-    given = [None if x is None else jax.ShapeDtypeStruct(x.shape, x.dtype) for x in inputs]
+    if isinstance(module, Seq2Seq) and module.positions == "sinusoidal":
+        traced = traced.clone(max_length=1)  # the table of positions is no parameter, and it is made on the host
     try:
-        shapes = _initial_shapes(traced, *given)
-    except TypeError:  # a list among its fields cannot be remembered
-        shapes = _initial_shapes.__wrapped__(traced, *given)
+        inputs = example_inputs(module, size)
+        try:
+            shapes = _initial_shapes(traced, *inputs)
+        except TypeError:  # a list among its fields cannot be remembered
+            shapes = _initial_shapes.__wrapped__(traced, *inputs)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the model's code ran into over fields and shapes that a file claims
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"no {type(module).__name__} has these fields and shapes: {reason}") from error
     leaves = {}
     for path, leaf in jax.tree.leaves_with_path(shapes):
         collection, *names = (key.key for key in path)
@@ -136,48 +144,52 @@ def take_apart(leaves: Mapping[str, Leaf], variables: Mapping[str, Any], what: s
     return {path: tensor(leaf) for path, leaf in leaves.items()}
 
 
-def example_inputs(module: nn.Module, size: Size) -> tuple[jax.Array | None, ...]:
-    """Inputs that `init` makes the parameters of the right shapes for, as small as they can be."""
+def example_inputs(module: nn.Module, size: Size) -> tuple[jax.ShapeDtypeStruct | None, ...]:
+    """Shapes of inputs for which `init` makes the right parameters, as small as they can be."""
     if isinstance(module, ViT):
         patch = module.patch_size
         tokens = size("positions", 1, module.prefix_positions + 1) - module.prefix_positions
         channels = size("patch_embed/projection/kernel", 0, 3 * patch**2) // patch**2
-        return (jnp.zeros((1, patch, patch * max(tokens, 1), max(channels, 1))),)
+        return (_abstract((1, patch, patch * max(tokens, 1), max(channels, 1))),)
     if isinstance(module, Recurrent):
-        return (jnp.zeros((1, 1, size("forward_0/input_kernel", 0, 1))),)
+        return (_abstract((1, 1, size("forward_0/input_kernel", 0, 1))),)
     if isinstance(module, LSTMClassifier):
-        return (jnp.zeros((1, 1, size("lstm/forward_0/input_kernel", 0, 1))),)
+        return (_abstract((1, 1, size("lstm/forward_0/input_kernel", 0, 1))),)
     if isinstance(module, AttentionClassifier):
-        return (jnp.zeros((1, size("positions", 1, 1), size("embed/kernel", 0, 1))),)
+        return (_abstract((1, size("positions", 1, 1), size("embed/kernel", 0, 1))),)
     if isinstance(module, MultiHeadAttention):
         width = module.embed_dim or size("query/kernel", 0, module.num_heads)
         widths = (size(f"{name}/kernel", 0, width) for name in ("query", "key", "value"))
-        return tuple(jnp.zeros((1, 1, width)) for width in widths)
+        return tuple(_abstract((1, 1, width)) for width in widths)
     if isinstance(module, Transformer):
         width = size("encoder_norm/scale", 0, module.num_heads)
-        return jnp.zeros((1, 1, width)), jnp.zeros((1, 1, width))
+        return _abstract((1, 1, width)), _abstract((1, 1, width))
     if isinstance(module, Seq2Seq):
-        return jnp.zeros((1, 1), int), jnp.zeros((1, 1), int)
+        return _abstract((1, 1), jnp.int32), _abstract((1, 1), jnp.int32)
     if isinstance(module, AAE):
         return _autoencoder_inputs(module, size)
     if isinstance(module, Encoder):
         first = "hidden_0/kernel" if module.hidden_sizes else "mean/kernel"
-        return (jnp.zeros((1, 1, 1, size(first, 0, 1))),)
+        return (_abstract((1, 1, 1, size(first, 0, 1))),)
     if isinstance(module, Decoder | Discriminator):
-        return (jnp.zeros((1, size("hidden_0/kernel" if module.hidden_sizes else "output/kernel", 0, 1))),)
+        return (_abstract((1, size("hidden_0/kernel" if module.hidden_sizes else "output/kernel", 0, 1))),)
     raise ValueError(f"{type(module).__name__} is none that can be converted; those are {', '.join(MODULES)}")
 
 
-def _autoencoder_inputs(module: AAE, size: Size) -> tuple[jax.Array | None, ...]:
+def _abstract(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _autoencoder_inputs(module: AAE, size: Size) -> tuple[jax.ShapeDtypeStruct | None, ...]:
     """Images; and y and the condition, where the first layers of decoder and discriminator are wider than the code."""
     z = module.encoder.latent_size
     told = []
     for name, part in (("decoder", module.decoder), ("discriminator", module.discriminator)):
         first = "hidden_0" if part.hidden_sizes else "output"
         width = size(f"{name}/{first}/kernel", 0, z) - z
-        told.append(jnp.zeros((1, width)) if width > 0 else None)
+        told.append(_abstract((1, width)) if width > 0 else None)
     y, condition = told
-    return jnp.zeros((1, *module.decoder.image_shape)), None if module.encoder.categories else y, condition
+    return _abstract((1, *module.decoder.image_shape)), None if module.encoder.categories else y, condition
 
 
 def field_names(module: nn.Module | type[nn.Module]) -> list[str]:
@@ -199,20 +211,42 @@ def module_from_json(tree: Mapping[str, Any]) -> nn.Module:
     Raises:
         ValueError: if it is not what that wrote.
     """
-    cls = MODULES.get(tree.get("class", ""))
+    name = tree.get("class")
+    cls = MODULES.get(name) if isinstance(name, str) else None
     if cls is None:
-        raise ValueError(f"a module's class is one of {', '.join(MODULES)}, got {tree.get('class')!r}")
+        raise ValueError(f"a module's class is one of {', '.join(MODULES)}, got {name!r}")
     values = {name: value for name, value in tree.items() if name != "class"}
     unknown = values.keys() - set(field_names(cls))
     if unknown:
-        raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return module_from_json(value)
-        return tuple(value) if isinstance(value, list) else value
-
+        raise ValueError(f"{cls.__name__} has no field {', '.join(map(repr, sorted(unknown)))}")
+    kinds = get_type_hints(cls)
+    fitting = {name: _fitting(f"{cls.__name__}.{name}", value, kinds[name]) for name, value in values.items()}
     try:
-        return cls(**{name: plain(value) for name, value in values.items()})
+        return cls(**fitting)
     except TypeError as error:
         raise ValueError(f"the description of {cls.__name__} lacks a field: {error}") from error
+
+
+def _fitting(where: str, value: Any, kind: Any) -> Any:
+    """A value of JSON as a field of that annotation has it; ValueError if it is none."""
+    part = isinstance(value, Mapping) and kind in MODULES.values()
+    if part and value.get("class") == kind.__name__:
+        return module_from_json(value)
+    value = tuple(value) if isinstance(value, list) else value
+    if not _is(value, kind):
+        raise ValueError(f"{where} is {getattr(kind, '__name__', kind)}, got {value!r}")
+    return value
+
+
+def _is(value: Any, kind: Any) -> bool:
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in arguments
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is(value, argument) for argument in arguments)
+    if get_origin(kind) is tuple:
+        kinds = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[-1] is ... else arguments
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is, value, kinds))
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < 1e30
+    return type(value) is kind and (kind is not int or 0 <= value < 2**31)  # true is no number

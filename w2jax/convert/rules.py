@@ -7,13 +7,14 @@ which keys must be there, of which shapes, what is left over, and both direction
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from difflib import get_close_matches
+from itertools import chain, islice
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange
 
-from w2jax.convert.tensors import Tensor
+from w2jax.convert.tensors import Tensor, brief
 
 Shape = tuple[int, ...]
 # (our path, its rank) -> (their name for its last parts, einops pattern from theirs to ours or "" for the same)
@@ -33,6 +34,9 @@ class Rule(NamedTuple):
 
 
 Table = tuple[Rule, ...]
+
+_LINES = 200  # that a list of what is wrong may have
+_NEAR, _LONG = 500, 100  # names, and characters of each, among which the nearest is looked for
 
 
 class Pair(NamedTuple):
@@ -65,8 +69,11 @@ def pairs(
         Pairs in the order of the rows. Parameters that no row names are in none.
     """
     found: dict[str, Pair] = {}
-
     taken = set()
+    inside: dict[str, dict[str, str]] = {}  # what is in each layer, by path, and its path from there
+    for path in leaves:
+        for top in (*_parents(path), path):
+            inside.setdefault(top, {})[path] = path[len(top) :].strip("/")
 
     def add(pair: Pair) -> None:
         known = all(path in leaves and path not in found for path in pair.ours)
@@ -80,7 +87,7 @@ def pairs(
                 add(Pair(theirs, ours, str(rule.how)))
                 continue
             (top,) = ours
-            below = {path: path[len(top) :].strip("/") for path in leaves if _is_below(path, top)}
+            below = inside.get(top, {})
             for marker, inner in (marked or {}).items():
                 for parent in dict.fromkeys(parent for path in below.values() for parent in _parents(path)):
                     name = join(separator, theirs, parent.replace("/", separator))
@@ -151,25 +158,28 @@ def write(
 def check(
     tensors: Mapping[str, Tensor], found: list[Pair], leaves: Mapping[str, Shape], sizes: Mapping[str, int], what: str
 ) -> None:
-    """ValueError that lists every tensor that is missing, left over or of another shape, with the nearest name."""
+    """ValueError that lists what is missing, left over or of another shape, with the nearest name."""
     wanted = {pair.theirs: their_shape(pair, leaves, sizes) for pair in found}
     missing, left = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
     unnamed = sorted(leaves.keys() - {path for pair in found for path in pair.ours})
 
     def near(name: str, others: Collection[str]) -> str:
-        close = get_close_matches(name, others, n=1)
+        few = islice((other for other in others if len(other) <= _LONG >= len(name)), _NEAR)
+        close = get_close_matches(name, few, n=1)
         return f" (nearest here: {close[0]})" if close else ""
 
     ours = {pair.theirs: ", ".join(pair.ours) for pair in found}
-    lines = [f"missing     {key} {wanted[key]}, for {ours[key]}{near(key, left)}" for key in wanted if key in missing]
-    lines += [f"left over   {key} {tensors[key].shape}{near(key, missing)}" for key in tensors if key in left]
-    lines += [
-        f"wrong shape {key} is {tensors[key].shape}, wanted {wanted[key]}, for {ours[key]}"
-        for key in wanted
-        if key not in missing and tensors[key].shape != wanted[key]
-    ]
-    lines += [f"without a name for {path} {leaves[path]}" for path in unnamed]
-    if lines:
+    wrong = [key for key in wanted if key not in missing and tensors[key].shape != wanted[key]]
+    lines = chain(
+        (f"missing     {key} {wanted[key]}, for {ours[key]}{near(key, left)}" for key in wanted if key in missing),
+        (f"left over   {brief(key)} {tensors[key].shape}{near(key, missing)}" for key in tensors if key in left),
+        (f"wrong shape {key} is {tensors[key].shape}, wanted {wanted[key]}, for {ours[key]}" for key in wrong),
+        (f"without a name for {path} {leaves[path]}" for path in unnamed),
+    )
+    shown = list(islice(lines, _LINES))
+    more = len(missing) + len(left) + len(wrong) + len(unnamed) - len(shown)
+    if shown:
+        lines = [*shown, f"and {more} more"] if more else shown
         raise ValueError(f"the tensors are not those of {what}:\n  " + "\n  ".join(lines))
 
 
@@ -261,10 +271,6 @@ def _alternatives(path: str) -> list[str]:
     if not match:
         return [path]
     return [path[: match.start()] + name + path[match.end() :] for name in match[1].split(",")]
-
-
-def _is_below(path: str, top: str) -> bool:
-    return not top or path == top or path.startswith(top + "/")
 
 
 def _parents(path: str) -> list[str]:

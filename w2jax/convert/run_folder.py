@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from w2jax.convert.manifest import checkpoint_steps, damage
+
 
 def is_run_folder(path: Path) -> bool:
     """Whether a training left its config and its checkpoints there."""
@@ -25,23 +27,28 @@ def read_module(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path / 'config.json'} describes no model: {error!r}") from error
 
 
-def read_variables(path: Path) -> tuple[dict[str, Any], str]:
-    """What the run evaluated at its last checkpoint, as numpy arrays, and what that is in words.
+def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """What the run evaluated at its last whole checkpoint, as numpy arrays, and what that is in words.
 
     Only parameters and statistics are read, not the optimizer's state.
 
     Raises:
-        ValueError: if there is no checkpoint yet, or it is broken.
+        ValueError: if there is no checkpoint yet, or all are damaged, or one is of a later version.
         ImportError: if orbax is not installed.
     """
     try:
         from orbax import checkpoint as ocp
     except ImportError as error:
         raise ImportError(f"{path} is a run folder, reading it needs orbax: pip install orbax-checkpoint") from error
-    steps = [int(step.name) for step in (path / "checkpoints").iterdir() if step.name.isdigit()]
+    steps = checkpoint_steps(path / "checkpoints")
     if not steps:
         raise ValueError(f"{path} has no checkpoint yet; train it to its first one")
-    folder = (path / "checkpoints" / str(max(steps)) / "state").absolute()
+    damaged = []
+    while (fault := damage(path / "checkpoints" / str(steps[-1]))) is not None:
+        damaged.append(f"step {steps.pop()}: {fault}")
+        if not steps:
+            raise ValueError(f"{path}: every checkpoint is damaged: {'; '.join(damaged)}")
+    folder = (path / "checkpoints" / str(steps[-1]) / "state").absolute()
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
@@ -54,4 +61,4 @@ def read_variables(path: Path) -> tuple[dict[str, Any], str]:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"the checkpoint {folder} cannot be read: {error}") from error
     what = "the parameters" if params == "params" else "the average of the parameters"
-    return {"params": found.pop(params), **found}, f"{what} of step {max(steps)}"
+    return {"params": found.pop(params), **found}, [f"{what} of step {steps[-1]}", *(f"passed over as damaged: {told}" for told in damaged)]

@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -43,8 +44,8 @@ def from_torch(
         {"params": …}, and {"batch_stats": …} where the module has them.
 
     Raises:
-        ValueError: if a tensor is missing, left over, or of another shape, all of them listed; if one is float64 and
-            JAX would round it; or if a name of `rename` is none of ours.
+        ValueError: if a tensor is missing, left over, or of another shape, all of them listed up to 200; if one is
+            float64 and JAX would round it; or if a name of `rename` is none of ours.
     """
     return read_variables(module, from_arrays(state_dict), rename, head)
 
@@ -192,7 +193,8 @@ def _expressing(
     reasons = []
     for form in candidates:
         found = form.pairs(shapes, (), table)
-        without = [path for path in shapes if not any(path in pair.ours for pair in found)]
+        named = {path for pair in found for path in pair.ours}
+        without = [path for path in shapes if path not in named]
         options = vit.unexpressed(form, module) if isinstance(module, ViT) else []
         if not without and not options:
             return form, found
@@ -214,7 +216,12 @@ def _without_head(module: nn.Module, tensors: Mapping[str, Tensor], form: Format
 def _new_head(module: nn.Module, leaves: Mapping[str, Leaf], size: Size) -> list[tuple[str, np.ndarray]]:
     """What `init` makes of the classifier; compiled, so that nothing else is made."""
     inputs = example_inputs(module, size)
-    head = jax.jit(lambda: module.init(jax.random.key(0), *inputs)["params"]["head"])()
+
+    def init() -> Any:
+        images = (None if x is None else jnp.zeros(x.shape, x.dtype) for x in inputs)
+        return module.init(jax.random.key(0), *images)["params"]["head"]
+
+    head = jax.jit(init)()
     return [(path, np.asarray(head[path[len("head/") :]])) for path in leaves if path.startswith("head/")]
 
 

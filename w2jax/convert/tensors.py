@@ -38,6 +38,11 @@ def from_arrays(arrays: Mapping[str, Any]) -> dict[str, Tensor]:
     return {key: _tensor(key, value) for key, value in arrays.items()}
 
 
+def brief(text: str) -> str:
+    """Text for an error, without its middle if a file made it too long."""
+    return text if len(text) <= 1000 else f"{text[:500]} … {text[-500:]}"
+
+
 def byte_size(tensor: Tensor) -> int:
     """Bytes of the tensor's values."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize

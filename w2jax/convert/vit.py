@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from w2jax.convert.formats import CONV, MULTIHEAD, QKV, Format, flax_layout
 from w2jax.convert.modules import Leaf, module_leaves
 from w2jax.convert.rules import Pair, Rule, Table, axis_sizes, flat
-from w2jax.convert.tensors import Tensor
+from w2jax.convert.tensors import Tensor, brief
 from w2jax.vit import SIZES, ViT
 
 TIMM = (
@@ -185,6 +185,9 @@ FORMATS = (
 )
 
 
+_MAX_DEPTH = 1000  # layers; more are a file that is made to take time and memory
+
+
 class Architecture(NamedTuple):
     """A ViT as its tensors tell it."""
 
@@ -207,7 +210,7 @@ def recognise(keys: Mapping[str, Any]) -> tuple[Format, dict[str, Pair]]:
         candidates.append((len(found), placed, form, here))
     known, _, form, here = max(candidates, key=itemgetter(0, 1))
     if "patch_embed/projection/kernel" not in here or 2 * known < len(keys):
-        some = ", ".join(list(keys)[:3])
+        some = ", ".join(map(brief, list(keys)[:3]))
         families = ", ".join(dict.fromkeys(form.family for form in FORMATS))
         raise ValueError(
             f"the tensors are those of no ViT of {families}: {known} of {len(keys)} names are known; "
@@ -249,7 +252,7 @@ def architecture(
         return shape[axis]
 
     patch, embed_dim = axes("patch_embed/projection/kernel"), width("encoder/block_0/norm1/scale")
-    if not patch.get("p1") or patch["p1"] != patch["p2"]:
+    if not all(patch.values()) or not patch.get("p1") or patch["p1"] != patch["p2"]:
         shape = tensors[found["patch_embed/projection/kernel"].theirs].shape
         raise ValueError(f"patches must be square, the kernel that projects them is {shape}")
     attention = "encoder/block_0/attention/"
@@ -332,6 +335,8 @@ def unstack(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not here:
             apart[key] = tensor
             continue
+        if not tensor.shape or 0 in tensor.shape or tensor.shape[0] > _MAX_DEPTH:
+            raise ValueError(f"{brief(key)} is {tensor.shape}, wanted 1 to {_MAX_DEPTH} layers along its first axis")
         last = _Last(tensor)
         for i in range(tensor.shape[0]):
             layer = f"{prefix}Transformer/encoderblock_{i}/{name}"
@@ -351,7 +356,7 @@ class _Last:
         return array[i]
 
 
-@cache
+@lru_cache(maxsize=16)
 def _all_leaves(depth: int) -> dict[str, tuple[int, ...]]:
     """The leaves of a ViT that has every parameter there is."""
     options: dict[str, Any] = {"num_registers": 1, "embed_norm": True, "qk_norm": True, "layer_scale": 1.0}
@@ -361,25 +366,26 @@ def _all_leaves(depth: int) -> dict[str, tuple[int, ...]]:
 
 
 def _depth(form: Format, keys: Mapping[str, Any]) -> int:
-    """One more than the highest number of a layer."""
+    """How many layers are numbered; a number that is none of the first so many is not one of a ViT's."""
     numbered = [re.escape(rule.theirs) for rule in flat(form.table, form.separator) if "{i}" in rule.theirs]
     if not numbered:
         return 1
-    matcher = re.compile("|".join(name.replace(re.escape("{i}"), r"(\d+)") for name in numbered))
+    matcher = re.compile("|".join(name.replace(re.escape("{i}"), "([0-9]+)") for name in numbered))
     matches = filter(None, (matcher.match(key) for key in keys))
-    return 1 + max((int(next(filter(None, match.groups()))) for match in matches), default=0)
+    found = {next(filter(None, match.groups())) for match in matches}
+    return min(max(len(found), 1), _MAX_DEPTH)
 
 
 def _grid_size(given: Mapping[str, Any], config: Mapping[str, Any] | None, patch: int) -> int | None:
     """Number of patches of the images that the model was made for."""
     size = given.get("image_size")
     if size is None and config is not None:
-        size = config.get("image_size") or (config.get("model_args") or {}).get("img_size")
+        size = config.get("image_size") or _model_args(config).get("img_size")
     if size is None:
         return None
-    sides = [size, size] if isinstance(size, int) else size
-    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-        raise ValueError(f"the image size is one number of pixels or two, got {size!r}")
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and 0 < side < 2**31 for side in sides):
+        raise ValueError(f"the image size is one number of pixels or two, got {brief(repr(size))}")
     height, width = sides
     return (height // patch) * (width // patch)
 
@@ -502,32 +508,41 @@ def _from_config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     if config is None:
         return {}
     if "model_type" in config:
-        if config["model_type"] != "vit":
-            raise ValueError(f'config.json is of a model of type "vit" here, got "{config["model_type"]}"')
-        act, pooler = config.get("hidden_act", "gelu"), config.get("pooler_act", "tanh")
-        if act not in _HUGGINGFACE_ACTIVATIONS:
-            raise ValueError(f'hidden_act is one of {", ".join(_HUGGINGFACE_ACTIVATIONS)}, config.json has "{act}"')
-        if pooler != "tanh":
-            raise ValueError(f'pooler_act can only be "tanh", config.json has "{pooler}"')
+        _chosen(config, "model_type", "vit", {"vit": None})
+        _chosen(config, "pooler_act", "tanh", {"tanh": None})
         return {
             "num_heads": _number(config, "num_attention_heads", 12),
             "norm_eps": _number(config, "layer_norm_eps", 1e-12),
-            "activation": _HUGGINGFACE_ACTIVATIONS[act],
+            "activation": _chosen(config, "hidden_act", "gelu", _HUGGINGFACE_ACTIVATIONS),
         }
     told: dict[str, Any] = {}
-    arguments = config.get("model_args") or {}
+    arguments = _model_args(config)
     if "num_heads" in arguments:
         told["num_heads"] = _number(arguments, "num_heads", 12)
-    if pool := arguments.get("global_pool") or config.get("global_pool"):
-        if pool not in _TIMM_POOLS:
-            raise ValueError(f'global_pool is one of {", ".join(_TIMM_POOLS)}, config.json has "{pool}"')
-        told["pool"] = _TIMM_POOLS[pool]
+    place = arguments if arguments.get("global_pool") else config
+    if place.get("global_pool"):
+        told["pool"] = _chosen(place, "global_pool", "", _TIMM_POOLS)
     return told
+
+
+def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of timm's constructor, of which a config.json may have some."""
+    arguments = config.get("model_args") or {}
+    if not isinstance(arguments, dict):
+        raise ValueError(f"config.json has model_args {brief(repr(arguments))}, wanted an object")
+    return arguments
+
+
+def _chosen(config: Mapping[str, Any], name: str, otherwise: str, known: Mapping[str, Any]) -> Any:
+    value = config.get(name, otherwise)
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"config.json has {name} {brief(repr(value))}, wanted {' or '.join(known)}")
+    return known[value]
 
 
 def _number(config: Mapping[str, Any], name: str, otherwise: int | float) -> Any:
     value = config.get(name, otherwise)
-    kinds = int if isinstance(otherwise, int) else (int, float)
-    if not isinstance(value, kinds) or value <= 0:
-        raise ValueError(f"config.json has {name} {value!r}, wanted a number like {otherwise}")
+    kinds = (int,) if isinstance(otherwise, int) else (int, float)
+    if type(value) not in kinds or not 0 < value < 2**31:
+        raise ValueError(f"config.json has {name} {brief(repr(value))}, wanted a number like {otherwise}")
     return value

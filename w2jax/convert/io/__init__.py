@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from w2jax.convert.io.npz import read_npz, write_npz
 from w2jax.convert.io.safetensors import read_safetensors, write_safetensors
 from w2jax.convert.io.torch_file import read_torch, write_torch
-from w2jax.convert.io.whole import json_object, put_files, strings
-from w2jax.convert.tensors import Tensor, byte_size
+from w2jax.convert.io.whole import put_files, read_json, strings
+from w2jax.convert.tensors import Tensor, brief, byte_size
 
 _INDEX = ".safetensors.index.json"
 _TORCH = (".pt", ".pth", ".bin")
@@ -20,6 +20,8 @@ _KNOWN = (".safetensors", _INDEX, ".npz", *_TORCH)
 _FIRST = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin", "model.npz")  # in a folder
 _WITH_CONFIG = re.compile(r"model.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin")
 _SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
+_LONGEST = 500  # characters of a tensor's name
+_MAX_GROWTH, _SMALL = 100, 2**30  # times the bytes of its files that weights may unpack to, where that is not small
 
 
 class Weights(NamedTuple):
@@ -48,6 +50,17 @@ def read_weights(path: str | Path) -> Weights:
         path = _chosen(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; give a file of weights or a folder with one")
+    try:
+        weights = _read(path)
+        _check(weights)
+    except ValueError as error:
+        raise ValueError(brief(str(error))) from error
+    return weights
+
+
+def _read(path: Path) -> Weights:
+    if not path.is_file():  # to open a pipe would wait for ever
+        raise ValueError(f"{path} is no file; give a file of weights or a folder with one")
     if path.name.endswith(_INDEX):
         tensors, metadata = _read_shards(path)
     elif path.suffix == ".safetensors":
@@ -59,6 +72,18 @@ def read_weights(path: str | Path) -> Weights:
     else:
         raise ValueError(f"{path}: wanted a folder or one of {', '.join(_KNOWN)}, got {path.suffix or 'no suffix'}")
     return Weights(path, tensors, metadata, _config(path))
+
+
+def _check(weights: Weights) -> None:
+    """ValueError if names cannot be shown in a line, or the tensors claim far more memory than the file has bytes."""
+    path, tensors, *_ = weights
+    for key in tensors:
+        if len(key) > _LONGEST or not key.isprintable():
+            raise ValueError(f"{path}, {key!r}: wanted names of at most {_LONGEST} printable characters")
+    if path.suffix in (".npz", *_TORCH):  # of the others every byte has been counted
+        claimed, there = sum(map(byte_size, tensors.values())), path.stat().st_size
+        if claimed > max(_SMALL, _MAX_GROWTH * there):
+            raise ValueError(f"{path} is refused: its {there} bytes would become {claimed} in memory")
 
 
 def _chosen(folder: Path) -> Path:
@@ -77,17 +102,18 @@ def _config(path: Path) -> dict[str, Any] | None:
     config = path.with_name("config.json")
     if not _WITH_CONFIG.fullmatch(path.name) or not config.is_file():
         return None
-    return json_object(str(config), config.read_bytes())
+    return read_json(config)
 
 
 def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of all shards, in the index's order, and the metadata on which the shards agree."""
-    places = strings(json_object(str(index), index.read_bytes()).get("weight_map"))
+    places = strings(read_json(index).get("weight_map"))
     if places is None:
         raise ValueError(f"{index}: wanted weight_map as an object of file names by key")
     names = sorted(set(places.values()))
     for name in names:  # none may lead out of the index's folder
-        if name != Path(name).name or "\\" in name or not name.endswith(".safetensors"):
+        shown = name.isprintable() and len(name.encode()) <= 255
+        if name != Path(name).name or "\\" in name or not name.endswith(".safetensors") or not shown:
             raise ValueError(f"{index}: wanted names of .safetensors files beside it, got {name!r}")
     missing = [name for name in names if not index.with_name(name).is_file()]
     if missing:

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import struct
 import tokenize
 import zipfile
@@ -10,17 +11,18 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from w2jax.convert.io.whole import Seen, json_object, reopened, seen, strings
-from w2jax.convert.tensors import BFLOAT16, Tensor, read_checked
+from w2jax.convert.tensors import BFLOAT16, TORCH_DTYPES, Tensor, read_checked
 
 _RAW_BFLOAT16 = np.dtype("V2")  # the name under which .npy keeps it
 _MAX_COMMENT = 65_535  # zip's
 _MAX_RATIO = 1032  # of deflate
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MAX_HEADER = 10_100  # bytes: numpy's most, and what stands before it
 
 
 def read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -80,21 +82,21 @@ def _tensor(path: Path, before: Seen, archive: zipfile.ZipFile, member: zipfile.
 def _header(where: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype, int]:
     """Shape and dtype from the member's beginning, and where the values begin."""
     with archive.open(member) as opened:
-        version = np.lib.format.read_magic(opened)
-        if version not in _HEADERS:
-            raise ValueError(f"{where}: wanted an array of numbers, got the .npy version {version}")
-        try:
-            shape, _, dtype = _HEADERS[version](opened)
-        except MemoryError as error:  # Python's parser over deep nesting
-            raise ValueError(f"{where} has a broken header") from error
-        start = opened.tell()
+        beginning = io.BytesIO(opened.read(_MAX_HEADER))  # numpy reads a header of any length before it refuses it
+    version = np.lib.format.read_magic(beginning)
+    if version not in _HEADERS:
+        raise ValueError(f"{where}: wanted an array of numbers, got the .npy version {version}")
+    try:
+        shape, _, dtype = _HEADERS[version](beginning)
+    except MemoryError as error:  # Python's parser over deep nesting
+        raise ValueError(f"{where} has a broken header") from error
     if dtype.hasobject:
         raise ValueError(f"{where} is refused: it holds pickled objects, and loading them could run code")
-    if dtype.kind not in "biufc" and dtype != _RAW_BFLOAT16:
+    if dtype.newbyteorder("=") not in TORCH_DTYPES.values() and dtype != _RAW_BFLOAT16:
         raise ValueError(f"{where}: wanted an array of numbers, got the dtype {dtype}")
-    if any(size < 0 for size in shape):
+    if not all(type(size) is int and size >= 0 for size in shape):  # true is none
         raise ValueError(f"{where}: wanted a shape of integers from 0, got {shape}")
-    return shape, dtype, start
+    return shape, dtype, beginning.tell()
 
 
 def _read(path: Path, before: Seen, name: str, dtype: np.dtype) -> np.ndarray:
@@ -122,6 +124,8 @@ def write_npz(file: io.BufferedWriter, tensors: Mapping[str, Tensor], metadata: 
             raise ValueError(f"{key!r}: a .npz file holds numbers and bfloat16, not {tensor.dtype}")
         if "\0" in key:
             raise ValueError(f"{key!r}: zip cuts names at the character 0; rename it")
+        if PurePosixPath(key).is_absolute() or ".." in re.split(r"[/\\]", key):
+            raise ValueError(f"{key!r}: unpacked, such a name would lead out of the folder; rename it")
     comment = json.dumps(dict(metadata)).encode() if metadata else b""
     if len(comment) > _MAX_COMMENT:
         raise ValueError(f"the metadata of a .npz has at most {_MAX_COMMENT} bytes, got {len(comment)}; shorten it")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2jax.convert.io.whole import Seen, json_object, reopened, seen, strings
+from w2jax.convert.io.whole import MAX_JSON, Seen, json_object, reopened, seen, strings
 from w2jax.convert.tensors import BFLOAT16, Tensor, byte_size, read_checked
 
 _DTYPES = {
@@ -32,7 +32,6 @@ _DTYPES = {
     "BOOL": np.dtype("bool"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_MAX_HEADER = 100_000_000  # the reference's
 _MAX_AXES = 64  # numpy's
 
 
@@ -53,8 +52,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         before = seen(file)
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
-        if len(prefix) == 8 and length > _MAX_HEADER:
-            raise ValueError(f"{path} is no safetensors file: its header would have {length} bytes, over {_MAX_HEADER}")
+        if len(prefix) == 8 and length > MAX_JSON:
+            raise ValueError(f"{path} is no safetensors file: its header would have {length} bytes, over {MAX_JSON}")
         start = 8 + length
         if len(prefix) < 8 or before.size < start:
             raise ValueError(f"{path} is truncated: its header wants {start} bytes, the file has {before.size}")
@@ -139,8 +138,8 @@ def write_safetensors(file: io.BufferedWriter, tensors: Mapping[str, Tensor], me
         header[key] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": offsets[key]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    if len(text) > _MAX_HEADER:
-        raise ValueError(f"the header of {len(tensors)} tensors has {len(text)} bytes, over {_MAX_HEADER}; use shards")
+    if len(text) > MAX_JSON:
+        raise ValueError(f"the header of {len(tensors)} tensors has {len(text)} bytes, over {MAX_JSON}; use shards")
     file.write(len(text).to_bytes(8, "little") + text)
     for key in order:
         array = read_checked(key, tensors[key])

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+MAX_JSON = 100_000_000  # bytes; that many are the most that the safetensors library takes for a header
+
 
 class Seen(NamedTuple):
     """Which file was read, so that what is read later is of the same."""
@@ -32,6 +34,19 @@ def reopened(path: Path, before: Seen) -> Iterator[io.BufferedReader]:
         if seen(file) != before:
             raise ValueError(f"{path} has changed since its header was read; read it anew")
         yield file
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        ValueError: it is none, or larger than any that describes weights.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON + 1)
+    if len(content) > MAX_JSON:
+        raise ValueError(f"{path}: wanted at most {MAX_JSON} bytes of JSON, got more")
+    return json_object(str(path), content)
 
 
 def json_object(where: str, content: bytes) -> dict[str, Any]:
