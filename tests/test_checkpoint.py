@@ -200,7 +200,6 @@ def test_a_save_that_cannot_be_written_is_told_and_leaves_the_others_whole_and_t
             failure = checkpoints.look(wait=True)
         assert "the checkpoint of step 9 cannot be written in" in str(failure) and "File too large" in str(failure)
         assert checkpoints.look() is None and checkpoints.latest_step() == 7
-        assert sorted(path.name for path in saved.iterdir()) == ["3", "7"]
         assert damage(saved / "3") is None and damage(saved / "7") is None
         checkpoints.save(9, state(9), {"seconds": 9.0})
         assert checkpoints.look(wait=True) is None

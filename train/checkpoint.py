@@ -53,6 +53,7 @@ class Checkpoints:
         `first` is called first; if it raises OSError, nothing is saved.
         """
         self._end()
+        self._sweep()
         self._saving = step
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress | {"version": VERSION})
@@ -89,11 +90,15 @@ class Checkpoints:
             f"the checkpoint of step {self._saving} cannot be written in {self._folder}: {reason}; "
             "once that is mended, the same command goes on"
         )
-        if leads():
-            for left in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left, ignore_errors=True)  # A full disk has the more need of it.
         self._saving = None
+        self._sweep()
         self._manager.reload()  # It takes the checkpoints that the new one was to replace for deleted.
+
+    def _sweep(self) -> None:
+        """Removes what saves left that did not come to their end; a full disk has need of it."""
+        if leads():
+            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)  # A thread of orbax may be at it still: see the next call.
 
     def _list_files(self) -> None:
         """Writes the checksums of the checkpoint that orbax is about to move to its place."""
@@ -153,6 +158,7 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self._end()
         self._manager.close()
+        self._sweep()
 
 
 class _LatestAndBest(preservation_policy.PreservationPolicy):
