@@ -26,6 +26,7 @@ from train.aae import KEYS, PHASES, crowding, make_task
 from train.data.labels import UNKNOWN, known_labels
 from train.data.source import Memory
 from train.errors import UserError
+from train.task import NOT_FINITE, leaf_name
 from w2jax.aae import AAE, Decoder, Discriminator, Encoder
 from w2jax.priors import sample_prior
 
@@ -298,3 +299,15 @@ def test_what_does_not_fit_is_refused_with_what_to_do(options, message):
     with pytest.raises((UserError, ValueError)) as error:
         make_task(config(**options), SOURCE).init()
     assert message in str(error.value)
+
+
+def test_the_gradients_that_are_not_finite_are_told_over_all_phases():
+    task = make_task(config(), SOURCE)
+    state = task.init()
+    poisoned = jax.tree.map(lambda x: x * jnp.nan, state.params["discriminator"])
+    _, metrics = after(task, state=state.replace(params={**state.params, "discriminator": poisoned}))
+    names = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(state.params)]
+    broken = {name for name, is_broken in zip(names, metrics[NOT_FINITE], strict=True) if is_broken}
+    # The game's two phases differentiate through the discriminator, the reconstruction does not.
+    assert {"discriminator/output/kernel", "discriminator/output/bias"} <= broken
+    assert not any(name.startswith("decoder/") for name in broken)

@@ -10,7 +10,7 @@ from configs.base import ClassifierConfig, Optim
 from configs.lstm import ADAM
 from train.checks import check_numbers
 from train.optim import make_optimizer, make_schedule
-from train.task import one_loss_init, one_loss_step
+from train.task import NOT_FINITE, one_loss_init, one_loss_step, skipping
 
 X = jax.random.normal(jax.random.key(0), (12, 3))
 Y = X @ jnp.array([1.0, -2.0, 0.5])
@@ -103,3 +103,34 @@ def test_the_courses_optimizer_is_plain_adam():
     ours, _ = run(ADAM, 20, optimizer=make_optimizer(ADAM, 20))
     for a, b in zip(ours, plain, strict=True):
         np.testing.assert_allclose(a.params["kernel"], b.params["kernel"], rtol=1e-6)
+
+
+PARAMS = {"a": jnp.ones((2, 3)), "b": jnp.ones(4), "c": jnp.ones(5)}
+
+
+def poisoned_loss(params, batch, key):
+    """A gradient that is NaN in b where the batch holds a NaN, and finite everywhere else."""
+    return (params["a"] ** 2).sum() + (params["b"] * batch["x"]).sum() + (params["c"] ** 3).sum(), {}
+
+
+@pytest.mark.parametrize(("value", "broken"), [(1.0, []), (jnp.nan, [1]), (jnp.inf, [1]), (3e38, [1])])
+def test_a_step_tells_which_gradients_are_not_finite(value, broken):
+    optimizer = optax.sgd(0.1)
+    step = one_loss_step(poisoned_loss, optimizer, Optim(), 0)
+    state = one_loss_init(PARAMS, optimizer, Optim())
+    _, metrics = step(state, {"x": jnp.array([0.5, value, 0.5, 0.5])})
+    assert np.flatnonzero(metrics[NOT_FINITE]).tolist() == broken  # in the order of the leaves: a, b, c
+
+
+def test_a_skipped_step_leaves_all_but_its_number_and_the_run_goes_on_as_if_it_had_not_been():
+    optimizer, config = optax.adam(0.1), Optim(ema=0.9)
+    plain = one_loss_step(poisoned_loss, optimizer, config, 0)
+    careful, state = skipping(plain), one_loss_init(PARAMS, optimizer, config)
+    good, bad = ({"x": jnp.array([0.5, x, 0.5, 0.5])} for x in (1.0, jnp.nan))
+    after = state
+    for batch in (good, bad, good):
+        after, _ = careful(after, batch)
+    expected, _ = plain(state, good)
+    expected, _ = plain(expected.replace(step=expected.step + 1), good)
+    assert int(after.step) == 3
+    jax.tree.map(np.testing.assert_array_equal, after, expected)

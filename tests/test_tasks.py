@@ -15,6 +15,7 @@ from train.data import batches, example_order, open_source
 from train.loop import fit
 from train.program import Program
 from train.sharding import make_mesh
+from train.task import NOT_FINITE, skipping
 
 ROOT = Path(__file__).parent.parent
 TASKS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "base")
@@ -74,6 +75,15 @@ def test_a_checkpoint_goes_on_bit_for_bit_even_when_training_overwrote_its_buffe
     resumed, metrics = trained.run(restored, 6, start=3)
     assert_same(resumed, expected)
     assert_same(metrics, expected_metrics)
+
+
+def test_a_step_that_is_not_finite_is_skipped_whole(trained):
+    (batch,) = trained.batches(1)
+    leaves, structure = jax.tree.flatten(trained.start.params)
+    poisoned = trained.start.replace(params=structure.unflatten([*leaves[:-1], leaves[-1] * np.nan]))
+    after, metrics = jax.jit(skipping(trained.task.step))(poisoned, batch)
+    assert metrics[NOT_FINITE].shape == (len(leaves),) and metrics[NOT_FINITE].any()
+    assert_same(after, poisoned.replace(step=poisoned.step + 1))
 
 
 def test_several_steps_in_one_call_are_the_same_steps_bit_for_bit(trained):

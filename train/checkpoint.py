@@ -5,6 +5,7 @@ The latest two and the best are kept. One that is damaged is put aside, and the 
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,11 +42,14 @@ class Checkpoints:
         if leads():
             self._put_damaged_aside()
         together("checkpoints")
-        kept = _LatestAndBest(self.scores, best_mode)
+        self._kept = _LatestAndBest(self.scores, best_mode)
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
         ending = ocp.options.AsyncOptions(post_finalization_callback=self._list_files)
-        options = ocp.CheckpointManagerOptions(preservation_policy=kept, async_options=ending)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, async_options=ending)
         handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: State, progress: dict[str, Any], first: Callable[[], None] = lambda: None) -> None:
         """Starts to save; returns as soon as `state` may be changed. Where it fails, `look` says so.
@@ -87,12 +91,14 @@ class Checkpoints:
         # The last part of tensorstore's long message is the system's word for it.
         reason = getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1].split(" [os_error_code")[0]
         self._failure = RunStopped(
-            f"the checkpoint of step {self._saving} cannot be written in {self._folder}: {reason}; "
-            "once that is mended, the same command goes on"
+            f"the checkpoint of step {self._saving} cannot be written in {self._folder}: {reason}"
         )
         self._saving = None
+        with suppress(OSError, ValueError):  # The same again, of a thread that is late.
+            self._manager.close()
         self._sweep()
-        self._manager.reload()  # It takes the checkpoints that the new one was to replace for deleted.
+        # The old one takes what the new checkpoint was to replace for deleted, and would raise this error again.
+        self._manager = self._open()
 
     def _sweep(self) -> None:
         """Removes what saves left that did not come to their end; a full disk has need of it."""

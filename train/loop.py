@@ -213,7 +213,7 @@ class _Run:
         """Stops the run, or goes on, if a checkpoint could not be written."""
         if failure is not None:
             if self.config.run.on_save_error == "stop":
-                raise failure
+                raise RunStopped(f"{failure}; once that is mended, the same command goes on")
             console.say(f"warning: {failure}; going on, and trying again at the next checkpoint")
 
     def assess(self, step: int) -> dict[str, float]:

@@ -61,4 +61,7 @@ def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"the checkpoint {folder} cannot be read: {error}") from error
     what = "the parameters" if params == "params" else "the average of the parameters"
-    return {"params": found.pop(params), **found}, [f"{what} of step {steps[-1]}", *(f"passed over as damaged: {told}" for told in damaged)]
+    return {"params": found.pop(params), **found}, [
+        f"{what} of step {steps[-1]}",
+        *(f"passed over as damaged: {told}" for told in damaged),
+    ]

@@ -1,0 +1,104 @@
+"""A signal ends a run after its step, saved; the same command goes on as if there had been none."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from test_loop import lines, small
+
+from train.errors import Interrupted
+from train.loop import fit
+from train.vit import make_task
+
+ROOT = Path(__file__).parent.parent
+
+
+def with_run(config, folder, **options):
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(folder), **options))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing interrupts."""
+    config = with_run(small("", workers=0), tmp_path_factory.mktemp("whole") / "run", steps=8, eval_every=4)
+    return config, fit(config, make_task)
+
+
+def interrupted_at(monkeypatch, moment, number):
+    """Sends the signal to this process at `moment`: ("step", n) as step n is counted, ("test", n) in the n-th test."""
+    from train import loop
+
+    tests = 0
+
+    class Console(loop.RunConsole):
+        def step(self, step):
+            if moment == ("step", step):
+                signal.raise_signal(number)
+            super().step(step)
+
+    def eval_batches(*arguments, before=loop.eval_batches):
+        nonlocal tests
+        tests += 1
+        for batch in before(*arguments):
+            yield batch
+            if moment == ("test", tests):
+                signal.raise_signal(number)
+
+    monkeypatch.setattr(loop, "RunConsole", Console)
+    monkeypatch.setattr(loop, "eval_batches", eval_batches)
+
+
+@pytest.mark.parametrize(
+    ("moment", "number", "done"),
+    [
+        (("step", 3), signal.SIGINT, 3),
+        (("step", 4), signal.SIGTERM, 4),  # where a checkpoint and an evaluation are due
+        (("step", 8), signal.SIGHUP, 8),
+        (("test", 1), signal.SIGINT, 4),  # between a checkpoint and its evaluation's end
+        (("test", 2), signal.SIGTERM, 8),
+    ],
+    ids=str,
+)
+def test_an_interrupted_run_is_saved_and_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch, moment, number, done):
+    expected_config, expected = whole
+    config = with_run(expected_config, tmp_path / "run")
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, moment, number)
+        with pytest.raises(Interrupted) as error:
+            fit(config, make_task)
+    assert error.value.number == number
+    assert f"{tmp_path / 'run'} is saved up to step {done}; the same command goes on" in str(error.value)
+    assert signal.getsignal(number) is before
+    for a, b in zip(jax.tree.leaves(fit(config, make_task)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert lines(config) == lines(expected_config)
+    assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_another_process_in_the_same_folder_is_refused_and_one_that_is_told_to_end_does(tmp_path):
+    folder = tmp_path / "run"
+    options = ["tiny", "--run.dir", str(folder), "--run.steps", "1000000", "--run.log-every", "5"]
+    command = [sys.executable, "-m", "train.vit", *options]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            waited = time.monotonic()
+            while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").read_text():
+                assert time.monotonic() - waited < 200 and process.poll() is None
+                time.sleep(0.05)
+            second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert second.returncode == 2 and f"is in use by process {process.pid} of" in second.stderr
+            os.kill(process.pid, signal.SIGTERM)
+            _, words = process.communicate(timeout=100)
+        finally:
+            process.kill()
+    assert process.returncode == 143
+    assert words.startswith(f"interrupted by SIGTERM: {folder} is saved up to step ") and words.count("\n") == 1
+    assert [path.name for path in (folder / "checkpoints").iterdir() if path.name.isdecimal()]
