@@ -11,6 +11,7 @@ import pytest
 from configs.base import Augment
 from train.data import declare, open_source
 from train.data.source import Memory
+from train.task import NOT_FINITE
 
 TASKS = ("lstm", "mha", "vit")
 PRESETS = {name: importlib.import_module(f"configs.{name}").PRESETS for name in TASKS}
@@ -32,6 +33,7 @@ def test_every_preset_fits_the_images_it_is_made_for(name, preset):
     }
     after, metrics = jax.eval_shape(task.step, state, batch)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics.pop(NOT_FINITE).shape == (len(jax.tree.leaves(state.params)),)
     assert {value.shape for value in metrics.values()} == {()}
 
 

@@ -148,6 +148,26 @@ def test_when_one_process_dies_the_other_says_so_and_ends_within_a_minute(tmp_pa
     assert "this process cannot go on, most likely because another one" in output.splitlines()[-1]
 
 
+def test_a_signal_to_one_process_saves_and_ends_all_of_them_after_the_same_step(tmp_path):
+    processes = start(tmp_path / "run", "--run.steps", "1000000", "--run.save-every", "1000000")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    try:
+        waited = time.monotonic()
+        while not metrics.exists() or not metrics.read_text():
+            assert time.monotonic() - waited < 300 and processes[0].poll() is None
+            time.sleep(0.1)
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    for output in outputs:
+        assert f"interrupted by SIGTERM: {tmp_path / 'run'} is saved up to step {int(saved.name):,};" in output
+
+
 def test_processes_of_different_options_are_told_apart_and_end(tmp_path):
     first, second = start(tmp_path / "run", second=("--mesh.tensor", "2", "--data.workers", "0"))
     (words, _), (others, _) = (process.communicate(timeout=120) for process in (second, first))

@@ -38,3 +38,15 @@ def test_the_page_on_weights_carries_the_courses_vit_over_as_it_says():
         exec(block, names)
     np.testing.assert_allclose(names["logits"], names["expected"], rtol=1e-5, atol=1e-5)
     assert np.ptp(names["expected"]) > 0.1
+
+
+def test_every_promise_of_the_page_on_reliability_is_held_by_a_test_that_exists():
+    rows = re.findall(
+        r"^\| (?!promise|---)(.*) \| (.*) \|$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) >= 30
+    for promise, holders in rows:
+        named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", holders)
+        assert named, promise
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"

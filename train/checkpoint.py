@@ -75,6 +75,12 @@ class Checkpoints:
         failure, self._failure = self._failure, None
         return failure
 
+    def drop(self, step: int) -> None:
+        """Removes the checkpoint of a step, if there is one."""
+        self._end()
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+
     def _end(self) -> None:
         """Waits until the save under way has come to its end."""
         if self._saving is None:

@@ -62,9 +62,11 @@ def check_held(config: Config, source: Source) -> None:
 
 
 def check_same(config: Config) -> None:
-    """UserError, in every process, unless all were started by the config of the first."""
+    """UserError, in every process, unless all were started by the config of the first, and it is for several."""
     if jax.process_count() == 1:
         return
+    if config.run.on_save_error == "retry":
+        raise UserError("--run.on-save-error retry is for one process: several would not agree on what was saved")
     from jax.experimental import multihost_utils
 
     here = {name: value for name, value in flattened(config_tree(config)).items() if name not in _OWN}

@@ -19,14 +19,14 @@ from train.errors import Interrupted, RunStopped, misfits
 from train.interrupts import Interrupts
 from train.program import Program
 from train.report.console import RunConsole
-from train.report.metrics import JsonLines, Window, check_finite, read_lines
+from train.report.metrics import REMEDY, JsonLines, Window, check_finite, listed, read_lines
 from train.report.page import write_page
 from train.report.pictures import write_pictures
 from train.report.placement import show_placement
 from train.run_folder import RunFolder, has_checkpoint
 from train.runtime import keep_compiled, keep_freed_memory, quiet_libraries
 from train.sharding import batch_parts, make_mesh
-from train.task import Batch, Metrics, State, Task, leaf_name
+from train.task import Batch, Metrics, State, Task, broken_leaves, leaf_name
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -86,6 +86,7 @@ class _Run:
         # Read before the folder is claimed, as a file may be wrong; a run that goes on needs none of it.
         self.start = None if self.task.start is None or has_checkpoint(config) else self.task.start()
         self.program = Program(config, self.task, self.source, self.mesh)
+        self.broken = self.program.jit(broken_leaves, self.program.everywhere)
         self.evaluate = self.program.jit(
             lambda state, batch: masked_sums(self.task.evaluate(state, batch), batch["mask"]), self.program.everywhere
         )
@@ -149,7 +150,7 @@ class _Run:
             if self.done and self.is_due(self.done, run.eval_every) and self.done not in checkpoints.scores:
                 # The process before this one ended between the checkpoint and its evaluation.
                 with signals.let_through():
-                    scores = self.assess(self.done)
+                    scores = self.assess(self.done, checkpoints)
                 self.write_scores(self.done, scores, checkpoints, console)
             for step, count, metrics in calls:
                 window.add(step, metrics, count)
@@ -167,7 +168,7 @@ class _Run:
                 if tests:
                     try:
                         with signals.let_through():
-                            scores = self.assess(step)
+                            scores = self.assess(step, checkpoints)
                     except Interrupted:
                         if not saves:
                             self.save(step, window, checkpoints)
@@ -199,7 +200,16 @@ class _Run:
         return step == self.config.run.steps or step % every == 0
 
     def save(self, step: int, window: Window, checkpoints: Checkpoints) -> None:
-        """Starts to save the state after `step`, once all lines up to it are on disk."""
+        """Starts to save the state after `step`, once all lines up to it are on disk.
+
+        Raises:
+            RunStopped: if it is not finite.
+        """
+        if (broken := np.flatnonzero(self.broken(self.state))).size:
+            names = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(self.state)]
+            raise RunStopped(
+                f"step {step}: not finite after the update: {listed([names[i] for i in broken])}; {REMEDY}"
+            )
         progress = {"sums": window.sums, "count": window.count, "seconds": self.seconds()}
         progress |= {"devices": self.program.devices, "lines": self.lines.count}
         checkpoints.save(step, self.state, progress, self.sync)
@@ -216,16 +226,20 @@ class _Run:
                 raise RunStopped(f"{failure}; once that is mended, the same command goes on")
             console.say(f"warning: {failure}; going on, and trying again at the next checkpoint")
 
-    def assess(self, step: int) -> dict[str, float]:
+    def assess(self, step: int, checkpoints: Checkpoints) -> dict[str, float]:
         """The metrics of the test split, after the last step with those that are no mean over examples.
 
         Raises:
-            RunStopped: if one is not finite.
+            RunStopped: if one is not finite. Then the state is worth nothing, and its checkpoint is removed.
         """
         scores = self.test()
         if step == self.config.run.steps and self.task.assess is not None:
             scores |= self.task.assess(self.program.gathered(self.state), self.test_source)
-        check_finite(step, scores)
+        try:
+            check_finite(step, scores)
+        except RunStopped:
+            checkpoints.drop(step)
+            raise
         return scores
 
     def write_scores(self, step: int, scores: dict[str, float], checkpoints: Checkpoints, console: RunConsole) -> None:

@@ -142,14 +142,21 @@ def not_finite(values: PyTree[Float[Array, ""]]) -> Bool[Array, "P"]:
     return ~jnp.isfinite(jnp.stack(jax.tree.leaves(values)))
 
 
+def broken_leaves(tree: PyTree[Array]) -> Bool[Array, "L"]:
+    """For each leaf, whether one of its values is NaN or infinite."""
+    return jnp.stack([~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+
+
 def skipping(step: Callable[[State, Batch], tuple[State, Metrics]]) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """`step`, but where a gradient or a metric is not finite, nothing of the state changes apart from its number."""
+    """`step`, but where a gradient, metric or new parameter is not finite, only the state's number changes."""
 
     def careful(state: State, batch: Batch) -> tuple[State, Metrics]:
         after, metrics = step(state, batch)
-        good = jnp.all(jnp.stack([jnp.all(x == 0) if x.dtype == bool else jnp.isfinite(x) for x in metrics.values()]))
+        broken = metrics[NOT_FINITE] | broken_leaves(after.params)
+        scalars = jnp.stack([value for name, value in metrics.items() if name != NOT_FINITE])
+        good = ~broken.any() & jnp.isfinite(scalars).all()
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
-        return kept.replace(step=after.step), metrics
+        return kept.replace(step=after.step), {**metrics, NOT_FINITE: broken}
 
     return careful
 

@@ -16,7 +16,7 @@ from train.errors import RunStopped, UserError
 from train.task import NOT_FINITE, Metrics
 from train.whole import write_whole
 
-_REMEDY = "go on without such steps by --run.on-nan skip, or begin anew in another --run.dir with a lower learning rate"
+REMEDY = "go on without such steps by --run.on-nan skip, or begin anew in another --run.dir with a lower learning rate"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -39,11 +39,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def listed(names: Sequence[str]) -> str:
+    """The first few of the names."""
+    return ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+
+
 def check_finite(step: int, metrics: dict[str, float]) -> None:
     """RunStopped if a metric of the test split is NaN or infinite."""
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise RunStopped(f"{name} of the test split is {value} at step {step}; {_REMEDY}")
+            raise RunStopped(f"{name} of the test split is {value} at step {step}; {REMEDY}")
 
 
 class JsonLines:
@@ -160,7 +165,7 @@ class Window:
             elif self._skips:
                 self.sums["skipped"] = self.sums.get("skipped", 0.0) + 1
             else:
-                raise RunStopped(f"step {step}: {fault}; {_REMEDY}")
+                raise RunStopped(f"step {step}: {fault}; {REMEDY}")
             if step % self._every == 0 or step == self._last:
                 skipped = {"skipped": self.sums.pop("skipped", 0.0)} if self._skips else {}
                 means = {name: total / self.count for name, total in self.sums.items()}
@@ -173,7 +178,6 @@ def _fault(values: dict[str, float], broken: Sequence[str], parameters: int) -> 
     """What of a step is not finite: its metrics, and the gradients of the parameters named; None: nothing."""
     faults = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if broken:
-        names = ", ".join(broken[:5]) + (" and others" if len(broken) > 5 else "")
         which = "all" if len(broken) == parameters else f"{len(broken)} of {parameters}"
-        faults.append(f"the gradients of {which} parameters are not ({names})")
+        faults.append(f"the gradients of {which} parameters are not ({listed(broken)})")
     return "; ".join(faults) or None
