@@ -16,7 +16,8 @@ from train.errors import RunStopped, UserError
 from train.task import NOT_FINITE, Metrics
 from train.whole import write_whole
 
-REMEDY = "go on without such steps by --run.on-nan skip, or begin anew in another --run.dir with a lower learning rate"
+ANEW = "begin anew in another --run.dir with a lower learning rate"
+REMEDY = f"go on without such steps by --run.on-nan skip, or {ANEW}"
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -48,7 +49,7 @@ def check_finite(step: int, metrics: dict[str, float]) -> None:
     """RunStopped if a metric of the test split is NaN or infinite."""
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise RunStopped(f"{name} of the test split is {value} at step {step}; {REMEDY}")
+            raise RunStopped(f"{name} of the test split is {value} at step {step}; {ANEW}")
 
 
 class JsonLines:
