@@ -49,8 +49,9 @@ class Records:
             contents = self._source.__getitems__(indices)
         except RuntimeError as error:  # ArrayRecord's, which does not say whose.
             if len(indices) > 1:
-                for index in indices:
-                    self.read([index])
+                half = len(indices) // 2
+                self.read(indices[:half])
+                self.read(indices[half:])
             number = indices[0] if len(indices) == 1 else "of a batch"
             raise UserError(
                 f"{self._where}, record {number}: a file is damaged; prepare it again ({_line(error)})"
