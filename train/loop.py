@@ -1,5 +1,6 @@
 """The only training loop. It knows tasks, never models: config → data → task → steps → checkpoints and report."""
 
+import errno
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
@@ -27,6 +28,9 @@ from train.run_folder import RunFolder, has_checkpoint
 from train.runtime import keep_compiled, keep_freed_memory, quiet_libraries
 from train.sharding import batch_parts, make_mesh
 from train.task import Batch, Metrics, State, Task, broken_leaves, leaf_name
+
+# A full disk, a used-up quota, a read-only or a failing file system.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -56,6 +60,11 @@ def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> St
                 run.finish(console)
         except RunStopped as error:
             raise RunStopped(f"{error}. {run.kept(checkpoints)}") from error.__cause__
+        except OSError as error:
+            if error.errno not in _CANNOT_WRITE:
+                raise
+            where = error.filename or run.folder.path
+            raise RunStopped(f"{where} cannot be written: {error.strerror}. {run.kept(checkpoints)}") from error
         except Interrupted as error:
             failure = checkpoints.look(wait=True)
             told = "" if failure is None else f"{failure}. "
@@ -136,7 +145,7 @@ class _Run:
         does = "is finished" if self.done == self.config.run.steps else "goes on"
         console.say(f"{self.folder.path} {does} at step {self.done:,}{moved}")
         wanted = self.progress.get("lines", 0)
-        found = sum((line["step"], line["split"]) != (self.done, "test") for line in self.lines.kept)
+        found = sum((line["step"], line.get("split")) != (self.done, "test") for line in self.lines.kept)
         if found < wanted:
             console.say(f"warning: {self.folder.metrics} has lost {wanted - found} of its first {wanted} lines")
 
@@ -144,7 +153,7 @@ class _Run:
         """All that is left to do: steps, with their lines, checkpoints and evaluations."""
         run = self.config.run
         window = self.window(console)
-        tests = [line for line in self.lines.kept if line["split"] == "test"]
+        tests = [line for line in self.lines.kept if line.get("split") == "test" and self.task.best in line]
         checkpoints.scores.update({line["step"]: line[self.task.best] for line in tests})
         with Interrupts() as signals, closing(self.calls()) as calls:
             if self.done and self.is_due(self.done, run.eval_every) and self.done not in checkpoints.scores:
@@ -287,9 +296,8 @@ class _Run:
 
     def test(self) -> dict[str, float]:
         """Means over every example of the test split."""
-        sums = [
-            jax.device_get(self.evaluate(self.state, batch)) for batch in self.test_batches(self.config.run.batch_size)
-        ]
+        with closing(self.test_batches(self.config.run.batch_size)) as feed:
+            sums = [jax.device_get(self.evaluate(self.state, batch)) for batch in feed]
         return {name: sum(float(part[name]) for part in sums) / len(self.test_source) for name in sums[0]}
 
     def test_batches(self, size: int) -> Generator[Batch]:
@@ -310,7 +318,7 @@ class _Run:
             write_pictures(self.folder, pictures, self.source.label_names)
             write_page(self.folder, pictures)
             wall = self.progress["seconds"] if self.done == self.config.run.steps else self.seconds()
-            last = [line for line in read_lines(self.folder.metrics) if line["split"] == "test"][-1]
+            last = [line for line in read_lines(self.folder.metrics) if line.get("split") == "test"][-1]
             scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
             console.table(
                 scores | {"wall time": str(timedelta(seconds=round(wall))), "run folder": str(self.folder.path)}

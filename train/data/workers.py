@@ -57,7 +57,7 @@ def made_ahead(
     finally:
         for process, end in zip(started, ends, strict=True):
             end.close()
-            process.terminate()
+            process.kill()
             process.join()
 
 
@@ -90,7 +90,8 @@ def _work(
     make: MakeBatch, rows: np.ndarray, steps: range, memory: Any, shape: tuple[int, ...], end: Connection
 ) -> None:
     """A worker's life; it ends with the program, as then its pipe does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The program ends its workers itself.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Sent to all processes of a group, but the program
+        signal.signal(number, signal.SIG_IGN)  # ends its workers itself, when it has saved.
     images = _images(memory, shape)
     try:
         for count, step in enumerate(steps):

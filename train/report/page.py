@@ -32,7 +32,7 @@ def write_page(folder: RunFolder, pictures: Mapping[str, Picture]) -> None:
     """Writes `report.html` from the run folder's metrics and the files that `write_pictures` made of `pictures`."""
     lines = read_lines(folder.metrics)
     config = flattened(json.loads((folder.path / "config.json").read_text()))
-    test = [line for line in lines if line["split"] == "test"][-1]
+    test = [line for line in lines if line.get("split") == "test"][-1]
     names = sorted({name for line in lines for name in line} - {"step", "split"})
     results = {f"test {name}": f"{test[name]:.4f}" for name in names if name in test} | {"steps": f"{test['step']:,}"}
     title = _text(folder.path.name)
@@ -76,7 +76,7 @@ def _curve(lines: list[dict], name: str) -> str:
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     axes = figure.add_subplot()
     for split, style in (("train", "-"), ("test", "o-")):
-        points = [(line["step"], line[name]) for line in lines if line["split"] == split and name in line]
+        points = [(line["step"], line[name]) for line in lines if line.get("split") == split and name in line]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=split, markersize=3, linewidth=1.3)
     axes.set_title(plain(name.replace("_", " ")), parse_math=False)
