@@ -63,6 +63,16 @@ def test_what_was_saved_comes_back_to_the_bit(saved):
     assert assert_restores(saved, 7) == []
 
 
+def test_what_changes_after_a_save_began_is_not_in_it(tmp_path):
+    sums = {f"metric {i}": float(i) for i in range(3)}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(step, state(step), {"sums": sums})
+            sums["metric 1"] += 1.0
+            assert checkpoints.look(wait=True) is None
+            assert checkpoints.restore(step, LIKE)[1]["sums"] == {**sums, "metric 1": float(step)}
+
+
 @pytest.mark.parametrize(
     ("harm", "words"),
     [

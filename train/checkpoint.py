@@ -6,6 +6,7 @@ The latest two and the best are kept. One that is damaged is put aside, and the 
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,16 +53,15 @@ class Checkpoints:
         return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def save(self, step: int, state: State, progress: dict[str, Any], first: Callable[[], None] = lambda: None) -> None:
-        """Starts to save; returns as soon as `state` may be changed. Where it fails, `look` says so.
+        """Starts to save; returns as soon as `state` and `progress` may be changed. Where it fails, `look` says so.
 
         `first` is called first; if it raises OSError, nothing is saved.
         """
         self._end()
         self._sweep()
         self._saving = step
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress | {"version": VERSION})
-        )
+        progress = deepcopy(progress) | {"version": VERSION}  # orbax writes it later, by a thread.
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         try:
             first()
             self._manager.save(step, args=items, force=True)
