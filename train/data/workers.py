@@ -21,6 +21,8 @@ Batch = dict[str, np.ndarray]
 MakeBatch = Callable[[int, np.ndarray], Batch]
 """From a step and the rows wanted to those rows of its batch; it must be picklable."""
 
+# Sent to all processes of a group; but the program ends its workers itself, when it has saved.
+_FOR_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _AHEAD = 3  # Batches that are made or wait to be taken.
 
 
@@ -41,7 +43,8 @@ def made_ahead(
             memory = context.RawArray(ctypes.c_uint8, max(int(np.prod(shape)), 1))
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(make, part, steps, memory, shape, theirs), daemon=True)
-            process.start()
+            with _signals_blocked():
+                process.start()
             theirs.close()  # So that the pipe ends with the worker.
             started.append(process)
             ends.append(ours)
@@ -59,6 +62,16 @@ def made_ahead(
             end.close()
             process.kill()
             process.join()
+
+
+@contextlib.contextmanager
+def _signals_blocked() -> Generator[None]:
+    """Inside, a process is started that does not hear the signals, not even before it can ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_ALL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _images(memory: Any, shape: tuple[int, ...]) -> np.ndarray:
@@ -90,8 +103,8 @@ def _work(
     make: MakeBatch, rows: np.ndarray, steps: range, memory: Any, shape: tuple[int, ...], end: Connection
 ) -> None:
     """A worker's life; it ends with the program, as then its pipe does."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # Sent to all processes of a group, but the program
-        signal.signal(number, signal.SIG_IGN)  # ends its workers itself, when it has saved.
+    for number in _FOR_ALL:
+        signal.signal(number, signal.SIG_IGN)
     images = _images(memory, shape)
     try:
         for count, step in enumerate(steps):
