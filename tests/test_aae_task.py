@@ -26,7 +26,7 @@ from train.aae import KEYS, PHASES, crowding, make_task
 from train.data.labels import UNKNOWN, known_labels
 from train.data.source import Memory
 from train.errors import UserError
-from train.task import NOT_FINITE, leaf_name
+from train.task import NOT_FINITE, named_leaves
 from w2jax.aae import AAE, Decoder, Discriminator, Encoder
 from w2jax.priors import sample_prior
 
@@ -306,8 +306,9 @@ def test_the_gradients_that_are_not_finite_are_told_over_all_phases():
     state = task.init()
     poisoned = jax.tree.map(lambda x: x * jnp.nan, state.params["discriminator"])
     _, metrics = after(task, state=state.replace(params={**state.params, "discriminator": poisoned}))
-    names = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(state.params)]
-    broken = {name for name, is_broken in zip(names, metrics[NOT_FINITE], strict=True) if is_broken}
+    broken = {
+        name for name, is_broken in zip(named_leaves(state.params), metrics[NOT_FINITE], strict=True) if is_broken
+    }
     # The game's two phases differentiate through the discriminator, the reconstruction does not.
     assert {"discriminator/output/kernel", "discriminator/output/bias"} <= broken
     assert not any(name.startswith("decoder/") for name in broken)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,39 +130,36 @@ def test_a_run_of_two_processes_goes_on_in_one_and_says_so(together, tmp_path, c
         np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_process_dies_the_other_says_so_and_ends_within_a_minute(tmp_path, victim):
-    processes = start(tmp_path / "run", "--run.steps", "1000000")
-    metrics = tmp_path / "run" / "metrics.jsonl"
+@contextmanager
+def in_their_steps(folder, *options):
+    """Two processes that have written the first line of a run without end."""
+    processes = start(folder, "--run.steps", "1000000", *options)
+    metrics = folder / "metrics.jsonl"
     try:
         waited = time.monotonic()
         while not metrics.exists() or not metrics.read_text():
             assert time.monotonic() - waited < 300 and processes[0].poll() is None
             time.sleep(0.1)
-        processes[victim].send_signal(signal.SIGKILL)
-        output, _ = processes[1 - victim].communicate(timeout=60)
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_dies_the_other_says_so_and_ends_within_a_minute(tmp_path, victim):
+    with in_their_steps(tmp_path / "run") as processes:
+        processes[victim].send_signal(signal.SIGKILL)
+        output, _ = processes[1 - victim].communicate(timeout=60)
     assert processes[1 - victim].returncode == 1
     assert "this process cannot go on, most likely because another one" in output.splitlines()[-1]
 
 
 def test_a_signal_to_one_process_saves_and_ends_all_of_them_after_the_same_step(tmp_path):
-    processes = start(tmp_path / "run", "--run.steps", "1000000", "--run.save-every", "1000000")
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    try:
-        waited = time.monotonic()
-        while not metrics.exists() or not metrics.read_text():
-            assert time.monotonic() - waited < 300 and processes[0].poll() is None
-            time.sleep(0.1)
+    with in_their_steps(tmp_path / "run", "--run.save-every", "1000000") as processes:
         processes[1].send_signal(signal.SIGTERM)
         outputs = [process.communicate(timeout=60)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
     assert [process.returncode for process in processes] == [143, 143], outputs
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     for output in outputs:

@@ -10,13 +10,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from train.distributed import leads, together
 from train.errors import RunStopped, UserError
-from train.task import State, leaf_name
+from train.task import State, named_leaves
 from w2jax.convert.manifest import VERSION, checkpoint_steps, damage, has_manifest, write_manifest
 
 
@@ -190,10 +189,9 @@ def _differences(saved: Any, like: State) -> list[str]:
     """How the arrays of a checkpoint differ from those that are wanted."""
 
     def arrays(tree: Any) -> dict[str, str]:
-        leaves = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
         return {
             name: f"{leaf.dtype} [{', '.join(map(str, leaf.shape))}]"
-            for name, leaf in leaves.items()
+            for name, leaf in named_leaves(tree).items()
             if hasattr(leaf, "shape")
         }
 

@@ -27,7 +27,7 @@ from train.report.placement import show_placement
 from train.run_folder import RunFolder, has_checkpoint
 from train.runtime import keep_compiled, keep_freed_memory, quiet_libraries
 from train.sharding import batch_parts, make_mesh
-from train.task import Batch, Metrics, State, Task, broken_leaves, leaf_name
+from train.task import Batch, Metrics, State, Task, broken_leaves, named_leaves
 
 # A full disk, a used-up quota, a read-only or a failing file system.
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -200,9 +200,9 @@ class _Run:
             console.speed(speed)
             console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
 
-        names = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(self.program.state_shapes.params)]
         begun = self.progress["sums"], self.progress["count"]
-        return Window(run.log_every, run.steps, train_line, *begun, names, run.on_nan)
+        parameters = list(named_leaves(self.program.state_shapes.params))
+        return Window(run.log_every, run.steps, train_line, *begun, parameters, run.on_nan)
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether what is done every so many steps, and after the last, is done after this one."""
@@ -215,7 +215,7 @@ class _Run:
             RunStopped: if it is not finite.
         """
         if (broken := np.flatnonzero(self.broken(self.state))).size:
-            names = [leaf_name(path) for path, _ in jax.tree.leaves_with_path(self.state)]
+            names = list(named_leaves(self.state))
             raise RunStopped(
                 f"step {step}: not finite after the update: {listed([names[i] for i in broken])}; {REMEDY}"
             )

@@ -166,6 +166,11 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def named_leaves(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their places, in their order."""
+    return {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
 def next_average(state: State, params: Params, decay: float | None) -> Params | None:
     """The average of the parameters after the step from `state` to `params`."""
     if decay is None or state.ema is None:

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from train.task import State, leaf_name
+from train.task import State, named_leaves
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Placement:
 
 def placements(shapes: State) -> tuple[list[Placement], Placement]:
     """(every parameter, all else in the state as one line), from shapes that have shardings."""
-    leaves = {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(shapes)}
+    leaves = named_leaves(shapes)
     owned: dict[str, list[jax.ShapeDtypeStruct]] = {
         name.removeprefix("params/"): [] for name in leaves if name.startswith("params/")
     }
