@@ -102,3 +102,27 @@ def test_another_process_in_the_same_folder_is_refused_and_one_that_is_told_to_e
     assert process.returncode == 143
     assert words.startswith(f"interrupted by SIGTERM: {folder} is saved up to step ") and words.count("\n") == 1
     assert [path.name for path in (folder / "checkpoints").iterdir() if path.name.isdecimal()]
+
+
+SWALLOWED = """
+import gc, signal, time
+from train.cli import run_main
+
+def main():
+    calls = []
+    def callback(*_):
+        if not calls:
+            calls.append(1)
+            signal.raise_signal(signal.SIGTERM)
+    gc.callbacks.append(callback)
+    gc.collect()
+    assert calls
+    time.sleep(60)
+
+run_main(main)
+"""
+
+
+def test_a_signal_that_comes_within_a_callback_ends_the_program_too():
+    result = subprocess.run([sys.executable, "-c", SWALLOWED], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (result.returncode, result.stderr) == (143, "interrupted by SIGTERM\n")

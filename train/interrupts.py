@@ -1,10 +1,13 @@
 """The signals by which a user or a system ends a program: at once, or where steps would be lost, after the step."""
 
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import jax
 
@@ -22,6 +25,16 @@ def end_at_once() -> None:
     """Makes each of the signals raise Interrupted, from now on; those that are ignored, as under nohup, stay so."""
     for number in _heeded():
         signal.signal(number, _at_once)
+    sys.unraisablehook = partial(_send_again, sys.unraisablehook)
+
+
+def _send_again(otherwise: Callable[[Any], object], failure: Any) -> None:
+    """Python ignores what is raised in a callback, as JAX has one of the garbage collector: the signal comes again."""
+    if isinstance(failure.exc_value, Interrupted):
+        main = threading.main_thread().ident
+        threading.Timer(0.02, signal.pthread_kill, (main, failure.exc_value.number)).start()
+    else:
+        otherwise(failure)
 
 
 def _heeded() -> list[signal.Signals]:

@@ -5,8 +5,10 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jaxlib.version
@@ -40,8 +42,13 @@ def quiet_libraries() -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
     for name in ("absl", "asyncio", "orbax"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    _quiet_threads()
+
+
+@cache
+def _quiet_threads() -> None:
     threading.excepthook = _thread_failed
-    sys.unraisablehook = _callback_failed
+    sys.unraisablehook = partial(_callback_failed, sys.unraisablehook)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -49,10 +56,10 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
-def _callback_failed(failure: "sys.UnraisableHookArgs") -> None:
+def _callback_failed(otherwise: Callable[[Any], object], failure: Any) -> None:
     # tensorstore's word to a loop that ended at another array's failure.
     if "Event loop is closed" not in str(failure.exc_value):
-        sys.__unraisablehook__(failure)
+        otherwise(failure)
 
 
 def keep_compiled(option: Literal["auto", "on", "off"]) -> None:

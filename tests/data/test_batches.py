@@ -1,6 +1,7 @@
 """Batches are a pure function of seed and step, for any rows of them and either kind of source."""
 
 import multiprocessing
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -10,6 +11,7 @@ import pytest
 
 from configs.base import Data
 from train.data import Source, batches, eval_batches, open_source
+from train.data.workers import made_ahead
 from train.errors import RunStopped, UserError
 
 
@@ -144,3 +146,15 @@ def test_a_killed_worker_stops_the_run_and_the_others_with_it(tiny: Data) -> Non
     with pytest.raises(RunStopped, match="a process that decodes images was ended from outside"):
         list(islice(ahead, 100))
     assert not multiprocessing.active_children()
+
+
+def signals_blocked(step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """As a worker makes a batch: which signals it has been deaf to since it was started."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return {"image": np.zeros((len(rows), 1, 1, 1), np.uint8), "deaf": np.array([sorted(blocked)] * len(rows))}
+
+
+def test_a_worker_hears_no_signal_of_its_group_from_its_start_on() -> None:
+    (batch,) = made_ahead(signals_blocked, np.arange(2), (1, 1, 1), range(1), workers=2)
+    assert batch["deaf"].tolist() == [sorted([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])] * 2
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -10,6 +10,7 @@ import ctypes
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -67,6 +68,7 @@ def made_ahead(
 @contextlib.contextmanager
 def _signals_blocked() -> Generator[None]:
     """Inside, a process is started that does not hear the signals, not even before it can ignore them."""
+    resource_tracker.ensure_running()  # When it starts, with the first process, it lets the signals through again.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_ALL)
     try:
         yield
