@@ -1,0 +1,57 @@
+"""One contender of a case in a process of its own: prepares, says what it computed, and takes steps when it is told.
+
+    python -m benchmarks.contender MODULE:FUNCTION GIVEN.npz THREADS
+
+Writes lines of JSON: first {"seconds": until ready, "result": its numbers}, then for each number N read from stdin
+{"seconds": of N steps, "peak": MiB of the process up to here}.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Contender(NamedTuple):
+    """What a contender's function makes of what is given."""
+
+    result: dict[str, Any]
+    """Numbers and arrays that every contender of the case should agree on."""
+    step: Callable[[], object]
+    """Does what is timed, once, and returns when it is done."""
+
+
+def main() -> None:
+    name, path, threads = sys.argv[1:]
+    started = time.perf_counter()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
+    if os.environ.get("BENCHMARK_MALLOC") == "keep":
+        libc = ctypes.CDLL(None)
+        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26)):  # as train.runtime.keep_freed_memory
+            libc.mallopt(option, value)
+    module, function = name.split(":")
+    with np.load(path) as given:
+        contender: Contender = getattr(importlib.import_module(module), function)(dict(given))
+    result = {key: np.asarray(value).ravel()[:1000].tolist() for key, value in contender.result.items()}
+    answer({"seconds": time.perf_counter() - started, "result": result})
+    for line in sys.stdin:
+        start = time.perf_counter()
+        for _ in range(int(line)):
+            contender.step()
+        seconds = time.perf_counter() - start
+        answer({"seconds": seconds, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024})
+
+
+def answer(content: dict[str, Any]) -> None:
+    print(json.dumps(content), flush=True)
+
+
+if __name__ == "__main__":
+    main()

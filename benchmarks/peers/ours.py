@@ -1,0 +1,154 @@
+"""Our side of each case: the very step that `python -m train.TASK` compiles, on a batch that is ready."""
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.contender import Contender
+from benchmarks.given import HEADS, Arrays, build, our_params
+from configs.base import Optim, Run
+from train.data.source import Memory
+from w2jax import MultiHeadAttention
+from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+
+ADAM = Optim(learning_rate=1e-3, warmup=0.0, final=1.0, weight_decay=0.0, clip=None)
+ADAMW = replace(ADAM, weight_decay=0.01)
+
+
+def task_step(task: Any, given: Arrays) -> tuple[Any, Any, Any]:
+    """(compiled step, state with the parameters given, batch)."""
+    size = len(given["label"])
+    batch = {"image": given["image"], "label": given["label"], "index": np.arange(size, dtype=np.int32)}
+    batch = jax.tree.map(jnp.asarray, batch)
+    state = jax.jit(task.init)().replace(params=our_params(given))
+    return jax.jit(task.step, donate_argnums=0).lower(state, batch).compile(), state, batch
+
+
+def source(given: Arrays) -> Memory:
+    return Memory("images", "train", given["image"].shape[1:], 10, [], given["image"], given["label"])
+
+
+def running(compiled, state, batch):
+    """A function that does one step and returns its metrics."""
+
+    def step():
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return jax.block_until_ready(metrics)
+
+    return step
+
+
+def classifier_step(program: str, given: Arrays, optim: Optim) -> Contender:
+    import importlib
+
+    configs = importlib.import_module(f"configs.{program}")
+    size = len(given["label"])
+    config = configs.Config(model=build(program)[0], optim=optim, run=Run(steps=10**6, batch_size=size))
+    task = importlib.import_module(f"train.{program}").make_task(config, source(given))
+    step = running(*task_step(task, given))
+    first, *later = (float(step()["loss"]) for _ in range(3))
+    return Contender({"loss": first, "later": later}, step)
+
+
+def lstm_step(given: Arrays) -> Contender:
+    return classifier_step("lstm", given, ADAM)
+
+
+def vit_step(given: Arrays) -> Contender:
+    return classifier_step("vit", given, ADAMW)
+
+
+def mha_step(given: Arrays) -> Contender:
+    return classifier_step("mha", given, ADAMW)
+
+
+def attention(given: Arrays, cross: bool) -> Contender:
+    module = MultiHeadAttention(HEADS)
+    inputs = [jnp.asarray(given[name]) for name in (("query", "key") if cross else ("key",))]
+
+    def loss(params, *inputs):
+        out, weights = module.apply({"params": params}, *inputs, return_weights=True)
+        return jnp.square(out).mean(), (out, weights)
+
+    compiled = jax.jit(jax.grad(loss, argnums=tuple(range(1 + len(inputs))), has_aux=True))
+    params = our_params(given)
+    (_, gradient, *_), (out, weights) = compiled(params, *inputs)
+    result = {"out": out, "weights": weights, "gradient": gradient}
+    return Contender(result, lambda: jax.block_until_ready(compiled(params, *inputs)))
+
+
+def self_attention(given: Arrays) -> Contender:
+    return attention(given, cross=False)
+
+
+def cross_attention(given: Arrays) -> Contender:
+    return attention(given, cross=True)
+
+
+def aae_step(given: Arrays) -> Contender:
+    from configs.aae import Config, Phases
+    from train.aae import make_task
+
+    size = len(given["label"])
+    run = Run(steps=10**6, batch_size=size)
+    game = replace(Phases().generator, learning_rate=5e-4, warmup=0.0, final=1.0)
+    optim = Phases(replace(Phases().reconstruction, warmup=0.0, final=1.0), game, game)
+    parts = [part(dropout=0.0) for part in (Decoder, Discriminator)]
+    quiet = Config(model=AAE(Encoder(8, dropout=0.0, stochastic=False), *parts), optim=optim, run=run)
+    params = our_params(given)
+    without_variance = {name: x for name, x in params["encoder"].items() if name != "log_variance"}
+    task = make_task(quiet, source(given))
+    state = jax.jit(task.init)().replace(params={**params, "encoder": without_variance})
+    batch = {"image": given["image"], "label": given["label"], "index": np.arange(size, dtype=np.int32)}
+    _, metrics = jax.jit(task.step)(state, batch)
+    losses = {name: float(metrics[name]) for name in ("reconstruction", "discriminator", "generator")}
+    step = running(*task_step(make_task(Config(optim=optim, run=run), source(given)), given))
+    step()
+    return Contender(
+        {"reconstruction": losses["reconstruction"], "game": [losses["discriminator"], losses["generator"]]}, step
+    )
+
+
+def inference(model: str, x: jax.Array, given: Arrays) -> Contender:
+    module, _, _ = build(model)
+    variables = {"params": our_params(given)}
+    compiled = jax.jit(lambda variables, x: module.apply(variables, x)[0])
+    logits = compiled(variables, x)
+    return Contender({"logits": logits}, lambda: jax.block_until_ready(compiled(variables, x)))
+
+
+def images(given: Arrays) -> jax.Array:
+    return jnp.asarray(given["image"]) / 255.0
+
+
+def lstm_inference(given: Arrays) -> Contender:
+    return inference("lstm", images(given)[..., 0], given)
+
+
+def mha_inference(given: Arrays) -> Contender:
+    return inference("mha", 2 * images(given)[..., 0] - 1, given)
+
+
+def vit_inference(given: Arrays) -> Contender:
+    return inference("vit", 2 * images(given) - 1, given)
+
+
+def aae_inference(given: Arrays) -> Contender:
+    module, _, _ = build("aae")
+    params, x = our_params(given), 2 * images(given) - 1
+    stats = {"decoder": {"norm_1": {"mean": jnp.zeros(512), "var": jnp.ones(512), "count": jnp.zeros((), jnp.int32)}}}
+    variables = {"params": params, "batch_stats": stats}
+    compiled = jax.jit(lambda variables, x: module.apply(variables, x, method="reconstruct"))
+    logits = compiled(variables, x)
+    return Contender({"logits": logits}, lambda: jax.block_until_ready(compiled(variables, x)))
+
+
+def gemm(given: Arrays) -> Contender:
+    """One product of two matrices [2048, 2048], which shows the machine's rate."""
+    a, b = (jnp.asarray(np.random.default_rng(i).standard_normal((2048, 2048), np.float32)) for i in range(2))
+    product = jax.jit(jnp.matmul)
+    return Contender({"corner": float(product(a, b)[0, 0])}, lambda: jax.block_until_ready(product(a, b)))
