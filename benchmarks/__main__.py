@@ -50,7 +50,7 @@ def main() -> None:
             line += f"  ready {statistics.median(figures.ready):5.1f} s"
             if figures is not first:
                 r = ratios(first, figures)
-                line += f"  ratio {statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f})"
+                line += f"  ratio {statistics.median(r):.2f} ({min(r):.2f}-{max(r):.2f}), of minima {min(first.milliseconds) / min(ms):.2f}"
                 line += f" goal {case.goals[who]}" if who in case.goals else ""
             print(line, flush=True)
         found[name] = {"measured": {who: asdict(x) for who, x in measured.items()}, "differences": differences}

@@ -14,7 +14,7 @@ import jax
 import jaxlib.version
 
 # Names from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> None:
@@ -31,6 +31,8 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_TOP_PAD, 2**26)
+    # Threads would get heaps of their own, of at most 64 MiB, which go back to the kernel whatever the threshold.
+    libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def quiet_libraries() -> None:

@@ -205,21 +205,23 @@ class MultiHeadAttention(nn.Module):
         if written is not None:
             key_lengths = jnp.full(query.shape[0], written)
 
+        grouped = kv_heads < self.num_heads
+
         def by_group(x):
             """[..., H, T, S] -> [..., Hkv, G, T, S]: the G heads that share keys, and so need no copies of them."""
             if x is None or x.ndim < 3:
                 return x
-            if x.shape[-3] == 1:
-                return x[..., None, :, :]
-            if x.shape[-3] != self.num_heads:
+            if x.shape[-3] not in (1, self.num_heads):
                 raise ValueError(f"mask and bias need {self.num_heads} heads or 1 at axis -3, got {x.shape}")
-            return rearrange(x, "... (h g) t s -> ... h g t s", h=kv_heads)
+            if not grouped:
+                return x
+            return x[..., None, :, :] if x.shape[-3] == 1 else rearrange(x, "... (h g) t s -> ... h g t s", h=kv_heads)
 
         dropout = self.dropout if train else 0.0
         attended, weights = scaled_dot_product_attention(
-            rearrange(q, "b (h g) t k -> b h g t k", h=kv_heads),
-            k[:, :, None],
-            v[:, :, None],
+            rearrange(q, "b (h g) t k -> b h g t k", h=kv_heads) if grouped else q,
+            k[:, :, None] if grouped else k,
+            v[:, :, None] if grouped else v,
             mask=by_group(mask),
             bias=by_group(bias),
             causal=causal,
@@ -227,12 +229,15 @@ class MultiHeadAttention(nn.Module):
             dropout=dropout,
             dropout_key=self.make_rng("dropout") if dropout > 0.0 else None,
             return_weights=return_weights,
-            key_lengths=None if key_lengths is None else key_lengths[:, None, None],
+            key_lengths=None if key_lengths is None else rearrange(key_lengths, "b -> b 1 1" if grouped else "b -> b 1"),
             implementation=self.implementation,
         )
         if written is not None:
             attended = jnp.where(written <= k.shape[2], attended, jnp.nan)
-        attended = rearrange(attended, "b h g t v -> b t (h g) v")
+        if grouped:
+            attended = rearrange(attended, "b h g t v -> b (h g) t v")
+            weights = None if weights is None else rearrange(weights, "b h g t s -> b (h g) t s")
+        attended = rearrange(attended, "b h t v -> b t h v")
         out = nn.DenseGeneral(
             embed_dim,
             axis=(-2, -1),
@@ -241,7 +246,7 @@ class MultiHeadAttention(nn.Module):
             dtype=dtype,
             name="out",
         )
-        return out(attended), None if weights is None else rearrange(weights, "b h g t s -> b (h g) t s")
+        return out(attended), weights
 
     def _check_decode(self, decode: str, query, key, value, causal: Causal, key_lengths) -> None:
         if causal == "top_left":

@@ -104,7 +104,8 @@ def trained(module: nn.Module, params: Any, x: jax.Array, given: Arrays, optimiz
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
-    compiled, opt_state = jax.jit(update, donate_argnums=(0, 1)), optimizer.init(params)
+    opt_state = optimizer.init(params)
+    compiled = jax.jit(update, donate_argnums=(0, 1)).lower(params, opt_state, x, labels).compile()
 
     def step():
         nonlocal params, opt_state

@@ -28,7 +28,9 @@ def task_step(task: Any, given: Arrays) -> tuple[Any, Any, Any]:
 
 
 def source(given: Arrays) -> Memory:
-    return Memory("images", "train", given["image"].shape[1:], 10, [], given["image"], given["label"])
+    """The batch as a split, any other of which is the same."""
+    split = Memory("images", "train", given["image"].shape[1:], 10, [], given["image"], given["label"])
+    return replace(split, sibling=lambda _: split)
 
 
 def running(compiled, state, batch):
