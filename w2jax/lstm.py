@@ -130,10 +130,13 @@ def _backward(reverse, residuals, cotangents):
     kernel, projection, h, valid, out, activated, cs = residuals
     d_out, d_last_h, d_last_c = cotangents
     exact = cs.dtype
+    kernel_t = rearrange(kernel, "p g h -> (g h) p")
+
+    steps, batch, hidden = cs.shape
 
     def step(carry, inputs):
-        d_h_after, d_c_after = carry
-        d_out, now, activated, c = inputs
+        d_h_after, d_c_after, d_gates = carry
+        t, d_out, now, activated, c = inputs
         i, f, g, o = (a.astype(exact) for a in activated)
         tanh_c = jnp.tanh(f * c + i * g)
         d_h = d_m = d_h_after + d_out
@@ -141,22 +144,26 @@ def _backward(reverse, residuals, cotangents):
             d_h = d_h.astype(kernel.dtype)
             d_m = jnp.dot(d_h, projection.T, preferred_element_type=exact)
         d_c = d_c_after + d_m * o * (1 - tanh_c**2)
-        d_gates = jnp.stack(
-            [d_c * g * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - g**2), d_m * tanh_c * o * (1 - o)], axis=-2
-        )
+        pieces = [d_c * g * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - g**2), d_m * tanh_c * o * (1 - o)]
         d_c = d_c * f
         if now is not None:
-            d_gates = jnp.where(now[..., None], d_gates, 0)
+            pieces = [jnp.where(now, piece, 0) for piece in pieces]
             d_h = jnp.where(now, d_h, 0)
-        d_gates = d_gates.astype(kernel.dtype)
-        d_h_before = jnp.einsum("bgh,pgh->bp", d_gates, kernel, preferred_element_type=exact)
+        # Written where they are to lie: XLA's CPU backend would compute a concatenation of them element by element.
+        for gate, piece in enumerate(pieces):
+            place = t, 0, gate * hidden
+            d_gates = jax.lax.dynamic_update_slice(d_gates, piece.astype(kernel.dtype)[None], place)
+        d_now = jax.lax.dynamic_index_in_dim(d_gates, t, keepdims=False)
+        d_h_before = jnp.dot(d_now, kernel_t, preferred_element_type=exact)
         if now is not None:
             d_h_before, d_c = jnp.where(now, d_h_before, d_h_after), jnp.where(now, d_c, d_c_after)
-        return (d_h_before, d_c), (d_gates, None if projection is None else d_h)
+        return (d_h_before, d_c, d_gates), None if projection is None else d_h
 
-    carry = (d_last_h.astype(exact), d_last_c.astype(exact))
-    (d_h0, d_c0), (d_gates, d_hs) = jax.lax.scan(step, carry, (d_out, valid, activated, cs), reverse=not reverse)
+    carry = (d_last_h.astype(exact), d_last_c.astype(exact), jnp.zeros((steps, batch, 4 * hidden), kernel.dtype))
+    inputs = jnp.arange(steps), d_out, valid, activated, cs
+    (d_h0, d_c0, d_gates), d_hs = jax.lax.scan(step, carry, inputs, reverse=not reverse)
 
+    d_gates = rearrange(d_gates, "t b (g h) -> t b g h", g=4)
     before = _shift(out, h, reverse)
     if valid is not None:  # where the step before is no part of the sequence, the state is still the initial one
         before = jnp.where(_shift(valid, jnp.zeros_like(valid[0]), reverse), before, h)
