@@ -92,24 +92,29 @@ def transformer_params(params: dict[str, Any]) -> dict[str, Any]:
     return theirs
 
 
-def trained(module: nn.Module, params: Any, x: jax.Array, given: Arrays, optimizer) -> Contender:
-    labels = jnp.asarray(given["label"])
+def training(module: nn.Module, params: Any, x: jax.Array, given: Arrays, optimizer) -> tuple[Callable, Any, Any]:
+    """(a train step: state, batch -> state, loss; its first state; a batch)."""
 
-    def update(params, opt_state, x, labels):
+    def update(state, batch):
+        (params, opt_state), (x, labels) = state, batch
+
         def loss(params):
             logits = module.apply({"params": params}, x)
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
         value, gradients = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, value
+        return (optax.apply_updates(params, updates), opt_state), value
 
-    opt_state = optimizer.init(params)
-    compiled = jax.jit(update, donate_argnums=(0, 1)).lower(params, opt_state, x, labels).compile()
+    return update, (params, optimizer.init(params)), (x, jnp.asarray(given["label"]))
+
+
+def trained(update: Callable, state: Any, batch: Any) -> Contender:
+    compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 
     def step():
-        nonlocal params, opt_state
-        params, opt_state, value = compiled(params, opt_state, x, labels)
+        nonlocal state
+        state, value = compiled(state, batch)
         return value.block_until_ready()
 
     first, *later = (float(step()) for _ in range(3))
@@ -120,26 +125,37 @@ def images(given: Arrays) -> jax.Array:
     return jnp.asarray(given["image"]) / 255.0
 
 
-def lstm_step(given: Arrays) -> Contender:
+def lstm_training(given: Arrays):
     params = lstm_params(our_params(given))
-    return trained(LSTMClassifier(), params, images(given)[..., 0], given, optax.adam(1e-3))
+    return training(LSTMClassifier(), params, images(given)[..., 0], given, optax.adam(1e-3))
+
+
+def vit_training(given: Arrays, attend: Callable = nn.dot_product_attention):
+    params = transformer_params(our_params(given))
+    return training(ViT(attend), params, 2 * images(given) - 1, given, optax.adamw(1e-3, weight_decay=0.01))
+
+
+def mha_training(given: Arrays):
+    params = transformer_params(our_params(given))
+    x = 2 * images(given)[..., 0] - 1
+    return training(AttentionClassifier(), params, x, given, optax.adamw(1e-3, weight_decay=0.01))
+
+
+def lstm_step(given: Arrays) -> Contender:
+    return trained(*lstm_training(given))
 
 
 def vit_step(given: Arrays) -> Contender:
-    params = transformer_params(our_params(given))
-    return trained(ViT(), params, 2 * images(given) - 1, given, optax.adamw(1e-3, weight_decay=0.01))
+    return trained(*vit_training(given))
 
 
 def vit_step_jax_nn(given: Arrays) -> Contender:
     """The same with `jax.nn.dot_product_attention`."""
-    params = transformer_params(our_params(given))
-    return trained(ViT(jax_nn), params, 2 * images(given) - 1, given, optax.adamw(1e-3, weight_decay=0.01))
+    return trained(*vit_training(given, jax_nn))
 
 
 def mha_step(given: Arrays) -> Contender:
-    params = transformer_params(our_params(given))
-    x = 2 * images(given)[..., 0] - 1
-    return trained(AttentionClassifier(), params, x, given, optax.adamw(1e-3, weight_decay=0.01))
+    return trained(*mha_training(given))
 
 
 def jax_nn(query, key, value, **_):

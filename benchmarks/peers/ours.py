@@ -1,5 +1,6 @@
 """Our side of each case: the very step that `python -m train.TASK` compiles, on a batch that is ready."""
 
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -18,13 +19,11 @@ ADAM = Optim(learning_rate=1e-3, warmup=0.0, final=1.0, weight_decay=0.0, clip=N
 ADAMW = replace(ADAM, weight_decay=0.01)
 
 
-def task_step(task: Any, given: Arrays) -> tuple[Any, Any, Any]:
-    """(compiled step, state with the parameters given, batch)."""
+def training(task: Any, given: Arrays) -> tuple[Any, Any, Any]:
+    """(the task's train step, its first state with the parameters given, a batch)."""
     size = len(given["label"])
     batch = {"image": given["image"], "label": given["label"], "index": np.arange(size, dtype=np.int32)}
-    batch = jax.tree.map(jnp.asarray, batch)
-    state = jax.jit(task.init)().replace(params=our_params(given))
-    return jax.jit(task.step, donate_argnums=0).lower(state, batch).compile(), state, batch
+    return task.step, jax.jit(task.init)().replace(params=our_params(given)), jax.tree.map(jnp.asarray, batch)
 
 
 def source(given: Arrays) -> Memory:
@@ -33,8 +32,9 @@ def source(given: Arrays) -> Memory:
     return replace(split, sibling=lambda _: split)
 
 
-def running(compiled, state, batch):
+def running(update, state, batch):
     """A function that does one step and returns its metrics."""
+    compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 
     def step():
         nonlocal state
@@ -44,28 +44,40 @@ def running(compiled, state, batch):
     return step
 
 
-def classifier_step(program: str, given: Arrays, optim: Optim) -> Contender:
-    import importlib
+def classifier_training(program: str, given: Arrays, optim: Optim):
+    config_type = importlib.import_module(f"configs.{program}").Config
+    config = config_type(model=build(program)[0], optim=optim, run=Run(steps=10**6, batch_size=len(given["label"])))
+    return training(importlib.import_module(f"train.{program}").make_task(config, source(given)), given)
 
-    configs = importlib.import_module(f"configs.{program}")
-    size = len(given["label"])
-    config = configs.Config(model=build(program)[0], optim=optim, run=Run(steps=10**6, batch_size=size))
-    task = importlib.import_module(f"train.{program}").make_task(config, source(given))
-    step = running(*task_step(task, given))
+
+def lstm_training(given: Arrays):
+    return classifier_training("lstm", given, ADAM)
+
+
+def vit_training(given: Arrays):
+    return classifier_training("vit", given, ADAMW)
+
+
+def mha_training(given: Arrays):
+    return classifier_training("mha", given, ADAMW)
+
+
+def trained(update, state, batch) -> Contender:
+    step = running(update, state, batch)
     first, *later = (float(step()["loss"]) for _ in range(3))
     return Contender({"loss": first, "later": later}, step)
 
 
 def lstm_step(given: Arrays) -> Contender:
-    return classifier_step("lstm", given, ADAM)
+    return trained(*lstm_training(given))
 
 
 def vit_step(given: Arrays) -> Contender:
-    return classifier_step("vit", given, ADAMW)
+    return trained(*vit_training(given))
 
 
 def mha_step(given: Arrays) -> Contender:
-    return classifier_step("mha", given, ADAMW)
+    return trained(*mha_training(given))
 
 
 def attention(given: Arrays, cross: bool) -> Contender:
@@ -105,11 +117,9 @@ def aae_step(given: Arrays) -> Contender:
     without_variance = {name: x for name, x in params["encoder"].items() if name != "log_variance"}
     task = make_task(quiet, source(given))
     state = jax.jit(task.init)().replace(params={**params, "encoder": without_variance})
-    batch = {"image": given["image"], "label": given["label"], "index": np.arange(size, dtype=np.int32)}
-    _, metrics = jax.jit(task.step)(state, batch)
+    _, metrics = jax.jit(task.step)(state, {name: given[name] for name in ("image", "label")})
     losses = {name: float(metrics[name]) for name in ("reconstruction", "discriminator", "generator")}
-    step = running(*task_step(make_task(Config(optim=optim, run=run), source(given)), given))
-    step()
+    step = running(*training(make_task(Config(optim=optim, run=run), source(given)), given))
     return Contender(
         {"reconstruction": losses["reconstruction"], "game": [losses["discriminator"], losses["generator"]]}, step
     )

@@ -1,0 +1,70 @@
+"""What the TPU's compiler makes of our train steps and of those with Flax's own modules.
+
+    python -m benchmarks.tpu [--topology v5e:1x1] [--json FILE]
+
+Needs no TPU but libtpu (`pip install -e ".[tpu]"`). FLOPs and bytes are counted in the compiled program, the body of a
+loop as often as it runs (`train/dryrun/hlo.py`); temporaries are what the compiler says that it takes of HBM.
+"""
+
+import os
+
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # before jax is imported: libtpu would wait for a TPU machine to answer
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from benchmarks.cases import CASES
+from benchmarks.given import write_given
+from benchmarks.peers import flax_steps, ours
+from train.dryrun.hlo import count
+from train.dryrun.target import open_target
+
+# Ours is to be at most this part of Flax's.
+GOALS = {"lstm": {"bytes": 0.7, "temporaries": 0.5}, "vit": {"bytes": 1.0, "temporaries": 1.0}}
+
+
+def measure(training, device) -> dict[str, float]:
+    """FLOPs, bytes and temporaries of one step on the device."""
+    update, state, batch = training
+    place = SingleDeviceSharding(device)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (state, batch))
+    compiled = jax.jit(update, donate_argnums=0).lower(*shapes).compile()
+    counts = count(compiled.as_text(), devices=1)
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    return {"flops": counts.flops, "bytes": counts.bytes, "temporaries": temporaries}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", default="v5e:1x1", help="(default: v5e:1x1)")
+    parser.add_argument("--json", type=Path, help="write all figures here too")
+    options = parser.parse_args()
+    device, found = open_target(options.topology).devices[0], {}
+    for model, goals in GOALS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "given.npz")
+            write_given(path, model, CASES[f"{model}_step"].batch_size)
+            with np.load(path) as arrays:
+                given = dict(arrays)
+        steps = {who: getattr(peer, f"{model}_training")(given) for who, peer in (("ours", ours), ("flax", flax_steps))}
+        found[model] = {who: measure(step, device) for who, step in steps.items()}
+        for who, figures in found[model].items():
+            line = f"{model:<5} {who:<5} {figures['flops'] / 1e9:7.1f} GFLOP"
+            for name in ("bytes", "temporaries"):
+                line += f" {figures[name] / 2**20:9.1f} MiB {name}"
+                if who == "ours":
+                    ratio = figures[name] / found[model]["flax"][name]
+                    line += f" ({ratio:.2f} of Flax's, goal {goals[name]})"
+            print(line, flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
