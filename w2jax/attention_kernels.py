@@ -19,37 +19,29 @@ LOWEST = float(jnp.finfo(jnp.float32).min)  # instead of −inf, whose differenc
 
 
 def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key):
-    """(output, weights) by way of all logits [..., T, S].
-
-    The exponentials are divided by their sum after the product with the values: that divides [..., T, V] numbers, not
-    [..., T, S], and so does its gradient (as in FlashAttention, Dao et al. 2022, appendix B.2).
-    """
+    """(output, weights) by way of all logits [..., T, S]."""
     rows, columns = jnp.arange(query.shape[-2])[:, None], jnp.arange(key.shape[-2])
 
-    def exponentials(key, visible):
-        logits = jnp.einsum("...tk,...sk->...ts", query * factor, key, preferred_element_type=jnp.float32)
-        logits = logits if bias is None else logits + bias
-        # The lowest float keeps a fully masked row finite.
-        logits = logits if visible is None else jnp.where(visible, logits, LOWEST)
-        # The result does not depend on what the exponents are relative to, so neither do its gradients.
-        return jnp.exp(logits - jax.lax.stop_gradient(logits).max(-1, keepdims=True))
+    def logits(key):
+        products = jnp.einsum("...tk,...sk->...ts", query * factor, key, preferred_element_type=jnp.float32)
+        return products if bias is None else products + bias
 
     poisoned = None
     conditions = _conditions(mask, bias, offset, lengths, rows, columns)
     if not conditions:
-        exps = exponentials(key, None)
-        total = exps.sum(-1, keepdims=True)
+        weights = nn.softmax(logits(key))
     else:
         visible = reduce(jnp.logical_and, conditions)
         key, value, finite = _without_broken(key, value)
         poisoned = (visible & ~finite[..., None, :]).any(-1, keepdims=True)
-        exps = jnp.where(visible, exponentials(key, visible), 0)
-        total = exps.sum(-1, keepdims=True)
-        total = jnp.where(total == 0, 1, total)
+        # The lowest float keeps a fully masked row finite; the next `where` makes it exactly 0.
+        weights = nn.softmax(jnp.where(visible, logits(key), LOWEST))
+        weights = jnp.where(visible, weights, 0)
 
-    used = exps if dropout == 0.0 else _dropped(dropout_key, dropout, exps)
-    output = jnp.einsum("...ts,...sv->...tv", used.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    output, weights = (output / total).astype(value.dtype), exps / total
+    used = weights
+    if dropout > 0.0:
+        used = _dropped(dropout_key, dropout, weights)
+    output = jnp.einsum("...ts,...sv->...tv", used.astype(value.dtype), value)
     if poisoned is not None:
         output, weights = jnp.where(poisoned, jnp.nan, output), jnp.where(poisoned, jnp.nan, weights)
     return output, weights

@@ -17,31 +17,8 @@ from w2jax.attention import MultiHeadAttention
 # Exact GELU (torch, timm), its tanh approximation (Google), x·σ(1.702 x) (CLIP), ReLU.
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 
-
-@jax.custom_jvp
-def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """x Φ(x) of Hendrycks & Gimpel 2016, exactly, Φ the normal distribution; computed in float32 at least.
-
-    Its derivative is taken as the function is, in one pass over memory, instead of from parts that are kept for it.
-    """
-    return _gelu_and_slope(x)[0]
-
-
-@gelu.defjvp
-def _gelu_jvp(primals, tangents):
-    y, slope = _gelu_and_slope(*primals)
-    return y, slope * tangents[0]
-
-
-def _gelu_and_slope(x):
-    exact = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    below = 0.5 * (1.0 + jax.lax.erf(exact * 0.5**0.5))
-    density = jnp.exp(-0.5 * exact**2) * (2.0 * jnp.pi) ** -0.5
-    return (exact * below).astype(x.dtype), (below + exact * density).astype(x.dtype)
-
-
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
-    "gelu": gelu,
+    "gelu": partial(nn.gelu, approximate=False),
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,

@@ -130,7 +130,7 @@ def _backward(reverse, residuals, cotangents):
     kernel, projection, h, valid, out, activated, cs = residuals
     d_out, d_last_h, d_last_c = cotangents
     exact = cs.dtype
-    kernel_t = rearrange(kernel, "p g h -> (g h) p")
+    backward_kernel = rearrange(kernel, "p g h -> g h p")  # once, or each step of the scan would turn it round
 
     steps, batch, hidden = cs.shape
 
@@ -149,21 +149,20 @@ def _backward(reverse, residuals, cotangents):
         if now is not None:
             pieces = [jnp.where(now, piece, 0) for piece in pieces]
             d_h = jnp.where(now, d_h, 0)
-        # Written where they are to lie: XLA's CPU backend would compute a concatenation of them element by element.
+        # Each is written where it is to lie: XLA computes a stack of them twice, on CPU one element after the other.
         for gate, piece in enumerate(pieces):
-            place = t, 0, gate * hidden
-            d_gates = jax.lax.dynamic_update_slice(d_gates, piece.astype(kernel.dtype)[None], place)
+            piece = rearrange(piece.astype(kernel.dtype), "b h -> 1 b 1 h")
+            d_gates = jax.lax.dynamic_update_slice(d_gates, piece, (t, 0, gate, 0))
         d_now = jax.lax.dynamic_index_in_dim(d_gates, t, keepdims=False)
-        d_h_before = jnp.dot(d_now, kernel_t, preferred_element_type=exact)
+        d_h_before = jnp.einsum("bgh,ghp->bp", d_now, backward_kernel, preferred_element_type=exact)
         if now is not None:
             d_h_before, d_c = jnp.where(now, d_h_before, d_h_after), jnp.where(now, d_c, d_c_after)
         return (d_h_before, d_c, d_gates), None if projection is None else d_h
 
-    carry = (d_last_h.astype(exact), d_last_c.astype(exact), jnp.zeros((steps, batch, 4 * hidden), kernel.dtype))
+    carry = (d_last_h.astype(exact), d_last_c.astype(exact), jnp.zeros((steps, batch, 4, hidden), kernel.dtype))
     inputs = jnp.arange(steps), d_out, valid, activated, cs
     (d_h0, d_c0, d_gates), d_hs = jax.lax.scan(step, carry, inputs, reverse=not reverse)
 
-    d_gates = rearrange(d_gates, "t b (g h) -> t b g h", g=4)
     before = _shift(out, h, reverse)
     if valid is not None:  # where the step before is no part of the sequence, the state is still the initial one
         before = jnp.where(_shift(valid, jnp.zeros_like(valid[0]), reverse), before, h)
