@@ -1,4 +1,4 @@
-"""What `train.runtime.keep_freed_memory` gains: the train step of the preset `sample`, with and without, in turn.
+"""What `train.allocator.keep_freed_memory` gains: the train step of the preset `sample`, with and without, in turn.
 
     python -m benchmarks.allocator [--repeat 3]
 
@@ -14,8 +14,8 @@ import time
 import jax
 
 from configs.vit import PRESETS
+from train.allocator import keep_freed_memory
 from train.data import batches, open_source
-from train.runtime import keep_freed_memory
 from train.vit import make_task
 
 STEPS = 200

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import TOLERANCE, Case
+from benchmarks.cases import OURS, TOLERANCE, Case
 from benchmarks.given import write_given
 
 
@@ -23,7 +23,9 @@ class Measured:
     milliseconds: list[float] = field(default_factory=list)
     """Mean time of a step in each turn."""
     ready: list[float] = field(default_factory=list)
-    """Seconds until each process had imported, compiled and taken its first steps."""
+    """Seconds until each process had imported, compiled and computed what is compared."""
+    cpu: list[float] = field(default_factory=list)
+    """Milliseconds of all cores for a step, in each turn."""
     peak: float = 0.0
     """Largest MiB that a process held."""
 
@@ -36,13 +38,15 @@ class Child:
     """A contender's process."""
 
     def __init__(self, function: str, given: Path, threads: int, malloc: str):
-        one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        if malloc == "own":
+            malloc = "keep" if function.startswith(OURS) else "default"
+        variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.contender", function, str(given), str(threads)],
+            [sys.executable, "-m", "benchmarks.contender", function, str(given), str(threads), malloc],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **one, "BENCHMARK_MALLOC": malloc},
+            env={**os.environ, **variables},
         )
         self.first = self.answer()
 
@@ -87,6 +91,7 @@ def measure(
                 for name in list(children)[:: 1 if turn % 2 else -1]:
                     found = children[name].turn(counts[name])
                     measured[name].milliseconds.append(1e3 * found["seconds"] / counts[name])
+                    measured[name].cpu.append(1e3 * found["cpu"] / counts[name])
                     measured[name].peak = max(measured[name].peak, found["peak"])
             for child in children.values():
                 child.close()

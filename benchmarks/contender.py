@@ -1,12 +1,11 @@
 """One contender of a case in a process of its own: prepares, says what it computed, and takes steps when it is told.
 
-    python -m benchmarks.contender MODULE:FUNCTION GIVEN.npz THREADS
+    python -m benchmarks.contender MODULE:FUNCTION GIVEN.npz THREADS keep|default
 
 Writes lines of JSON: first {"seconds": until ready, "result": its numbers}, then for each number N read from stdin
-{"seconds": of N steps, "peak": MiB of the process up to here}.
+{"seconds": of N steps, "cpu": seconds of all cores, "peak": MiB of the process up to here}.
 """
 
-import ctypes
 import importlib
 import json
 import os
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from train.allocator import keep_freed_memory
 
 
 class Contender(NamedTuple):
@@ -29,24 +30,22 @@ class Contender(NamedTuple):
 
 
 def main() -> None:
-    name, path, threads = sys.argv[1:]
+    function, path, threads, malloc = sys.argv[1:]
     started = time.perf_counter()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
-    if os.environ.get("BENCHMARK_MALLOC") == "keep":
-        libc = ctypes.CDLL(None)
-        for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**26), (-8, 1)):  # as train.runtime.keep_freed_memory
-            libc.mallopt(option, value)
-    module, function = name.split(":")
+    if malloc == "keep":
+        keep_freed_memory()
+    module, name = function.split(":")
     with np.load(path) as given:
-        contender: Contender = getattr(importlib.import_module(module), function)(dict(given))
+        contender: Contender = getattr(importlib.import_module(module), name)(dict(given))
     result = {key: np.asarray(value).ravel()[:1000].tolist() for key, value in contender.result.items()}
-    answer({"seconds": time.perf_counter() - started, "result": result})
+    answer(seconds=time.perf_counter() - started, result=result)
     for line in sys.stdin:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             contender.step()
-        seconds = time.perf_counter() - start
-        answer({"seconds": seconds, "peak": peak_memory()})
+        cpu, seconds = time.process_time() - cpu, time.perf_counter() - start
+        answer(seconds=seconds, cpu=cpu, peak=peak_memory())
 
 
 def peak_memory() -> float:
@@ -55,7 +54,7 @@ def peak_memory() -> float:
     return int(line.split()[1]) / 1024
 
 
-def answer(content: dict[str, Any]) -> None:
+def answer(**content: Any) -> None:
     print(json.dumps(content), flush=True)
 
 

@@ -75,3 +75,19 @@ def our_params(given: Arrays) -> dict[str, Any]:
             group = group.setdefault(key, {})
         group[last] = jnp.asarray(leaf)
     return params
+
+
+def step_flops(model: str, batch_size: int) -> float:
+    """FLOPs of the matrix products in a train step of a classifier: three times those of its forward pass, less the
+    gradient of the images.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from train.dryrun.flops import flops_of
+
+    module, shape, _ = build(model)
+    x = jnp.zeros((batch_size, *shape))
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    step = jax.grad(lambda variables: module.apply(variables, x)[0].sum())
+    return flops_of(jax.make_jaxpr(step)(variables).jaxpr)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.base import Config
+from train.allocator import keep_freed_memory
 from train.checkpoint import Checkpoints
 from train.checks import check_batch, check_held, check_numbers, check_same
 from train.data import Source, batches, eval_batches, example_order, open_source
@@ -25,7 +26,7 @@ from train.report.page import write_page
 from train.report.pictures import write_pictures
 from train.report.placement import show_placement
 from train.run_folder import RunFolder, has_checkpoint
-from train.runtime import keep_compiled, keep_freed_memory, quiet_libraries
+from train.runtime import keep_compiled, quiet_libraries
 from train.sharding import batch_parts, make_mesh
 from train.task import Batch, Metrics, State, Task, broken_leaves, named_leaves
 

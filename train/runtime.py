@@ -1,6 +1,5 @@
 """Settings of the process that a training program wants before it starts."""
 
-import ctypes
 import logging
 import os
 import sys
@@ -12,27 +11,6 @@ from typing import Any, Literal
 
 import jax
 import jaxlib.version
-
-# Names from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc hand freed memory to the next allocation instead of to the kernel.
-
-    XLA on CPU allocates its temporaries anew each step; mapping and clearing their pages again takes a third of a
-    step (benchmarks/README.md). Does nothing where malloc is not glibc's.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        return
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_M_TOP_PAD, 2**26)
-    # Threads would get heaps of their own, of at most 64 MiB, which go back to the kernel whatever the threshold.
-    libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def quiet_libraries() -> None:

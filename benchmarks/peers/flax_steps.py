@@ -13,6 +13,8 @@ from benchmarks.given import ATTENTION, HEADS, LSTM, VIT, WIDTH, Arrays, our_par
 
 
 class LSTMClassifier(nn.Module):
+    """Rows of an image, one after the other; a linear layer on the last output."""
+
     @nn.compact
     def __call__(self, x):
         for layer in range(LSTM["num_layers"]):
@@ -34,6 +36,8 @@ def lstm_params(params: dict[str, Any]) -> dict[str, Any]:
 
 
 class Block(nn.Module):
+    """z' = MSA(LN(z)) + z; z = MLP(LN(z')) + z'."""
+
     width: int
     heads: int
     hidden: int
@@ -55,6 +59,8 @@ def blocks(x, options: dict, attend: Callable):
 
 
 class ViT(nn.Module):
+    """Patches by a convolution, class token, learned positions, blocks."""
+
     attend: Callable = nn.dot_product_attention
 
     @nn.compact
@@ -70,6 +76,8 @@ class ViT(nn.Module):
 
 
 class AttentionClassifier(nn.Module):
+    """Embed each row → add its position → blocks → LayerNorm → mean → head."""
+
     attend: Callable = nn.dot_product_attention
 
     @nn.compact

@@ -37,6 +37,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """Linear → GELU → linear."""
+
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
@@ -75,7 +77,7 @@ class ViT(nn.Module):
         self.norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, VIT["num_classes"])
 
     def forward(self, images):
-        """images [B, 1, h, w]."""
+        """Logits of images [B, 1, h, w]."""
         x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         return self.head(self.norm(self.blocks(x)[:, 0]))
