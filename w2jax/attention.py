@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from w2jax.attention_kernels import chunked_attention, cudnn_attention, xla_attention
+from w2jax.norm import LayerNorm
 
 Causal = bool | Literal["top_left", "bottom_right"]
 Implementation = Literal["auto", "xla", "chunked", "cudnn"]
@@ -180,7 +181,6 @@ class MultiHeadAttention(nn.Module):
         qk_width = self._head_width("qk_dim", self.qk_dim, embed_dim)
         v_width = self._head_width("v_dim", self.v_dim, embed_dim)
         dtype = jnp.dtype(self.dtype)
-        norm = {"epsilon": self.norm_eps, "use_fast_variance": False, "dtype": dtype}
 
         def heads(x, count: int, width: int, name: str):
             kernel_init = nn.initializers.xavier_uniform()
@@ -190,7 +190,7 @@ class MultiHeadAttention(nn.Module):
 
         q = heads(query, self.num_heads, qk_width, "query")
         if self.qk_norm:
-            q = nn.LayerNorm(**norm, name="query_norm")(q)
+            q = LayerNorm(self.norm_eps, dtype=self.dtype, name="query_norm")(q)
         written = None
         if decode == "reuse":
             k, v, written = (self.get_variable("cache", name) for name in ("key", "value", "index"))
@@ -199,7 +199,7 @@ class MultiHeadAttention(nn.Module):
             k = heads(key, kv_heads, qk_width, "key")
             v = heads(key if value is None else value, kv_heads, v_width, "value")
             if self.qk_norm:
-                k = nn.LayerNorm(**norm, name="key_norm")(k)
+                k = LayerNorm(self.norm_eps, dtype=self.dtype, name="key_norm")(k)
             if decode == "append":
                 k, v, written = self._appended(k, v)
         if written is not None:
@@ -229,7 +229,9 @@ class MultiHeadAttention(nn.Module):
             dropout=dropout,
             dropout_key=self.make_rng("dropout") if dropout > 0.0 else None,
             return_weights=return_weights,
-            key_lengths=None if key_lengths is None else rearrange(key_lengths, "b -> b 1 1" if grouped else "b -> b 1"),
+            key_lengths=None
+            if key_lengths is None
+            else rearrange(key_lengths, "b -> b 1 1" if grouped else "b -> b 1"),
             implementation=self.implementation,
         )
         if written is not None:

@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from w2jax.attention import MultiHeadAttention
+from w2jax.norm import LayerNorm
 
 # Exact GELU (torch, timm), its tanh approximation (Google), x·σ(1.702 x) (CLIP), ReLU.
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
@@ -220,7 +221,7 @@ class DecoderBlock(nn.Module):
         return x, (on_target, on_memory) if return_attention else None
 
 
-def _residual(x, layer: Callable, norm: nn.LayerNorm, pre_norm: bool, from_norm: bool = False) -> tuple[Array, Any]:
+def _residual(x, layer: Callable, norm: LayerNorm, pre_norm: bool, from_norm: bool = False) -> tuple[Array, Any]:
     """One residual sum: x + layer(norm(x)), or norm(x + layer(x)) if not `pre_norm`; and what `layer` returns beside.
 
     With `from_norm`, norm(x) + layer(norm(x)).
@@ -232,15 +233,9 @@ def _residual(x, layer: Callable, norm: nn.LayerNorm, pre_norm: bool, from_norm:
     return (x + y if pre_norm else norm(x + y)), beside
 
 
-def layer_norm(module, name: str | None = None) -> nn.LayerNorm:
+def layer_norm(module, name: str | None = None) -> LayerNorm:
     """A LayerNorm with the module's options."""
-    return nn.LayerNorm(
-        module.norm_eps,
-        use_fast_variance=False,
-        use_bias=module.use_bias,
-        dtype=jnp.dtype(module.dtype),
-        name=name,
-    )
+    return LayerNorm(module.norm_eps, module.use_bias, module.dtype, name=name)
 
 
 def inside(lengths: Int[Array, " B"], size: int) -> Bool[Array, "B {size}"]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from w2jax.blocks import EncoderBlock
 from w2jax.lstm import LSTM
+from w2jax.norm import LayerNorm
 from w2jax.recurrent import uniform_init
 from w2jax.transformer import Encoder
 
@@ -59,7 +60,7 @@ class AttentionClassifier(nn.Module):
         )
         encoder = Encoder(block, self.depth, self.drop_path, name="encoder")
         x, attentions = encoder(x, train=train, return_attention=return_attention)
-        x = nn.LayerNorm(use_fast_variance=False, dtype=dtype, name="norm")(x).mean(axis=1)
+        x = LayerNorm(1e-6, dtype=self.dtype, name="norm")(x).mean(axis=1)
         x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, dtype=dtype, name="head")(x)
         return x.astype(jnp.float32), attentions
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from w2jax.attention import MultiHeadAttention
 from w2jax.blocks import Activation, EncoderBlock, Mlp
+from w2jax.norm import LayerNorm
 from w2jax.transformer import Encoder
 
 # Width, depth, heads and MLP width: table 1 of the ViT paper (B, L, H), of DeiT (Ti, S) and table 2 of
@@ -58,7 +59,7 @@ class AttentionPool(nn.Module):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, tokens.shape[-1]))
         probe = repeat(probe.astype(tokens.dtype), "1 1 d -> b 1 d", b=tokens.shape[0])
         x, _ = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="attention")(probe, tokens)
-        norm = nn.LayerNorm(self.norm_eps, use_fast_variance=False, dtype=jnp.dtype(self.dtype), name="norm")
+        norm = LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")
         x = x + Mlp(self.mlp_dim, activation=self.activation, dtype=self.dtype, name="mlp")(norm(x))
         return rearrange(x, "b 1 d -> b d")
 
@@ -126,7 +127,7 @@ class ViT(nn.Module):
         dtype = jnp.dtype(self.dtype)
 
         def norm(name: str):
-            return nn.LayerNorm(self.norm_eps, use_fast_variance=False, dtype=dtype, name=name)
+            return LayerNorm(self.norm_eps, dtype=self.dtype, name=name)
 
         x = PatchEmbed(self.patch_size, self.embed_dim, self.patch_bias, self.dtype, name="patch_embed")(images)
         x = self._prepend_and_position(x, (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size))
