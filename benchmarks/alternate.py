@@ -2,7 +2,6 @@
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,10 +27,6 @@ class Measured:
     """Milliseconds of all cores for a step, in each turn."""
     peak: float = 0.0
     """Largest MiB that a process held."""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.milliseconds)
 
 
 class Child:

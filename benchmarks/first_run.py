@@ -15,16 +15,17 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 PYTHON = sys.executable
 IMPORTS = [PYTHON, "-c", "import jax, flax.linen, optax"]
 HELP = [PYTHON, "-m", "train.vit", "--help"]
 
 
-def measure(command: list[str]) -> tuple[float, float]:
-    """(wall seconds, peak MiB) of one run of `command`."""
+def measure(command: list[str], stdout: IO[bytes] | int = subprocess.DEVNULL) -> tuple[float, float]:
+    """(wall seconds, peak MiB) of one run of `command`; the peak begins with this process's own, so keep it small."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=stdout)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(f"{' '.join(command)} failed with status {os.waitstatus_to_exitcode(status)}")

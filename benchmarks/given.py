@@ -12,6 +12,8 @@ ATTENTION = {"num_classes": 10, "embed_dim": 64, "depth": 4, "num_heads": 4, "ml
 VIT = {"num_classes": 10, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_dim": 256}
 HEADS, WIDTH, QUERIES, KEYS = 4, 128, 30, 50  # of multi-head attention alone
 
+BATCH_SIZES = {"lstm": 256, "mha": 128, "vit": 128, "aae": 64}  # of the whole programs
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -66,15 +68,9 @@ def part(given: Arrays, which: str) -> dict[str, np.ndarray]:
 def our_params(given: Arrays) -> dict[str, Any]:
     """The parameters as the nested dict that Linen takes."""
     import jax.numpy as jnp
+    from flax.traverse_util import unflatten_dict
 
-    params: dict[str, Any] = {}
-    for name, leaf in part(given, "ours").items():
-        *path, last = name.split("/")
-        group = params
-        for key in path:
-            group = group.setdefault(key, {})
-        group[last] = jnp.asarray(leaf)
-    return params
+    return unflatten_dict({name: jnp.asarray(leaf) for name, leaf in part(given, "ours").items()}, sep="/")
 
 
 def step_flops(model: str, batch_size: int) -> float:

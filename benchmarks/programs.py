@@ -8,52 +8,64 @@ checkpoints and the report; PyTorch's reads arrays that are decoded already, tra
 
 import argparse
 import json
-import os
+import multiprocessing
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.peers.torch_program import BATCH_SIZES
-from configs.base import Data
-from train.data import open_source
+from benchmarks.first_run import measure
+from benchmarks.given import BATCH_SIZES
 
 EXAMPLES = 60_000
 GOALS = {"loader": 0.6, "memory": 1.0}
 # The models and optimizers of `benchmarks.given`, as options.
-PLAIN = ["--optim.learning-rate", "1e-3", "--optim.warmup", "0", "--optim.final", "1", "--optim.clip", "None"]
-CLASSIFIER = [*PLAIN, "--optim.ema", "None", "--augment.shift", "0", "--augment.rotate", "0"]
-CLASSIFIER += ["--augment.scale", "0", "--augment.shear", "0", "--optim.weight-decay"]
+CLASSIFIER = [
+    *("--optim.learning-rate", "1e-3", "--optim.warmup", "0", "--optim.final", "1", "--optim.clip", "None"),
+    *("--optim.ema", "None", "--augment.shift", "0", "--augment.rotate", "0", "--augment.scale", "0"),
+    *("--augment.shear", "0", "--optim.weight-decay"),
+]
 OPTIONS = {
     "lstm": [*CLASSIFIER, "0"],
     "mha": [*CLASSIFIER, "0.01"],
-    "vit": [*CLASSIFIER, "0.01", "--model.patch-size", "4", "--model.mlp-dim", "256", "--model.pool", "cls"],
+    "vit": [
+        *(*CLASSIFIER, "0.01", "--model.patch-size", "4", "--model.mlp-dim", "256"),
+        *("--model.pool", "cls", "--model.class-token"),
+    ],
     "aae": ["--data.train-split", "train", "--metric-examples", "100"],
 }
-OPTIONS["vit"] += ["--model.class-token"]
 
 
-def ours(task: str, folder: str) -> list[str]:
-    steps = str(EXAMPLES // BATCH_SIZES[task])
+def write_mnist(path: str) -> None:
+    """Writes both splits as arrays."""
+    from configs.base import Data
+    from train.data import open_source
+
+    sources = {split: open_source(Data("mnist"), split) for split in ("train", "test")}
+    held = {split: source.gather(np.arange(len(source))) for split, source in sources.items()}
+    np.savez(path, **{f"{split}_{name}": x[name] for split, x in held.items() for name in ("image", "label")})
+
+
+def run_ours(task: str, folder: str) -> tuple[float, float, float]:
+    """(wall seconds, peak MiB, score)."""
+    steps, size = str(EXAMPLES // BATCH_SIZES[task]), str(BATCH_SIZES[task])
     rhythm = [option for name in ("steps", "eval-every", "save-every") for option in (f"--run.{name}", steps)]
-    size = ["--run.batch-size", str(BATCH_SIZES[task]), "--run.dir", f"{folder}/run"]
-    return [sys.executable, "-m", f"train.{task}", "mnist", *OPTIONS[task], *rhythm, *size]
+    where = ["--run.batch-size", size, "--run.dir", f"{folder}/run"]
+    seconds, peak = measure([sys.executable, "-m", f"train.{task}", "mnist", *OPTIONS[task], *rhythm, *where])
+    last = json.loads(Path(folder, "run", "metrics.jsonl").read_text().splitlines()[-1])
+    return seconds, peak, last["reconstruction" if task == "aae" else "accuracy"]
 
 
-def timed(command: list[str]) -> tuple[float, float, str]:
-    """(wall seconds, peak MiB, what it printed) of a command."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    printed = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed with status {os.waitstatus_to_exitcode(status)}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024, printed
+def run_torch(task: str, images: str, *options: str) -> tuple[float, float, float]:
+    """(wall seconds, peak MiB, score)."""
+    with tempfile.TemporaryFile() as printed:
+        command = [sys.executable, "-m", "benchmarks.peers.torch_program", task, images, *options]
+        seconds, peak = measure(command, printed)
+        printed.seek(0)
+        return seconds, peak, float(printed.read())
 
 
 def main() -> None:
@@ -64,36 +76,25 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.tasks) - set(BATCH_SIZES):
         parser.error(f"no task {', '.join(sorted(unknown))}; there are {', '.join(BATCH_SIZES)}")
-    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    found: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         images = f"{folder}/mnist.npz"
-        sources = {split: open_source(Data("mnist"), split) for split in ("train", "test")}
-        held = {split: source.gather(np.arange(len(source))) for split, source in sources.items()}
-        np.savez(images, **{f"{split}_{name}": x[name] for split, x in held.items() for name in ("image", "label")})
-        del sources, held
+        # In a process of its own, as this one's memory would count as every program's.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(write_mnist, images).result()
         for task in options.tasks or BATCH_SIZES:
-            peer = [sys.executable, "-m", "benchmarks.peers.torch_program", task, images]
-            commands = {"ours": ours(task, folder), "memory": peer, "loader": [*peer, "--loader"]}
-            figures = {who: {"seconds": [], "peak": [], "score": []} for who in commands}
+            runs = found[task] = {"ours": [], "memory": [], "loader": []}
             for _ in range(options.repeat):
-                for who, command in commands.items():
-                    with tempfile.TemporaryDirectory() as own:
-                        command = [word.replace(f"{folder}/run", f"{own}/run") for word in command]
-                        seconds, peak, printed = timed(command)
-                        if who == "ours":
-                            last = json.loads(Path(own, "run", "metrics.jsonl").read_text().splitlines()[-1])
-                            score = last["reconstruction" if task == "aae" else "accuracy"]
-                        else:
-                            score = float(printed)
-                    for name, value in (("seconds", seconds), ("peak", peak), ("score", score)):
-                        figures[who][name].append(value)
-            found[task] = figures
-            for who, x in figures.items():
-                line = f"{task:<5} {who:<7} {statistics.median(x['seconds']):7.1f} s {max(x['peak']):6.0f} MiB"
-                line += "  score " + ", ".join(f"{score:.4f}" for score in x["score"])
-                if who != "ours":
-                    ratio = statistics.median(figures["ours"]["seconds"]) / statistics.median(x["seconds"])
-                    line += f"  ours / theirs {ratio:.2f} (goal {GOALS[who]})"
+                with tempfile.TemporaryDirectory() as own:
+                    runs["ours"].append(run_ours(task, own))
+                runs["memory"].append(run_torch(task, images))
+                runs["loader"].append(run_torch(task, images, "--loader"))
+            medians = {who: statistics.median(seconds for seconds, _, _ in of_who) for who, of_who in runs.items()}
+            for who, of_who in runs.items():
+                line = f"{task:<5} {who:<7} {medians[who]:7.1f} s {max(peak for _, peak, _ in of_who):6.0f} MiB"
+                line += "  score " + ", ".join(f"{score:.4f}" for _, _, score in of_who)
+                if who in GOALS:
+                    line += f"  ours / theirs {medians['ours'] / medians[who]:.2f} (goal {GOALS[who]})"
                 print(line, flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))

@@ -10,7 +10,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def keep_freed_memory() -> None:
     """Lets glibc hand freed memory to the next allocation instead of to the kernel; to be called before JAX starts.
 
-    XLA on CPU allocates its temporaries anew each step; mapping and clearing their pages again takes up to half of a
+    XLA on CPU allocates its temporaries anew each step; mapping and clearing their pages again takes a third of a
     step (benchmarks/README.md). Does nothing where malloc is not glibc's.
     """
     if not sys.platform.startswith("linux"):

@@ -217,6 +217,8 @@ class MultiHeadAttention(nn.Module):
                 return x
             return x[..., None, :, :] if x.shape[-3] == 1 else rearrange(x, "... (h g) t s -> ... h g t s", h=kv_heads)
 
+        if key_lengths is not None:
+            key_lengths = key_lengths[:, None, None] if grouped else key_lengths[:, None]
         dropout = self.dropout if train else 0.0
         attended, weights = scaled_dot_product_attention(
             rearrange(q, "b (h g) t k -> b h g t k", h=kv_heads) if grouped else q,
@@ -229,9 +231,7 @@ class MultiHeadAttention(nn.Module):
             dropout=dropout,
             dropout_key=self.make_rng("dropout") if dropout > 0.0 else None,
             return_weights=return_weights,
-            key_lengths=None
-            if key_lengths is None
-            else rearrange(key_lengths, "b -> b 1 1" if grouped else "b -> b 1"),
+            key_lengths=key_lengths,
             implementation=self.implementation,
         )
         if written is not None:

@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from benchmarks.contender import Contender
 from benchmarks.given import ATTENTION, HEADS, LSTM, VIT, WIDTH, Arrays, our_params
+from benchmarks.peers.with_jax import attended, images, inferred, trained
 
 
 class LSTMClassifier(nn.Module):
@@ -101,7 +102,7 @@ def transformer_params(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def training(module: nn.Module, params: Any, x: jax.Array, given: Arrays, optimizer) -> tuple[Callable, Any, Any]:
-    """(a train step: state, batch -> state, loss; its first state; a batch)."""
+    """(a train step: state, batch -> state, metrics; its first state; a batch)."""
 
     def update(state, batch):
         (params, opt_state), (x, labels) = state, batch
@@ -112,25 +113,9 @@ def training(module: nn.Module, params: Any, x: jax.Array, given: Arrays, optimi
 
         value, gradients = jax.value_and_grad(loss)(params)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
+        return (optax.apply_updates(params, updates), opt_state), {"loss": value}
 
     return update, (params, optimizer.init(params)), (x, jnp.asarray(given["label"]))
-
-
-def trained(update: Callable, state: Any, batch: Any) -> Contender:
-    compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
-
-    def step():
-        nonlocal state
-        state, value = compiled(state, batch)
-        return value.block_until_ready()
-
-    first, *later = (float(step()) for _ in range(3))
-    return Contender({"loss": first, "later": later}, step)
-
-
-def images(given: Arrays) -> jax.Array:
-    return jnp.asarray(given["image"]) / 255.0
 
 
 def lstm_training(given: Arrays):
@@ -170,42 +155,29 @@ def jax_nn(query, key, value, **_):
     return jax.nn.dot_product_attention(query, key, value)
 
 
-def attention(given: Arrays, cross: bool) -> Contender:
+def attend(params, *inputs):
     module = nn.MultiHeadDotProductAttention(HEADS, qkv_features=WIDTH)
-    inputs = [jnp.asarray(given[name]) for name in (("query", "key") if cross else ("key",))]
-
-    def loss(params, *inputs):
-        out, seen = module.apply({"params": params}, *inputs, sow_weights=True, mutable=["intermediates"])
-        return jnp.square(out).mean(), (out, seen["intermediates"]["attention_weights"][0])
-
-    compiled = jax.jit(jax.grad(loss, argnums=tuple(range(1 + len(inputs))), has_aux=True))
-    params = our_params(given)
-    (_, gradient, *_), (out, weights) = compiled(params, *inputs)
-    result = {"out": out, "weights": weights, "gradient": gradient}
-    return Contender(result, lambda: jax.block_until_ready(compiled(params, *inputs)))
+    out, seen = module.apply({"params": params}, *inputs, sow_weights=True, mutable=["intermediates"])
+    return out, seen["intermediates"]["attention_weights"][0]
 
 
 def self_attention(given: Arrays) -> Contender:
-    return attention(given, cross=False)
+    return attended(attend, our_params(given), given, cross=False)
 
 
 def cross_attention(given: Arrays) -> Contender:
-    return attention(given, cross=True)
-
-
-def inference(module: nn.Module, params: Any, x: jax.Array) -> Contender:
-    compiled = jax.jit(lambda params, x: module.apply({"params": params}, x))
-    logits = compiled(params, x)
-    return Contender({"logits": logits}, lambda: compiled(params, x).block_until_ready())
+    return attended(attend, our_params(given), given, cross=True)
 
 
 def lstm_inference(given: Arrays) -> Contender:
-    return inference(LSTMClassifier(), lstm_params(our_params(given)), images(given)[..., 0])
+    return inferred(LSTMClassifier().apply, {"params": lstm_params(our_params(given))}, images(given)[..., 0])
 
 
 def mha_inference(given: Arrays) -> Contender:
-    return inference(AttentionClassifier(), transformer_params(our_params(given)), 2 * images(given)[..., 0] - 1)
+    return inferred(
+        AttentionClassifier().apply, {"params": transformer_params(our_params(given))}, 2 * images(given)[..., 0] - 1
+    )
 
 
 def vit_inference(given: Arrays) -> Contender:
-    return inference(ViT(), transformer_params(our_params(given)), 2 * images(given) - 1)
+    return inferred(ViT().apply, {"params": transformer_params(our_params(given))}, 2 * images(given) - 1)

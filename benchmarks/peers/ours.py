@@ -2,6 +2,7 @@
 
 import importlib
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from benchmarks.contender import Contender
 from benchmarks.given import HEADS, Arrays, build, our_params
+from benchmarks.peers.with_jax import attended, images, inferred, stepping, trained
 from configs.base import Optim, Run
 from train.data.source import Memory
 from w2jax import MultiHeadAttention
@@ -32,18 +34,6 @@ def source(given: Arrays) -> Memory:
     return replace(split, sibling=lambda _: split)
 
 
-def running(update, state, batch):
-    """A function that does one step and returns its metrics."""
-    compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
-
-    def step():
-        nonlocal state
-        state, metrics = compiled(state, batch)
-        return jax.block_until_ready(metrics)
-
-    return step
-
-
 def classifier_training(program: str, given: Arrays, optim: Optim):
     config_type = importlib.import_module(f"configs.{program}").Config
     config = config_type(model=build(program)[0], optim=optim, run=Run(steps=10**6, batch_size=len(given["label"])))
@@ -62,12 +52,6 @@ def mha_training(given: Arrays):
     return classifier_training("mha", given, ADAMW)
 
 
-def trained(update, state, batch) -> Contender:
-    step = running(update, state, batch)
-    first, *later = (float(step()["loss"]) for _ in range(3))
-    return Contender({"loss": first, "later": later}, step)
-
-
 def lstm_step(given: Arrays) -> Contender:
     return trained(*lstm_training(given))
 
@@ -80,27 +64,16 @@ def mha_step(given: Arrays) -> Contender:
     return trained(*mha_training(given))
 
 
-def attention(given: Arrays, cross: bool) -> Contender:
-    module = MultiHeadAttention(HEADS)
-    inputs = [jnp.asarray(given[name]) for name in (("query", "key") if cross else ("key",))]
-
-    def loss(params, *inputs):
-        out, weights = module.apply({"params": params}, *inputs, return_weights=True)
-        return jnp.square(out).mean(), (out, weights)
-
-    compiled = jax.jit(jax.grad(loss, argnums=tuple(range(1 + len(inputs))), has_aux=True))
-    params = our_params(given)
-    (_, gradient, *_), (out, weights) = compiled(params, *inputs)
-    result = {"out": out, "weights": weights, "gradient": gradient}
-    return Contender(result, lambda: jax.block_until_ready(compiled(params, *inputs)))
+def attend(params, *inputs):
+    return MultiHeadAttention(HEADS).apply({"params": params}, *inputs, return_weights=True)
 
 
 def self_attention(given: Arrays) -> Contender:
-    return attention(given, cross=False)
+    return attended(attend, our_params(given), given, cross=False)
 
 
 def cross_attention(given: Arrays) -> Contender:
-    return attention(given, cross=True)
+    return attended(attend, our_params(given), given, cross=True)
 
 
 def aae_step(given: Arrays) -> Contender:
@@ -119,7 +92,7 @@ def aae_step(given: Arrays) -> Contender:
     state = jax.jit(task.init)().replace(params={**params, "encoder": without_variance})
     _, metrics = jax.jit(task.step)(state, {name: given[name] for name in ("image", "label")})
     losses = {name: float(metrics[name]) for name in ("reconstruction", "discriminator", "generator")}
-    step = running(*training(make_task(Config(optim=optim, run=run), source(given)), given))
+    step = stepping(*training(make_task(Config(optim=optim, run=run), source(given)), given))
     return Contender(
         {"reconstruction": losses["reconstruction"], "game": [losses["discriminator"], losses["generator"]]}, step
     )
@@ -127,14 +100,7 @@ def aae_step(given: Arrays) -> Contender:
 
 def inference(model: str, x: jax.Array, given: Arrays) -> Contender:
     module, _, _ = build(model)
-    variables = {"params": our_params(given)}
-    compiled = jax.jit(lambda variables, x: module.apply(variables, x)[0])
-    logits = compiled(variables, x)
-    return Contender({"logits": logits}, lambda: jax.block_until_ready(compiled(variables, x)))
-
-
-def images(given: Arrays) -> jax.Array:
-    return jnp.asarray(given["image"]) / 255.0
+    return inferred(lambda variables, x: module.apply(variables, x)[0], {"params": our_params(given)}, x)
 
 
 def lstm_inference(given: Arrays) -> Contender:
@@ -151,12 +117,9 @@ def vit_inference(given: Arrays) -> Contender:
 
 def aae_inference(given: Arrays) -> Contender:
     module, _, _ = build("aae")
-    params, x = our_params(given), 2 * images(given) - 1
     stats = {"decoder": {"norm_1": {"mean": jnp.zeros(512), "var": jnp.ones(512), "count": jnp.zeros((), jnp.int32)}}}
-    variables = {"params": params, "batch_stats": stats}
-    compiled = jax.jit(lambda variables, x: module.apply(variables, x, method="reconstruct"))
-    logits = compiled(variables, x)
-    return Contender({"logits": logits}, lambda: jax.block_until_ready(compiled(variables, x)))
+    variables = {"params": our_params(given), "batch_stats": stats}
+    return inferred(partial(module.apply, method="reconstruct"), variables, 2 * images(given) - 1)
 
 
 def gemm(given: Arrays) -> Contender:

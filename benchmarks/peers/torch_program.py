@@ -1,6 +1,6 @@
 """The PyTorch course's program for one task: one epoch of training, then the test set.
 
-    python -m benchmarks.peers.torch_program lstm|mha|vit|aae IMAGES.npz [--loader] [--steps N]
+    python -m benchmarks.peers.torch_program lstm|mha|vit|aae IMAGES.npz [--loader]
 
 With `--loader` images come from a Dataset by a DataLoader of two workers, as torchvision's MNIST and `ToTensor` give
 them; without, they lie in one tensor in memory, out of which each batch is indexed. Prints the test accuracy, or the
@@ -15,10 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.given import BATCH_SIZES
 from benchmarks.peers.torch_models import AAE, AttentionClassifier, LSTMClassifier, ViT
 from benchmarks.peers.torch_steps import AAEStep
-
-BATCH_SIZES = {"lstm": 256, "mha": 128, "vit": 128, "aae": 64}
 
 
 class Digits(Dataset):
