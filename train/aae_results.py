@@ -65,6 +65,10 @@ def make_assess(config: Config, train: Source) -> Callable[[State, Source], dict
         told = jax.nn.one_hot(jnp.arange(count) % num_classes, num_classes) if config.labels == "decoder" else None
         return to_unit(model, evaluated(model, state, lambda aae: aae.sample(count, told), key))
 
+    @jax.jit
+    def draw_codes(state: State, key: Array) -> Array:
+        return evaluated(model, state, lambda aae: aae.sample_codes(2 * CODES), key)
+
     def assess(state: State, test: Source) -> dict[str, float]:
         key, prior_key = jax.random.split(jax.random.key(config.run.seed))
         known, held_out, unseen = (_evenly(split, count) for split in (train, validation, test))
@@ -81,8 +85,7 @@ def make_assess(config: Config, train: Source) -> Callable[[State, Source], dict
             "parzen_sigma": ours.sigma,
             "parzen_of_training_images": real.log_likelihood,
         }
-        codes = evaluated(model, state, lambda aae: aae.sample_codes(2 * CODES), prior_key)
-        prior, again = np.split(np.asarray(codes), 2)
+        prior, again = np.split(np.asarray(draw_codes(state, prior_key)), 2)
         spread = float(prior.std())
         values |= {"mmd": mmd(test_z[:CODES], prior, spread), "mmd_of_prior": mmd(again, prior, spread)}
         if train.name in DIGITS:

@@ -48,7 +48,7 @@ def _kernel_sum(
     return float(np.asarray(rows).sum(dtype=np.float64))
 
 
-@partial(jax.jit, static_argnames=("distinct", "batch_size"))
+@partial(jax.jit, static_argnames="batch_size")
 def _row_sums(
     x: Float[Array, "N Z"], y: Float[Array, "M Z"], constants: Float[Array, "S"], distinct: bool, batch_size: int
 ) -> Float[Array, "N"]:
