@@ -88,7 +88,11 @@ def classification_task(
     def draw(state, batch):
         return figures(lambda images, **options: forward(state.eval_params, images, **options), batch["image"] / 255.0)
 
-    return Task(init, one_loss_step(loss, optimizer, config.optim, config.run.seed), evaluate, draw)
+    def probabilities(state, images):
+        return jax.nn.softmax(forward(state.eval_params, images / 255.0)[0])
+
+    step = one_loss_step(loss, optimizer, config.optim, config.run.seed)
+    return Task(init, step, evaluate, draw, probabilities=probabilities)
 
 
 def rows(images: Images) -> Float[Array, "B h I"]:

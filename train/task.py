@@ -103,6 +103,8 @@ class Task:
     """Metrics of a trained model that no mean over examples gives, from the test split; taken after the last step."""
     figure_examples: int = 8
     """Test images that `figures` is given at least."""
+    probabilities: Callable[[State, Array], Float[Array, "B V"]] | None = None
+    """Of each class, of images uint8 [B, h, w, C]; None: the model does not classify."""
     start: Callable[[], Start] | None = None
     """Reads what `init` is given by a fresh run; None: nothing."""
 

@@ -1,0 +1,68 @@
+"""Where our train step spends its time: the operations of XLA's program, by what JAX calls them.
+
+    python -m benchmarks.profile TASK [--top 12]
+
+A fusion counts for its last operation. Each time is the median over the steps, and that of a thread that waits: of the
+products, which use all cores, and of loops over elements, cut into a part a core, of which each counts.
+"""
+
+import argparse
+import gzip
+import json
+import re
+import statistics
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+import jax
+
+from benchmarks.given import BATCH_SIZES
+from benchmarks.step import Step
+from train.allocator import keep_freed_memory
+
+STEPS = 7
+_OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', re.MULTILINE)
+
+
+def profiled(step: Step) -> dict[str, float]:
+    """Milliseconds of each event in a step, by its name."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(STEPS):
+                step()
+        (path,) = Path(folder).rglob("*.trace.json.gz")
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    durations = defaultdict(list)
+    for event in events:
+        if event.get("ph") == "X":
+            durations[event["name"]].append(event["dur"] / 1e3)
+    return {name: statistics.median(of_name) * len(of_name) / STEPS for name, of_name in durations.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=BATCH_SIZES, metavar="TASK", help=f"one of {', '.join(BATCH_SIZES)}")
+    parser.add_argument("--top", type=int, default=12, help="single operations shown (default: 12)")
+    options = parser.parse_args()
+    keep_freed_memory()
+    step = Step(options.task)
+    times = statistics.median(step() for _ in range(2 * STEPS))
+    names = dict(_OPERATION.findall(step.compiled.as_text()))
+    spent = {name: time for name, time in profiled(step).items() if name in names and not name.startswith("while")}
+    kinds = defaultdict(float)
+    for name, time in spent.items():
+        kinds[names[name].rsplit("/", 1)[-1]] += time
+    total = sum(spent.values())
+    print(
+        f"{options.task}: {1e3 * times:.1f} ms a step, {step.flops / 1e9:.2f} GFLOP in products; operations {total:.1f} ms"
+    )
+    for kind, time in sorted(kinds.items(), key=lambda item: -item[1])[: options.top]:
+        print(f"  {time:8.2f} ms  {time / total:4.0%}  {kind}")
+    print("single operations:")
+    for name in sorted(spent, key=lambda name: -spent[name])[: options.top]:
+        print(f"  {spent[name]:8.2f} ms  {name:<36} {names[name][-70:]}")
+
+
+if __name__ == "__main__":
+    main()

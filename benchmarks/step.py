@@ -1,0 +1,51 @@
+"""Our train step by itself, as `python -m train.TASK` compiles it, at any size."""
+
+import importlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.given import BATCH_SIZES, build
+from configs.base import Run
+from train.data.source import Blank
+from train.dryrun.flops import model_flops
+from train.program import Program
+from train.sharding import make_mesh
+
+
+class Step:
+    """The step of a task's model at the course's sizes, except for those that are given.
+
+    Args:
+        task: such as "vit".
+        sizes: "batch_size", "height" and "side" (of the images, in pixels; without a height they are square), and
+            fields of the model.
+    """
+
+    def __init__(self, task: str, sizes: Mapping[str, Any] | None = None):
+        sizes = {"batch_size": BATCH_SIZES[task], "side": 32 if task == "aae" else 28, **(sizes or {})}
+        count, side = sizes.pop("batch_size"), sizes.pop("side")
+        shape = (sizes.pop("height", side), side, 1)
+        source = Blank("blank", "train", shape, 10, list("0123456789"), sibling=lambda _: source, count=10 * count)
+        config_type = importlib.import_module(f"configs.{task}").Config
+        make_task = importlib.import_module(f"train.{task}").make_task
+        config = config_type(model=build(task)[0].clone(**sizes), run=Run(steps=10**6, batch_size=count))
+        made = make_task(config, source)
+        program = Program(config, made, source, make_mesh(config.mesh))
+        self.compiled = program.lowered_step.compile()
+        self.flops = model_flops(config, make_task, source, program)
+        """Of its products."""
+        self._state = jax.jit(made.init, out_shardings=program.places)()
+        rng, index = np.random.default_rng(0), np.arange(count, dtype=np.int32)
+        batch = {"image": rng.integers(0, 256, (count, *shape), np.uint8), "label": index % 10, "index": index}
+        self._batch = program.place(batch, index, count)
+
+    def __call__(self) -> float:
+        """Does a step; the seconds it took."""
+        start = time.perf_counter()
+        self._state, metrics = self.compiled(self._state, self._batch)
+        jax.block_until_ready((self._state, metrics))
+        return time.perf_counter() - start
