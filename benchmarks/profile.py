@@ -54,9 +54,7 @@ def main() -> None:
     for name, time in spent.items():
         kinds[names[name].rsplit("/", 1)[-1]] += time
     total = sum(spent.values())
-    print(
-        f"{options.task}: {1e3 * times:.1f} ms a step, {step.flops / 1e9:.2f} GFLOP in products; operations {total:.1f} ms"
-    )
+    print(f"{options.task}: {1e3 * times:.1f} ms a step, {step.flops / 1e9:.2f} GFLOP in products; in operations:")
     for kind, time in sorted(kinds.items(), key=lambda item: -item[1])[: options.top]:
         print(f"  {time:8.2f} ms  {time / total:4.0%}  {kind}")
     print("single operations:")
