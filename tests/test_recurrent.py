@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -362,3 +363,22 @@ def test_an_input_or_state_of_another_shape_is_refused():
         module.apply(variables, x, (normal(0, 1, B, H), normal(0, 1, B, H)))
     with pytest.raises(ValueError, match=r"got the shape \(3, 0, 4\)"):
         module.apply(variables, x[:, :0])
+
+
+def test_reading_in_pieces_as_the_page_on_scale_shows_has_the_same_gradient_in_an_eighth_of_the_memory():
+    page = (Path(__file__).parent.parent / "docs" / "scale.md").read_text()
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "in_pieces" in block)
+    names: dict = {}
+    exec(block, names)
+
+    def gradient(read):
+        compiled = jax.jit(jax.grad(lambda variables: jnp.square(read(variables, names["x"])).mean()))
+        compiled = compiled.lower(names["variables"]).compile()
+        return compiled(names["variables"]), compiled.memory_analysis().temp_size_in_bytes
+
+    whole, large = gradient(lambda variables, x: names["lstm"].apply(variables, x)[0])
+    again, small = gradient(names["in_pieces"])
+    assert small < large / 8
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * abs(one).max())
+        assert abs(one).max() > 1e-6
