@@ -184,8 +184,10 @@ def _sum_of_products(a, b):
 
 
 def _activate(gates):
-    i, f, g, o = (gates[..., gate, :] for gate in range(4))
-    return nn.sigmoid(i), nn.sigmoid(f), jnp.tanh(g), nn.sigmoid(o)
+    """(i, f, g, o). XLA's CPU compiler does four times as long for the sigmoid of each gate as for that of all."""
+    sigmoids = nn.sigmoid(gates)
+    i, f, o = (sigmoids[..., gate, :] for gate in (0, 1, 3))
+    return i, f, jnp.tanh(gates[..., 2, :]), o
 
 
 def _project(m, projection, dtype):
