@@ -100,7 +100,8 @@ def compared(results: dict[str, dict[str, list[float]]]) -> dict[str, float]:
     for other in others:
         for name, value in results[first].items():
             a, b = np.asarray(value), np.asarray(results[other][name])
-            found[name] = max(found[name], float(abs(a - b).max() / abs(a).max()))
-            if not found[name] <= TOLERANCE[name]:
-                sys.exit(f"{first} and {other} do not compute the same: {name} differs by {found[name]:.1e} ({a}, {b})")
+            difference = float(abs(a - b).max() / abs(a).max())
+            if not difference <= TOLERANCE[name]:  # Nor is NaN.
+                sys.exit(f"{first} and {other} do not compute the same: {name} differs by {difference:.1e} ({a}, {b})")
+            found[name] = max(found[name], difference)
     return found

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from benchmarks.given import BATCH_SIZES, build
-from configs.base import Run
+from configs.base import Mesh, Run
 from train.data.source import Blank
 from train.dryrun.flops import model_flops
 from train.program import Program
@@ -32,7 +32,8 @@ class Step:
         source = Blank("blank", "train", shape, 10, list("0123456789"), sibling=lambda _: source, count=10 * count)
         config_type = importlib.import_module(f"configs.{task}").Config
         make_task = importlib.import_module(f"train.{task}").make_task
-        config = config_type(model=build(task)[0].clone(**sizes), run=Run(steps=10**6, batch_size=count))
+        run, one_device = Run(steps=10**6, batch_size=count), Mesh(1, 1, 1)
+        config = config_type(model=build(task)[0].clone(**sizes), run=run, mesh=one_device)
         made = make_task(config, source)
         program = Program(config, made, source, make_mesh(config.mesh))
         self.compiled = program.lowered_step.compile()
