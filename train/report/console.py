@@ -14,7 +14,9 @@ class RunConsole:
     def __init__(self, steps: int, done: int, speaks: bool = True):
         """Without `speaks` it prints nothing: another process does."""
         self._steps = steps
-        self._console = Console(highlight=False, soft_wrap=True, quiet=not speaks)
+        # A notebook is a pipe too. It tells libraries to colour, and rich would wrap each line in HTML.
+        plain = {"force_jupyter": False, "force_terminal": sys.stdout.isatty()}
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not speaks, **plain)
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
