@@ -104,6 +104,7 @@ class _Run:
     def claim(self) -> None:
         """Makes the run folder, or takes it up."""
         self.folder = RunFolder(self.config)
+        self.folder.write_seen(self.source.image_shape, self.source.label_names)
 
     def begin(self, checkpoints: Checkpoints) -> None:
         """Sets state, progress and the number of steps done, from the last checkpoint or anew."""

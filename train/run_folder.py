@@ -1,9 +1,11 @@
 """The folder of a run: which config it belongs to, who is at work in it, and where its files lie."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import jax
 from flax import linen as nn
@@ -14,7 +16,7 @@ from train.errors import UserError
 from train.lock import Lock
 from train.whole import write_whole
 from w2jax.convert.manifest import checkpoint_steps
-from w2jax.convert.modules import module_to_json
+from w2jax.convert.modules import module_from_json, module_to_json
 
 # What may differ when a run goes on: where things lie and which machine it is, never what is computed.
 FREE = (
@@ -22,11 +24,22 @@ FREE = (
     *("data.dir", "data.workers", "data.memory_limit"),
 )
 FREE_GROUPS = ("mesh.", "distributed.")
-_CHECKPOINTS, _LOCK = "checkpoints", "lock"
+_CHECKPOINTS, _LOCK, _CONFIG, _IMAGES = "checkpoints", "lock", "config.json", "images.json"
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+class Seen(NamedTuple):
+    """What a run is trained on, as `images.json` keeps it: who uses the model later may not have the dataset."""
+
+    image_shape: tuple[int, int, int]
+    """(h, w, C)."""
+    label_names: list[str]
+    """What each label is called."""
 
 
 class RunFolder:
-    """config.json, metrics.jsonl, timing.jsonl, checkpoints/, pictures/ and report.html under one folder.
+    """config.json, images.json, metrics.jsonl, timing.jsonl, checkpoints/, pictures/ and report.html under one folder.
 
     To be entered as a context: outside of it, another process may claim the folder.
     """
@@ -46,7 +59,7 @@ class RunFolder:
         self.checkpoints = self.path / _CHECKPOINTS
         self.pictures = self.path / "pictures"
         self.report = self.path / "report.html"
-        self._config, self._lock = self.path / "config.json", None
+        self._config, self._lock = self.path / _CONFIG, None
         try:
             if leads():
                 self._make(config)
@@ -66,6 +79,12 @@ class RunFolder:
     def left_by(self) -> str | None:
         """Which process was at work here and ended without a word, as one that is killed; None: none."""
         return None if self._lock is None else self._lock.left_by
+
+    def write_seen(self, image_shape: tuple[int, int, int], label_names: Sequence[str]) -> None:
+        """Writes `images.json`, which `read_seen` reads."""
+        if leads():
+            seen = Seen(image_shape, list(label_names))
+            write_whole(self.path / _IMAGES, json.dumps(seen._asdict(), indent=2) + "\n")
 
     def _make(self, config: Config) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -129,6 +148,70 @@ class RunFolder:
 def has_checkpoint(config: Config) -> bool:
     """Whether a run was saved in `config.run.dir`, so that it would go on."""
     return bool(checkpoint_steps(Path(str(config.run.dir), _CHECKPOINTS)))
+
+
+def read_seen(path: Path) -> Seen:
+    """What the run at `path` was trained on.
+
+    Raises:
+        UserError: if that is not written there.
+    """
+    try:
+        tree = json.loads((path / _IMAGES).read_bytes())
+        height, width, channels = map(int, tree["image_shape"])
+        return Seen((height, width, channels), [str(name) for name in tree["label_names"]])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{path / _IMAGES} does not say what images the run is for ({error!r}); "
+            "a run of this version writes it when it begins, also one that goes on"
+        ) from error
+
+
+def read_model(path: Path) -> nn.Module:
+    """The model that the run at `path` trains.
+
+    Raises:
+        UserError: if it is no run folder, or its config describes no model of ours.
+    """
+    try:
+        return module_from_json(_tree(path)["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path / _CONFIG} describes no model: {error!r}") from error
+
+
+def read_config(path: Path, config_type: type[AnyConfig]) -> AnyConfig:
+    """The config of the run at `path`; a field that is younger than the run has its default.
+
+    Raises:
+        UserError: if it is no run folder, or its config is none of that type.
+    """
+    try:
+        return _built(config_type, _tree(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path / _CONFIG} is no {config_type.__module__} of this version: {error}") from error
+
+
+def _tree(path: Path) -> Any:
+    if not (path / _CONFIG).is_file():
+        raise UserError(f"wanted a run folder, such as runs/vit-sample, but {path / _CONFIG} is no file")
+    try:
+        return json.loads((path / _CONFIG).read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path / _CONFIG} is not valid JSON ({error})") from error
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """What `config_tree` made `value` of, an object of type `kind`."""
+    if get_origin(kind) in (Union, UnionType):
+        if value is None:
+            return None
+        (kind,) = (option for option in get_args(kind) if option is not type(None))
+    if isinstance(kind, type) and is_dataclass(kind):
+        if issubclass(kind, nn.Module):
+            return module_from_json(value)
+        hints = get_type_hints(kind)
+        return kind(**{name: _built(hints[name], part) for name, part in value.items()})
+    return tuple(value) if get_origin(kind) is tuple else value
 
 
 def defaults(config: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A user's own images, one folder a class, as a dataset."""
 
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
 from train.data.builders import Card, Dataset, Example
-from train.data.images import BROKEN, FORMATS, MODES, fits
+from train.data.images import BROKEN, FORMATS, MODES, encoded
 from train.errors import UserError
 
 _SUFFIXES = (".jpeg", ".jpg", ".png")
 _GRAY = ("1", "L")
-_ORIENTATION = 0x0112  # EXIF's tag: how a camera was held.
 _MODES = (*_GRAY, "P", "PA", "LA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
@@ -93,18 +91,7 @@ def dataset(name: str, found: Found) -> Dataset:
 
 def _examples(files: Iterable[tuple[Path, int]], mode: str) -> Iterator[Example]:
     for path, label in files:
-        yield {"image": _encoded(path, mode), "label": label}
-
-
-def _encoded(path: Path, mode: str) -> bytes:
-    """A file as it is if `images.decode` reads it so; else upright, in `mode` (transparency is dropped), as PNG."""
-    with Image.open(path, formats=FORMATS) as image:
-        plain = image.format in ("JPEG", "PNG") and fits(image.mode, mode)
-        if plain and image.getexif().get(_ORIENTATION, 1) == 1:
-            return path.read_bytes()
-        file = io.BytesIO()
-        ImageOps.exif_transpose(image).convert(mode).save(file, "PNG")
-        return file.getvalue()
+        yield {"image": encoded(path, mode), "label": label}
 
 
 def _look(path: Path) -> tuple[str, tuple[int, int]]:

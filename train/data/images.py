@@ -6,9 +6,10 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from train.data.crops import Box
 
@@ -26,6 +27,26 @@ _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error, *_BOMB)
 """What Pillow raises on bytes that are not a whole image, or are one of more than `MOST_PIXELS`."""
+
+
+_ORIENTATION = 0x0112  # EXIF's tag: how a camera was held.
+
+
+def encoded(path: Path, mode: str) -> bytes:
+    """A file as it is if `decode` reads it so; else upright and in `mode`, as PNG.
+
+    Transparency is dropped; of 16 bits a channel the upper 8 are kept. Raises one of `BROKEN` if it is no whole image.
+    """
+    with Image.open(path, formats=FORMATS) as image:
+        plain = image.format in ("JPEG", "PNG") and fits(image.mode, mode)
+        if plain and image.getexif().get(_ORIENTATION, 1) == 1:
+            return path.read_bytes()
+        upright = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            upright = Image.fromarray((np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8))
+        file = io.BytesIO()
+        upright.convert(mode).save(file, "PNG")
+        return file.getvalue()
 
 
 def fits(found: str, wanted: str) -> bool:
