@@ -41,6 +41,12 @@ def to_unit(aae: AAE, images: Images) -> Images:
     return (images + 1.0) / 2.0 if aae.decoder.activation == "tanh" else images
 
 
+def sampled(config: Config, num_classes: int, state: State, count: int, key: Key[Array, ""]) -> Images:
+    """Images of codes drawn from the prior, pixels from 0 to 1; each class in turn, where the decoder is told one."""
+    told = jax.nn.one_hot(jnp.arange(count) % num_classes, num_classes) if config.labels == "decoder" else None
+    return to_unit(config.model, evaluated(config.model, state, lambda aae: aae.sample(count, told), key))
+
+
 def make_assess(config: Config, train: Source) -> Callable[[State, Source], dict[str, float]]:
     """Metrics of codes and samples; beside each what real images, or the prior itself, get where there is such a bound.
 
@@ -62,8 +68,7 @@ def make_assess(config: Config, train: Source) -> Callable[[State, Source], dict
 
     @jax.jit
     def draw(state: State, key: Array) -> Array:
-        told = jax.nn.one_hot(jnp.arange(count) % num_classes, num_classes) if config.labels == "decoder" else None
-        return to_unit(model, evaluated(model, state, lambda aae: aae.sample(count, told), key))
+        return sampled(config, num_classes, state, count, key)
 
     @jax.jit
     def draw_codes(state: State, key: Array) -> Array:

@@ -104,10 +104,10 @@ class _Run:
     def claim(self) -> None:
         """Makes the run folder, or takes it up."""
         self.folder = RunFolder(self.config)
-        self.folder.write_seen(self.source.image_shape, self.source.label_names)
 
     def begin(self, checkpoints: Checkpoints) -> None:
         """Sets state, progress and the number of steps done, from the last checkpoint or anew."""
+        self.folder.write_seen(self.source.image_shape, self.source.label_names)
         self.done = checkpoints.latest_step() or 0
         self.lines = JsonLines(self.folder.metrics, self.done, leads())
         self.timing = JsonLines(self.folder.timing, self.done, leads())

@@ -25,8 +25,7 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from configs.base import Config
-from train.aae_results import evaluated, to_range, to_unit
+from train.aae_results import evaluated, sampled, to_range, to_unit
 from train.cli import one_line_errors, run_main
 from train.data.crops import central_box
 from train.data.images import BROKEN, MODES, decode, encoded
@@ -47,8 +46,8 @@ _AT_ONCE = 256  # images
 class Predictor:
     """A trained model as a function of images."""
 
-    config: Config
-    """Of the run."""
+    config: Any
+    """Of the run: that of its task."""
     image_shape: tuple[int, int, int]
     """(h, w, C) of the images that it takes."""
     label_names: list[str]
@@ -65,7 +64,7 @@ class Predictor:
     @property
     def classifies(self) -> bool:
         """Whether a call gives probabilities; else it gives reconstructions."""
-        return not isinstance(self.config.model, AAE)  # type: ignore[attr-defined]
+        return not isinstance(self.config.model, AAE)
 
     def __call__(self, images: UInt8[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B ..."]:
         """Probabilities [B, V]; of an autoencoder, reconstructions [B, h, w, C] in [0, 1].
@@ -113,8 +112,12 @@ def load(run_dir: str | Path) -> Predictor:
     image_shape, label_names = read_seen(path)
     with misfits():
         variables, notes = read_variables(path)
+    variables = jax.device_put(variables)  # Once, and not at every call.
     state = State(jnp.zeros((), jnp.int32), variables["params"], None, None, variables.get("batch_stats", {}))
-    apply, attention = _autoencoder(config) if task == "aae" else _classifier(config, task, image_shape, label_names)
+    if task == "aae":
+        apply, attention = _autoencoder(config), None
+    else:
+        apply, attention = _classifier(config, task, image_shape, label_names)
     return Predictor(config, image_shape, label_names, "; ".join(notes), state, apply, attention)
 
 
@@ -132,8 +135,8 @@ def _classifier(config: Any, task: str, image_shape: tuple[int, int, int], label
     return made.probabilities, attention
 
 
-def _autoencoder(config: Any) -> tuple[Any, None]:
-    """(reconstructions, None)."""
+def _autoencoder(config: Any) -> Callable[[State, Any], Any]:
+    """Reconstructions."""
     model = config.model
 
     def reconstruct(state: State, images: Any) -> Any:
@@ -143,7 +146,7 @@ def _autoencoder(config: Any) -> tuple[Any, None]:
             )
         return to_unit(model, evaluated(model, state, lambda aae: aae.reconstruct(to_range(aae, images))))
 
-    return reconstruct, None
+    return reconstruct
 
 
 def drawn(predictor: Predictor, count: int, seed: int = 0) -> Float[np.ndarray, "B h w C"]:
@@ -152,16 +155,12 @@ def drawn(predictor: Predictor, count: int, seed: int = 0) -> Float[np.ndarray, 
     Raises:
         UserError: if the model is none, or count is not positive.
     """
-    config: Any = predictor.config
     if predictor.classifies:
-        raise UserError(f"--sample wants a run of train.aae, got one of a {type(config.model).__name__}")
+        raise UserError(f"--sample wants a run of train.aae, got one of a {type(predictor.config.model).__name__}")
     if count < 1:
         raise UserError(f"--sample: wanted at least 1 image, got {count}")
-    classes = len(predictor.label_names)
-    told = jax.nn.one_hot(jnp.arange(count) % classes, classes) if config.labels == "decoder" else None
-    key = jax.random.key(seed)
-    images = evaluated(config.model, predictor.state, lambda aae: aae.sample(count, told), key)
-    return np.asarray(to_unit(config.model, images))
+    classes, key = len(predictor.label_names), jax.random.key(seed)
+    return np.asarray(sampled(predictor.config, classes, predictor.state, count, key))
 
 
 def overlay(image: UInt8[np.ndarray, "h w C"], looked: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:

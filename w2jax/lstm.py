@@ -184,7 +184,7 @@ def _sum_of_products(a, b):
 
 
 def _activate(gates):
-    """(i, f, g, o). XLA's CPU compiler does four times as long for the sigmoid of each gate as for that of all."""
+    """(i, f, g, o). On CPU XLA takes far longer for the sigmoid of each gate by itself (benchmarks/README.md)."""
     sigmoids = nn.sigmoid(gates)
     i, f, o = (sigmoids[..., gate, :] for gate in (0, 1, 3))
     return i, f, jnp.tanh(gates[..., 2, :]), o
