@@ -16,7 +16,7 @@ from train.evaluation.frechet import digit_features, frechet_distance
 from train.evaluation.mmd import mmd
 from train.evaluation.parzen import parzen
 from train.evaluation.probe import probe_accuracy
-from train.task import Batch, Grid, Picture, Scatter, State
+from train.task import Batch, Grid, Picture, Plane, Scatter, State
 from w2jax.aae import AAE
 from w2jax.priors import place_codes
 
@@ -153,6 +153,8 @@ def make_figures(config: Config, num_classes: int) -> Callable[[State, Batch], d
                 pictures["latent"] = _latent(aae, batch, representation)
                 if y is None or aae.cluster_heads:
                     pictures["manifold"] = _manifold(aae, representation)
+            if (y is None or aae.cluster_heads) and representation.shape[1] > 1:
+                pictures["plane"] = _plane(aae, batch, representation)
             return pictures
 
         return evaluated(config.model, state, draw, jax.random.key(config.run.seed))
@@ -242,3 +244,26 @@ def _manifold(aae: AAE, points: Array) -> Grid:
     return Grid(
         _cells(aae, aae.decode(place_codes(square, aae.prior, aae.prior_scale, aae.prior_classes)), count), caption
     )
+
+
+def _plane(aae: AAE, batch: Batch, codes: Array) -> Plane:
+    """Three standard deviations of the codes each way, along their two principal directions."""
+    count, wide, mask = 30, 3.0, batch["mask"][:, None]
+    centre = jnp.where(mask, codes, 0.0).sum(axis=0) / mask.sum()
+    apart = jnp.where(mask, codes - centre, 0.0)
+    variance, directions = jnp.linalg.eigh(apart.T @ apart / mask.sum())  # rising
+    spread, axes = jnp.sqrt(variance[-2:]), directions[:, -2:]
+    caption = "Move over the plane of codes: beside it stands the image that each decodes to. Points are test images."
+    if codes.shape[1] == 2:  # as it is, not turned
+        spread, axes = jnp.sqrt((apart**2).sum(axis=0) / mask.sum()), jnp.eye(2)
+    else:
+        caption = (
+            "Move over the plane through the mean code, along the two widest directions: beside it stands the image "
+            "that each code decodes to. Points are test images."
+        )
+    points = apart @ axes / jnp.maximum(wide * spread, 1e-12)
+    inside = mask[:, 0] & (jnp.abs(points) <= 1.0).all(axis=1)
+    steps = 2.0 * (jnp.arange(count) + 0.5) / count - 1.0
+    square = rearrange(jnp.meshgrid(steps, steps[::-1]), "p r c -> (r c) p")  # as a plot: to the right, and upwards
+    images = _cells(aae, aae.decoder(centre + (wide * spread * square) @ axes.T), count)
+    return Plane(images, jnp.where(inside[:, None], points, jnp.nan), batch["label"], caption)

@@ -40,7 +40,7 @@ def classification_task(
     source: Source,
     model: Classifier,
     prepare: Callable[[Images], Array],
-    figures: Callable[[Forward, Images], Mapping[str, Picture]],
+    figures: Callable[[Forward, Params, Images], Mapping[str, Picture]],
 ) -> Task:
     """The task of classifying images like those of `source`: cross-entropy on augmented images.
 
@@ -49,7 +49,8 @@ def classification_task(
         source: the training images.
         model: what is trained.
         prepare: makes the model's input of images in [0, 1].
-        figures: what the report draws of some test images, given the trained model as a function of images.
+        figures: what the report draws of some test images, given the trained model as a function of images, and its
+            parameters.
 
     Raises:
         UserError: if the model's number of classes is not that of the source.
@@ -86,7 +87,8 @@ def classification_task(
         }
 
     def draw(state, batch):
-        return figures(lambda images, **options: forward(state.eval_params, images, **options), batch["image"] / 255.0)
+        params = state.eval_params
+        return figures(lambda images, **options: forward(params, images, **options), params, batch["image"] / 255.0)
 
     def probabilities(state, images):
         return jax.nn.softmax(forward(state.eval_params, images / 255.0)[0])

@@ -22,7 +22,8 @@ from train.interrupts import Interrupts
 from train.program import Program
 from train.report.console import RunConsole
 from train.report.metrics import REMEDY, JsonLines, Window, check_finite, listed, read_lines
-from train.report.page import write_page
+from train.report.mistakes import Verdicts, write_mistakes
+from train.report.page import write_report
 from train.report.pictures import write_pictures
 from train.report.placement import show_placement
 from train.run_folder import RunFolder, has_checkpoint
@@ -100,6 +101,7 @@ class _Run:
         self.evaluate = self.program.jit(
             lambda state, batch: masked_sums(self.task.evaluate(state, batch), batch["mask"]), self.program.everywhere
         )
+        self.draw = self.program.jit(self.task.figures, self.program.everywhere)
 
     def claim(self) -> None:
         """Makes the run folder, or takes it up."""
@@ -185,6 +187,8 @@ class _Run:
                             self.save(step, window, checkpoints)
                         raise
                     self.write_scores(step, scores, checkpoints, console)
+                    if step != run.steps:
+                        self.show(console)
                 window.go_on()
         if (failure := checkpoints.look(wait=True)) is not None:
             raise failure
@@ -309,16 +313,47 @@ class _Run:
             for batch in feed:
                 yield self.program.place(batch, rows, size)
 
-    def finish(self, console: RunConsole) -> None:
-        """Writes the pictures and report.html, and prints the end table."""
+    def show(self, console: RunConsole) -> None:
+        """Writes the report of a run that goes on, which a browser may be watching."""
+        try:
+            self.report()
+        except OSError as error:
+            if error.errno not in _CANNOT_WRITE or self.config.run.on_save_error == "stop":
+                raise
+            console.say(f"warning: {error.filename or self.folder.path} cannot be written: {error.strerror}; going on")
+
+    def report(self) -> None:
+        """Writes the pictures and report.html."""
         parts = batch_parts(self.mesh)
         examples = -(-self.task.figure_examples // parts) * parts
         with closing(self.test_batches(examples)) as feed:
-            draw = self.program.jit(self.task.figures, self.program.everywhere)
-            pictures = jax.device_get(draw(self.state, next(feed)))
+            pictures = jax.device_get(self.draw(self.state, next(feed)))
         if leads():
-            write_pictures(self.folder, pictures, self.source.label_names)
-            write_page(self.folder, pictures)
+            write_pictures(self.folder.path, pictures, self.source.label_names)
+            write_report(self.folder.path)
+
+    def verdicts(self, probabilities: Callable[[State, jax.Array], jax.Array]) -> Verdicts:
+        """What the model says of each test image."""
+
+        def judge(state: State, batch: Batch) -> tuple[jax.Array, ...]:
+            of_classes = probabilities(state, batch["image"])
+            said = jnp.where(batch["mask"], of_classes.argmax(axis=-1), -1)
+            return batch["label"], said, of_classes.max(axis=-1)
+
+        judge_on_mesh = self.program.jit(judge, self.program.everywhere)
+        with closing(self.test_batches(self.config.run.batch_size)) as feed:
+            parts = [jax.device_get(judge_on_mesh(self.state, batch)) for batch in feed]
+        labels, said, probability = map(np.concatenate, zip(*parts, strict=True))
+        return Verdicts(*(x[said >= 0] for x in (labels, said, probability)))
+
+    def finish(self, console: RunConsole) -> None:
+        """Writes mistakes, pictures and report.html, and prints the end table."""
+        if self.task.probabilities is not None:
+            verdicts = self.verdicts(self.task.probabilities)
+            if leads():
+                write_mistakes(self.folder.path, verdicts, self.test_source)
+        self.report()
+        if leads():
             wall = self.progress["seconds"] if self.done == self.config.run.steps else self.seconds()
             last = [line for line in read_lines(self.folder.metrics) if line.get("split") == "test"][-1]
             scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}

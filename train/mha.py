@@ -12,7 +12,7 @@ from train.task import Grid, Task
 def make_task(config: Config, source: Source) -> Task:
     """The task of classifying images like those of `source`, each read as a sequence of its rows."""
 
-    def figures(forward, images):
+    def figures(forward, params, images):
         _, attentions = forward(images, return_attention=True)
         caption = "Attention of the last block from each row (down) to each row (across): the image, then each head."
         return {"attention": Grid(row_attention_grid(images, attentions[-1]), caption)}

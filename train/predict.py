@@ -31,13 +31,13 @@ from train.data.crops import central_box
 from train.data.images import BROKEN, MODES, decode, encoded
 from train.data.source import Blank
 from train.errors import UserError, misfits
+from train.report.command import TASKS
 from train.run_folder import read_config, read_model, read_seen
 from train.runtime import quiet_libraries
 from train.task import State
 from w2jax.aae import AAE
 from w2jax.convert.run_folder import read_variables
 
-TASKS = {"ViT": "vit", "LSTMClassifier": "lstm", "AttentionClassifier": "mha", "AAE": "aae"}
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _AT_ONCE = 256  # images
 

@@ -24,9 +24,17 @@ FREE = (
     *("data.dir", "data.workers", "data.memory_limit"),
 )
 FREE_GROUPS = ("mesh.", "distributed.")
-_CHECKPOINTS, _LOCK, _CONFIG, _IMAGES = "checkpoints", "lock", "config.json", "images.json"
+CONFIG, METRICS, TIMING, MISTAKES, PICTURES = (
+    "config.json",
+    "metrics.jsonl",
+    "timing.jsonl",
+    "mistakes.json",
+    "pictures",
+)
+_CHECKPOINTS, _LOCK, _IMAGES = "checkpoints", "lock", "images.json"
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
+Json = TypeVar("Json", dict, list)
 
 
 class Seen(NamedTuple):
@@ -39,7 +47,7 @@ class Seen(NamedTuple):
 
 
 class RunFolder:
-    """config.json, images.json, metrics.jsonl, timing.jsonl, checkpoints/, pictures/ and report.html under one folder.
+    """What a run writes, under one folder: its config, metrics, checkpoints, and what the report is made of.
 
     To be entered as a context: outside of it, another process may claim the folder.
     """
@@ -54,12 +62,10 @@ class RunFolder:
                 writes, or is not seen by every process.
         """
         self.path = Path(str(config.run.dir))
-        self.metrics = self.path / "metrics.jsonl"
-        self.timing = self.path / "timing.jsonl"
+        self.metrics = self.path / METRICS
+        self.timing = self.path / TIMING
         self.checkpoints = self.path / _CHECKPOINTS
-        self.pictures = self.path / "pictures"
-        self.report = self.path / "report.html"
-        self._config, self._lock = self.path / _CONFIG, None
+        self._config, self._lock = self.path / CONFIG, None
         try:
             if leads():
                 self._make(config)
@@ -174,9 +180,9 @@ def read_model(path: Path) -> nn.Module:
         UserError: if it is no run folder, or its config describes no model of ours.
     """
     try:
-        return module_from_json(_tree(path)["model"])
+        return module_from_json(read_tree(path)["model"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path / _CONFIG} describes no model: {error!r}") from error
+        raise UserError(f"{path / CONFIG} describes no model: {error!r}") from error
 
 
 def read_config(path: Path, config_type: type[AnyConfig]) -> AnyConfig:
@@ -186,18 +192,35 @@ def read_config(path: Path, config_type: type[AnyConfig]) -> AnyConfig:
         UserError: if it is no run folder, or its config is none of that type.
     """
     try:
-        return _built(config_type, _tree(path))
+        return _built(config_type, read_tree(path))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path / _CONFIG} is no {config_type.__module__} of this version: {error}") from error
+        raise UserError(f"{path / CONFIG} is no {config_type.__module__} of this version: {error}") from error
 
 
-def _tree(path: Path) -> Any:
-    if not (path / _CONFIG).is_file():
-        raise UserError(f"wanted a run folder, such as runs/vit-sample, but {path / _CONFIG} is no file")
+def read_tree(path: Path) -> dict[str, Any]:
+    """The config of the run at `path` as `config_tree` made it.
+
+    Raises:
+        UserError: if it is no run folder, or its config is damaged.
+    """
+    if not (path / CONFIG).is_file():
+        raise UserError(f"wanted a run folder, such as runs/vit-sample, but {path / CONFIG} is no file")
+    return read_json(path / CONFIG, dict)
+
+
+def read_json(path: Path, kind: type[Json]) -> Json:
+    """What a JSON file of a run holds.
+
+    Raises:
+        UserError: if it is not valid, or of another kind.
+    """
     try:
-        return json.loads((path / _CONFIG).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path / _CONFIG} is not valid JSON ({error})") from error
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error})") from error
+    if not isinstance(content, kind):
+        raise UserError(f"{path} is damaged: wanted JSON of a {kind.__name__}, got {str(content)[:40]}")
+    return content
 
 
 def _built(kind: Any, value: Any) -> Any:

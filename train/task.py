@@ -65,7 +65,19 @@ class Scatter(struct.PyTreeNode):
     """Says what is seen, as a sentence."""
 
 
-Picture = Grid | Scatter
+class Plane(struct.PyTreeNode):
+    """A picture of images all over a rectangle, to be looked at by moving over it, and of labelled points in it."""
+
+    images: Float[Array, "rows columns h w"]
+    """Gray, from 0, black, to 1, white; the first row is the rectangle's uppermost."""
+    points: Float[Array, "N 2"]
+    """Both coordinates from -1 to 1 in the rectangle. A point that is NaN is not drawn."""
+    labels: Int[Array, "N"]
+    caption: str = struct.field(pytree_node=False)
+    """Says what is seen, as a sentence."""
+
+
+Picture = Grid | Scatter | Plane
 
 
 class Start(NamedTuple):

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from functools import partial
 
-from einops import reduce, repeat
+import jax.numpy as jnp
+from einops import rearrange, reduce, repeat
 
 from configs.vit import PRESETS, Config
 from train.classify import beside, classification_task
@@ -17,10 +18,30 @@ def make_task(config: Config, source: Source) -> Task:
     """The task of classifying images like those of `source`."""
     model = config.model
 
-    def figures(forward, images):
+    def figures(forward, params, images):
         _, attentions = forward(images, return_attention=True)
-        grid = attention_grid(images, attentions[-1], model.patch_size, model.class_token)
-        return {"attention": Grid(grid, "Attention of the last block: the image, then where each head looked.")}
+        size, token = model.patch_size, model.class_token
+        grid = attention_grid(images, attentions[-1], size, token)
+        flow = attention_grid(images, rollout(attentions)[:, None], size, token)
+        pictures = {
+            "attention": Grid(grid, "Attention of the last block: the image, then where each head looked."),
+            "attention_rollout": Grid(
+                rearrange(flow, "b k h w -> k b h w"),
+                "What the answer saw through all blocks (attention rollout): each image above its map.",
+            ),
+            "patch_filters": Grid(
+                patch_filters(params["patch_embed"]["proj"]["kernel"], size, images.shape[-1]),
+                "The patch embedding's principal filters, the strongest first.",
+            ),
+        }
+        if model.positions == "learned":
+            caption = (
+                "How alike the learned positions are (cosine): each map is one patch's, at its place in the image."
+            )
+            rows = images.shape[1] // size
+            similarity = position_similarity(params["positions"][0, model.prefix_positions :], rows)
+            pictures["position_similarity"] = Grid(similarity, caption)
+        return pictures
 
     task = classification_task(config, source, model, lambda images: 2.0 * images - 1.0, figures)
     return task if config.init_from is None else replace(task, start=partial(read_start, config, source))
@@ -37,6 +58,33 @@ def attention_grid(images, weights, patch_size: int, class_token: bool):
     looked = looked / looked.max(axis=-1, keepdims=True)
     maps = repeat(looked, "b h (n m) -> b h (n p1) (m p2)", n=height, p1=patch_size, p2=patch_size)
     return beside(images, maps)
+
+
+def rollout(attentions):
+    """Attention through all blocks [B, T, T], each its heads' mean and, by the residual, as much of the token itself.
+
+    Abnar & Zuidema 2020, arXiv 2005.00928, equation 1.
+    """
+    through = jnp.eye(attentions[0].shape[-1])[None]
+    for weights in attentions:
+        through = (0.5 * weights.mean(axis=1) + 0.5 * jnp.eye(weights.shape[-1])) @ through
+    return through
+
+
+def patch_filters(kernel, patch_size: int, channels: int):
+    """The principal components [r, c, P, P] of the filters that embed a patch, gray, as figure 7 of the ViT's paper."""
+    components = jnp.linalg.svd(kernel.T - kernel.mean(axis=1), full_matrices=False)[2]
+    columns = min(8, len(components))
+    shown = components[: min(2, len(components) // columns) * columns]
+    gray = reduce(shown, "k (p q c) -> k p q", "mean", p=patch_size, q=patch_size, c=channels)
+    low, high = gray.min(axis=(1, 2), keepdims=True), gray.max(axis=(1, 2), keepdims=True)
+    return rearrange((gray - low) / jnp.maximum(high - low, 1e-12), "(r k) p q -> r k p q", k=columns)
+
+
+def position_similarity(positions, rows: int):
+    """Cosines [n, m, n, m] between the positions of a grid's patches, from -1 as 0 to 1."""
+    unit = positions / jnp.linalg.norm(positions, axis=-1, keepdims=True)
+    return rearrange(0.5 + 0.5 * unit @ unit.T, "(n m) (k l) -> n m k l", n=rows, k=rows)
 
 
 def main() -> None:

@@ -1,67 +1,306 @@
-"""report.html: one self-contained page that shows a run."""
+"""report.html: one self-contained page that shows a run, or compares several, made from what lies in their folders."""
 
 import base64
+import hashlib
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
 
+from train.report.command import command
 from train.report.metrics import read_lines
-from train.report.pictures import picture_path, plain, saved
-from train.run_folder import RunFolder, flattened
-from train.task import Picture
+from train.report.mistakes import read_mistakes
+from train.report.pictures import class_colors, picture_path, read_pictures
+from train.run_folder import METRICS, TIMING, differing, flattened, read_seen, read_tree
 from train.whole import write_whole
 
-_STYLE = """
-:root { color-scheme: light dark; --line: light-dark(#d8dce3, #3a404b); --soft: light-dark(#5a6372, #a3adbd); }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
-  background: light-dark(#fff, #14171c); color: light-dark(#1b1f26, #e8ebf0); }
-h1, h2, figcaption { overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(18rem, 1fr)); gap: 1rem; }
-img { max-width: 100%; box-sizing: border-box; border-radius: .4rem; border: 1px solid var(--line); }
-.curves img { width: 100%; background: #fff; } .scroll { overflow-x: auto; } figure { margin: 0; }
-table { border-collapse: collapse; } td { border-bottom: 1px solid var(--line); padding: .25rem 1.5rem .25rem 0; }
-figcaption, td:first-child { color: var(--soft); } details { margin-top: 2rem; }
-"""
+REPORT = "report.html"
+_ASSETS = Path(__file__).parent / "assets"
+_REFRESH = 15  # seconds after which a browser reads the page of a run that goes on again
+_MOST = 2000  # points of a curve; of more, every so many are shown
+_CLASSES = 30  # a confusion matrix of more cannot be read
+_PAIRS = 20  # then these are listed instead
 
-# Nothing is loaded and nothing runs, whatever a text that came from elsewhere holds.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+# The splits' colours on a run's own page.
+_SPLITS = {"train": "#f58a1f", "test": "#2f6de1"}
 
 
-def write_page(folder: RunFolder, pictures: Mapping[str, Picture]) -> None:
-    """Writes `report.html` from the run folder's metrics and the files that `write_pictures` made of `pictures`."""
-    lines = read_lines(folder.metrics)
-    config = flattened(json.loads((folder.path / "config.json").read_text()))
-    test = [line for line in lines if line.get("split") == "test"][-1]
-    names = sorted({name for line in lines for name in line} - {"step", "split"})
-    results = {f"test {name}": f"{test[name]:.4f}" for name in names if name in test} | {"steps": f"{test['step']:,}"}
-    title = _text(folder.path.name)
-    curves = "".join(
-        f"<img alt='{_text(name)} by step' src='{_curve(lines, name)}'>"
-        for name in names
-        if sum(name in line for line in lines) > 1  # One point is no curve: it stands in the table.
+class Run(NamedTuple):
+    """What there is to show of a run folder."""
+
+    name: str
+    config: dict[str, Any]
+    lines: list[dict[str, Any]]
+    timing: list[dict[str, Any]]
+
+    @property
+    def steps(self) -> tuple[int, Any]:
+        """(done, in all)."""
+        run = self.config.get("run")
+        total = run.get("steps") if isinstance(run, dict) else None
+        return max((line["step"] for line in self.lines), default=0), total
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """The metrics of the last evaluation."""
+        tests = [line for line in self.lines if line.get("split") == "test"]
+        return {name: value for name, value in tests[-1].items() if name not in ("step", "split")} if tests else {}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its last step has been evaluated."""
+        tests = [line["step"] for line in self.lines if line.get("split") == "test"]
+        return bool(tests) and tests[-1] == self.steps[1]
+
+
+def read_run(folder: Path) -> Run:
+    """The run in that folder.
+
+    Raises:
+        UserError: if it is no run folder, or what it holds is damaged.
+    """
+    name = folder.resolve().name
+    return Run(name, read_tree(folder), read_lines(folder / METRICS), read_lines(folder / TIMING))
+
+
+def write_report(folder: Path) -> None:
+    """Writes `report.html` into a run folder, from the metrics, pictures and mistakes that lie there."""
+    write_whole(folder / REPORT, run_page(folder))
+
+
+def run_page(folder: Path) -> str:
+    """The page of one run."""
+    run = read_run(folder)
+    done, total = run.steps
+    state = "Finished" if run.is_finished else f"At step {done:,}"
+    told = command(run.config)
+    data = _Data()
+    curves = [
+        data.curve(name, [(split, color, False, run.lines, split) for split, color in _SPLITS.items()])
+        for name in _names(run.lines)
+    ]
+    speed = [("train", _SPLITS["train"], False, run.timing, None)]
+    curves.append(data.curve("examples_per_second", speed))
+    body = (
+        f"<p class=soft>{_text(state)}{f' of {total:,} steps' if isinstance(total, int) else ''}</p>"
+        + ("" if told is None else f"<p>The command that makes it again:</p><pre>{_text(told)}</pre>")
+        + f"<div class=results>{_table(_results(run))}</div>"
+        + _charts(curves)
+        + _mistakes(folder)
+        + "".join(_picture(folder, name, about, data) for name, about in read_pictures(folder).items())
+        + "<details><summary>Config</summary>"
+        + _table({name: str(value) for name, value in flattened(run.config).items()})
+        + "</details>"
     )
-    shown = "".join(
-        f"<h2>{_text(name.replace('_', ' ').capitalize())}</h2>"
-        f"<figure><img alt='{_text(picture.caption)}' "
-        f"src='{_inlined('image/png', picture_path(folder, name).read_bytes())}'>"
-        f"<figcaption>{_text(picture.caption)}</figcaption></figure>"
-        for name, picture in pictures.items()
+    return _page(run.name, body, data, refresh=not run.is_finished)
+
+
+def comparison(folders: Sequence[Path]) -> str:
+    """A page that lays the curves of several runs over each other, and says in what their configs differ."""
+    runs = [read_run(folder) for folder in folders]
+    names = [run.name for run in runs]
+    labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
+    colors = class_colors(len(runs))
+    data = _Data()
+    curves = [
+        data.curve(
+            name,
+            [
+                (f"{label} {split}", color, split == "train", run.lines, split)
+                for run, label, color in zip(runs, labels, colors, strict=True)
+                for split in _SPLITS
+            ],
+        )
+        for name in sorted({name for run in runs for name in _names(run.lines)})
+    ]
+    speed = [(label, color, False, run.timing, None) for run, label, color in zip(runs, labels, colors, strict=True)]
+    curves.append(data.curve("examples_per_second", speed))
+    results = [_results(run) for run in runs]
+    configs = [flattened(run.config) for run in runs]
+    changed = sorted({name for config in configs for name in differing(configs[0], config)} - {"run.dir"})
+    body = (
+        "<h2>Results</h2>"
+        + _columns(labels, {name: [one.get(name, "") for one in results] for name in _in_order(results)})
+        + "<h2>What differs</h2>"
+        + (
+            _columns(labels, {name: [str(config.get(name, "")) for config in configs] for name in changed})
+            if changed
+            else "<p>Nothing but the folder.</p>"
+        )
+        + _charts(curves)
     )
-    page = (
+    return _page(" · ".join(labels), body, data, refresh=False)
+
+
+class _Data:
+    """What the page's script draws."""
+
+    def __init__(self):
+        self.curves: list[dict[str, Any]] = []
+        self.planes: list[dict[str, Any]] = []
+
+    def curve(self, name: str, series: Sequence[tuple[str, str, bool, Sequence[Mapping[str, Any]], str | None]]) -> str:
+        """A chart of a metric over the steps, each series by (label, color, is dashed, lines, split); "" if none is
+        seen twice: one point is no curve, it stands in the table.
+        """
+        found = []
+        for label, color, dashed, lines, split in series:
+            points = {
+                line["step"]: line[name]
+                for line in lines
+                if isinstance(line.get(name), int | float) and (split is None or line.get("split") == split)
+            }
+            if points:
+                found.append((label, color, dashed, _thinned(points)))
+        if not any(len(points) > 1 for *_, points in found):
+            return ""
+        steps = sorted({step for *_, points in found for step in points})
+        self.curves.append(
+            {
+                "labels": [label for label, *_ in found],
+                "colors": [color for _, color, *_ in found],
+                "dashed": [dashed for *_, dashed, _ in found],
+                "data": [steps, *([points.get(step) for step in steps] for *_, points in found)],
+            }
+        )
+        return f"<div class=chart><h3>{_text(_words(name))}</h3><div data-curve={len(self.curves) - 1}></div></div>"
+
+    def plane(self, about: Mapping[str, Any], names: Sequence[str]) -> str:
+        """A chart of the points over a plane."""
+        shown = {name: about[name] for name in ("rows", "columns", "points", "labels")}
+        colors = class_colors(max(len(names), max(shown["labels"], default=0) + 1))
+        self.planes.append({**shown, "names": list(names), "colors": colors})
+        return f"<div class=chart data-plane={len(self.planes) - 1}></div>"
+
+
+def _thinned(points: dict[int, float]) -> dict[int, float]:
+    """At most `_MOST` of the points, the last among them."""
+    every = -(-len(points) // _MOST)
+    return dict(list(points.items())[::-1][::every][::-1])
+
+
+def _names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics that stand in the lines."""
+    return sorted({name for line in lines for name in line} - {"step", "split"})
+
+
+def _results(run: Run) -> dict[str, str]:
+    """The table of a run, by what a row is called."""
+    rows = {f"test {_words(name)}": f"{value:.4f}" for name, value in run.scores.items() if isinstance(value, float)}
+    rows["steps"] = f"{run.steps[0]:,}"
+    speeds = [line["examples_per_second"] for line in run.timing if "examples_per_second" in line]
+    seconds = [line["seconds"] for line in run.timing if "seconds" in line]
+    if speeds and seconds:
+        rows["examples per second"] = f"{median(speeds):,.0f}"
+        rows["time to the last step"] = str(timedelta(seconds=round(seconds[-1])))
+    return rows
+
+
+def _in_order(tables: Sequence[Mapping[str, str]]) -> list[str]:
+    """The rows that any of the tables has."""
+    return list(dict.fromkeys(name for table in tables for name in table))
+
+
+def _charts(curves: Sequence[str]) -> str:
+    return f"<h2>Curves</h2><div class=charts>{''.join(curves)}</div>" if any(curves) else ""
+
+
+def _picture(folder: Path, name: str, about: Mapping[str, Any], data: _Data) -> str:
+    """A picture under its name; over a plane one moves."""
+    caption = _text(about["caption"])
+    image = f"<img alt='{caption}' src='{_png(base64.b64encode(picture_path(folder, name).read_bytes()).decode())}'>"
+    if "points" in about:
+        chart = data.plane(about, read_seen(folder).label_names)
+        image = f"<div class=plane>{chart}<canvas class=decoded></canvas>{image}</div>"
+    return f"<h2>{_text(_words(name).capitalize())}</h2><figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _mistakes(folder: Path) -> str:
+    """The confusion matrix, or of many classes the pairs most often confused; and the worst mistakes."""
+    found = read_mistakes(folder)
+    if found is None:
+        return ""
+    known = read_seen(folder).label_names
+
+    def called(label: int) -> str:
+        return _text(known[label] if label < len(known) else str(label))
+
+    confusion = found["confusion"]
+    count = len(confusion)
+    if count <= _CLASSES:
+        head = "".join(f"<th>{called(label)}" for label in range(count))
+        rows = "".join(
+            f"<tr><th>{called(label)}"
+            + "".join(
+                f"<td{' class=right' if said == label else ''} style='--part:{100 * times / max(1, sum(row)):.1f}'>"
+                f"{times or ''}"
+                for said, times in enumerate(row)
+            )
+            for label, row in enumerate(confusion)
+        )
+        shown = f"<div class='scroll confusion'><table><tr><th>is ↓, said →{head}{rows}</table></div>"
+    else:
+        pairs = [(confusion[a][b], a, b) for a in range(count) for b in range(count) if a != b and confusion[a][b]]
+        most = sorted(pairs, key=lambda pair: -pair[0])[:_PAIRS]
+        cells = "".join(f"<tr><td>{called(a)}<td>{called(b)}<td>{times}" for times, a, b in most)
+        shown = f"<div class=scroll><table><tr><th>is<th>said<th>times{cells}</table></div>"
+    worst = "".join(
+        f"<figure><img alt='test image {mistake['example']}' src='{_png(mistake['png'])}'>"
+        f"<figcaption>is {called(mistake['label'])}, said {called(mistake['said'])} "
+        f"({mistake['probability']:.0%})</figcaption></figure>"
+        for mistake in found["worst"]
+    )
+    wrong = sum(map(sum, confusion)) - sum(confusion[label][label] for label in range(count))
+    return (
+        f"<h2>Confusion</h2>{shown}<h2>Worst mistakes</h2>"
+        f"<p class=soft>{wrong:,} of {sum(map(sum, confusion)):,} test images are taken for another class"
+        f"{'; the surest of them:' if worst else '.'}</p><div class=mistakes>{worst}</div>"
+    )
+
+
+def _page(title: str, body: str, data: _Data, refresh: bool) -> str:
+    """The whole document. Nothing is loaded, and nothing runs but its own two scripts, whatever a text holds."""
+    library, script = ((_ASSETS / name).read_text() for name in ("uPlot.iife.min.js", "page.js"))
+    style = (_ASSETS / "uPlot.min.css").read_text() + (_ASSETS / "page.css").read_text()
+    hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in (library, script))
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # "</script>" in a text must not end the data.
+    values = json.dumps({"curves": data.curves, "planes": data.planes}).replace("<", "\\u003c")
+    return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
-        f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">'
+        f'<meta http-equiv=Content-Security-Policy content="{policy}">'
         "<meta name=viewport content='width=device-width'>"
-        f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>{_table(results)}"
-        f"<h2>Curves</h2><div class=curves>{curves}</div>{shown}"
-        f"<details><summary>Config</summary>{_table({k: str(v) for k, v in config.items()})}</details></html>\n"
+        + (f"<meta http-equiv=refresh content={_REFRESH}>" if refresh else "")
+        + f"<title>{_text(title)}</title><style>{style}</style><h1>{_text(title)}</h1>{body}"
+        f"<script type=application/json id=data>{values}</script>"
+        f"<script>{library}</script><script>{script}</script></html>\n"
     )
-    write_whole(folder.report, page)
 
 
-def _table(rows: dict[str, str]) -> str:
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _table(rows: Mapping[str, str]) -> str:
     cells = "".join(f"<tr><td>{_text(k)}<td>{_text(v)}" for k, v in rows.items())
     return f"<div class=scroll><table>{cells}</table></div>"
+
+
+def _columns(labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A table with a column for each label."""
+    head = "".join(f"<th>{_text(label)}" for label in labels)
+    cells = "".join(f"<tr><td>{_text(k)}" + "".join(f"<td>{_text(v)}" for v in vs) for k, vs in rows.items())
+    return f"<div class='scroll results'><table><tr><th>{head}{cells}</table></div>"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _text(text: str) -> str:
@@ -69,23 +308,6 @@ def _text(text: str) -> str:
     return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
-def _curve(lines: list[dict], name: str) -> str:
-    """One metric over the steps, a line for each split, as the address of an inlined picture."""
-    from matplotlib.figure import Figure  # Imported late: half a second that a run needs only at its end.
-
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    for split, style in (("train", "-"), ("test", "o-")):
-        points = [(line["step"], line[name]) for line in lines if line.get("split") == split and name in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=split, markersize=3, linewidth=1.3)
-    axes.set_title(plain(name.replace("_", " ")), parse_math=False)
-    axes.set_xlabel("step")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False)
-    return _inlined("image/svg+xml", saved(figure, "svg"))
-
-
-def _inlined(kind: str, content: bytes) -> str:
-    """A picture as an address that holds all of it."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _png(content: str) -> str:
+    """A picture, in base 64, as an address that holds all of it."""
+    return f"data:image/png;base64,{content}"

@@ -1,19 +1,22 @@
-"""pictures/NAME.png: what a task shows of its model, drawn without knowing either."""
+"""pictures/NAME.png, and pictures.json about them: what a task shows of its model, drawn without knowing either."""
 
 import colorsys
 import io
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 
-from train.run_folder import RunFolder
-from train.task import Grid, Picture, Scatter
+from train.errors import UserError
+from train.run_folder import PICTURES, read_json
+from train.task import Grid, Picture, Plane, Scatter
 from train.whole import write_whole
 
 if TYPE_CHECKING:
@@ -30,14 +33,33 @@ _BACKGROUND = "#d5d9e0"
 _LEGEND, _LETTERS = 40, 24
 
 
-def write_pictures(folder: RunFolder, pictures: Mapping[str, Picture], label_names: Sequence[str]) -> None:
-    """Writes each picture as `pictures/NAME.png` in the run folder; `label_names` is the source's."""
-    folder.pictures.mkdir(exist_ok=True)
-    for name, picture in pictures.items():
-        write_whole(picture_path(folder, name), png(picture, label_names))
+def write_pictures(folder: Path, pictures: Mapping[str, Picture], label_names: Sequence[str]) -> None:
+    """Writes each picture as `pictures/NAME.png` in the run folder, and what they show as `pictures/pictures.json`.
+
+    `label_names` is the source's.
+    """
+    contents = {picture_path(folder, name): png(picture, label_names) for name, picture in pictures.items()}
+    (folder / PICTURES).mkdir(exist_ok=True)
+    for path, content in contents.items():
+        write_whole(path, content)
+    about = {name: _about(picture) for name, picture in pictures.items()}
+    write_whole(folder / PICTURES / "pictures.json", json.dumps(about) + "\n")
 
 
-def picture_path(folder: RunFolder, name: str) -> Path:
+def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
+    """What `write_pictures` wrote of each picture in the run folder: "caption", and the points over a plane.
+
+    Raises:
+        UserError: if that is damaged.
+    """
+    path = folder / PICTURES / "pictures.json"
+    about = read_json(path, dict) if path.exists() else {}
+    if not all(isinstance(one, dict) and isinstance(one.get("caption"), str) for one in about.values()):
+        raise UserError(f"{path} is damaged: wanted an object with a caption for each picture")
+    return about
+
+
+def picture_path(folder: Path, name: str) -> Path:
     """Where the picture of that name lies in the run folder.
 
     Raises:
@@ -45,25 +67,44 @@ def picture_path(folder: RunFolder, name: str) -> Path:
     """
     if not re.fullmatch(r"[\w-]{1,60}", name):
         raise ValueError(f"a picture is named by at most 60 letters, digits, - and _, got {name!r}; rename it")
-    return folder.pictures / f"{name}.png"
+    return folder / PICTURES / f"{name}.png"
+
+
+def _about(picture: Picture) -> dict[str, Any]:
+    if not isinstance(picture, Plane):
+        return {"caption": picture.caption}
+    points, labels = np.asarray(picture.points, np.float64), np.asarray(picture.labels)
+    shown = np.flatnonzero(np.isfinite(points).all(axis=1))
+    shown = shown[np.argsort(points[shown, 0], kind="stable")]  # A curve of uPlot's wants rising x.
+    rows, columns = picture.images.shape[:2]
+    return {
+        "caption": picture.caption,
+        "rows": rows,
+        "columns": columns,
+        "points": points[shown].round(4).tolist(),
+        "labels": labels[shown].tolist(),
+    }
 
 
 def png(picture: Picture, label_names: Sequence[str]) -> bytes:
     """A picture as the content of a PNG file; classes without a name are called by their number."""
     if isinstance(picture, Grid):
-        file = io.BytesIO()
-        Image.fromarray(sheet(np.asarray(picture.cells))).save(file, "PNG", optimize=True)
-        return file.getvalue()
-    return saved(scatter_figure(picture, label_names), "png")
-
-
-def saved(figure: "Figure", kind: str) -> bytes:
-    """A drawing as the content of a file of that kind."""
+        return encoded_png(sheet(np.asarray(picture.cells)))
+    if isinstance(picture, Plane):
+        pixels = (np.clip(np.asarray(picture.images), 0, 1) * 255).round().astype(np.uint8)
+        return encoded_png(rearrange(pixels, "r c h w -> (r h) (c w)"))
     file = io.BytesIO()
     with warnings.catch_warnings():
         # A script that matplotlib's font lacks is drawn as boxes, which is no reason to end a run noisily.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(file, format=kind, dpi=_DPI)
+        scatter_figure(picture, label_names).savefig(file, format="png", dpi=_DPI)
+    return file.getvalue()
+
+
+def encoded_png(pixels: np.ndarray) -> bytes:
+    """Pixels uint8 [h, w] or [h, w, 3] as the content of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 

@@ -1,0 +1,45 @@
+"""The page of a run, anew, or of several runs beside each other: python -m train.report RUN_DIR [RUN_DIR ...]
+
+python -m train.report runs/vit-sample                             # writes runs/vit-sample/report.html again
+python -m train.report runs/vit-sample runs/lstm-sample            # writes comparison.html
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from train.cli import one_line_errors, run_main
+from train.errors import UserError
+from train.report.page import REPORT, comparison, run_page
+from train.whole import write_whole
+
+
+@dataclass(frozen=True)
+class Options:
+    """Writes a run's report.html anew from what lies in its folder, or a page that compares several runs."""
+
+    run_dirs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
+    """Folders of trainings, such as runs/vit-sample."""
+    out: Path | None = None
+    """The page to write; by default RUN_DIR/report.html, or of several runs comparison.html."""
+
+
+def main() -> None:
+    with one_line_errors():
+        options = tyro.cli(Options, prog="python -m train.report", description=__doc__)
+    if not options.run_dirs:
+        raise UserError("wanted at least one RUN_DIR, such as runs/vit-sample, got none")
+    single = len(options.run_dirs) == 1
+    page = run_page(options.run_dirs[0]) if single else comparison(options.run_dirs)
+    path = options.out or (options.run_dirs[0] / REPORT if single else Path("comparison.html"))
+    try:
+        write_whole(path, page)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,71 @@
+// Draws the page's curves and planes with uPlot, from the data that stands in the page, and again when the theme changes.
+"use strict";
+const found = JSON.parse(document.getElementById("data").textContent);
+const ink = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+// The page's colours are light-dark(…) in CSS, which a canvas does not know: an element tells what they come to.
+const probe = document.body.appendChild(document.createElement("i"));
+const color = name => { probe.style.color = ink(name); return getComputedStyle(probe).color; };
+let charts = [];
+
+function draw(box, height, options, data) {
+  const plot = new uPlot({ width: box.clientWidth, height: height(box.clientWidth), ...options }, data, box);
+  const follow = new ResizeObserver(() => plot.setSize({ width: box.clientWidth, height: height(box.clientWidth) }));
+  follow.observe(box);
+  charts.push(() => { follow.disconnect(); plot.destroy(); });
+  return plot;
+}
+
+const short = value => value == null ? "–" : Number(value.toPrecision(5)).toLocaleString("en");
+
+function curve(box, { data, labels, colors, dashed }) {
+  const axis = { stroke: color("--soft"), grid: { stroke: color("--line"), width: 1 }, ticks: { show: false } };
+  const series = labels.map((label, i) => ({
+    label, stroke: colors[i], width: 1.5, dash: dashed[i] ? [5, 4] : [], spanGaps: true,
+    points: { show: data[i + 1].filter(y => y != null).length < 30, size: 5 }, value: (_, y) => short(y),
+  }));
+  draw(box, width => Math.max(180, width * 0.6), {
+    scales: { x: { time: false } },
+    axes: [axis, { ...axis, size: 60, values: (_, ticks) => ticks.map(short) }],
+    series: [{ label: "step", value: (_, x) => short(x) }, ...series],
+  }, data);
+}
+
+function plane(box, { points, labels, names, colors, rows, columns }) {
+  const figure = box.closest(".plane"), sheet = figure.querySelector("img"), canvas = figure.querySelector("canvas");
+  const kinds = [...new Set(labels)].sort((a, b) => a - b);
+  const data = [points.map(p => p[0]), ...kinds.map(kind => points.map((p, i) => labels[i] === kind ? p[1] : null))];
+  const plot = draw(box, width => width, {
+    scales: { x: { time: false, range: [-1, 1] }, y: { range: [-1, 1] } },
+    axes: [{ show: false }, { show: false }],
+    cursor: { drag: { x: false, y: false }, points: { show: false } },
+    legend: { live: false },
+    series: [{}, ...kinds.map(kind => ({
+      label: names[kind] ?? String(kind), stroke: colors[kind], paths: () => null,
+      points: { show: true, size: 4, width: 0, fill: colors[kind] },
+    }))],
+  }, data);
+
+  // x and y as parts of the rectangle, from the left and from the top.
+  function look(x, y) {
+    const cell = (part, count) => Math.min(count - 1, Math.max(0, Math.floor(part * count)));
+    const width = sheet.naturalWidth / columns, height = sheet.naturalHeight / rows;
+    canvas.width = width;
+    canvas.height = height;
+    canvas.getContext("2d").drawImage(sheet, cell(x, columns) * width, cell(y, rows) * height, width, height,
+      0, 0, width, height);
+  }
+  plot.over.addEventListener("pointermove", event => {
+    const area = plot.over.getBoundingClientRect();
+    look((event.clientX - area.left) / area.width, (event.clientY - area.top) / area.height);
+  });
+  sheet.decode().then(() => look(0.5, 0.5));
+}
+
+function all() {
+  charts.forEach(remove => remove());
+  charts = [];
+  document.querySelectorAll("[data-curve]").forEach(box => curve(box, found.curves[box.dataset.curve]));
+  document.querySelectorAll("[data-plane]").forEach(box => plane(box, found.planes[box.dataset.plane]));
+}
+all();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", all);
