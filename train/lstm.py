@@ -45,7 +45,7 @@ def belief_grid(images, probabilities):
 
 
 def gate_grid(x, params, out):
-    """A layer's input, forget and output gate [B, 3, T, H], of its input [B, T, I] and outputs [T, B, P].
+    """A layer's input, forget and output gate [B, 3, 3T, 3H], of its input [B, T, I] and outputs [T, B, P].
 
     The units are ordered by their forget gate.
     """
@@ -53,7 +53,8 @@ def gate_grid(x, params, out):
     gates = jnp.einsum("bti,igh->btgh", x, params["input_kernel"])
     gates += jnp.einsum("tbp,pgh->btgh", before, params["hidden_kernel"]) + params["input_bias"] + params["hidden_bias"]
     opened = rearrange(nn.sigmoid(gates)[:, :, jnp.array([0, 1, 3])], "b t g h -> b g t h")
-    return opened[..., jnp.argsort(opened[:, 1].mean(axis=(0, 1)))]
+    ordered = opened[..., jnp.argsort(opened[:, 1].mean(axis=(0, 1)))]
+    return repeat(ordered, "b g t h -> b g (t a) (h b)", a=3, b=3)  # so that a value can be seen
 
 
 def main() -> None:

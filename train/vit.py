@@ -30,7 +30,7 @@ def make_task(config: Config, source: Source) -> Task:
                 "What the answer saw through all blocks (attention rollout): each image above its map.",
             ),
             "patch_filters": Grid(
-                patch_filters(params["patch_embed"]["proj"]["kernel"], size, images.shape[-1]),
+                patch_filters(params["patch_embed"]["projection"]["kernel"], size, images.shape[-1]),
                 "The patch embedding's principal filters, the strongest first.",
             ),
         }

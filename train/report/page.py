@@ -14,7 +14,7 @@ from train.report.command import command
 from train.report.metrics import read_lines
 from train.report.mistakes import read_mistakes
 from train.report.pictures import class_colors, picture_path, read_pictures
-from train.run_folder import METRICS, TIMING, differing, flattened, read_seen, read_tree
+from train.run_folder import METRICS, TIMING, flattened, read_seen, read_tree
 from train.whole import write_whole
 
 REPORT = "report.html"
@@ -42,6 +42,18 @@ class Run(NamedTuple):
         run = self.config.get("run")
         total = run.get("steps") if isinstance(run, dict) else None
         return max((line["step"] for line in self.lines), default=0), total
+
+    @property
+    def model(self) -> str:
+        """What kind of model it is."""
+        model = self.config.get("model")
+        return str(model.get("class", "")) if isinstance(model, dict) else ""
+
+    @property
+    def dataset(self) -> str:
+        """What it is trained on."""
+        data = self.config.get("data")
+        return str(data.get("name", "")) if isinstance(data, dict) else ""
 
     @property
     def scores(self) -> dict[str, float]:
@@ -85,7 +97,8 @@ def run_page(folder: Path) -> str:
     speed = [("train", _SPLITS["train"], False, run.timing, None)]
     curves.append(data.curve("examples_per_second", speed))
     body = (
-        f"<p class=soft>{_text(state)}{f' of {total:,} steps' if isinstance(total, int) else ''}</p>"
+        f"<p class=soft>{_text(f'{run.model} on {run.dataset}')}. "
+        f"{state}{f' of {total:,} steps' if isinstance(total, int) else ''}.</p>"
         + ("" if told is None else f"<p>The command that makes it again:</p><pre>{_text(told)}</pre>")
         + f"<div class=results>{_table(_results(run))}</div>"
         + _charts(curves)
@@ -120,16 +133,20 @@ def comparison(folders: Sequence[Path]) -> str:
     curves.append(data.curve("examples_per_second", speed))
     results = [_results(run) for run in runs]
     configs = [flattened(run.config) for run in runs]
-    changed = sorted({name for config in configs for name in differing(configs[0], config)} - {"run.dir"})
+    shared = set.intersection(*map(set, configs)) - {"run.dir"}
+    changed = {
+        name: [str(config[name]) for config in configs]
+        for name in sorted(shared)
+        if any(config[name] != configs[0][name] for config in configs)
+    }
+    models = [run.model for run in runs]
+    if len(set(models)) > 1:
+        changed = {"model": models} | changed
     body = (
         "<h2>Results</h2>"
         + _columns(labels, {name: [one.get(name, "") for one in results] for name in _in_order(results)})
         + "<h2>What differs</h2>"
-        + (
-            _columns(labels, {name: [str(config.get(name, "")) for config in configs] for name in changed})
-            if changed
-            else "<p>Nothing but the folder.</p>"
-        )
+        + (_columns(labels, changed) if changed else "<p>Nothing but the folder.</p>")
         + _charts(curves)
     )
     return _page(" · ".join(labels), body, data, refresh=False)

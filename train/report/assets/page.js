@@ -25,7 +25,7 @@ function curve(box, { data, labels, colors, dashed }) {
   }));
   draw(box, width => Math.max(180, width * 0.6), {
     scales: { x: { time: false } },
-    axes: [axis, { ...axis, size: 60, values: (_, ticks) => ticks.map(short) }],
+    axes: [{ ...axis, size: 34 }, { ...axis, size: 60, values: (_, ticks) => ticks.map(short) }],
     series: [{ label: "step", value: (_, x) => short(x) }, ...series],
   }, data);
 }
