@@ -54,7 +54,7 @@ def gate_grid(x, params, out):
     gates += jnp.einsum("tbp,pgh->btgh", before, params["hidden_kernel"]) + params["input_bias"] + params["hidden_bias"]
     opened = rearrange(nn.sigmoid(gates)[:, :, jnp.array([0, 1, 3])], "b t g h -> b g t h")
     ordered = opened[..., jnp.argsort(opened[:, 1].mean(axis=(0, 1)))]
-    return repeat(ordered, "b g t h -> b g (t a) (h b)", a=3, b=3)  # so that a value can be seen
+    return repeat(ordered, "b g t h -> b g (t k) (h l)", k=3, l=3)  # so that a value can be seen
 
 
 def main() -> None:

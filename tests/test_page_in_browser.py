@@ -1,0 +1,136 @@
+"""report.html in a browser: it draws, follows the pointer and the theme, fits a phone, and complains of nothing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.pictures import DIGITS, a_grid, a_plane, a_run_folder, a_scatter, pixels
+from train.report.mistakes import Verdicts, write_mistakes
+from train.report.page import comparison, write_report
+from train.report.pictures import write_pictures
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
+HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
+
+
+class Images:
+    num_classes = 10
+
+    def gather(self, indices):
+        return {"image": np.random.default_rng(0).integers(0, 255, (len(indices), 8, 8, 1), np.uint8)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run folder with every kind of thing that a page shows, and texts that would like to run."""
+    folder = a_run_folder(tmp_path_factory.mktemp("runs") / "run")
+    lines = [{"step": step, "split": "train", "loss": 10.0 - step, HOSTILE: 1.0 * step} for step in range(1, 10)]
+    lines += [{"step": step, "split": "test", "loss": 11.0 - step} for step in (400,)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    names = [*DIGITS[:9], HOSTILE]
+    (folder / "images.json").write_text(json.dumps({"image_shape": [8, 8, 1], "label_names": names}))
+    labels = np.arange(200) % 10
+    write_mistakes(folder, Verdicts(labels, np.where(labels % 3, labels, 9), np.linspace(0, 1, 200)), Images())
+    pictures = {"cells": a_grid(2, 30, 28, 28, caption=HOSTILE), "points": a_scatter(), "plane": a_plane(4, 5)}
+    write_pictures(folder, pictures, names)
+    write_report(folder)
+    (folder / "comparison.html").write_text(comparison([folder, folder]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def shown(browser):
+    """Opens a page, and in the end says what it complained of."""
+    said, pages = [], []
+
+    def show(path, width=1000, theme="light"):
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=theme)
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: said.extend([request.url] if request.url.startswith("http") else []))
+        page.goto(path.as_uri())
+        page.wait_for_function(
+            "document.querySelector('.uplot') && [...document.images].every(image => image.complete)"
+        )
+        pages.append(page)
+        return page
+
+    yield show
+    for page in pages:
+        page.close()
+    assert said == []
+
+
+def ink(element):
+    """How much the pixels of an element differ."""
+    return pixels(element.screenshot()).std()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_chart_and_picture_shows_something_and_no_text_runs(shown, folder, theme):
+    page = shown(folder / "report.html", theme=theme)
+    assert page.title() == "run"
+    charts = page.query_selector_all(".chart")
+    assert len(charts) == 3  # the loss, the metric with the hostile name, the plane
+    for element in [*charts, *page.query_selector_all("img:visible"), page.query_selector(".confusion")]:
+        assert ink(element) > 3
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(255, 255, 255)") == (theme == "light")
+
+
+@pytest.mark.parametrize("name", ["report.html", "comparison.html"])
+def test_on_a_narrow_screen_nothing_goes_sideways(shown, folder, name):
+    page = shown(folder / name, width=360)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_the_legend_says_the_values_under_the_pointer(shown, folder):
+    page = shown(folder / "report.html")
+    chart = page.query_selector("[data-curve='1']")
+    area = chart.query_selector(".u-over").bounding_box()
+    for part, values in ((0.0, ["1", "9", "–"]), (0.999, ["400", "–", "-389"])):
+        page.mouse.move(area["x"] + part * area["width"], area["y"] + 20)
+        assert [cell.inner_text() for cell in chart.query_selector_all(".u-value")] == values
+
+
+def test_moving_over_the_plane_shows_the_image_of_that_place(shown, folder):
+    page = shown(folder / "report.html")
+    over = page.query_selector("[data-plane] .u-over")
+    over.scroll_into_view_if_needed()
+    area = over.bounding_box()
+    canvas = page.query_selector("canvas.decoded")
+    for row, column in ((0, 0), (3, 1), (1, 4)):
+        page.mouse.move(area["x"] + (column + 0.5) / 5 * area["width"], area["y"] + (row + 0.5) / 4 * area["height"])
+        seen = canvas.evaluate("c => [...c.getContext('2d').getImageData(2, 2, 1, 1).data]")
+        assert abs(seen[0] - 255 * (row * 5 + column) / 20) <= 1
+
+
+def test_charts_are_drawn_again_in_the_colours_of_the_other_theme(shown, folder):
+    page = shown(folder / "report.html")
+
+    def gray():
+        """The lightest and the darkest of the chart's pixels without a colour: paper, axes and numbers."""
+        chart = pixels(page.query_selector(".uplot canvas").screenshot()).astype(int)
+        without = chart[np.ptp(chart, axis=-1) < 40].mean(axis=-1)
+        return without.max(), without.min()
+
+    lightest, darkest = gray()
+    assert lightest == 255 and darkest < 130  # dark numbers on white
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_timeout(200)
+    lightest, darkest = gray()
+    assert lightest > 150 and darkest < 40
+    assert len(page.query_selector_all(".chart .uplot")) == 3
