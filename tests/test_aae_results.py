@@ -74,6 +74,35 @@ def test_codes_of_filled_up_examples_are_not_drawn_and_heads_are_marked():
     np.testing.assert_allclose(picture.background.mean(0), heads.mean(0), atol=0.1)
 
 
+@pytest.mark.parametrize("latent", [2, 5])
+def test_the_plane_shows_what_each_place_decodes_to_and_each_code_at_its_place(latent):
+    model = autoencoder(latent=latent)
+    state = trained(model)
+    plane = pictures(model, state, masked=10)["plane"]
+    codes = np.asarray(model.apply(state.eval_variables, batch()["image"] / 255.0, method="encode").z)[:-10]
+    shown = np.isfinite(plane.points).all(axis=1)
+    assert not shown[-10:].any() and shown[:-10].mean() > 0.9
+    # Where a point stands is a linear map of its code, which the images under it obey too.
+    design = np.column_stack([plane.points[shown], np.ones(shown.sum())])
+    seen = codes[shown[:-10]]
+    found, *_ = np.linalg.lstsq(design, seen, rcond=None)  # [x, y, 1] -> the code's part in the plane
+    rows, columns = plane.images.shape[:2]
+    for row, column in ((0, 0), (3, 20), (rows - 1, columns - 2)):
+        place = np.array([2 * (column + 0.5) / columns - 1, 1 - 2 * (row + 0.5) / rows, 1.0])
+        image = model.apply(state.eval_variables, jnp.asarray(place @ found)[None], method="decode")
+        np.testing.assert_allclose(plane.images[row, column], image[0, ..., 0], atol=2e-3)
+    if latent == 2:
+        np.testing.assert_allclose(found[:2], np.diag(3 * codes.std(axis=0)), atol=1e-4)
+    # Both directions are the widest there are.
+    left = seen - design @ found
+    assert left.var(axis=0).sum() <= np.sort(np.linalg.eigvalsh(np.cov(codes.T)))[:-2].sum() * 1.2 + 1e-6
+
+
+def test_a_decoder_that_is_told_a_label_has_no_plane():
+    model = autoencoder(latent=4)
+    assert "plane" not in pictures(model, trained(model, jnp.zeros((1, K))), labels="decoder")
+
+
 def test_a_style_is_written_with_every_label():
     model = autoencoder(latent=4)
     state = trained(model, jnp.zeros((1, K)))

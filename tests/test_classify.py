@@ -67,8 +67,8 @@ def test_colour_images_of_any_shape_are_classified_and_drawn(name):
     source = Memory("colours", "train", images.shape[1:], classes, [], images, np.arange(5) % classes)
     task, batch = make_task(name, config, source), source.gather(np.arange(5))
     state = jax.jit(task.init)()
-    (grid,) = jax.jit(task.figures)(state, batch).values()
-    cells = grid.cells
+    pictures = jax.jit(task.figures)(state, batch)
+    cells = pictures["beliefs" if name == "lstm" else "attention"].cells
     assert cells.shape[0] == 5 and cells.shape[2:] == (height, width)
     np.testing.assert_allclose(cells[:, 0], images.mean(axis=-1) / 255.0, atol=1e-5)
     assert cells.min() >= 0 and cells.max() <= 1 + 1e-6

@@ -1,6 +1,7 @@
 """What the loop does around the steps: evaluation, checkpoints kept, streaming."""
 
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -14,8 +15,10 @@ from PIL import Image
 from configs.base import Mesh
 from configs.vit import PRESETS
 from train.data import open_source
-from train.errors import UserError
+from train.errors import RunStopped, UserError
 from train.loop import fit
+from train.report.mistakes import read_mistakes
+from train.report.page import write_report
 from train.task import Grid
 from train.vit import make_task
 
@@ -108,10 +111,70 @@ def test_to_show_the_mesh_makes_no_folder(tmp_path, capsys):
 def test_the_report_shows_every_metric_and_figure_and_needs_no_network(finished):
     config, _ = finished
     page = Path(config.run.dir, "report.html").read_text()
-    for word in ("test accuracy", "loss by step", "grad_norm by step", "Attention of the last block", "optim.ema"):
+    for word in ("test accuracy", "<h3>loss", "<h3>grad norm", "Attention of the last block", "optim.ema"):
         assert word in page
-    assert "http" not in page.replace("http-equiv", "")
-    assert page.count("src='data:image/") == 4 == page.count(" src=")
+    pictures, mistakes = list(Path(config.run.dir, "pictures").glob("*.png")), page.count("<figcaption>is ")
+    assert len(pictures) >= 4 and mistakes > 0
+    assert page.count("src='data:image/png") == len(pictures) + mistakes == page.count(" src=")
+
+
+def test_the_mistakes_are_those_of_the_last_evaluation(finished):
+    config, state = finished
+    source = open_source(config.data, config.data.test_split)
+    examples = source.gather(np.arange(24))
+    judge = jax.jit(make_task(config, source).probabilities)
+    probabilities = np.asarray(judge(state, examples["image"]))
+    mistakes = read_mistakes(Path(config.run.dir))
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (examples["label"], probabilities.argmax(axis=1)), 1)
+    np.testing.assert_array_equal(mistakes["confusion"], expected)
+    assert np.trace(expected) / 24 == pytest.approx(lines(config)[-1]["accuracy"])
+    for mistake in mistakes["worst"]:
+        row = probabilities[mistake["example"]]
+        assert (mistake["label"], mistake["said"]) == (examples["label"][mistake["example"]], row.argmax())
+        assert mistake["probability"] == pytest.approx(row.max(), abs=1e-4)
+
+
+def test_a_browser_can_watch_a_run_that_goes_on(tmp_path):
+    config, pages = small(tmp_path / "run"), []
+
+    def make_watched_task(config, source):
+        task = make_task(config, source)
+
+        def evaluate(state, batch):
+            page = Path(config.run.dir, "report.html")
+            jax.debug.callback(lambda: pages.append(page.read_text() if page.exists() else None))
+            return task.evaluate(state, batch)
+
+        return dataclasses.replace(task, evaluate=evaluate)
+
+    fit(config, make_watched_task)
+    pages.append(Path(config.run.dir, "report.html").read_text())
+    assert pages[0] is None  # before the first evaluation
+    middle, end = pages[-2:]
+    assert "At step 3 of 5 steps" in middle and "Attention of the last block" in middle
+    assert "Finished of 5 steps" in end
+
+
+@pytest.mark.parametrize("on_save_error", ["stop", "retry"])
+def test_a_report_that_finds_no_room_stops_a_run_unless_it_is_to_go_on(tmp_path, monkeypatch, capsys, on_save_error):
+    config = small(tmp_path / "run")
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, on_save_error=on_save_error))
+    full = iter([OSError(errno.ENOSPC, "No space left on device", "report.html")])
+
+    def write(folder):
+        if (error := next(full, None)) is not None:
+            raise error
+        write_report(folder)
+
+    monkeypatch.setattr("train.loop.write_report", write)
+    if on_save_error == "stop":
+        with pytest.raises(RunStopped, match=r"report\.html cannot be written: No space left"):
+            fit(config, make_task)
+    else:
+        fit(config, make_task)
+        assert "warning: report.html cannot be written: No space left" in capsys.readouterr().out
+        assert "Finished of 5 steps" in Path(config.run.dir, "report.html").read_text()
 
 
 def test_figures_are_given_as_many_images_as_the_task_wants_and_know_which_only_fill_up(finished, tmp_path):

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from einops import rearrange
 from torch_sequence import TorchLSTMClassifier
 
 from configs.base import Data
 from configs.lstm import PRESETS
 from train.data import open_source
-from train.lstm import belief_grid, make_task
+from train.lstm import belief_grid, gate_grid, make_task
 
 
 def sample(count):
@@ -64,3 +65,27 @@ def test_a_line_of_the_figure_is_what_is_believed_of_the_image_cut_below_it():
         logits, _ = config.model.apply({"params": state.params}, images[:, : row + 1])
         expected = np.repeat(jax.nn.softmax(logits), 3, axis=1)
         np.testing.assert_allclose(cells[:, 1, row], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gates_drawn_are_those_of_torchs_cell_step_by_step():
+    steps, width, hidden, batch = 5, 3, 4, 2
+    torch.manual_seed(0)
+    cell = torch.nn.LSTMCell(width, hidden)
+    x = torch.randn(batch, steps, width)
+    h, c, expected, outputs = torch.zeros(batch, hidden), torch.zeros(batch, hidden), [], []
+    for t in range(steps):
+        gates = x[:, t] @ cell.weight_ih.T + cell.bias_ih + h @ cell.weight_hh.T + cell.bias_hh
+        i, f, _, o = gates.unflatten(1, (4, hidden)).sigmoid().unbind(1)
+        expected.append(torch.stack([i, f, o], dim=1))
+        h, c = cell(x[:, t], (h, c))
+        outputs.append(h)
+    expected = torch.stack(expected, dim=2).detach().numpy()  # [B, 3, T, H]
+    order = expected[:, 1].mean(axis=(0, 1)).argsort()
+    cells = {"input": cell.weight_ih, "hidden": cell.weight_hh}
+    params = {f"{name}_kernel": rearrange(w.detach().numpy(), "(g h) i -> i g h", g=4) for name, w in cells.items()}
+    params |= {"input_bias": cell.bias_ih.detach().numpy().reshape(4, hidden)}
+    params |= {"hidden_bias": cell.bias_hh.detach().numpy().reshape(4, hidden)}
+    drawn = np.asarray(gate_grid(x.numpy(), params, torch.stack(outputs).detach().numpy()))
+    assert drawn.shape == (batch, 3, 3 * steps, 3 * hidden)
+    np.testing.assert_allclose(drawn[:, :, ::3, ::3], expected[..., order], atol=1e-6)
+    np.testing.assert_array_equal(drawn[:, :, 2::3, 1::3], drawn[:, :, ::3, ::3])

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import DIGITS, a_grid, a_plane, a_run_folder, a_scatter, pixels
 
 import configs.aae
 import configs.lstm
 import configs.mha
 import configs.vit
 from configs.vit import PRESETS
-from tests.pictures import DIGITS, a_grid, a_plane, a_run_folder, a_scatter, pixels
 from train.cli import parse
 from train.errors import UserError
 from train.report.command import command

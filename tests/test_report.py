@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from pictures import DIGITS, a_grid, a_run_folder, a_scatter, pixels
 
-from tests.pictures import DIGITS, a_grid, a_run_folder, a_scatter, pixels
 from train.report.page import run_page
 from train.report.pictures import GAP, WIDTH, class_colors, png, scatter_figure, write_pictures
 from train.task import Grid, Scatter

@@ -1,10 +1,18 @@
 """The task of the ViT: what it shows of the model."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import random_variables
 
-from train.vit import attention_grid
+from configs.vit import PRESETS
+from train.data.source import Memory
+from train.task import State
+from train.vit import attention_grid, make_task, patch_filters, position_similarity, rollout
+from w2jax import ViT
 
 
 @pytest.mark.parametrize("class_token", [True, False])
@@ -23,3 +31,66 @@ def test_the_attention_grid_lights_the_patch_that_is_looked_at(class_token):
         expected = np.zeros_like(bright)
         expected[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = True
         np.testing.assert_array_equal(bright, expected)
+
+
+def test_the_rollout_follows_a_token_through_the_blocks_and_half_of_it_stays():
+    first, second = np.zeros((2, 1, 2, 4, 4), np.float32)
+    first[:, :] = np.eye(4)[[0, 1, 3, 3]]  # token 2 reads token 3
+    second[:, 0], second[:, 1] = np.eye(4)[[2, 1, 2, 3]], np.eye(4)[[0, 1, 2, 3]]  # one head lets token 0 read token 2
+    seen = rollout([jnp.asarray(first), jnp.asarray(second)])
+    # Of token 0 three quarters stay, a quarter comes from token 2, which is half token 3 by then.
+    np.testing.assert_allclose(seen[0, 0], [0.75, 0, 0.125, 0.125], atol=1e-6)
+    np.testing.assert_allclose(seen.sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_the_rollout_is_the_gradient_of_a_vit_that_only_mixes_tokens():
+    weights = np.random.default_rng(0).dirichlet(np.ones(5), size=(3, 2, 4, 5)).astype(np.float32)  # 3 blocks, 4 heads
+
+    def mixed(tokens):
+        for block in weights:
+            tokens = 0.5 * tokens + 0.5 * jnp.einsum("bhts,bs->bt", block, tokens) / 4
+        return tokens
+
+    jacobian = jax.jacobian(mixed)(jnp.zeros((2, 5)))
+    np.testing.assert_allclose(rollout([*weights])[1], jacobian[1, :, 1], atol=1e-6)
+
+
+def test_the_filters_are_the_directions_that_most_of_the_embedding_is_made_of():
+    rng = np.random.default_rng(0)
+    strong, weak = np.linalg.qr(rng.normal(size=(3 * 3 * 2, 2)))[0].T
+    kernel = np.outer(strong, 5 * rng.normal(size=40)) + np.outer(weak, rng.normal(size=40))  # [P P C, D]
+    shown = np.asarray(patch_filters(jnp.asarray(kernel, jnp.float32), 3, 2))
+    assert shown.shape == (2, 8, 3, 3)
+    assert shown.min() == 0 and shown.max() == 1
+    for place, filter_ in enumerate((strong, weak)):
+        gray = filter_.reshape(3, 3, 2).mean(axis=-1)
+        assert abs(np.corrcoef(shown[0, place].ravel(), gray.ravel())[0, 1]) > 0.999
+
+
+def test_a_map_of_positions_stands_at_its_patch_and_is_brightest_there():
+    positions = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    positions[5] = -positions[0]
+    shown = np.asarray(position_similarity(jnp.asarray(positions), 2))
+    assert shown.shape == (2, 3, 2, 3)
+    for patch in range(6):
+        own = shown[patch // 3, patch % 3]
+        assert own.argmax() == patch and own.max() == pytest.approx(1, abs=1e-5)
+    assert shown[0, 0, 1, 2] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("positions", ["learned", "sincos2d"])
+def test_every_vit_has_its_pictures(scan, positions):
+    model = ViT(3, patch_size=4, embed_dim=8, depth=2, num_heads=2, mlp_dim=8, positions=positions, scan_layers=scan)
+    config = dataclasses.replace(PRESETS["tiny"], model=model)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 12, 3), np.uint8)
+    source = Memory("colours", "train", images.shape[1:], 3, [], images, np.arange(5) % 3)
+    task = make_task(config, source)
+    params = random_variables(model, jnp.zeros((1, 8, 12, 3)))["params"]
+    pictures = jax.jit(task.figures)(State(jnp.zeros((), jnp.int32), params, None), source.gather(np.arange(5)))
+    shapes = {"attention": (5, 3, 8, 12), "attention_rollout": (2, 5, 8, 12), "patch_filters": (1, 8, 4, 4)}
+    if positions == "learned":
+        shapes["position_similarity"] = (2, 3, 2, 3)
+    assert {name: picture.cells.shape for name, picture in pictures.items()} == shapes
+    assert all(np.isfinite(picture.cells).all() for picture in pictures.values())
+    np.testing.assert_allclose(pictures["attention_rollout"].cells[0], images.mean(axis=-1) / 255, atol=1e-5)

@@ -21,7 +21,7 @@ function curve(box, { data, labels, colors, dashed }) {
   const axis = { stroke: color("--soft"), grid: { stroke: color("--line"), width: 1 }, ticks: { show: false } };
   const series = labels.map((label, i) => ({
     label, stroke: colors[i], width: 1.5, dash: dashed[i] ? [5, 4] : [], spanGaps: true,
-    points: { show: data[i + 1].filter(y => y != null).length < 30, size: 5 }, value: (_, y) => short(y),
+    points: { show: data[i + 1].filter(y => y != null).length < 30, size: 5, fill: color("--paper") }, value: (_, y) => short(y),
   }));
   draw(box, width => Math.max(180, width * 0.6), {
     scales: { x: { time: false } },
