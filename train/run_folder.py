@@ -21,6 +21,7 @@ from w2jax.convert.modules import module_from_json, module_to_json
 # What may differ when a run goes on: where things lie and which machine it is, never what is computed.
 FREE = (
     *("run.dir", "run.steps_per_call", "run.compilation_cache", "run.on_nan", "run.on_save_error"),
+    *("run.tensorboard", "run.wandb"),
     *("data.dir", "data.workers", "data.memory_limit"),
 )
 FREE_GROUPS = ("mesh.", "distributed.")
@@ -59,6 +60,8 @@ class RunFolder:
         self.checkpoints = self.path / _CHECKPOINTS
         self.pictures = self.path / "pictures"
         self.report = self.path / "report.html"
+        self.tensorboard = self.path / "tensorboard"
+        self.wandb = self.path / "wandb"
         self._config, self._lock = self.path / _CONFIG, None
         try:
             if leads():
