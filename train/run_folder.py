@@ -42,6 +42,8 @@ class Seen(NamedTuple):
 class RunFolder:
     """config.json, images.json, metrics.jsonl, timing.jsonl, checkpoints/, pictures/ and report.html under one folder.
 
+    Where they are asked for, tensorboard/ and wandb/ too.
+
     To be entered as a context: outside of it, another process may claim the folder.
     """
 
