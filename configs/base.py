@@ -107,6 +107,10 @@ class Run:
     """A step whose loss or gradients are not finite: stop the run, or change nothing, count the step and go on."""
     on_save_error: Literal["stop", "retry"] = "stop"
     """A checkpoint that cannot be written, as on a full disk: stop the run, or go on and try it again at the next."""
+    tensorboard: bool = False
+    """Write all metrics, the pictures and the config for TensorBoard too, into the run folder's tensorboard/."""
+    wandb: str | None = None
+    """Project of Weights & Biases that is told the same; offline with WANDB_MODE=offline in the environment."""
     compilation_cache: Literal["auto", "on", "off"] = "auto"
     """Keep compiled programs for later runs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/w2jax; auto: on accelerators."""
 

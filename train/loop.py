@@ -26,10 +26,11 @@ from train.report.mistakes import Verdicts, write_mistakes
 from train.report.page import write_report
 from train.report.pictures import write_pictures
 from train.report.placement import show_placement
+from train.report.trackers import Trackers, check_trackers
 from train.run_folder import RunFolder, has_checkpoint
 from train.runtime import keep_compiled, quiet_libraries
 from train.sharding import batch_parts, make_mesh
-from train.task import Batch, Metrics, State, Task, broken_leaves, named_leaves
+from train.task import Batch, Metrics, Picture, State, Task, broken_leaves, named_leaves
 
 # A full disk, a used-up quota, a read-only or a failing file system.
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
@@ -53,10 +54,11 @@ def fit(config: AnyConfig, make_task: Callable[[AnyConfig, Source], Task]) -> St
             show_placement(run.program.state_shapes)
         return None
     run.claim()
-    with run.folder, Checkpoints(run.folder.checkpoints, run.task.best_mode) as checkpoints:
+    with run.folder, run.trackers, Checkpoints(run.folder.checkpoints, run.task.best_mode) as checkpoints:
         try:
             run.begin(checkpoints)
             with run.lines, run.timing, RunConsole(config.run.steps, run.done, leads()) as console:
+                run.trackers.begin(run.lines.kept, run.timing.kept, run.seconds(), console.say)
                 run.greet(checkpoints, console)
                 run.train(checkpoints, console)
                 run.finish(console)
@@ -83,6 +85,7 @@ class _Run:
         quiet_libraries()
         keep_freed_memory()
         check_numbers(config)
+        check_trackers(config)
         connect(config.distributed)
         check_same(config)
         keep_compiled(config.run.compilation_cache)
@@ -106,6 +109,7 @@ class _Run:
     def claim(self) -> None:
         """Makes the run folder, or takes it up."""
         self.folder = RunFolder(self.config)
+        self.trackers = Trackers(self.config, self.folder)
 
     def begin(self, checkpoints: Checkpoints) -> None:
         """Sets state, progress and the number of steps done, from the last checkpoint or anew."""
@@ -203,6 +207,7 @@ class _Run:
             speed = steps_per_second * run.batch_size
             self.timing.write(step=step, seconds=self.seconds(), examples_per_second=speed)
             left = timedelta(seconds=round((run.steps - step) / steps_per_second))
+            self.trackers.line(step, "train", means | {"examples_per_second": speed})
             console.speed(speed)
             console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
 
@@ -260,6 +265,7 @@ class _Run:
     def write_scores(self, step: int, scores: dict[str, float], checkpoints: Checkpoints, console: RunConsole) -> None:
         """One line, and what the checkpoints are judged by."""
         self.lines.write(step=step, split="test", **scores)
+        self.trackers.line(step, "test", scores)
         console.line(step, "test", scores)
         checkpoints.scores[step] = scores[self.task.best]
 
@@ -322,8 +328,8 @@ class _Run:
                 raise
             console.say(f"warning: {error.filename or self.folder.path} cannot be written: {error.strerror}; going on")
 
-    def report(self) -> None:
-        """Writes the pictures and report.html."""
+    def report(self) -> Mapping[str, Picture]:
+        """Writes the pictures, which it returns, and report.html."""
         parts = batch_parts(self.mesh)
         examples = -(-self.task.figure_examples // parts) * parts
         with closing(self.test_batches(examples)) as feed:
@@ -331,6 +337,7 @@ class _Run:
         if leads():
             write_pictures(self.folder.path, pictures, self.source.label_names)
             write_report(self.folder.path)
+        return pictures
 
     def verdicts(self, probabilities: Callable[[State, jax.Array], jax.Array]) -> Verdicts:
         """What the model says of each test image."""
@@ -352,8 +359,9 @@ class _Run:
             verdicts = self.verdicts(self.task.probabilities)
             if leads():
                 write_mistakes(self.folder.path, verdicts, self.test_source)
-        self.report()
+        pictures = self.report()
         if leads():
+            self.trackers.pictures(pictures)
             wall = self.progress["seconds"] if self.done == self.config.run.steps else self.seconds()
             last = [line for line in read_lines(self.folder.metrics) if line.get("split") == "test"][-1]
             scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}

@@ -21,6 +21,7 @@ from w2jax.convert.modules import module_from_json, module_to_json
 # What may differ when a run goes on: where things lie and which machine it is, never what is computed.
 FREE = (
     *("run.dir", "run.steps_per_call", "run.compilation_cache", "run.on_nan", "run.on_save_error"),
+    *("run.tensorboard", "run.wandb"),
     *("data.dir", "data.workers", "data.memory_limit"),
 )
 FREE_GROUPS = ("mesh.", "distributed.")
@@ -49,6 +50,8 @@ class Seen(NamedTuple):
 class RunFolder:
     """What a run writes, under one folder: its config, metrics, checkpoints, and what the report is made of.
 
+    Where they are asked for, tensorboard/ and wandb/ too.
+
     To be entered as a context: outside of it, another process may claim the folder.
     """
 
@@ -65,6 +68,8 @@ class RunFolder:
         self.metrics = self.path / METRICS
         self.timing = self.path / TIMING
         self.checkpoints = self.path / _CHECKPOINTS
+        self.tensorboard = self.path / "tensorboard"
+        self.wandb = self.path / "wandb"
         self._config, self._lock = self.path / CONFIG, None
         try:
             if leads():
@@ -181,7 +186,7 @@ def read_model(path: Path) -> nn.Module:
     """
     try:
         return module_from_json(read_tree(path)["model"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / CONFIG} describes no model: {error!r}") from error
 
 
@@ -193,7 +198,7 @@ def read_config(path: Path, config_type: type[AnyConfig]) -> AnyConfig:
     """
     try:
         return _built(config_type, read_tree(path))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / CONFIG} is no {config_type.__module__} of this version: {error}") from error
 
 
