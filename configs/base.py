@@ -125,6 +125,9 @@ class Mesh:
     """Parts that large parameters and their optimizer state are cut into; the batch is cut too."""
     tensor: int = 1
     """Parts that attention heads and hidden widths are cut into."""
+    cpu_devices: int = 1
+    """Devices that a CPU counts as, each with its part of the batch: faster for some models and sizes, slower for
+    others. Fewer where it has fewer cores or the batch cannot be cut so; $JAX_NUM_CPU_DEVICES goes before."""
     show: bool = False
     """Print where each parameter lies and the memory it takes there, and stop."""
 

@@ -28,7 +28,7 @@ from train.report.pictures import write_pictures
 from train.report.placement import show_placement
 from train.report.trackers import Trackers, check_trackers
 from train.run_folder import RunFolder, has_checkpoint
-from train.runtime import keep_compiled, quiet_libraries
+from train.runtime import keep_compiled, quiet_libraries, split_cpu
 from train.sharding import batch_parts, make_mesh
 from train.task import Batch, Metrics, Picture, State, Task, broken_leaves, named_leaves
 
@@ -87,6 +87,7 @@ class _Run:
         check_numbers(config)
         check_trackers(config)
         connect(config.distributed)
+        split_cpu(config)
         check_same(config)
         keep_compiled(config.run.compilation_cache)
         self.config = config

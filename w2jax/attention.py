@@ -66,6 +66,9 @@ def scaled_dot_product_attention(
     Returns:
         (output, weights); the softmax is computed in float32 whatever the input's dtype.
 
+    `jax.vmap` and reverse-mode gradients of any order work, forward over reverse (`jax.hessian`) too. Forward mode
+    alone (`jax.jvp`) does not, and JAX says so: the products' gradients are a `custom_vjp`.
+
     Raises:
         ValueError: if widths or lengths disagree, dropout is asked for without a key, or the implementation is unknown
             or cannot do what is asked.
