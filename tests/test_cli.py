@@ -14,7 +14,8 @@ from configs.vit import PRESETS
 from train.cli import parse
 from train.errors import RunStopped, UserError
 from train.loop import fit
-from train.run_folder import config_tree, flattened
+from train.run_files import flattened
+from train.run_folder import config_tree
 from train.vit import make_task
 
 ROOT = Path(__file__).parent.parent

@@ -31,7 +31,7 @@ from train.data.crops import central_box
 from train.data.images import BROKEN, MODES, decode, encoded
 from train.data.source import Blank
 from train.errors import UserError, misfits
-from train.report.command import TASKS
+from train.run_files import TASKS
 from train.run_folder import read_config, read_model, read_seen
 from train.runtime import quiet_libraries
 from train.task import State
