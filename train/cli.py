@@ -41,6 +41,8 @@ def parse(
         near = _nearest(preset, presets, f"choose from {', '.join(presets)}")
         raise UserError(f'there is no preset "{preset}"; {near}')
     default = presets[preset]
+    if arguments and arguments[0].startswith("--tyro-"):
+        raise UserError("wanted an option of the training; a shell learns to complete all programs by train.completion")
     if {"-h", "--help"} & set(arguments):
         print(short_help(task, presets, preset))
         raise SystemExit(0)

@@ -77,7 +77,7 @@ def _value(value: Any, kind: Any) -> str:
         return " " + shlex.join(map(str, value if isinstance(value, list) else [value]))
     if get_origin(kind) in (Union, UnionType):
         (kind,) = (option for option in get_args(kind) if option is not type(None))
-    return "".join(f" {part.__name__.upper()}" for part in get_args(kind) or (kind,))
+    return "".join(f" {getattr(part, '__name__', 'VALUE').upper()}" for part in get_args(kind) or (kind,))
 
 
 def _names(names: Sequence[str]) -> list[str]:
@@ -93,15 +93,15 @@ def _names(names: Sequence[str]) -> list[str]:
         f"{' '.join(of)} {', '.join(options)}" if of != ["*"] else ", ".join(f"--{option}" for option in options)
         for options, of in alike.items()
     ]
-    how = {"initial_indent": "  ", "subsequent_indent": "    ", "break_on_hyphens": False}
-    return [line for text in told for line in textwrap.wrap(text, _WIDTH, **how)]
+    wrapper = textwrap.TextWrapper(_WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    return [line for text in told for line in wrapper.wrap(text)]
 
 
 @cache
 def _texts(config_type: type) -> dict[str, str]:
     """The texts under the fields of a config's class and of those that it extends."""
     texts = {}
-    for cls in filter(is_dataclass, reversed(config_type.__mro__)):
+    for cls in (cls for cls in reversed(config_type.__mro__) if is_dataclass(cls)):
         module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
         body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == cls.__name__)
         for field, text in pairwise(body):
