@@ -1,8 +1,8 @@
 """Lists trainings, each with its state and its best metric: python -m train.runs [DIR ...]
 
-python -m train.runs                                    # those below runs/
-python -m train.runs runs /mnt/more --sort metric       # the best first
-python -m train.runs --json                             # one JSON object a line, for machines
+- python -m train.runs                               # those below runs/
+- python -m train.runs runs /mnt --sort metric       # the best first
+- python -m train.runs --json                        # an object a line
 """
 
 import json
@@ -39,7 +39,7 @@ class Run:
     state: str
     """"finished", "running", "stopped", "not evaluated", "no checkpoint", or "damaged"."""
     note: str | None = None
-    """Who is at work there, or what is damaged."""
+    """Of one that is running, which process it is; of a damaged one, what is wrong."""
     task: str | None = None
     data: str | None = None
     step: int | None = None
@@ -85,14 +85,14 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_run(folder: Path) -> Run:
+    for name in (CONFIG, METRICS, TIMING, LOCK):  # To read a pipe would take for ever.
+        if not (folder / name).is_file() and (name == CONFIG or (folder / name).exists()):
+            raise UserError(f"{folder / name} is no file")
     config = read_tree(folder)
     model, data, run = (part if isinstance(part := config.get(name), dict) else {} for name in ("model", "data", "run"))
     task, steps, seed = TASKS.get(str(model.get("class"))), run.get("steps"), run.get("seed")
     if task is None or type(steps) is not int:
         raise UserError(f"{folder / CONFIG} is another program's: it names no model and steps of ours")
-    for name in (METRICS, TIMING):
-        if (folder / name).exists() and not (folder / name).is_file():
-            raise UserError(f"{folder / name} is no file")
     lines, timing = read_lines(folder / METRICS), read_lines(folder / TIMING)
     saved = max(
         (int(path.name) for path in (folder / CHECKPOINTS).glob("*") if path.name.isdecimal() and path.is_dir()),
@@ -163,7 +163,13 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
-        options = tyro.cli(Options, args=arguments, prog="python -m train.runs", config=(tyro.conf.FlagCreatePairsOff,))
+        options = tyro.cli(
+            Options,
+            args=arguments,
+            prog="python -m train.runs",
+            description=__doc__,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
     for folder in options.dirs:
         if not folder.is_dir():
             what = "is no folder" if folder.exists() else "does not exist"

@@ -1,9 +1,9 @@
 """Completion by TAB in bash and zsh, of every program here: python -m train.completion bash|zsh
 
-- python -m train.completion bash > ~/.w2jax.bash && echo 'source ~/.w2jax.bash' >> ~/.bashrc
-- python -m train.completion zsh > ~/.w2jax.zsh && echo 'source ~/.w2jax.zsh' >> ~/.zshrc
+- python -m train.completion bash > ~/.w2jax.bash    # and in ~/.bashrc: source ~/.w2jax.bash
+- python -m train.completion zsh > ~/.w2jax.zsh      # and in ~/.zshrc: source ~/.w2jax.zsh
 
-What it prints completes `python -m train.TAB`, presets, options, their choices and files.
+What it prints completes `python -m train.TAB`, presets, options, their choices, and files.
 """
 
 import contextlib
