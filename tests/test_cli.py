@@ -214,8 +214,8 @@ def test_help_fits_a_screen_and_names_every_preset_and_every_option(task, capsys
             group, _, last = name.replace("_", "-").rpartition(".")
             alone = f"--{name.replace('_', '-')}"
             assert re.search(rf"{re.escape(alone)}(,| |$)", text) or last in groups[f"--{group}.*"], name
-            if re.search(rf"{re.escape(alone)} ", text) and isinstance(value, int | float) and value is not False:
-                assert f"{alone} {value}" in text
+            if name in OFTEN and value is not None and not isinstance(value, bool):
+                assert f"{alone} {value} " in text
 
 
 def test_help_tells_the_presets_own_values_and_the_text_under_the_field(capsys):
@@ -257,7 +257,7 @@ def _presets(task):
         ("vit", ["--init-from", "vit.npz"], "vit-sample-init_from_vit.npz"),
         ("vit", ["--data.train-split", "train[:90%]"], "vit-sample-train_split_train_90_[0-9a-f]{6}"),
         ("vit", ["--init-from", "/a/b c/vit.npz"], "vit-sample-init_from_vit.npz_[0-9a-f]{6}"),
-        ("vit", ["--init-from", "/a/weights/"], "vit-sample-init_from_[0-9a-f]{6}"),
+        ("vit", ["--init-from", "/a/weights/"], "vit-sample-init_from_weights_[0-9a-f]{6}"),
         ("vit", ["--init-from", "../.."], "vit-sample-init_from_.._[0-9a-f]{6}"),
         ("vit", ["--data.name", "猫"], "vit-sample-name_[0-9a-f]{6}"),
         ("vit", ["--data.name", "x" * 300], "vit-sample-name_x{24}_[0-9a-f]{6}"),

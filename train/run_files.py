@@ -118,7 +118,8 @@ def _part(option: str, value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return option if value else f"no_{option}"
     word = _word(value)
-    return f"{option}{word}" if word[:1].isdigit() and not option[-1].isdigit() else f"{option}_{word}"
+    is_plain = not isinstance(value, str) and word[0].isdigit() and not option[-1].isdigit()
+    return f"{option}{word}" if is_plain else f"{option}_{word}"
 
 
 def _word(value: Any) -> str:
@@ -127,8 +128,8 @@ def _word(value: Any) -> str:
         return "x".join(map(_word, value)) or "empty"
     if not isinstance(value, str):
         return repr(value).removesuffix(".0")
-    word = re.sub(r"[^A-Za-z0-9._+-]+", "_", value.rpartition("/")[2])[:24]
-    return word if word == value else f"{word}_{_digest(value, 6)}".lstrip("_")
+    word = re.sub(r"[^A-Za-z0-9._+-]+", "_", value.rstrip("/").rpartition("/")[2])[:24]
+    return word if word == value else f"{word.strip('_')}_{_digest(value, 6)}".lstrip("_")
 
 
 def _digest(value: Any, length: int) -> str:
