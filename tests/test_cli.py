@@ -290,12 +290,12 @@ def test_a_name_has_a_bound_and_no_two_configs_share_one():
     for split in splits:
         for last in ("0.125", "0.1250001"):
             values = [word for name in many for word in (name, last)]
-            for given in (values, values[:2]):
-                config = parse("vit", PRESETS, ["tiny", *given, "--data.train-split", split, "--run.seed", "12345"])
+            for given, seed in ((values, "1"), (values, "2"), (values[:2], "1")):
+                config = parse("vit", PRESETS, ["tiny", *given, "--data.train-split", split, "--run.seed", seed])
                 name = str(config.run.dir)
                 assert len(name) <= 105 and re.fullmatch(r"runs/vit-tiny[\w.+-]+", name)
                 names.add(name.lower())
-    assert len(names) == len(splits) * 4
+    assert len(names) == len(splits) * 6
 
 
 def test_another_option_begins_another_run_and_the_same_command_goes_on_in_its_own(tmp_path, capsys, monkeypatch):
