@@ -9,7 +9,7 @@ class Data:
     """Labelled images."""
 
     name: str = "mnist_sample"
-    """A TFDS image-classification dataset: mnist_sample is bundled, others are made by `python -m train.prepare`."""
+    """A TFDS image-classification dataset: mnist_sample is bundled, `python -m train.prepare` makes others."""
     dir: str | None = None
     """Folder of prepared datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     train_split: str = "train"
@@ -92,7 +92,8 @@ class Run:
     seed: int = 0
     """Everything random follows from it and the step."""
     dir: str | None = None
-    """Run folder; by default runs/TASK-PRESET. The same command again resumes from its last checkpoint."""
+    """Run folder; by default runs/TASK-PRESET, and what is changed, as in runs/vit-sample-depth6. The same command
+    again resumes from its last checkpoint."""
     log_every: int = 50
     """Steps between two train lines in metrics.jsonl."""
     eval_every: int = 500

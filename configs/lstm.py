@@ -50,3 +50,12 @@ PRESETS = {
         run=Run(steps=3525, batch_size=256, log_every=47, eval_every=705, save_every=705),
     ),
 }
+
+# For `--help`: what each preset is, and how long it takes on two CPU cores where that was measured.
+ABOUT = {
+    "tiny": "to see that all works; 15 s",
+    "sample": "98.5 % of real digits, 75 s",
+    "mnist": "the course's; 98.8 %, 27 min",
+    "fashion_mnist": "clothes, augmented",
+    "best": "MNIST, 99.5 %, 37 min",
+}

@@ -11,10 +11,10 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from train.report.command import command
-from train.report.metrics import read_lines
 from train.report.mistakes import read_mistakes
 from train.report.pictures import class_colors, picture_path, read_pictures
-from train.run_folder import METRICS, TIMING, flattened, read_seen, read_tree
+from train.run_files import METRICS, TIMING, flattened, printable, read_lines, read_tree
+from train.run_folder import read_seen
 from train.whole import write_whole
 
 REPORT = "report.html"
@@ -321,8 +321,8 @@ def _words(name: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text of the user's as HTML, between tags or in an attribute; what no line can show stands as its number."""
-    return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+    """Text of the user's as HTML, between tags or in an attribute."""
+    return html.escape(printable(text))
 
 
 def _png(content: str) -> str:

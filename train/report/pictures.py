@@ -15,7 +15,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from train.errors import UserError
-from train.run_folder import PICTURES, read_json
+from train.run_files import read_json
+from train.run_folder import PICTURES
 from train.task import Grid, Picture, Plane, Scatter
 from train.whole import write_whole
 
