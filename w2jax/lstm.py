@@ -17,7 +17,8 @@ from w2jax.recurrent import Lengths, Recurrent, on_several_devices, project_gate
 class LSTM(Recurrent):
     """A multi-layer LSTM, with gates in the order i, f, g, o, as in torch:
 
-        i, f, g, o = x W_ih + b_ih + h W_hh + b_hh,  c ← σ(f) c + σ(i) tanh(g),  h ← σ(o) tanh(c)
+        i, f, g, o = x W_ih + b_ih + h W_hh + b_hh,
+        c ← σ(f) c + σ(i) tanh(g),  h ← σ(o) tanh(c)
 
     With `proj_size`, h ← σ(o) tanh(c) W_hr (Sak et al. 2014, arXiv 1402.1128).
 
@@ -37,6 +38,9 @@ class LSTM(Recurrent):
     ) -> tuple[Float[Array, "*batch T O"], tuple[Float[Array, "L ... P"], Float[Array, "L ... H"]]]:
         """Read sequences.
 
+        `jax.vmap` and reverse-mode gradients of any order work, forward over reverse (`jax.hessian`) too. Forward mode
+        alone (`jax.jvp`) does not, and JAX says so: the backward pass is a `custom_vjp`.
+
         Args:
             x: [B, T, I], or one sequence [T, I].
             initial_state: (h, c), each [layers · directions, B, ·], by layer, forward before backward; zeros when None.
@@ -47,9 +51,6 @@ class LSTM(Recurrent):
 
         Returns:
             (out [B, T, P · directions] of the last layer, (h, c) like `initial_state`).
-
-        `jax.vmap` and reverse-mode gradients of any order work, forward over reverse (`jax.hessian`) too. Forward mode
-        alone (`jax.jvp`) does not, and JAX says so: the backward pass is a `custom_vjp`.
 
         Raises:
             ValueError: if an option is outside its range, or lengths or states do not fit the input.
