@@ -64,8 +64,9 @@ COMMANDS = {
 MENTIONED = {line for page in PAGES.values() for line in re.findall(r"`(python -m [^`\n]+)`", FENCE.sub("", page))}
 
 
-def test_every_block_is_of_a_language_that_is_tried():
+def test_every_block_is_found_and_of_a_language_that_is_tried():
     assert {language for _, language, _ in BLOCKS} <= {"python", "bash", "text"}
+    assert sum(page.count("```") for page in PAGES.values()) == 2 * len(BLOCKS)
 
 
 @pytest.mark.parametrize("block", dict.fromkeys(block for name in ALONE for block in python_blocks(name)))
