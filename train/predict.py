@@ -37,6 +37,7 @@ from train.runtime import quiet_libraries
 from train.task import State
 from w2jax.aae import AAE
 from w2jax.convert.run_folder import read_variables
+from w2jax.vit import ViT
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _AT_ONCE = 256  # images
@@ -59,7 +60,7 @@ class Predictor:
     apply: Callable[[State, Any], Any]
     """(state, uint8 [B, h, w, C]) -> what a call gives, as a function to be jitted."""
     attention: Callable[[State, Any], Any] | None
-    """(state, uint8 [B, h, w, C]) -> where a ViT looked, [B, h, w] from 0 to 1; None: another model."""
+    """(state, uint8 [B, h, w, C]) -> images from 0 to 1 [B, h, w, 3], red where a ViT looked; None: no ViT."""
 
     @property
     def classifies(self) -> bool:
@@ -122,17 +123,18 @@ def load(run_dir: str | Path) -> Predictor:
 
 
 def _classifier(config: Any, task: str, image_shape: tuple[int, int, int], label_names: list[str]) -> tuple[Any, Any]:
-    """(probabilities, where the model looked), by the task itself, on images like those that it was trained on."""
+    """(`apply`, `attention`), by the task itself, for images like those that it was trained on."""
     source = Blank(config.data.name, "train", image_shape, len(label_names), label_names, count=1)
     made = importlib.import_module(f"train.{task}").make_task(config, source)
-    if task != "vit":
-        return made.probabilities, None
+    return made.probabilities, partial(_overlaid, config.model) if task == "vit" else None
 
-    def attention(state: State, images: Any) -> Any:
-        maps = made.figures(state, {"image": images})["attention"].cells[:, 1:]
-        return maps.mean(axis=1)
 
-    return made.probabilities, attention
+def _overlaid(model: ViT, state: State, images: Any) -> Any:
+    """Images, red where a ViT looked in them."""
+    from train.vit import looked, overlay
+
+    pixels = images / 255.0
+    return overlay(pixels, looked(model, state.eval_params, pixels))
 
 
 def _autoencoder(config: Any) -> Callable[[State, Any], Any]:
@@ -161,13 +163,6 @@ def drawn(predictor: Predictor, count: int, seed: int = 0) -> Float[np.ndarray, 
         raise UserError(f"--sample: wanted at least 1 image, got {count}")
     classes, key = len(predictor.label_names), jax.random.key(seed)
     return np.asarray(sampled(predictor.config, classes, predictor.state, count, key))
-
-
-def overlay(image: UInt8[np.ndarray, "h w C"], looked: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """An image in gray, red where the model looked."""
-    gray = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
-    share = 0.65 * looked[..., None]
-    return (gray * (1 - share) + np.array([255.0, 60.0, 30.0]) * share).round().astype(np.uint8)
 
 
 def files(places: Sequence[Path]) -> list[Path]:
@@ -233,8 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _write(cast(Path, options.out), _rows(np.concatenate([images / 255.0, predictor(images)]), len(images)))
     if predictor.attention is not None and options.attention is not None:
         looked = np.asarray(jax.jit(predictor.attention)(predictor.state, images))
-        shown = np.stack([np.broadcast_to(images, (*images.shape[:3], 3)), list(map(overlay, images, looked))])
-        _write(options.attention, rearrange(shown, "k b h w c -> (k h) (b w) c"))
+        plain = np.broadcast_to(images[..., :3] / 255.0, looked.shape)
+        _write(options.attention, _rows(np.concatenate([plain, looked]), len(images)))
 
 
 def _rows(images: Float[np.ndarray, "B h w C"], columns: int) -> UInt8[np.ndarray, "H W C"]:
