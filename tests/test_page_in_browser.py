@@ -30,17 +30,19 @@ def folder(tmp_path_factory):
     """A run folder with every kind of thing that a page shows, and texts that would like to run."""
     folder = a_run_folder(tmp_path_factory.mktemp("runs") / "run")
     lines = [{"step": step, "split": "train", "loss": 10.0 - step, HOSTILE: 1.0 * step} for step in range(1, 10)]
-    lines += [{"step": step, "split": "test", "loss": 11.0 - step} for step in (400,)]
+    lines.append({"step": 400, "split": "test", "loss": -389.0, "mmd": 1234.5})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     names = [*DIGITS[:9], HOSTILE]
     (folder / "images.json").write_text(json.dumps({"image_shape": [8, 8, 1], "label_names": names}))
-    labels = np.arange(200) % 10
-    write_mistakes(folder, Verdicts(labels, np.where(labels % 3, labels, 9), np.linspace(0, 1, 200)), Images())
-    pictures = {"cells": a_grid(2, 30, 28, 28, caption=HOSTILE), "points": a_scatter(), "plane": a_plane(4, 5)}
+    labels = np.arange(2000) % 10
+    write_mistakes(folder, Verdicts(labels, np.where(labels % 3, labels, 9), np.linspace(0, 1, 2000)), Images())
+    plane = a_plane(4, 5).replace(labels=np.array([9, 0, 4]))  # The darkest colours; the 0 is not drawn.
+    pictures = {"cells": a_grid(2, 30, 28, 28, caption=HOSTILE), "points": a_scatter(), "plane": plane}
     write_pictures(folder, pictures, names)
     write_report(folder)
     (folder / "comparison.html").write_text(comparison([folder, folder]))
-    (folder / "many.html").write_text(comparison([folder] * 5))
+    many = [shutil.copytree(folder, folder.parent / name) for name in "abcde"]
+    (folder / "many.html").write_text(comparison(many))
     (folder / "images.json").write_text(json.dumps({"image_shape": [8, 8, 1], "label_names": DIGITS}))
     (folder / "digits.html").write_text(run_page(folder))
     return folder
@@ -105,14 +107,14 @@ def test_on_a_narrow_screen_nothing_goes_sideways(shown, folder, name):
 @pytest.mark.parametrize(("name", "runs"), [("report.html", 1), ("many.html", 5)])
 def test_on_a_narrow_screen_no_number_of_the_table_is_broken(shown, folder, name, runs):
     page = shown(folder / name, width=360)
-    lines = page.evaluate("""[...document.querySelectorAll('.results tr:nth-child(2) td')]
+    lines = page.evaluate("""[...document.querySelectorAll('.results:first-of-type td')]
         .filter(cell => /^[\\d.-]+$/.test(cell.innerText))
         .map(cell => {
             const content = document.createRange();
             content.selectNodeContents(cell);
             return content.getClientRects().length;
         })""")
-    assert lines == [1] * runs
+    assert lines == [1] * 3 * runs  # the loss, the distance, the steps
 
 
 def test_ten_classes_are_seen_at_once_on_a_phone(shown, folder):
@@ -152,11 +154,18 @@ def test_a_comparison_tells_train_from_test_by_dashes_in_the_legend_too(shown, f
 
 
 def test_the_command_is_shown_to_be_copied_and_broken_before_its_options_alone(shown, folder):
-    page = shown(folder / "report.html", width=360)
+    page = shown(folder / "report.html")
     told = command(json.loads((folder / "config.json").read_text()))
     assert page.inner_text("pre") == told
-    words = page.evaluate("[...document.querySelectorAll('pre span')].map(word => word.innerText)")
-    assert words and all(word.startswith("--") for word in words)
+    for width in range(240, 500, 20):
+        page.set_viewport_size({"width": width, "height": 800})
+        lines = page.evaluate("""[...document.querySelectorAll('pre span')].map(option => {
+            const dashes = document.createRange();
+            dashes.setStart(option.firstChild, 0);
+            dashes.setEnd(option.firstChild, 5);
+            return [dashes.toString(), dashes.getClientRects().length];
+        })""")
+        assert lines == [["--run", 1]]
 
 
 def test_the_legend_says_the_values_under_the_pointer(shown, folder):
