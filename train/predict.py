@@ -32,6 +32,7 @@ from train.data.images import BROKEN, MODES, decode, encoded
 from train.data.source import Blank
 from train.errors import UserError, misfits
 from train.report.command import TASKS
+from train.report.pictures import visible
 from train.run_folder import read_config, read_model, read_seen
 from train.runtime import quiet_libraries
 from train.task import State
@@ -210,13 +211,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     predictor = load(options.run_dir)
     if predictor.classifies and options.out is not None:
         raise UserError("--out is for runs of train.aae; what a ViT looked at is written by --attention")
+    if not predictor.classifies and options.json:
+        raise UserError("--json tells classes, and an autoencoder has none; its images are written by --out again.png")
     if not predictor.classifies and options.out is None:
         raise UserError("wanted a PNG to write the autoencoder's images to; name it by --out again.png")
     if options.attention is not None and predictor.attention is None:
         raise UserError("--attention wants a run of train.vit")
     if options.sample is not None:
+        if options.images:
+            raise UserError(f"--sample draws from the prior, of no image: leave out {options.images[0]}, or --sample")
         images = drawn(predictor, options.sample)
-        _write(cast(Path, options.out), _rows(images, 10))
+        _write(cast(Path, options.out), _rows(images))
         return
     if not options.images:
         raise UserError("wanted images or folders of them after the run folder")
@@ -225,16 +230,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if predictor.classifies:
         _tell(predictor, paths, predictor(images), options)
     else:
-        _write(cast(Path, options.out), _rows(np.concatenate([images / 255.0, predictor(images)]), len(images)))
+        _write(cast(Path, options.out), _above(images / 255.0, predictor(images)))
     if predictor.attention is not None and options.attention is not None:
         looked = np.asarray(jax.jit(predictor.attention)(predictor.state, images))
-        plain = np.broadcast_to(images[..., :3] / 255.0, looked.shape)
-        _write(options.attention, _rows(np.concatenate([plain, looked]), len(images)))
+        _write(options.attention, _above(np.broadcast_to(images[..., :3] / 255.0, looked.shape), looked))
 
 
-def _rows(images: Float[np.ndarray, "B h w C"], columns: int) -> UInt8[np.ndarray, "H W C"]:
-    """Images from 0 to 1 in reading order, the last row filled up with black."""
-    columns = min(columns, len(images))
+def _above(images: Float[np.ndarray, "B h w C"], others: Float[np.ndarray, "B h w C"]) -> UInt8[np.ndarray, "H W C"]:
+    """Images in rows, each above its other."""
+    return _rows(np.concatenate([images, others], axis=1))
+
+
+def _rows(images: Float[np.ndarray, "B h w C"]) -> UInt8[np.ndarray, "H W C"]:
+    """Images from 0 to 1 in reading order, ten in a row, the last row filled up with black."""
+    columns = min(10, len(images))
     filled = np.concatenate([images, np.zeros((-len(images) % columns, *images.shape[1:]), images.dtype)])
     return rearrange((filled * 255).round().clip(0, 255).astype(np.uint8), "(r k) h w c -> (r h) (k w) c", k=columns)
 
@@ -269,7 +278,7 @@ def _tell(predictor: Predictor, paths: Sequence[Path], probabilities: np.ndarray
 
     table = Table("image", *(f"{k}." for k in range(1, options.top_k + 1)), caption=predictor.note)
     for path, row in zip(paths, rows, strict=True):
-        table.add_row(ascii(str(path))[1:-1], *(f"{x['label']}  {x['probability']:.1%}" for x in row))
+        table.add_row(visible(str(path)), *(f"{x['label']}  {x['probability']:.1%}" for x in row))
     Console(highlight=False, markup=False).print(table)
 
 

@@ -15,7 +15,7 @@ from train.report.command import command
 from train.report.meanings import MEANINGS
 from train.report.metrics import read_lines
 from train.report.mistakes import read_mistakes
-from train.report.pictures import class_colors, picture_path, read_pictures
+from train.report.pictures import class_colors, picture_path, read_pictures, visible
 from train.run_folder import METRICS, TIMING, flattened, read_seen, read_tree
 from train.whole import write_whole
 
@@ -352,8 +352,8 @@ def _command(words: str) -> str:
 
 
 def _text(text: str) -> str:
-    """Text of the user's as HTML, between tags or in an attribute; what no line can show stands as its number."""
-    return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+    """Text of the user's as HTML, between tags or in an attribute."""
+    return html.escape(visible(text))
 
 
 def _png(content: str) -> str:

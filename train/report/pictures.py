@@ -192,6 +192,11 @@ def scatter_figure(picture: Scatter, label_names: Sequence[str]) -> "Figure":
     return figure
 
 
+def visible(text: str) -> str:
+    """A text in which what no line can show stands as its number."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def plain(text: str, most: int = 60) -> str:
     """The first characters of a text, with "�" for line breaks and what else is no character to see."""
     line = "".join(c if c.isprintable() else "�" for c in text[: most + 1])
