@@ -13,6 +13,7 @@ from train.aae_results import make_assess, make_figures
 from train.data.source import Memory
 from train.evaluation.mmd import mmd
 from train.evaluation.parzen import parzen
+from train.report.meanings import MEANINGS
 from train.task import State
 from w2jax.aae import AAE, Decoder, Discriminator, Encoder
 
@@ -191,3 +192,4 @@ def test_the_distance_of_digits_is_measured_and_that_of_other_images_is_not():
     digits = dataclasses.replace(TRAIN, name="mnist_sample")
     values = make_assess(Config(model=model, metric_examples=60), digits)(trained(model), TEST)
     assert values["frechet"] > 0.0 and values["frechet_of_training_images"] > 0.0
+    assert {*values, "clustering_error"} <= set(MEANINGS)  # The report has words for each.

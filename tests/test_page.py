@@ -69,10 +69,30 @@ def drawn(page):
 def test_a_curve_has_every_point_of_its_metric_and_a_metric_seen_once_stands_in_the_table_alone(folder):
     page = run_page(folder)
     assert "<td>test distance<td>0.2500" in page
+    assert "<td>test loss<td>1.5000<td class=about>cross-entropy" in page
     assert re.findall("<h3>(.*?)</h3>", page) == ["loss"]
     (curve,) = drawn(page)["curves"]
     assert curve["labels"] == ["train", "test"]
     assert curve["data"] == [[2, 4], [2.0, 1.0], [None, 1.5]]
+
+
+def test_the_speed_is_the_median_of_the_lines_and_says_on_what(folder):
+    lines = [{"step": s, "seconds": 40.0 * s, "examples_per_second": speed} for s, speed in ((2, 9.0), (4, 200.0))]
+    lines.append({"step": 6, "seconds": 3661.4, "examples_per_second": 1500.0, "devices": "2 TPU device(s)"})
+    (folder / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = run_page(folder)
+    assert "<td>examples per second<td>200<td class=about>on 2 TPU device(s)" in page
+    assert "<td>time to the last step<td>1:01:01" in page
+
+
+def test_what_is_no_number_is_in_no_curve_and_no_table(folder):
+    with (folder / "metrics.jsonl").open("a") as file:
+        for value in ("NaN", "Infinity", '"text"', "[1]", "null"):
+            file.write(f'{{"step": 5, "split": "test", "loss": {value}, "x": {value}}}\n')
+    page = run_page(folder)
+    assert json.loads(re.search("id=data>(.*?)</script>", page).group(1), parse_constant=pytest.fail)
+    assert drawn(page)["curves"][0]["data"][0] == [2, 4]
+    assert "<td>test loss" not in page
 
 
 def test_a_long_curve_is_thinned_and_keeps_its_last_point(folder):
@@ -133,6 +153,7 @@ def test_mistakes_are_counted_by_label_and_answer_and_the_surest_stand_first(fol
         ("&lt;c&gt;", "b", "50"),
     ]
     assert "3 of 6 test images" in page
+    assert re.findall(r"style='--part:([\d.]+)'>(\d)", page)[1:3] == [("70.7", "1"), ("70.7", "1")]  # √(1/2)
 
 
 def test_of_many_classes_the_pairs_most_often_confused_are_listed(folder):
@@ -147,16 +168,23 @@ def test_of_many_classes_the_pairs_most_often_confused_are_listed(folder):
 
 
 @pytest.mark.parametrize(
-    "content", ["[]", "{}", '{"confusion": [[1]], "worst": [{}]}', '{"confusion": [1], "worst": []}', "{"]
+    ("name", "content"),
+    [
+        *[("mistakes.json", content) for content in ("[]", "{}", "{", '{"confusion": [1], "worst": []}')],
+        ("mistakes.json", '{"confusion": [[-1]], "worst": []}'),
+        ("mistakes.json", '{"confusion": [[1]], "worst": [{}]}'),
+        *[("pictures/pictures.json", content) for content in ("[]", '{"plane": {}}', '{"plane": 1}')],
+        *[("pictures/pictures.json", f'{{"{name}": {{"caption": "A."}}}}') for name in ("gone", "../plane")],
+        ("pictures/pictures.json", '{"plane": {"caption": "A.", "points": [[0, 1]]}}'),
+        ("pictures/pictures.json", '{"plane": {"caption": "A.", "points": [[0, 1]], "labels": [0, 1]}}'),
+    ],
 )
-def test_damaged_mistakes_and_pictures_are_one_clear_line(folder, content):
-    for name in ("mistakes.json", "pictures/pictures.json"):
-        path = folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(content if name == "mistakes.json" or content == "[]" else '{"a": {}}')
-        with pytest.raises(UserError, match=f"{path.name} is "):
-            run_page(folder)
-        path.unlink()
+def test_damaged_mistakes_and_pictures_are_one_clear_line(folder, name, content):
+    write_pictures(folder, {"plane": a_plane()}, DIGITS)
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=f"{Path(name).name} is ") as error:
+        run_page(folder)
+    assert "\n" not in str(error.value)
 
 
 PRESET_FILES = [configs.vit, configs.lstm, configs.mha, configs.aae]

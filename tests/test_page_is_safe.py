@@ -38,7 +38,7 @@ HOSTILE = [
     "",
 ]
 MEANT = {"html", "meta", "title", "style", "h1", "h2", "div", "table", "tr", "td", "img", "figure", "figcaption"}
-MEANT |= {"details", "summary", "script", "h3", "p", "pre", "canvas", "th"}
+MEANT |= {"details", "summary", "script", "h3", "p", "pre", "canvas", "th", "span"}
 
 
 def seen(text):

@@ -5,16 +5,19 @@ import importlib
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from einops import rearrange
 from PIL import Image
 
 from configs.base import Mesh
 from train.data import open_source
 from train.errors import UserError
 from train.loop import fit
-from train.predict import drawn, load, main, overlay
+from train.predict import drawn, load, main
 from train.run_folder import read_config
+from train.vit import make_task
 
 
 def trained(task, folder, **model):
@@ -96,6 +99,8 @@ def test_the_autoencoders_reconstructions_have_the_squared_error_of_the_runs_las
     np.testing.assert_array_equal(samples, drawn(predictor, 7))
     digit = tmp_path / "digit.png"
     Image.fromarray(images[0, ..., 0]).save(digit)
+    with pytest.raises(UserError, match="--json tells classes"):
+        main([config.run.dir, str(digit), "--json", "--out", str(tmp_path / "again.png")])
     main([config.run.dir, str(digit), "--out", str(tmp_path / "again.png")])
     shown = np.asarray(Image.open(tmp_path / "again.png"))
     zoom = shown.shape[1] // 32
@@ -117,23 +122,35 @@ def test_a_digit_is_the_same_digit_in_any_mode_depth_and_format(vit, files, caps
     assert values[5] != pytest.approx(values[0], rel=1e-5)
 
 
-def test_the_table_has_as_many_classes_as_asked_for_and_the_overlay_is_the_image_where_nothing_was_looked_at(
-    vit, files, capsys
-):
-    out = files / "looked" / "at.png"
-    out.parent.mkdir()
-    main([vit.run.dir, str(files / "a_gray.png"), str(files / "f_other.png"), "--top-k", "2", "--attention", str(out)])
+def test_the_table_has_as_many_classes_as_asked_for_and_names_files_as_they_are_called(vit, files, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    (files / "a_gray.png").rename(files / "zwölf 数.png")
+    (files / "f_other.png").rename(files / "other\x1b[2J.png")
+    main([vit.run.dir, str(files), "--top-k", "2"])
     printed = capsys.readouterr().out
     assert " 2. " in printed and " 3. " not in printed
-    with Image.open(out) as shown:
-        assert shown.mode == "RGB" and shown.width == shown.height  # Two images above two overlays.
-    image = np.random.default_rng(0).integers(0, 256, (4, 6, 1), np.uint8)
-    looked = np.zeros((4, 6), np.float32)
-    looked[1, 2] = 1
-    red = overlay(image, looked)
-    assert red[1, 2, 0] > 150 and red[1, 2, 0] - int(red[1, 2, 1]) > 90
-    red[1, 2] = image[1, 2]
-    np.testing.assert_array_equal(red, np.repeat(image, 3, axis=-1))
+    assert "/zwölf 数.png " in printed
+    assert "\x1b" not in printed and r"other\x1b[2J" in printed
+
+
+def test_images_stand_above_the_same_with_red_where_the_report_says_that_the_vit_looked(vit, files, digits):
+    many = files / "many"
+    many.mkdir()
+    for number, image in enumerate(digits[0][:12]):
+        Image.fromarray(image[..., 0]).save(many / f"{number:02}.png")
+    main([vit.run.dir, str(many), "--attention", str(files / "looked.png")])
+    shown = np.asarray(Image.open(files / "looked.png"))
+    zoom = shown.shape[1] // 280  # ten in a row
+    cells = rearrange(shown[::zoom, ::zoom] / 255, "(r k h) (n w) c -> k (r n) h w c", h=28, k=2, n=10)
+    np.testing.assert_allclose(cells[0, :12], np.repeat(digits[0][:12], 3, axis=-1) / 255, atol=1e-6)
+    assert not cells[:, 12:].any()
+    # Where the digit is black the colour tells how much each head looked there: the mean of what the report shows.
+    config = dataclasses.replace(vit, data=dataclasses.replace(vit.data, test_split="test[:12]"))
+    source = open_source(config.data, "test[:12]")
+    report = make_task(config, source).figures(load(vit.run.dir).state, {"image": jnp.asarray(digits[0][:12])})
+    expected = np.asarray(report["attention"].cells)[:, 1:].mean(axis=1)
+    assert np.ptp(expected[..., 0][digits[0][:12, ..., 0] == 0]) > 0.05
+    np.testing.assert_allclose(cells[1, :12], expected, atol=0.003)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +164,7 @@ def test_the_table_has_as_many_classes_as_asked_for_and_the_overlay_is_the_image
         (["{vit}", "{image}", "--top-k", "11"], "--top-k: wanted a number from 1 to the 10"),
         (["{vit}", "--sample", "3", "--out", "x.png"], "--out is for runs of train.aae"),
         (["{vit}", "--sample", "3"], "--sample wants a run of train.aae"),
+        (["{vit}", "{image}", "--sample", "3"], "leave out .*a_gray.png, or --sample"),
         (["{fresh}", "{image}"], "has no checkpoint yet"),
         (["{older}", "{image}"], "images.json does not say"),
     ],

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from pictures import DIGITS, a_grid, a_run_folder, a_scatter, pixels
+from PIL import Image
 
 from train.report.page import run_page
 from train.report.pictures import GAP, WIDTH, class_colors, png, scatter_figure, write_pictures
@@ -56,7 +57,17 @@ def test_each_value_of_a_grid_is_a_square_of_whole_pixels_and_cells_stand_apart(
         cell = sheet[top : top + height * zoom, left : left + width * zoom]
         expected = np.kron(np.round(grid.cells[row, column] * 255), np.ones((zoom, zoom)))
         np.testing.assert_array_equal(cell, expected)
-    np.testing.assert_array_equal(sheet[:, width * zoom : width * zoom + GAP], 128)
+    opaque = np.asarray(Image.open(io.BytesIO(png(grid, []))))[..., 3]
+    np.testing.assert_array_equal(opaque[:, width * zoom : width * zoom + GAP], 0)
+    assert (opaque[: height * zoom, : width * zoom] == 255).all()
+
+
+def test_cells_in_colour_keep_their_colours():
+    grid = a_grid(2, 3, 4, 5, 3)
+    sheet = pixels(png(grid, []))
+    zoom = (sheet.shape[1] + GAP) // 3 // 5
+    cell = sheet[4 * zoom + GAP : 8 * zoom + GAP : zoom, : 5 * zoom : zoom]
+    np.testing.assert_array_equal(cell, np.round(grid.cells[1, 0] * 255))
 
 
 def test_points_stand_at_their_place_in_the_colour_of_their_class_and_marks_lie_over_all():

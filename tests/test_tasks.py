@@ -14,6 +14,7 @@ from train.checkpoint import Checkpoints
 from train.data import batches, example_order, open_source
 from train.loop import fit
 from train.program import Program
+from train.report.meanings import MEANINGS
 from train.sharding import make_mesh
 from train.task import NOT_FINITE, skipping
 
@@ -50,6 +51,13 @@ def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+def test_the_report_has_words_for_every_metric(trained):
+    (batch,) = trained.batches(1)
+    _, of_steps = jax.eval_shape(trained.task.step, trained.start, batch)
+    of_examples = jax.eval_shape(trained.task.evaluate, trained.start, batch)
+    assert {*of_steps, *of_examples} - {NOT_FINITE} <= set(MEANINGS)
 
 
 def test_a_task_overfits_one_batch(trained):

@@ -9,28 +9,56 @@ import pytest
 from models import random_variables
 
 from configs.vit import PRESETS
+from train import vit
+from train.data import open_source
 from train.data.source import Memory
 from train.task import State
-from train.vit import attention_grid, make_task, patch_filters, position_similarity, rollout
+from train.vit import attention_grid, attention_maps, make_task, overlay, patch_filters, position_similarity, rollout
 from w2jax import ViT
 
 
 @pytest.mark.parametrize("class_token", [True, False])
-def test_the_attention_grid_lights_the_patch_that_is_looked_at(class_token):
+def test_a_map_lights_the_patch_that_is_looked_at(class_token):
     height, width, patch, heads = 2, 3, 4, 5
     tokens = height * width + class_token
     weights = np.full((1, heads, tokens, tokens), 1e-3, np.float32)
     for head in range(heads):
         weights[0, head, 0 if class_token else slice(None), class_token + head] = 0.9  # head h looks at patch h
     images = np.zeros((1, height * patch, width * patch, 3), np.float32)
-    grid = np.asarray(attention_grid(jnp.asarray(images), jnp.asarray(weights), patch, class_token))
-    assert grid.shape == (1, 1 + heads, height * patch, width * patch)
+    maps = np.asarray(attention_maps(jnp.asarray(images), jnp.asarray(weights), patch, class_token))
+    assert maps.shape == (1, heads, height * patch, width * patch)
     for head in range(heads):
         row, column = divmod(head, width)
-        bright = grid[0, 1 + head] > 0.99
+        bright = maps[0, head] > 0.99
         expected = np.zeros_like(bright)
         expected[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = True
         np.testing.assert_array_equal(bright, expected)
+
+
+def test_the_digits_themselves_are_red_where_each_head_looked_and_else_as_they_are():
+    images = np.random.default_rng(0).uniform(size=(2, 4, 6, 3)).astype(np.float32)
+    weights = np.zeros((2, 1, 6, 6), np.float32)
+    weights[..., 4] = 1.0  # All look at the patch in row 1, column 1.
+    grid = np.asarray(attention_grid(jnp.asarray(images), jnp.asarray(weights), 2, False))
+    np.testing.assert_array_equal(grid[:, 0], images)
+    gray = np.repeat(images.mean(axis=-1, keepdims=True), 3, axis=-1)
+    looked = np.zeros((4, 6), bool)
+    looked[2:, 2:4] = True
+    np.testing.assert_allclose(grid[:, 1][:, ~looked], gray[:, ~looked], atol=1e-6)
+    red, *others = np.moveaxis(grid[:, 1][:, looked], -1, 0)
+    assert all((red > other + 0.45).all() for other in others)
+    np.testing.assert_array_equal(overlay(images[..., :1], np.zeros((2, 4, 6))), images[..., [0, 0, 0]])
+
+
+def test_of_large_images_fewer_are_shown_so_that_the_page_stays_small(monkeypatch):
+    model = PRESETS["tiny"].model
+    source = open_source(PRESETS["tiny"].data, "test[:5]")
+    task, batch = make_task(PRESETS["tiny"], source), jax.device_put(source.gather(np.arange(5)))
+    state = State(jnp.zeros((), jnp.int32), random_variables(model, jnp.zeros((1, 28, 28, 1)))["params"], None)
+    for allowed, shown in ((3 * (1 + model.num_heads) * 28 * 28, 3), (1, 1)):
+        monkeypatch.setattr(vit, "PIXELS", allowed)
+        pictures = jax.eval_shape(lambda *given: task.figures(*given), state, batch)  # A new function is traced anew.
+        assert len(pictures["attention"].cells) == shown
 
 
 def test_the_rollout_follows_a_token_through_the_blocks_and_half_of_it_stays():
@@ -88,9 +116,9 @@ def test_every_vit_has_its_pictures(scan, positions):
     task = make_task(config, source)
     params = random_variables(model, jnp.zeros((1, 8, 12, 3)))["params"]
     pictures = jax.jit(task.figures)(State(jnp.zeros((), jnp.int32), params, None), source.gather(np.arange(5)))
-    shapes = {"attention": (5, 3, 8, 12), "attention_rollout": (2, 5, 8, 12), "patch_filters": (1, 8, 4, 4)}
+    shapes = {"attention": (5, 3, 8, 12, 3), "attention_rollout": (2, 5, 8, 12, 3), "patch_filters": (1, 8, 4, 4)}
     if positions == "learned":
         shapes["position_similarity"] = (2, 3, 2, 3)
     assert {name: picture.cells.shape for name, picture in pictures.items()} == shapes
     assert all(np.isfinite(picture.cells).all() for picture in pictures.values())
-    np.testing.assert_allclose(pictures["attention_rollout"].cells[0], images.mean(axis=-1) / 255, atol=1e-5)
+    np.testing.assert_allclose(pictures["attention_rollout"].cells[0], images / 255, atol=1e-5)

@@ -207,7 +207,8 @@ class _Run:
         def train_line(step: int, means: dict[str, float], steps_per_second: float) -> None:
             self.lines.write(step=step, split="train", **means)
             speed = steps_per_second * run.batch_size
-            self.timing.write(step=step, seconds=self.seconds(), examples_per_second=speed)
+            on = self.program.devices
+            self.timing.write(step=step, seconds=self.seconds(), examples_per_second=speed, devices=on)
             left = timedelta(seconds=round((run.steps - step) / steps_per_second))
             self.trackers.line(step, "train", means | {"examples_per_second": speed})
             console.speed(speed)

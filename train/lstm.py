@@ -11,6 +11,8 @@ from train.data import Source
 from train.task import Grid, Task
 from w2jax.lstm import LSTMLayer
 
+UNITS = 32  # whose gates are shown: more columns cannot be told apart
+
 
 def make_task(config: Config, source: Source) -> Task:
     """The task of classifying images like those of `source`, each read as a sequence of its rows."""
@@ -19,42 +21,49 @@ def make_task(config: Config, source: Source) -> Task:
         capture = {"capture_intermediates": lambda module, _: isinstance(module, LSTMLayer)}
         (_, steps), captured = forward(images, return_steps=True, mutable=["intermediates"], **capture)
         ((out, _),) = captured["intermediates"]["lstm"]["forward_0"]["__call__"]
-        beliefs = "The image, then the probability of each class (across) after each row (down) was read."
-        gates = (
-            "The first layer's gates as the rows are read (down), a unit in each column, the most forgetful first: "
-            "what it takes in, what it keeps, what it puts out. White is open."
-        )
+        opened = spread(gates(rows(images), params["lstm"]["forward_0"], out), UNITS)
         return {
-            "beliefs": Grid(belief_grid(images, nn.softmax(steps)), beliefs),
-            "gates": Grid(gate_grid(rows(images), params["lstm"]["forward_0"], out)[:4], gates),
+            "beliefs": Grid(
+                beside_its_rows(images, nn.softmax(steps)[:, None]),
+                "The image, then the probability of each class (across, from the first to the last) after each row "
+                "(down) was read.",
+            ),
+            "gates": Grid(
+                beside_its_rows(images, opened),
+                "The image, then the first layer's gates as each row (down) is read: what it takes in, what it keeps, "
+                f"what it puts out. White is open. Each column is a unit, {opened.shape[-1]} from the most forgetful "
+                "to the least.",
+            ),
         }
 
     return classification_task(config, source, config.model, rows, figures)
 
 
-def belief_grid(images, probabilities):
-    """One row an example [B, 2, h, W]: the image in gray, then the probabilities [h, V], each class equally wide.
+def beside_its_rows(images, values):
+    """One row an example [B, 1 + K, h, W]: the image in gray, then what there is [B, K, h, V] of each of its rows.
 
     W is the least multiple of V that the image fits into; the image stands in its middle.
     """
-    width, classes = images.shape[2], probabilities.shape[-1]
-    wide = -(-width // classes)
-    margin = wide * classes - width
+    width, columns = images.shape[2], values.shape[-1]
+    wide = -(-width // columns)
+    margin = wide * columns - width
     framed = jnp.pad(images, ((0, 0), (0, 0), (margin // 2, margin - margin // 2), (0, 0)))
-    return beside(framed, repeat(probabilities, "b h v -> b 1 h (v n)", n=wide))
+    return beside(framed, repeat(values, "b k h v -> b k h (v n)", n=wide))
 
 
-def gate_grid(x, params, out):
-    """A layer's input, forget and output gate [B, 3, 3T, 3H], of its input [B, T, I] and outputs [T, B, P].
-
-    The units are ordered by their forget gate.
-    """
+def gates(x, params, out):
+    """A layer's input, forget and output gate [B, 3, T, H], of its input [B, T, I] and outputs [T, B, P]."""
     before = jnp.concatenate([jnp.zeros_like(out[:1]), out[:-1]])
-    gates = jnp.einsum("bti,igh->btgh", x, params["input_kernel"])
-    gates += jnp.einsum("tbp,pgh->btgh", before, params["hidden_kernel"]) + params["input_bias"] + params["hidden_bias"]
-    opened = rearrange(nn.sigmoid(gates)[:, :, jnp.array([0, 1, 3])], "b t g h -> b g t h")
-    ordered = opened[..., jnp.argsort(opened[:, 1].mean(axis=(0, 1)))]
-    return repeat(ordered, "b g t h -> b g (t k) (h l)", k=3, l=3)  # so that a value can be seen
+    logits = jnp.einsum("bti,igh->btgh", x, params["input_kernel"])
+    logits += jnp.einsum("tbp,pgh->btgh", before, params["hidden_kernel"])
+    logits += params["input_bias"] + params["hidden_bias"]
+    return rearrange(nn.sigmoid(logits)[:, :, jnp.array([0, 1, 3])], "b t g h -> b g t h")
+
+
+def spread(opened, most: int):
+    """Of the gates [B, 3, T, H] those of at most so many units, from the most forgetful to the least."""
+    order = jnp.argsort(opened[:, 1].mean(axis=(0, 1)))
+    return opened[..., order[jnp.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)]]
 
 
 def main() -> None:

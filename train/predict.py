@@ -31,12 +31,13 @@ from train.data.crops import central_box
 from train.data.images import BROKEN, MODES, decode, encoded
 from train.data.source import Blank
 from train.errors import UserError, misfits
-from train.run_files import TASKS
+from train.run_files import TASKS, printable
 from train.run_folder import read_config, read_model, read_seen
 from train.runtime import quiet_libraries
 from train.task import State
 from w2jax.aae import AAE
 from w2jax.convert.run_folder import read_variables
+from w2jax.vit import ViT
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _AT_ONCE = 256  # images
@@ -59,7 +60,7 @@ class Predictor:
     apply: Callable[[State, Any], Any]
     """(state, uint8 [B, h, w, C]) -> what a call gives, as a function to be jitted."""
     attention: Callable[[State, Any], Any] | None
-    """(state, uint8 [B, h, w, C]) -> where a ViT looked, [B, h, w] from 0 to 1; None: another model."""
+    """(state, uint8 [B, h, w, C]) -> images from 0 to 1 [B, h, w, 3], red where a ViT looked; None: no ViT."""
 
     @property
     def classifies(self) -> bool:
@@ -122,17 +123,18 @@ def load(run_dir: str | Path) -> Predictor:
 
 
 def _classifier(config: Any, task: str, image_shape: tuple[int, int, int], label_names: list[str]) -> tuple[Any, Any]:
-    """(probabilities, where the model looked), by the task itself, on images like those that it was trained on."""
+    """(`apply`, `attention`), by the task itself, for images like those that it was trained on."""
     source = Blank(config.data.name, "train", image_shape, len(label_names), label_names, count=1)
     made = importlib.import_module(f"train.{task}").make_task(config, source)
-    if task != "vit":
-        return made.probabilities, None
+    return made.probabilities, partial(_overlaid, config.model) if task == "vit" else None
 
-    def attention(state: State, images: Any) -> Any:
-        maps = made.figures(state, {"image": images})["attention"].cells[:, 1:]
-        return maps.mean(axis=1)
 
-    return made.probabilities, attention
+def _overlaid(model: ViT, state: State, images: Any) -> Any:
+    """Images, red where a ViT looked in them."""
+    from train.vit import looked, overlay
+
+    pixels = images / 255.0
+    return overlay(pixels, looked(model, state.eval_params, pixels))
 
 
 def _autoencoder(config: Any) -> Callable[[State, Any], Any]:
@@ -161,13 +163,6 @@ def drawn(predictor: Predictor, count: int, seed: int = 0) -> Float[np.ndarray, 
         raise UserError(f"--sample: wanted at least 1 image, got {count}")
     classes, key = len(predictor.label_names), jax.random.key(seed)
     return np.asarray(sampled(predictor.config, classes, predictor.state, count, key))
-
-
-def overlay(image: UInt8[np.ndarray, "h w C"], looked: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
-    """An image in gray, red where the model looked."""
-    gray = np.repeat(image.mean(axis=-1, keepdims=True), 3, axis=-1)
-    share = 0.65 * looked[..., None]
-    return (gray * (1 - share) + np.array([255.0, 60.0, 30.0]) * share).round().astype(np.uint8)
 
 
 def files(places: Sequence[Path]) -> list[Path]:
@@ -221,13 +216,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     predictor = load(options.run_dir)
     if predictor.classifies and options.out is not None:
         raise UserError("--out is for runs of train.aae; what a ViT looked at is written by --attention")
+    if not predictor.classifies and options.json:
+        raise UserError("--json tells classes, and an autoencoder has none; its images are written by --out again.png")
     if not predictor.classifies and options.out is None:
         raise UserError("wanted a PNG to write the autoencoder's images to; name it by --out again.png")
     if options.attention is not None and predictor.attention is None:
         raise UserError("--attention wants a run of train.vit")
     if options.sample is not None:
+        if options.images:
+            raise UserError(f"--sample draws from the prior, of no image: leave out {options.images[0]}, or --sample")
         images = drawn(predictor, options.sample)
-        _write(cast(Path, options.out), _rows(images, 10))
+        _write(cast(Path, options.out), _rows(images))
         return
     if not options.images:
         raise UserError("wanted images or folders of them after the run folder")
@@ -236,16 +235,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if predictor.classifies:
         _tell(predictor, paths, predictor(images), options)
     else:
-        _write(cast(Path, options.out), _rows(np.concatenate([images / 255.0, predictor(images)]), len(images)))
+        _write(cast(Path, options.out), _above(images / 255.0, predictor(images)))
     if predictor.attention is not None and options.attention is not None:
         looked = np.asarray(jax.jit(predictor.attention)(predictor.state, images))
-        shown = np.stack([np.broadcast_to(images, (*images.shape[:3], 3)), list(map(overlay, images, looked))])
-        _write(options.attention, rearrange(shown, "k b h w c -> (k h) (b w) c"))
+        _write(options.attention, _above(np.broadcast_to(images[..., :3] / 255.0, looked.shape), looked))
 
 
-def _rows(images: Float[np.ndarray, "B h w C"], columns: int) -> UInt8[np.ndarray, "H W C"]:
-    """Images from 0 to 1 in reading order, the last row filled up with black."""
-    columns = min(columns, len(images))
+def _above(images: Float[np.ndarray, "B h w C"], others: Float[np.ndarray, "B h w C"]) -> UInt8[np.ndarray, "H W C"]:
+    """Images in rows, each above its other."""
+    return _rows(np.concatenate([images, others], axis=1))
+
+
+def _rows(images: Float[np.ndarray, "B h w C"]) -> UInt8[np.ndarray, "H W C"]:
+    """Images from 0 to 1 in reading order, ten in a row, the last row filled up with black."""
+    columns = min(10, len(images))
     filled = np.concatenate([images, np.zeros((-len(images) % columns, *images.shape[1:]), images.dtype)])
     return rearrange((filled * 255).round().clip(0, 255).astype(np.uint8), "(r k) h w c -> (r h) (k w) c", k=columns)
 
@@ -280,7 +283,7 @@ def _tell(predictor: Predictor, paths: Sequence[Path], probabilities: np.ndarray
 
     table = Table("image", *(f"{k}." for k in range(1, options.top_k + 1)), caption=predictor.note)
     for path, row in zip(paths, rows, strict=True):
-        table.add_row(ascii(str(path))[1:-1], *(f"{x['label']}  {x['probability']:.1%}" for x in row))
+        table.add_row(printable(str(path)), *(f"{x['label']}  {x['probability']:.1%}" for x in row))
     Console(highlight=False, markup=False).print(table)
 
 

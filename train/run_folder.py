@@ -157,7 +157,7 @@ def read_seen(path: Path) -> Seen:
         tree = json.loads((path / _IMAGES).read_bytes())
         height, width, channels = map(int, tree["image_shape"])
         return Seen((height, width, channels), [str(name) for name in tree["label_names"]])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, OverflowError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path / _IMAGES} does not say what images the run is for ({error!r}); "
             "a run of this version writes it when it begins, also one that goes on"

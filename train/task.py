@@ -44,10 +44,10 @@ class State(struct.PyTreeNode):
 
 
 class Grid(struct.PyTreeNode):
-    """A picture of gray cells in rows and columns."""
+    """A picture of cells in rows and columns."""
 
-    cells: Float[Array, "rows columns h w"]
-    """From 0, black, to 1, white."""
+    cells: Float[Array, "rows columns h w"] | Float[Array, "rows columns h w 3"]
+    """Gray, from 0, black, to 1, white; or red, green and blue."""
     caption: str = struct.field(pytree_node=False)
     """Says what is seen, as a sentence."""
 

@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
 
 from configs.vit import PRESETS, Config
-from train.classify import beside, classification_task
+from train.classify import classification_task
 from train.cli import parse, run_main
 from train.data import Source
 from train.pretrained import read_start, resolve
 from train.task import Grid, Task
+from w2jax.vit import ViT
+
+PIXELS = 2**20  # of a picture of attention: of large images fewer are shown, as the report holds them all
 
 
 def make_task(config: Config, source: Source) -> Task:
@@ -22,12 +26,15 @@ def make_task(config: Config, source: Source) -> Task:
         _, attentions = forward(images, return_attention=True)
         size, token = model.patch_size, model.class_token
         grid = attention_grid(images, attentions[-1], size, token)
+        grid = grid[: max(1, PIXELS * 3 // grid[0].size)]
         flow = attention_grid(images, rollout(attentions)[:, None], size, token)
         pictures = {
-            "attention": Grid(grid, "Attention of the last block: the image, then where each head looked."),
+            "attention": Grid(
+                grid, "Attention of the last block: the image, then the same, red where each of its heads looked."
+            ),
             "attention_rollout": Grid(
-                rearrange(flow, "b k h w -> k b h w"),
-                "What the answer saw through all blocks (attention rollout): each image above its map.",
+                rearrange(flow, "b k h w c -> k b h w c"),
+                "Attention through all blocks (rollout): each image above the same, red where the answer comes from.",
             ),
             "patch_filters": Grid(
                 patch_filters(params["patch_embed"]["projection"]["kernel"], size, images.shape[-1]),
@@ -43,21 +50,45 @@ def make_task(config: Config, source: Source) -> Task:
             pictures["position_similarity"] = Grid(similarity, caption)
         return pictures
 
-    task = classification_task(config, source, model, lambda images: 2.0 * images - 1.0, figures)
+    task = classification_task(config, source, model, in_range, figures)
     return task if config.init_from is None else replace(task, start=partial(read_start, config, source))
 
 
+def in_range(images):
+    """Images in [0, 1] as the model wants them."""
+    return 2.0 * images - 1.0
+
+
+def looked(model: ViT, params, images):
+    """Where a model looked [B, h, w] in images in [0, 1]: the mean over the heads of its last block."""
+    answer: Any = model.apply({"params": params}, in_range(images), return_attention=True)
+    _, attentions = answer
+    return attention_maps(images, attentions[-1], model.patch_size, model.class_token).mean(axis=1)
+
+
 def attention_grid(images, weights, patch_size: int, class_token: bool):
-    """One row an example [B, 1 + H, h, w]: the image in gray, then where each head of a block looked, brightest = 1.
+    """One row an example [B, 1 + H, h, w, 3]: the image, then the same for each head, red where it looked."""
+    maps = attention_maps(images, weights, patch_size, class_token)
+    image = jnp.broadcast_to(images[..., :3], (*images.shape[:3], 3))
+    return jnp.concatenate([image[:, None], overlay(images[:, None], maps)], axis=1)
+
+
+def attention_maps(images, weights, patch_size: int, class_token: bool):
+    """Where each head of a block looked in the images [B, H, h, w], its brightest patch = 1.
 
     That is the class token's attention to the patches, or without one the mean attention that a patch receives.
     """
     height, width = images.shape[1] // patch_size, images.shape[2] // patch_size
-    looked = weights[:, :, 0] if class_token else reduce(weights, "b h t s -> b h s", "mean")
-    looked = looked[..., -height * width :]
-    looked = looked / looked.max(axis=-1, keepdims=True)
-    maps = repeat(looked, "b h (n m) -> b h (n p1) (m p2)", n=height, p1=patch_size, p2=patch_size)
-    return beside(images, maps)
+    seen = weights[:, :, 0] if class_token else reduce(weights, "b h t s -> b h s", "mean")
+    seen = seen[..., -height * width :]
+    seen = seen / seen.max(axis=-1, keepdims=True)
+    return repeat(seen, "b h (n m) -> b h (n p1) (m p2)", n=height, p1=patch_size, p2=patch_size)
+
+
+def overlay(images, maps):
+    """Images [..., h, w, C] in gray, red where their maps [..., h, w] are near 1: [..., h, w, 3]."""
+    share = 0.65 * maps[..., None]
+    return images.mean(axis=-1, keepdims=True) * (1.0 - share) + jnp.array([1.0, 0.24, 0.12]) * share
 
 
 def rollout(attentions):

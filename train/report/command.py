@@ -15,7 +15,7 @@ def command(tree: Mapping[str, Any]) -> str | None:
     Machines are left out, as another one may have to do. None: no options of ours make that config.
     """
     model = tree.get("model")
-    task = TASKS.get(model.get("class", "")) if isinstance(model, Mapping) else None
+    task = TASKS.get(str(model.get("class"))) if isinstance(model, Mapping) else None
     if task is None:
         return None
     presets = importlib.import_module(f"configs.{task}").PRESETS

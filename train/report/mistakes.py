@@ -65,11 +65,12 @@ def read_mistakes(folder: Path) -> dict[str, Any] | None:
         confusion = np.array(found["confusion"], int)
         for mistake in found["worst"]:
             base64.b64decode(mistake["png"], validate=True)
-            if not (type(mistake["label"]) is type(mistake["said"]) is int and type(mistake["probability"]) is float):
+            numbers = [type(mistake[name]) for name in ("example", "label", "said", "probability")]
+            if numbers != [int, int, int, float]:
                 raise ValueError(f"a mistake {mistake!r:.60}")
-        if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1]:
-            raise ValueError(f"a confusion matrix of shape {confusion.shape}")
-    except (KeyError, TypeError, ValueError) as error:
+        if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or (confusion < 0).any():
+            raise ValueError(f"a confusion matrix of shape {confusion.shape}, least entry {confusion.min(initial=0)}")
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is damaged: {error!r}; remove it, and the training's command writes it again"
         ) from error

@@ -6,11 +6,13 @@ import html
 import json
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from math import isfinite, sqrt
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 from train.report.command import command
+from train.report.meanings import MEANINGS
 from train.report.mistakes import read_mistakes
 from train.report.pictures import class_colors, picture_path, read_pictures
 from train.run_files import METRICS, TIMING, flattened, printable, read_lines, read_tree
@@ -99,13 +101,13 @@ def run_page(folder: Path) -> str:
     body = (
         f"<p class=soft>{_text(f'{run.model} on {run.dataset}')}. "
         f"{state}{f' of {total:,} steps' if isinstance(total, int) else ''}.</p>"
-        + ("" if told is None else f"<p>The command that makes it again:</p><pre>{_text(told)}</pre>")
+        + ("" if told is None else f"<p>The command that makes it again:</p><pre>{_command(told)}</pre>")
         + f"<div class=results>{_table(_results(run))}</div>"
-        + _charts(curves)
+        + _charts(curves, "Train: means over the steps since the point before, on images as they are trained on.")
         + _mistakes(folder)
         + "".join(_picture(folder, name, about, data) for name, about in read_pictures(folder).items())
         + "<details><summary>Config</summary>"
-        + _table({name: str(value) for name, value in flattened(run.config).items()})
+        + _table({name: (str(value), "") for name, value in flattened(run.config).items()})
         + "</details>"
     )
     return _page(run.name, body, data, refresh=not run.is_finished)
@@ -127,7 +129,7 @@ def comparison(folders: Sequence[Path]) -> str:
                 for split in _SPLITS
             ],
         )
-        for name in sorted({name for run in runs for name in _names(run.lines)})
+        for name in _names([line for run in runs for line in run.lines])
     ]
     speed = [(label, color, False, run.timing, None) for run, label, color in zip(runs, labels, colors, strict=True)]
     curves.append(data.curve("examples_per_second", speed))
@@ -144,10 +146,10 @@ def comparison(folders: Sequence[Path]) -> str:
         changed = {"model": models} | changed
     body = (
         "<h2>Results</h2>"
-        + _columns(labels, {name: [one.get(name, "") for one in results] for name in _in_order(results)})
+        + _columns(labels, {name: [one.get(name, ("", ""))[0] for one in results] for name in _in_order(results)})
         + "<h2>What differs</h2>"
         + (_columns(labels, changed) if changed else "<p>Nothing but the folder.</p>")
-        + _charts(curves)
+        + _charts(curves, "Dashed: on training batches. Solid: on the test images, and throughput.")
     )
     return _page(" · ".join(labels), body, data, refresh=False)
 
@@ -168,7 +170,7 @@ class _Data:
             points = {
                 line["step"]: line[name]
                 for line in lines
-                if isinstance(line.get(name), int | float) and (split is None or line.get("split") == split)
+                if _is_number(line.get(name)) and (split is None or line.get("split") == split)
             }
             if points:
                 found.append((label, color, dashed, _thinned(points)))
@@ -183,7 +185,9 @@ class _Data:
                 "data": [steps, *([points.get(step) for step in steps] for *_, points in found)],
             }
         )
-        return f"<div class=chart><h3>{_text(_words(name))}</h3><div data-curve={len(self.curves) - 1}></div></div>"
+        about = f"<p class=about>{MEANINGS[name]}</p>" if name in MEANINGS else ""
+        chart = f"<div data-curve={len(self.curves) - 1}></div>"
+        return f"<div class=chart><h3>{_text(_words(name))}</h3>{about}{chart}</div>"
 
     def plane(self, about: Mapping[str, Any], names: Sequence[str]) -> str:
         """A chart of the points over a plane."""
@@ -200,35 +204,52 @@ def _thinned(points: dict[int, float]) -> dict[int, float]:
 
 
 def _names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The metrics that stand in the lines."""
-    return sorted({name for line in lines for name in line} - {"step", "split"})
+    """The metrics that stand in the lines, first those of the test split."""
+    tested = {name for line in lines if line.get("split") == "test" for name in line}
+    names = {name for line in lines for name in line} - {"step", "split"}
+    return sorted(names, key=lambda name: (name not in tested, name))
 
 
-def _results(run: Run) -> dict[str, str]:
-    """The table of a run, by what a row is called."""
-    rows = {f"test {_words(name)}": f"{value:.4f}" for name, value in run.scores.items() if isinstance(value, float)}
-    rows["steps"] = f"{run.steps[0]:,}"
-    speeds = [line["examples_per_second"] for line in run.timing if "examples_per_second" in line]
-    seconds = [line["seconds"] for line in run.timing if "seconds" in line]
+def _results(run: Run) -> dict[str, tuple[str, str]]:
+    """The table of a run: by what a row is called its value, and what that is in words."""
+    rows = {
+        f"test {_words(name)}": (f"{value:.4f}", MEANINGS.get(name, ""))
+        for name, value in run.scores.items()
+        if _is_number(value)
+    }
+    rows["steps"] = f"{run.steps[0]:,}", ""
+    speeds, seconds = (
+        [line[name] for line in run.timing if _is_number(line.get(name))] for name in ("examples_per_second", "seconds")
+    )
     if speeds and seconds:
-        rows["examples per second"] = f"{median(speeds):,.0f}"
-        rows["time to the last step"] = str(timedelta(seconds=round(seconds[-1])))
+        devices = run.timing[-1].get("devices")
+        rows["examples per second"] = f"{median(speeds):,.0f}", f"on {devices}" if devices else ""
+        rows["time to the last step"] = str(timedelta(seconds=round(seconds[-1]))), "h:min:s"
     return rows
 
 
-def _in_order(tables: Sequence[Mapping[str, str]]) -> list[str]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and isfinite(value)
+
+
+def _in_order(tables: Sequence[Mapping[str, Any]]) -> list[str]:
     """The rows that any of the tables has."""
     return list(dict.fromkeys(name for table in tables for name in table))
 
 
-def _charts(curves: Sequence[str]) -> str:
-    return f"<h2>Curves</h2><div class=charts>{''.join(curves)}</div>" if any(curves) else ""
+def _charts(curves: Sequence[str], about: str) -> str:
+    if not any(curves):
+        return ""
+    told = f"<p class=soft>{about} Move over a curve to read it.</p>"
+    return f"<h2>Curves</h2>{told}<div class=charts>{''.join(curves)}</div>"
 
 
 def _picture(folder: Path, name: str, about: Mapping[str, Any], data: _Data) -> str:
     """A picture under its name; over a plane one moves."""
     caption = _text(about["caption"])
-    image = f"<img alt='{caption}' src='{_png(base64.b64encode(picture_path(folder, name).read_bytes()).decode())}'>"
+    kind = " class=on-white" if about.get("on_white") else ""
+    content = base64.b64encode(picture_path(folder, name).read_bytes()).decode()
+    image = f"<img{kind} alt='{caption}' src='{_png(content)}'>"
     if "points" in about:
         chart = data.plane(about, read_seen(folder).label_names)
         image = f"<div class=plane>{chart}<canvas class=decoded></canvas>{image}</div>"
@@ -249,16 +270,16 @@ def _mistakes(folder: Path) -> str:
     count = len(confusion)
     if count <= _CLASSES:
         head = "".join(f"<th>{called(label)}" for label in range(count))
+
+        def cell(label: int, said: int) -> str:
+            times = confusion[label][said]
+            part = 100 * sqrt(times / max(1, sum(confusion[label])))  # The root, so that a few can be seen too.
+            return f"<td{' class=right' if said == label else ''} style='--part:{part:.1f}'>{times or ''}"
+
         rows = "".join(
-            f"<tr><th>{called(label)}"
-            + "".join(
-                f"<td{' class=right' if said == label else ''} style='--part:{100 * times / max(1, sum(row)):.1f}'>"
-                f"{times or ''}"
-                for said, times in enumerate(row)
-            )
-            for label, row in enumerate(confusion)
+            f"<tr><th>{called(label)}" + "".join(cell(label, said) for said in range(count)) for label in range(count)
         )
-        shown = f"<div class='scroll confusion'><table><tr><th>is ↓, said →{head}{rows}</table></div>"
+        shown = f"<div class='scroll confusion'><table><tr><th>is&nbsp;↓ said&nbsp;→{head}{rows}</table></div>"
     else:
         pairs = [(confusion[a][b], a, b) for a in range(count) for b in range(count) if a != b and confusion[a][b]]
         most = sorted(pairs, key=lambda pair: -pair[0])[:_PAIRS]
@@ -304,8 +325,12 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _table(rows: Mapping[str, str]) -> str:
-    cells = "".join(f"<tr><td>{_text(k)}<td>{_text(v)}" for k, v in rows.items())
+def _table(rows: Mapping[str, tuple[str, str]]) -> str:
+    """A row a name, with its value and what is to be said of it."""
+    cells = "".join(
+        f"<tr><td>{_text(name)}<td>{_text(value)}<td class=about>{_text(about)}"
+        for name, (value, about) in rows.items()
+    )
     return f"<div class=scroll><table>{cells}</table></div>"
 
 
@@ -318,6 +343,12 @@ def _columns(labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
+
+
+def _command(words: str) -> str:
+    """A command in which a line ends before an option, not within its dashes."""
+    first, *options = words.split(" --")
+    return " ".join([_text(first), *(f"<span>--{_text(option)}</span>" for option in options)])
 
 
 def _text(text: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from train.errors import UserError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 WIDTH = 1400  # pixels that no picture should be wider than
 _CELL, GAP = 96, 4  # pixels that a small cell is enlarged to, and between two cells
-_DPI = 200
+_DPI = 250  # of a figure so small that its letters can be read on a phone
 
 # Far apart in hue or lightness, and from the background's gray and the marks' black.
 _TEN = ["#e6194b", "#2f6de1", "#2ca02c", "#f58a1f", "#8a2bc2", "#17b8d4", "#f25cc8", "#8a5a2b", "#c9a800", "#0b2a7a"]
@@ -55,9 +55,24 @@ def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
     """
     path = folder / PICTURES / "pictures.json"
     about = read_json(path, dict) if path.exists() else {}
-    if not all(isinstance(one, dict) and isinstance(one.get("caption"), str) for one in about.values()):
-        raise UserError(f"{path} is damaged: wanted an object with a caption for each picture")
+    try:
+        for name, one in about.items():
+            if not (isinstance(one["caption"], str) and picture_path(folder, name).is_file()):
+                raise ValueError(f"no picture {name}.png with a caption")
+            if "points" in one and not _is_plane(one):
+                raise ValueError(f"{name} is no plane with labelled points")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is damaged: {error!r}; remove {PICTURES}/, and the training's command writes it again"
+        ) from error
     return about
+
+
+def _is_plane(about: Mapping[str, Any]) -> bool:
+    points, labels = np.array(about["points"], np.float64).reshape(-1, 2), about["labels"]
+    counts = [about["rows"], about["columns"], *labels]
+    whole = len(points) == len(labels) and bool(np.isfinite(points).all())
+    return whole and all(type(x) is int and x >= 0 for x in counts)
 
 
 def picture_path(folder: Path, name: str) -> Path:
@@ -73,7 +88,7 @@ def picture_path(folder: Path, name: str) -> Path:
 
 def _about(picture: Picture) -> dict[str, Any]:
     if not isinstance(picture, Plane):
-        return {"caption": picture.caption}
+        return {"caption": picture.caption, "on_white": isinstance(picture, Scatter)}
     points, labels = np.asarray(picture.points, np.float64), np.asarray(picture.labels)
     shown = np.flatnonzero(np.isfinite(points).all(axis=1))
     shown = shown[np.argsort(points[shown, 0], kind="stable")]  # A curve of uPlot's wants rising x.
@@ -103,25 +118,25 @@ def png(picture: Picture, label_names: Sequence[str]) -> bytes:
 
 
 def encoded_png(pixels: np.ndarray) -> bytes:
-    """Pixels uint8 [h, w] or [h, w, 3] as the content of a PNG file."""
+    """Pixels uint8 [h, w], [h, w, 3] or, with how opaque they are, [h, w, 4] as the content of a PNG file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
-def sheet(cells: Float[np.ndarray, "rows columns h w"]) -> np.ndarray:
-    """Gray cells in rows and columns as pixels, uint8 [H, W].
+def sheet(cells: Float[np.ndarray, "rows columns h w *rgb"]) -> UInt8[np.ndarray, "H W 4"]:
+    """Cells in rows and columns as pixels, nothing between them: a line of any colour could be part of a cell.
 
     Each value becomes a square of whole pixels: as many as make a small cell legible and the sheet no wider than
     `WIDTH`, but at least one, so that nothing is lost.
     """
-    _, columns, _, width = cells.shape
+    columns, width = cells.shape[1], cells.shape[3]
     zoom = max(1, min(_CELL // width, (WIDTH - GAP * (columns - 1)) // (columns * width)))
-    pixels = (np.clip(cells, 0, 1) * 255).round().astype(np.uint8)
+    pixels = np.full((*cells.shape[:4], 4), 255, np.uint8)
+    pixels[..., :3] = (np.clip(cells, 0, 1) * 255).round().reshape(*cells.shape[:4], -1)
     large = pixels.repeat(zoom, axis=2).repeat(zoom, axis=3)
-    framed = np.pad(large, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=128)
-    rows, columns, height, width = framed.shape
-    return framed.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)[:-GAP, :-GAP]
+    framed = np.pad(large, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)))
+    return rearrange(framed, "r c h w rgba -> (r h) (c w) rgba")[:-GAP, :-GAP]
 
 
 def class_colors(count: int) -> list[str]:
@@ -139,18 +154,18 @@ def scatter_figure(picture: Scatter, label_names: Sequence[str]) -> "Figure":
 
     points, labels, background = (np.asarray(x) for x in (picture.points, picture.labels, picture.background))
     colors = class_colors(max(len(label_names), labels.max() + 1))
-    figure = Figure(figsize=(7, 6), dpi=_DPI, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(5.6, 4.8), dpi=_DPI, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
     # Equal by the limits, not by the box: the picture has the same size whatever the points do.
     axes.set_aspect("equal", adjustable="datalim")
-    axes.scatter(*background.T, s=9, color=_BACKGROUND, linewidths=0)
+    axes.scatter(*background.T, s=6, color=_BACKGROUND, linewidths=0)
     # All classes in one call, in the order of the examples: class by class, the last would hide the others.
-    axes.scatter(*points.T, s=13, c=[colors[label] for label in labels], alpha=0.75, linewidths=0)
+    axes.scatter(*points.T, s=9, c=[colors[label] for label in labels], alpha=0.75, linewidths=0)
     if picture.marks is not None:
         marks = np.asarray(picture.marks)
         # A white cross below each black one keeps it apart from dark points.
-        axes.scatter(*marks.T, s=85, marker="x", color="white", linewidths=4)
-        axes.scatter(*marks.T, s=65, marker="x", color="black", linewidths=1.8)
+        axes.scatter(*marks.T, s=60, marker="x", color="white", linewidths=3.2)
+        axes.scatter(*marks.T, s=45, marker="x", color="black", linewidths=1.5)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
     axes.locator_params(nbins=7, steps=[1, 2, 5, 10])

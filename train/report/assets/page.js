@@ -4,7 +4,9 @@ const found = JSON.parse(document.getElementById("data").textContent);
 const ink = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 // The page's colours are light-dark(…) in CSS, which a canvas does not know: an element tells what they come to.
 const probe = document.body.appendChild(document.createElement("i"));
-const color = name => { probe.style.color = ink(name); return getComputedStyle(probe).color; };
+const color = text => { probe.style.color = text; return getComputedStyle(probe).color; };
+// On a dark page the colours of series are mixed with white.
+const paint = text => color(`light-dark(${text}, color-mix(in srgb, ${text} 65%, white))`);
 let charts = [];
 
 function draw(box, height, options, data) {
@@ -18,12 +20,13 @@ function draw(box, height, options, data) {
 const short = value => value == null ? "–" : Number(value.toPrecision(5)).toLocaleString("en");
 
 function curve(box, { data, labels, colors, dashed }) {
-  const axis = { stroke: color("--soft"), grid: { stroke: color("--line"), width: 1 }, ticks: { show: false } };
+  const axis = { stroke: color(ink("--soft")), grid: { stroke: color(ink("--line")), width: 1 }, ticks: { show: false } };
   const series = labels.map((label, i) => ({
-    label, stroke: colors[i], width: 1.5, dash: dashed[i] ? [5, 4] : [], spanGaps: true,
-    points: { show: data[i + 1].filter(y => y != null).length < 30, size: 5, fill: color("--paper") }, value: (_, y) => short(y),
+    label, stroke: paint(colors[i]), width: 1.5, dash: dashed[i] ? [5, 4] : [], spanGaps: true,
+    points: { show: data[i + 1].filter(y => y != null).length < 30, size: 5, fill: color(ink("--paper")) }, value: (_, y) => short(y),
   }));
-  draw(box, width => Math.max(180, width * 0.6), {
+  draw(box, width => Math.max(180, width * 0.5), {
+    legend: { markers: { dash: (_, i) => dashed[i - 1] ? "dashed" : "solid" } },
     scales: { x: { time: false } },
     axes: [{ ...axis, size: 34 }, { ...axis, size: 60, values: (_, ticks) => ticks.map(short) }],
     series: [{ label: "step", value: (_, x) => short(x) }, ...series],
@@ -40,8 +43,8 @@ function plane(box, { points, labels, names, colors, rows, columns }) {
     cursor: { drag: { x: false, y: false }, points: { show: false } },
     legend: { live: false },
     series: [{}, ...kinds.map(kind => ({
-      label: names[kind] ?? String(kind), stroke: colors[kind], paths: () => null,
-      points: { show: true, size: 4, width: 0, fill: colors[kind] },
+      label: names[kind] ?? String(kind), stroke: paint(colors[kind]), paths: () => null,
+      points: { show: true, size: 4, width: 0, fill: paint(colors[kind]) },
     }))],
   }, data);
 
@@ -54,10 +57,10 @@ function plane(box, { points, labels, names, colors, rows, columns }) {
     canvas.getContext("2d").drawImage(sheet, cell(x, columns) * width, cell(y, rows) * height, width, height,
       0, 0, width, height);
   }
-  plot.over.addEventListener("pointermove", event => {
+  ["pointermove", "pointerdown"].forEach(kind => plot.over.addEventListener(kind, event => {
     const area = plot.over.getBoundingClientRect();
     look((event.clientX - area.left) / area.width, (event.clientY - area.top) / area.height);
-  });
+  }));
   sheet.decode().then(() => look(0.5, 0.5));
 }
 
