@@ -1,6 +1,7 @@
 """The page for those who come from the PyTorch course shows the same numbers as torch, and the course's settings."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -23,14 +24,13 @@ SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.
 PROGRAMS = {title: blocks for title, text in SECTIONS.items() if (blocks := python_blocks(text))}
 
 
-@pytest.fixture(scope="module")
-def ran():
-    """What the names of each section stand for after its blocks, which see nothing of the other sections."""
-    names = {title: {"__name__": "__main__"} for title in PROGRAMS}
-    for title, blocks in PROGRAMS.items():
-        with torch.random.fork_rng():
-            for block in blocks:
-                exec(block, names[title])
+@cache
+def ran(title):
+    """What the names of a section stand for after its blocks, which see nothing of the other sections."""
+    names = {"__name__": "__main__"}
+    with torch.random.fork_rng():
+        for block in PROGRAMS[title]:
+            exec(block, names)
     return names
 
 
@@ -40,9 +40,9 @@ def test_every_block_of_code_stands_in_a_section_of_its_own_program():
 
 
 @pytest.mark.parametrize("title", PROGRAMS)
-def test_what_is_found_is_what_torch_expects(ran, title):
-    expected, found = (jax.tree.leaves(ran[title][name]) for name in ("expected", "found"))
-    assert jax.tree.structure(ran[title]["expected"]) == jax.tree.structure(ran[title]["found"])
+def test_what_is_found_is_what_torch_expects(title):
+    expected, found = (jax.tree.leaves(ran(title)[name]) for name in ("expected", "found"))
+    assert jax.tree.structure(ran(title)["expected"]) == jax.tree.structure(ran(title)["found"])
     for theirs, ours in zip(expected, found, strict=True):
         assert isinstance(theirs, torch.Tensor) and isinstance(ours, jax.Array | np.ndarray)
         assert theirs.shape == ours.shape
@@ -50,24 +50,24 @@ def test_what_is_found_is_what_torch_expects(ran, title):
         assert theirs.ndim == 0 or np.ptp(theirs.numpy()) > 1e-3
 
 
-def test_the_step_of_training_moves_every_parameter_and_alike(ran):
-    names = ran["A step of training"]
+def test_the_step_of_training_moves_every_parameter_and_alike():
+    names = ran("A step of training")
     for name, before in names["before"].items():
         theirs, ours = (np.asarray(names[side][name]) - before.numpy() for side in ("expected", "found"))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
         assert np.abs(theirs).mean() > 5e-4
 
 
-def test_dropout_is_drawn_from_the_key_alone(ran):
-    names = ran["train() and eval()"]
+def test_dropout_is_drawn_from_the_key_alone():
+    names = ran("train() and eval()")
     np.testing.assert_array_equal(names["once"], names["again"])
     for drawn in (names["once"], names["other"]):
         assert np.abs(drawn - names["found"]).max() > 1e-2
     assert np.abs(names["once"] - names["other"]).max() > 1e-2
 
 
-def test_a_query_that_may_see_nothing_is_even_in_the_course_and_zero_here(ran):
-    names = ran["Scaled dot-product attention"]
+def test_a_query_that_may_see_nothing_is_even_in_the_course_and_zero_here():
+    names = ran("Scaled dot-product attention")
     assert not names["mask"][:, :, 8].any()
     np.testing.assert_allclose(names["attention"][:, :, 8], 1 / 50, rtol=1e-6)
     for ours in (names["weights"], names["our_out"]):
@@ -83,9 +83,9 @@ def test_a_query_that_may_see_nothing_is_even_in_the_course_and_zero_here(ran):
         ("Vision Transformer", {"norm_eps": 1e-6}),
     ],
 )
-def test_without_the_courses_option_the_numbers_are_others(ran, title, option):
+def test_without_the_courses_option_the_numbers_are_others(title, option):
     """So the options that the page names are what makes the two agree."""
-    names = ran[title]
+    names = ran(title)
     module = names["module"].clone(**option)
     if title == "Vision Transformer":
         inputs = (names["images"].permute(0, 2, 3, 1),)
@@ -97,8 +97,8 @@ def test_without_the_courses_option_the_numbers_are_others(ran, title, option):
     assert np.abs(other - expected.numpy()).max() > 100 * np.abs(found - expected.numpy()).max()
 
 
-def test_the_batch_norm_that_is_carried_over_has_statistics_of_its_own(ran):
-    norm = ran["Adversarial autoencoder"]["dec"][4]
+def test_the_batch_norm_that_is_carried_over_has_statistics_of_its_own():
+    norm = ran("Adversarial autoencoder")["dec"][4]
     assert norm.running_mean.abs().max() > 0.1 and (norm.running_var - 1).abs().max() > 0.1
 
 
