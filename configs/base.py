@@ -92,8 +92,7 @@ class Run:
     seed: int = 0
     """Everything random follows from it and the step."""
     dir: str | None = None
-    """Run folder; by default runs/TASK-PRESET, and what is changed, as in runs/vit-sample-depth6. The same command
-    again resumes from its last checkpoint."""
+    """Run folder; by default runs/TASK-PRESET and changes, as runs/vit-sample-depth6. The same command resumes."""
     log_every: int = 50
     """Steps between two train lines in metrics.jsonl."""
     eval_every: int = 500
