@@ -25,14 +25,9 @@ FREE = (
     *("data.dir", "data.workers", "data.memory_limit"),
 )
 FREE_GROUPS = ("mesh.", "distributed.")
-CONFIG, METRICS, TIMING, MISTAKES, PICTURES = (
-    "config.json",
-    "metrics.jsonl",
-    "timing.jsonl",
-    "mistakes.json",
-    "pictures",
-)
-_CHECKPOINTS, _LOCK, _IMAGES = "checkpoints", "lock", "images.json"
+CONFIG, IMAGES, METRICS, TIMING = "config.json", "images.json", "metrics.jsonl", "timing.jsonl"
+MISTAKES, PICTURES = "mistakes.json", "pictures"
+_CHECKPOINTS, _LOCK = "checkpoints", "lock"
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 Json = TypeVar("Json", dict, list)
@@ -95,7 +90,7 @@ class RunFolder:
         """Writes `images.json`, which `read_seen` reads."""
         if leads():
             seen = Seen(image_shape, list(label_names))
-            write_whole(self.path / _IMAGES, json.dumps(seen._asdict(), indent=2) + "\n")
+            write_whole(self.path / IMAGES, json.dumps(seen._asdict(), indent=2) + "\n")
 
     def _make(self, config: Config) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -168,12 +163,12 @@ def read_seen(path: Path) -> Seen:
         UserError: if that is not written there.
     """
     try:
-        tree = json.loads((path / _IMAGES).read_bytes())
+        tree = json.loads((path / IMAGES).read_bytes())
         height, width, channels = map(int, tree["image_shape"])
         return Seen((height, width, channels), [str(name) for name in tree["label_names"]])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path / _IMAGES} does not say what images the run is for ({error!r}); "
+            f"{path / IMAGES} does not say what images the run is for ({error!r}); "
             "a run of this version writes it when it begins, also one that goes on"
         ) from error
 
