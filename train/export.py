@@ -1,16 +1,17 @@
 """A trained model as files that other programs run: python -m train.export RUN_DIR [--out DIR]
 
 `model.stablehlo` is the whole model with its weights, as a function of images, for any batch size, on CPU, GPU and TPU.
-It needs jax alone:
+It needs no code of this project, nor Flax: `pip install jax flatbuffers`, the second to read such files, and
+
+    import jax.export
 
     model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
     probabilities = model.call(images)  # uint8 [B, h, w, C] -> [B, V]; of an autoencoder its reconstructions
 
-`model.safetensors` has the weights by their names here, for `python -m w2jax.convert` and other libraries, and
-`images.json` the shape of the images and the names of the classes.
+`model.safetensors` has the weights by their names here, laid out as torch.nn's, which `w2jax.convert` reads and turns
+into those of other libraries; `images.json` has the shape of the images and the names of the classes.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,9 +24,11 @@ from train.cli import one_line_errors, run_main
 from train.errors import UserError
 from train.predict import Predictor, load
 from train.run_folder import IMAGES
+from train.runtime import quiet_libraries
 from train.whole import write_whole
 from w2jax import convert
 
+PROGRAM, WEIGHTS = "model.stablehlo", "model.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
@@ -33,7 +36,7 @@ def stablehlo(predictor: Predictor) -> bytes:
     """The model with its weights as a serialized `jax.export.Exported`: uint8 [B, h, w, C] -> what the predictor gives.
 
     Raises:
-        UserError: if the model cannot be a function of images alone.
+        UserError: if the model is no function of images alone.
     """
     (size,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((size, *predictor.image_shape), "uint8")
@@ -41,11 +44,12 @@ def stablehlo(predictor: Predictor) -> bytes:
     return bytes(export.export(function, platforms=PLATFORMS)(images).serialize())
 
 
-def export_run(run_dir: Path, out: Path) -> None:
-    """Writes the files of a run's last whole checkpoint into `out`.
+def export_run(run_dir: Path, out: Path) -> Predictor:
+    """Writes the files of a run's last whole checkpoint into `out`, and returns what they do.
 
     Raises:
-        UserError: if it is no run folder, has no checkpoint yet, or `out` cannot be written.
+        UserError: if it is no run folder, has no checkpoint yet, its model is no function of images alone, or `out`
+            cannot be written.
     """
     predictor = load(run_dir)
     program = stablehlo(predictor)
@@ -53,11 +57,12 @@ def export_run(run_dir: Path, out: Path) -> None:
     variables = {"params": state.params, **({"batch_stats": state.batch_stats} if state.batch_stats else {})}
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / "model.stablehlo", program)
-        convert.save(out / "model.safetensors", predictor.config.model, variables)
-        shutil.copyfile(run_dir / IMAGES, out / IMAGES)
+        write_whole(out / PROGRAM, program)
+        convert.save(out / WEIGHTS, predictor.config.model, variables, "torch")  # which every model fits in
+        write_whole(out / IMAGES, (run_dir / IMAGES).read_bytes())
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; choose another --out") from error
+    return predictor
 
 
 @dataclass(frozen=True)
@@ -66,18 +71,24 @@ class Options:
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
     """Folder of a training, such as runs/vit-sample."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder to write into; by default RUN_DIR/exported."""
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     with one_line_errors():
-        options = tyro.cli(Options, prog="python -m train.export")
+        options = tyro.cli(Options, prog="python -m train.export", args=arguments)
+    quiet_libraries()
     out = options.out or options.run_dir / "exported"
-    export_run(options.run_dir, out)
-    print(f"wrote {out}. In a program that has jax alone:")
-    print(f'    model = jax.export.deserialize(bytearray(open("{out / "model.stablehlo"}", "rb").read()))')
-    print("    model.call(images)  # uint8 [B, h, w, C]")
+    predictor = export_run(options.run_dir, out)
+    path, shape = str((out / PROGRAM).absolute()), ", ".join(map(str, predictor.image_shape))
+    what = "probabilities" if predictor.classifies else "reconstructions"
+    print(f"wrote {PROGRAM}, {WEIGHTS} and {IMAGES} into {out} ({predictor.note})")
+    print("In any Python with jax and flatbuffers (pip install jax flatbuffers), here on a black image:\n")
+    print("import jax.export, numpy")
+    print(f"model = jax.export.deserialize(bytearray(open({path!r}, 'rb').read()))")
+    print(f"images = numpy.zeros((1, {shape}), 'uint8')  # [B, h, w, C], any B")
+    print(f"print(model.call(images))  # {what}")
 
 
 if __name__ == "__main__":

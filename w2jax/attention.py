@@ -90,8 +90,8 @@ def scaled_dot_product_attention(
 
     if implementation == "auto":
         batch = jnp.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-        known = (size for size in batch if isinstance(size, int))
-        small = 4 * math.prod(known) * queries * keys <= CHUNK_ABOVE_BYTES
+        known = [size for size in (*batch, queries, keys) if isinstance(size, int)]
+        small = 4 * math.prod(known) <= CHUNK_ABOVE_BYTES
         implementation = "xla" if return_weights or small else "chunked"
     factor: float = query.shape[-1] ** -0.5 if scale is None else scale
     lengths = None if key_lengths is None else jnp.minimum(key_lengths, keys)[..., None, None]
