@@ -145,7 +145,8 @@ def _autoencoder(config: Any) -> Callable[[State, Any], Any]:
     def reconstruct(state: State, images: Any) -> Any:
         if config.labels == "decoder":
             raise UserError(
-                "this run's decoder is told each image's label, so it reconstructs none without; train.predict --sample draws images"
+                "this run's decoder is told each image's label, so it reconstructs none without; "
+                "train.predict --sample draws images"
             )
         return to_unit(model, evaluated(model, state, lambda aae: aae.reconstruct(to_range(aae, images))))
 
