@@ -1,7 +1,8 @@
 """A trained model as files that other programs run: python -m train.export RUN_DIR [--out DIR]
 
 `model.stablehlo` is the whole model with its weights, as a function of images, for any batch size, on CPU, GPU and TPU.
-It needs no code of this project, nor Flax: `pip install jax flatbuffers`, the second to read such files, and
+It needs no code of this project, nor Flax: `pip install jax flatbuffers`, a jax that is not older than the exporting one,
+flatbuffers to read such files, and
 
     import jax.export
 
@@ -71,7 +72,7 @@ class Options:
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
     """Folder of a training, such as runs/vit-sample."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder to write into; by default RUN_DIR/exported."""
 
 
@@ -84,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     path, shape = str((out / PROGRAM).absolute()), ", ".join(map(str, predictor.image_shape))
     what = "probabilities" if predictor.classifies else "reconstructions"
     print(f"wrote {PROGRAM}, {WEIGHTS} and {IMAGES} into {out} ({predictor.note})")
-    print("In any Python with jax and flatbuffers (pip install jax flatbuffers), here on a black image:\n")
+    print(f'Elsewhere: pip install "jax>={jax.__version__}" flatbuffers, then in Python, here with a black image:\n')
     print("import jax.export, numpy")
     print(f"model = jax.export.deserialize(bytearray(open({path!r}, 'rb').read()))")
     print(f"images = numpy.zeros((1, {shape}), 'uint8')  # [B, h, w, C], any B")
