@@ -167,6 +167,9 @@ def test_images_stand_above_the_same_with_red_where_the_report_says_that_the_vit
         (["{vit}", "{image}", "--sample", "3"], "leave out .*a_gray.png, or --sample"),
         (["{fresh}", "{image}"], "has no checkpoint yet"),
         (["{older}", "{image}"], "images.json does not say"),
+        (["{no_model}", "{image}"], "config.json describes no model"),
+        (["{no_run}", "{image}"], r"config.json is no configs\.vit of this version"),
+        (["{list}", "{image}"], "config.json is damaged"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments, told, vit, files, tmp_path):
@@ -179,6 +182,11 @@ def test_a_mistake_is_told_in_one_line(arguments, told, vit, files, tmp_path):
         places[name].mkdir()
         for file in kept:
             (places[name] / file).write_bytes(Path(vit.run.dir, file).read_bytes())
+    whole = json.loads(Path(vit.run.dir, "config.json").read_text())
+    for name, tree in (("no_model", {**whole, "model": 3}), ("no_run", {**whole, "run": [3]}), ("list", [3])):
+        places[name] = tmp_path / name
+        places[name].mkdir()
+        (places[name] / "config.json").write_text(json.dumps(tree))
     with pytest.raises(UserError, match=told) as error:
         main([argument.format(**places) for argument in arguments])
     assert "\n" not in str(error.value)

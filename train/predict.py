@@ -11,7 +11,7 @@ In Python: `predictor = train.predict.load("runs/vit-sample"); probabilities = p
 import importlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from train.data.images import BROKEN, MODES, decode, encoded
 from train.data.source import Blank
 from train.errors import UserError, misfits
 from train.run_files import TASKS, printable
-from train.run_folder import read_config, read_model, read_seen
+from train.run_folder import Seen, read_config, read_model, read_seen
 from train.runtime import quiet_libraries
 from train.task import State
 from w2jax.aae import AAE
@@ -110,16 +110,19 @@ def load(run_dir: str | Path) -> Predictor:
         raise UserError(f"{path} is a run of a {type(model).__name__}; wanted one of {', '.join(TASKS)}")
     task = TASKS[type(model).__name__]
     config: Any = read_config(path, importlib.import_module(f"configs.{task}").Config)
-    image_shape, label_names = read_seen(path)
+    seen = read_seen(path)
     with misfits():
         variables, notes = read_variables(path)
+    return predictor_of(config, seen, variables, "; ".join(notes))
+
+
+def predictor_of(config: Any, seen: Seen, variables: Mapping[str, Any], note: str) -> Predictor:
+    """The model of a task's config with these variables, for images as `seen` describes them."""
     variables = jax.device_put(variables)  # Once, and not at every call.
     state = State(jnp.zeros((), jnp.int32), variables["params"], None, None, variables.get("batch_stats", {}))
-    if task == "aae":
-        apply, attention = _autoencoder(config), None
-    else:
-        apply, attention = _classifier(config, task, image_shape, label_names)
-    return Predictor(config, image_shape, label_names, "; ".join(notes), state, apply, attention)
+    task = TASKS[type(config.model).__name__]
+    apply, attention = (_autoencoder(config), None) if task == "aae" else _classifier(config, task, *seen)
+    return Predictor(config, *seen, note, state, apply, attention)
 
 
 def _classifier(config: Any, task: str, image_shape: tuple[int, int, int], label_names: list[str]) -> tuple[Any, Any]:
@@ -144,7 +147,8 @@ def _autoencoder(config: Any) -> Callable[[State, Any], Any]:
     def reconstruct(state: State, images: Any) -> Any:
         if config.labels == "decoder":
             raise UserError(
-                "this run's decoder is told each image's label, so it reconstructs none without; use --sample"
+                "this run's decoder is told each image's label, so it reconstructs none without; "
+                "train.predict --sample draws images"
             )
         return to_unit(model, evaluated(model, state, lambda aae: aae.reconstruct(to_range(aae, images))))
 

@@ -19,8 +19,7 @@ from train.whole import write_whole
 from w2jax.convert.manifest import checkpoint_steps
 from w2jax.convert.modules import module_from_json, module_to_json
 
-MISTAKES, PICTURES = "mistakes.json", "pictures"
-_IMAGES = "images.json"
+IMAGES, MISTAKES, PICTURES = "images.json", "mistakes.json", "pictures"
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -82,7 +81,7 @@ class RunFolder:
         """Writes `images.json`, which `read_seen` reads."""
         if leads():
             seen = Seen(image_shape, list(label_names))
-            write_whole(self.path / _IMAGES, json.dumps(seen._asdict(), indent=2) + "\n")
+            write_whole(self.path / IMAGES, json.dumps(seen._asdict(), indent=2) + "\n")
 
     def _make(self, config: Config) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -154,12 +153,12 @@ def read_seen(path: Path) -> Seen:
         UserError: if that is not written there.
     """
     try:
-        tree = json.loads((path / _IMAGES).read_bytes())
+        tree = json.loads((path / IMAGES).read_bytes())
         height, width, channels = map(int, tree["image_shape"])
         return Seen((height, width, channels), [str(name) for name in tree["label_names"]])
     except (OSError, OverflowError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{path / _IMAGES} does not say what images the run is for ({error!r}); "
+            f"{path / IMAGES} does not say what images the run is for ({error!r}); "
             "a run of this version writes it when it begins, also one that goes on"
         ) from error
 

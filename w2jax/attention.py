@@ -61,7 +61,8 @@ def scaled_dot_product_attention(
             backward: memory linear in T and S, the same result up to rounding (under dropout other random bits), no
             weights. "cudnn" is jax.nn's fused kernel: an NVIDIA GPU, float16 or bfloat16, [B, H, T, K], V = K, and
             neither weights nor dropout, bias or "bottom_right"; its limits that depend on the GPU jax names itself.
-            "auto" is "chunked" where weights are not wanted and the logits exceed `CHUNK_ABOVE_BYTES`, else "xla".
+            "auto" is "chunked" where weights are not wanted and the logits exceed `CHUNK_ABOVE_BYTES`, else "xla";
+            a size that `jax.export` leaves open counts as 1.
 
     Returns:
         (output, weights); the softmax is computed in float32 whatever the input's dtype.
@@ -92,7 +93,8 @@ def scaled_dot_product_attention(
 
     if implementation == "auto":
         batch = jnp.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-        small = 4 * math.prod(batch) * queries * keys <= CHUNK_ABOVE_BYTES
+        known = [size for size in (*batch, queries, keys) if isinstance(size, int)]
+        small = 4 * math.prod(known) <= CHUNK_ABOVE_BYTES
         implementation = "xla" if return_weights or small else "chunked"
     factor: float = query.shape[-1] ** -0.5 if scale is None else scale
     lengths = None if key_lengths is None else jnp.minimum(key_lengths, keys)[..., None, None]

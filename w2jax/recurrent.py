@@ -4,7 +4,7 @@ Axis names: B batch, T time, I input width, H hidden width. Inside, time is the 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 Lengths = Int[Array, "..."] | np.ndarray | Sequence[int]
 States = tuple[Array, ...]
+Shape = tuple[Any, ...]  # of ints, or of sizes that `jax.export` leaves open
 # (x [T, B, I], states [B, ·], valid [T, B, 1] or None) -> (out [T, B, H], final states)
 Layer = Callable[[Array, States, Array | None], tuple[Array, States]]
 
@@ -73,7 +74,7 @@ class Recurrent(nn.Module):
         ends = [jnp.stack(end) for end in zip(*final, strict=True)]
         return x, tuple(unpack(end, [batch], "l * h")[0] for end in ends)
 
-    def _initial_states(self, given, widths, directions: int, batch: tuple[int, ...]) -> States:
+    def _initial_states(self, given, widths, directions: int, batch: Shape) -> States:
         """Each [layers · directions, B, width]."""
         shapes = [(self.num_layers * directions, *batch, width) for width in widths]
         if given is None:
@@ -85,7 +86,7 @@ class Recurrent(nn.Module):
             )
         return tuple(pack([state.astype(self.dtype)], "l * h")[0] for state in given)
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def _check(self, shape: Shape) -> None:
         if len(shape) not in (2, 3) or 0 in shape:
             raise ValueError(f"the input is [B, T, I], [T, B, I] or [T, I], none of them 0; got the shape {shape}")
         if self.hidden_size < 1 or self.num_layers < 1:
@@ -96,7 +97,7 @@ class Recurrent(nn.Module):
             raise ValueError(f"dropout is a rate from 0 to 1, got {self.dropout}")
 
 
-def _valid_steps(lengths: Lengths, steps: int, batch: tuple[int, ...]) -> Bool[Array, "T B 1"]:
+def _valid_steps(lengths: Lengths, steps: int, batch: Shape) -> Bool[Array, "T B 1"]:
     """True before each sequence's end."""
     known = not isinstance(lengths, Tracer)
     lengths = np.asarray(lengths) if known else lengths

@@ -137,7 +137,7 @@ class ViT(nn.Module):
         Raises:
             ValueError: if options do not fit each other or the image size.
         """
-        self._check(images.shape)
+        self._check(images)
         dtype = jnp.dtype(self.dtype)
 
         def norm(name: str):
@@ -211,10 +211,10 @@ class ViT(nn.Module):
         """How many tokens in front of the patches have learned positions."""
         return self.class_token * self.class_position + self.num_registers * self.register_positions
 
-    def _check(self, shape: tuple[int, ...]) -> None:
-        if len(shape) != 4:
-            raise ValueError(f"images must be [B, height, width, C], got the shape {shape}")
-        _, height, width, _ = shape
+    def _check(self, images: Array) -> None:
+        if images.ndim != 4:
+            raise ValueError(f"images must be [B, height, width, C], got the shape {images.shape}")
+        _, height, width, _ = images.shape
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
                 f"patch_size must divide the image, got patch_size {self.patch_size} and an image of {height}×{width}"
