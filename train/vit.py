@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from typing import Any, cast
 
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
@@ -60,7 +61,7 @@ def in_range(images):
 
 def looked(model: ViT, params, images):
     """Where a model looked [B, h, w] in images in [0, 1]: the mean over the heads of its last block."""
-    _, attentions = model.apply({"params": params}, in_range(images), return_attention=True)
+    _, attentions = cast(Any, model.apply({"params": params}, in_range(images), return_attention=True))
     return attention_maps(images, attentions[-1], model.patch_size, model.class_token).mean(axis=1)
 
 

@@ -70,7 +70,8 @@ def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
 def _is_plane(about: Mapping[str, Any]) -> bool:
     points, labels = np.array(about["points"], np.float64).reshape(-1, 2), about["labels"]
     counts = [about["rows"], about["columns"], *labels]
-    return len(points) == len(labels) and np.isfinite(points).all() and all(type(x) is int and x >= 0 for x in counts)
+    are_counts = all(type(x) is int and x >= 0 for x in counts)
+    return len(points) == len(labels) and bool(np.isfinite(points).all()) and are_counts
 
 
 def picture_path(folder: Path, name: str) -> Path:
