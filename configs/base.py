@@ -9,7 +9,7 @@ class Data:
     """Labelled images."""
 
     name: str = "mnist_sample"
-    """A TFDS image-classification dataset: mnist_sample is bundled, others are made by `python -m train.prepare`."""
+    """A TFDS image-classification dataset: mnist_sample is bundled, `python -m train.prepare` makes others."""
     dir: str | None = None
     """Folder of prepared datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     train_split: str = "train"
@@ -92,7 +92,7 @@ class Run:
     seed: int = 0
     """Everything random follows from it and the step."""
     dir: str | None = None
-    """Run folder; by default runs/TASK-PRESET. The same command again resumes from its last checkpoint."""
+    """Run folder; by default runs/TASK-PRESET and changes, as runs/vit-sample-depth6. The same command resumes."""
     log_every: int = 50
     """Steps between two train lines in metrics.jsonl."""
     eval_every: int = 500
@@ -125,6 +125,9 @@ class Mesh:
     """Parts that large parameters and their optimizer state are cut into; the batch is cut too."""
     tensor: int = 1
     """Parts that attention heads and hidden widths are cut into."""
+    cpu_devices: int = 1
+    """Devices that a CPU counts as, each with its part of the batch: faster for some models and sizes, slower for
+    others. Fewer where it has fewer cores or the batch cannot be cut so; $JAX_NUM_CPU_DEVICES goes before."""
     show: bool = False
     """Print where each parameter lies and the memory it takes there, and stop."""
 

@@ -1,8 +1,8 @@
 """LSTMs that read images row by row; each preset's measured results stand in the README."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from configs.base import ADAMW, CLOTHES, DIGITS, ClassifierConfig, Data, Optim, Run
+from configs.base import ADAMW, CLOTHES, DIGITS, ClassifierConfig, Data, Mesh, Optim, Run
 from w2jax.sequence import LSTMClassifier
 
 # The PyTorch course's model and optimizer for MNIST. Training is the course's step for step; what is evaluated is the
@@ -15,6 +15,7 @@ ADAM = Optim(learning_rate=1e-3, warmup=0.0, final=1.0, weight_decay=0.0, clip=N
 class Config(ClassifierConfig):
     """An LSTM that reads an image row by row, to classify it."""
 
+    mesh: Mesh = field(default_factory=lambda: Mesh(cpu_devices=2))  # an eighth to a quarter less time on two cores
     model: LSTMClassifier = COURSE
 
 
@@ -48,4 +49,13 @@ PRESETS = {
         augment=DIGITS,
         run=Run(steps=3525, batch_size=256, log_every=47, eval_every=705, save_every=705),
     ),
+}
+
+# For `--help`: what each preset is, and how long it takes on two CPU cores where that was measured.
+ABOUT = {
+    "tiny": "to see that all works; 15 s",
+    "sample": "98.5 % of real digits, 75 s",
+    "mnist": "the course's; 98.8 %, 27 min",
+    "fashion_mnist": "clothes, augmented",
+    "best": "MNIST, 99.5 %, 37 min",
 }

@@ -44,3 +44,12 @@ PRESETS = {
         run=Run(steps=21_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
     ),
 }
+
+# For `--help`: what each preset is, and how long it takes on two CPU cores where that was measured.
+ABOUT = {
+    "tiny": "to see that all works; 20 s",
+    "sample": "98 % of real digits, 140 s",
+    "mnist": "99.35 %, 22 min",
+    "fashion_mnist": "clothes, augmented",
+    "best": "four times as long as mnist",
+}

@@ -209,6 +209,35 @@ def test_gradients_under_a_mask_are_the_derivatives(attend):
     check_grads(lambda *x: masked(*map(jnp.asarray, x)), (q, k, v, bias), order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
 
 
+def test_second_order_gradients_are_the_derivatives_of_the_first_and_vmap_is_a_loop():
+    q, k, v = (x[0, 0] for x in qkv())
+
+    def loss(*inputs):
+        return jnp.sin(scaled_dot_product_attention(*inputs)[0]).sum()
+
+    check_grads(jax.jit(loss), (q, k, v), order=2, modes=["rev"], rtol=1e-2, atol=1e-2)
+    hessian = jax.jit(jax.hessian(lambda k: loss(q, k, v)))(k).reshape(S * K, S * K)
+    np.testing.assert_allclose(hessian, hessian.T, rtol=1e-4, atol=1e-5)
+    assert jnp.abs(hessian).max() > 1e-2
+    together = jax.jit(jax.vmap(jax.grad(loss, (0, 1, 2))))(*(x[:, 0] for x in qkv()))
+    alone = [jax.jit(jax.grad(loss, (0, 1, 2)))(*(x[i, 0] for x in qkv())) for i in range(B)]
+    for mine, *others in zip(together, *alone, strict=True):
+        np.testing.assert_allclose(mine, jnp.stack(others), rtol=1e-4, atol=1e-6)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(loss, (q, k, v), (q, k, v))
+
+
+def test_gradients_of_bfloat16_inputs_are_near_those_of_float32():
+    def gradients(dtype):
+        inputs = (x.astype(dtype) for x in qkv())
+        grads = jax.jit(jax.grad(lambda *x: (scaled_dot_product_attention(*x)[0] ** 2).sum(), (0, 1, 2)))(*inputs)
+        assert all(g.dtype == dtype for g in grads)
+        return grads
+
+    for near, exact in zip(gradients(jnp.bfloat16), gradients(jnp.float32), strict=True):
+        np.testing.assert_allclose(near.astype(jnp.float32), exact, atol=0.02 * float(jnp.abs(exact).max()))
+
+
 def test_bfloat16_inputs_are_near_float32_because_the_softmax_is(attend):
     q, k, v = qkv()
     steps = jnp.arange(S) / 4  # logits 128, 128.25, …: in bfloat16 they would be whole numbers

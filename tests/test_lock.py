@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from train.errors import UserError
 from train.lock import Lock
+from train.lock import holder as at_work
 
 HOLD = (
     "import sys, time; from pathlib import Path; from train.lock import Lock; "
@@ -76,3 +78,28 @@ def test_where_the_file_system_has_no_locks_the_file_says_who_is_at_work(holder,
     (tmp_path / "lock").write_text(json.dumps({"pid": os.getpid(), "host": "another", "since": "2026-01-01"}))
     with pytest.raises(UserError, match="of another, since 2026-01-01"):
         Lock(tmp_path / "lock")
+
+
+def test_who_is_at_work_is_told_without_touching_the_lock(holder, tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    assert re.fullmatch(rf"process {holder.pid} of .*, since 20.*", str(at_work(path)))
+    holder.kill()
+    holder.wait()
+    assert at_work(path) is None and (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert at_work(tmp_path / "none") is None
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OSError):
+        at_work(tmp_path / "link")
+    Lock(path).give_back()
+
+
+def test_where_the_file_system_has_no_locks_the_file_says_who_is_at_work_to_who_asks_too(
+    holder, tmp_path, without_locks
+):
+    assert f"process {holder.pid} of" in str(at_work(tmp_path / "lock"))
+    holder.kill()
+    holder.wait()
+    assert at_work(tmp_path / "lock") is None
+    (tmp_path / "lock").write_text("")
+    assert at_work(tmp_path / "lock") is None

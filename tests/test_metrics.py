@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from train.errors import RunStopped, UserError
-from train.report.metrics import JsonLines, Window, read_lines
+from train.report.metrics import JsonLines, Window
+from train.run_files import read_lines
 from train.task import NOT_FINITE
 
 

@@ -23,7 +23,8 @@ from train.errors import Interrupted, UserError
 from train.loop import fit
 from train.report import trackers
 from train.report.trackers import check_trackers
-from train.run_folder import config_tree, flattened
+from train.run_files import flattened
+from train.run_folder import config_tree
 from train.vit import make_task
 
 ROOT = Path(__file__).parent.parent

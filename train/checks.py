@@ -8,7 +8,8 @@ import numpy as np
 from configs.base import Config
 from train.data.source import Memory, Source
 from train.errors import UserError
-from train.run_folder import config_tree, differing, flattened
+from train.run_files import differing, flattened
+from train.run_folder import config_tree
 
 # By the end of an option's name, in these groups.
 _GROUPS = ("run.", "optim.", "augment.", "data.")

@@ -3,20 +3,17 @@
 import contextlib
 import difflib
 import io
+import os
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
-
-import jax
-import tyro
+from typing import NoReturn, TypeVar
 
 from configs.base import Config
-from train.distributed import LOST, leave
 from train.errors import Interrupted, RunStopped, UserError
 from train.interrupts import end_at_once
-from train.run_folder import config_tree, flattened
+from train.run_files import default_folder, flattened
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -35,18 +32,27 @@ def parse(
         UserError: unknown preset or option (with the nearest that exists), or a value that does not fit its option.
         SystemExit: after printing the help.
     """
+    from train.help import short_help  # Late, as JAX comes with them: programs that only look at files do without.
+    from train.run_folder import config_tree
+
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     preset = "sample" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
     if preset not in presets:
         near = _nearest(preset, presets, f"choose from {', '.join(presets)}")
         raise UserError(f'there is no preset "{preset}"; {near}')
     default = presets[preset]
+    if arguments and arguments[0].startswith("--tyro-"):
+        raise UserError("wanted an option of the training; a shell learns to complete all programs by train.completion")
+    if {"-h", "--help"} & set(arguments):
+        print(short_help(task, presets, preset))
+        raise SystemExit(0)
+    import tyro  # Late too: the short help does not wait for it.
 
     with one_line_errors():
         config, unknown = tyro.cli(
             type(default),
             default=default,
-            args=arguments,
+            args=["--help"] if "--help-all" in arguments else arguments,
             prog=f"python -m train.{task} {'[PRESET]' if preset == 'sample' else preset}",
             description=f"{type(default).__doc__}\n\nPRESET: {', '.join(presets)} (default: sample).",
             return_unknown_args=True,
@@ -55,9 +61,10 @@ def parse(
         raise UserError(f"the preset comes first and alone: python -m train.{task} {unknown[0]} [--options]")
     if unknown:
         options = ["--" + name.replace("_", "-") for name in flattened(config_tree(config))]
-        near = _nearest(unknown[0].split("=")[0], options, f"see python -m train.{task} --help")
+        near = _nearest(unknown[0].split("=")[0], options, f"see python -m train.{task} --help-all")
         raise UserError(f'there is no option "{unknown[0]}"; {near}')
-    run_dir = config.run.dir or f"runs/{task}-{preset}"
+    here, there = (flattened(config_tree(one)) for one in (config, default))
+    run_dir = config.run.dir or default_folder(task, preset, here, there)
     return resolve(replace(config, run=replace(config.run, dir=run_dir)), default)
 
 
@@ -89,12 +96,28 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(f"interrupted by {error}", file=sys.stderr)
         status = 128 + error.number
     except Exception:
-        if not jax.distributed.is_initialized():
+        jax = sys.modules.get("jax")
+        if jax is None or not jax.distributed.is_initialized():
             raise
+        from train.distributed import LOST
+
         traceback.print_exc()
         print(LOST, file=sys.stderr)
         status = 1
-    leave(status)
+    _leave(status)
+
+
+def _leave(status: int | None) -> NoReturn:
+    """Exits. What ends early leaves at once.
+
+    In an orderly exit one of several processes would wait for the others, and threads of XLA that are at work still, as
+    after a signal, end the process by a segmentation fault.
+    """
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _nearest(name: str, known: Collection[str], otherwise: str) -> str:

@@ -4,10 +4,8 @@ import ctypes
 import importlib.util
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 
@@ -81,19 +79,6 @@ def together(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
-
-
-def leave(status: int | None) -> NoReturn:
-    """Exits. What ends early leaves at once.
-
-    In an orderly exit one of several processes would wait for the others, and threads of XLA that are at work still, as
-    after a signal, end the process by a segmentation fault.
-    """
-    if status:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 LOST = (

@@ -9,8 +9,6 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-import jax
-
 from train.errors import Interrupted
 
 # A closed terminal sends SIGHUP; schedulers, containers and preempted machines send SIGTERM.
@@ -56,6 +54,8 @@ class Interrupts:
         self._held = False
 
     def __enter__(self) -> "Interrupts":
+        import jax  # Late, as in `after`: programs that only look at files handle signals too, and do without it.
+
         handled = [number for number in _heeded() if jax.process_count() == 1 or number != signal.SIGTERM]
         self._before = {number: signal.signal(number, self._handle) for number in handled}
         self._held = jax.process_count() == 1
@@ -72,6 +72,8 @@ class Interrupts:
 
     def after(self, step: int, count: int) -> int | None:
         """The signal that ends the run after this step, the last of the `count` steps of a call; None: it goes on."""
+        import jax
+
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 

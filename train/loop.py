@@ -21,14 +21,15 @@ from train.errors import Interrupted, RunStopped, misfits
 from train.interrupts import Interrupts
 from train.program import Program
 from train.report.console import RunConsole
-from train.report.metrics import REMEDY, JsonLines, Window, check_finite, listed, read_lines
+from train.report.metrics import REMEDY, JsonLines, Window, check_finite, listed
 from train.report.mistakes import Verdicts, write_mistakes
 from train.report.page import write_report
 from train.report.pictures import write_pictures
 from train.report.placement import show_placement
 from train.report.trackers import Trackers, check_trackers
+from train.run_files import read_lines
 from train.run_folder import RunFolder, has_checkpoint
-from train.runtime import keep_compiled, quiet_libraries
+from train.runtime import keep_compiled, quiet_libraries, split_cpu
 from train.sharding import batch_parts, make_mesh
 from train.task import Batch, Metrics, Picture, State, Task, broken_leaves, named_leaves
 
@@ -87,6 +88,7 @@ class _Run:
         check_numbers(config)
         check_trackers(config)
         connect(config.distributed)
+        split_cpu(config)
         check_same(config)
         keep_compiled(config.run.compilation_cache)
         self.config = config

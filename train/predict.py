@@ -1,9 +1,9 @@
 """What a trained model says of images: python -m train.predict RUN_DIR [IMAGE|FOLDER ...] [--options]
 
-    python -m train.predict runs/vit-sample digit.png photos/ --top-k 3     # a table; --json for machines
+    python -m train.predict runs/vit-sample digit.png photos/     # a table
     python -m train.predict runs/vit-sample digit.png --attention looked.png
-    python -m train.predict runs/aae-sample digit.png --out again.png       # an autoencoder's reconstructions
-    python -m train.predict runs/aae-sample --sample 20 --out drawn.png     # images of codes drawn from its prior
+    python -m train.predict runs/aae-sample digit.png --out again.png
+    python -m train.predict runs/aae-sample --sample 20 --out drawn.png
 
 In Python: `predictor = train.predict.load("runs/vit-sample"); probabilities = predictor(images)`.
 """
@@ -31,8 +31,7 @@ from train.data.crops import central_box
 from train.data.images import BROKEN, MODES, decode, encoded
 from train.data.source import Blank
 from train.errors import UserError, misfits
-from train.report.command import TASKS
-from train.report.pictures import visible
+from train.run_files import TASKS, printable
 from train.run_folder import read_config, read_model, read_seen
 from train.runtime import quiet_libraries
 from train.task import State
@@ -188,7 +187,9 @@ class Options:
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
     """Folder of a training, such as runs/vit-sample."""
-    images: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[IMAGE|FOLDER ...]")] = ()
+    images: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[IMAGE|FOLDER ...]", help_behavior_hint="")
+    ] = ()
     """Image files, or folders of them."""
     top_k: int = 3
     """Classes shown for each image, the likeliest first."""
@@ -205,7 +206,11 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         options = tyro.cli(
-            Options, args=arguments, prog="python -m train.predict", config=(tyro.conf.FlagCreatePairsOff,)
+            Options,
+            args=arguments,
+            prog="python -m train.predict",
+            description=__doc__,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         )
     quiet_libraries()
     predictor = load(options.run_dir)
@@ -278,7 +283,7 @@ def _tell(predictor: Predictor, paths: Sequence[Path], probabilities: np.ndarray
 
     table = Table("image", *(f"{k}." for k in range(1, options.top_k + 1)), caption=predictor.note)
     for path, row in zip(paths, rows, strict=True):
-        table.add_row(visible(str(path)), *(f"{x['label']}  {x['probability']:.1%}" for x in row))
+        table.add_row(printable(str(path)), *(f"{x['label']}  {x['probability']:.1%}" for x in row))
     Console(highlight=False, markup=False).print(table)
 
 

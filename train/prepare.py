@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             Own if name == "folder" else Published,
             args=rest,
             prog=f"python -m train.prepare {name}",
-            config=(tyro.conf.FlagCreatePairsOff,),
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         )
     if isinstance(options, Own):
         name = _plain(options.name)

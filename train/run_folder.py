@@ -14,28 +14,15 @@ from configs.base import Config
 from train.distributed import leads, together
 from train.errors import UserError
 from train.lock import Lock
+from train.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, TIMING, flattened, must_agree, read_tree
 from train.whole import write_whole
 from w2jax.convert.manifest import checkpoint_steps
 from w2jax.convert.modules import module_from_json, module_to_json
 
-# What may differ when a run goes on: where things lie and which machine it is, never what is computed.
-FREE = (
-    *("run.dir", "run.steps_per_call", "run.compilation_cache", "run.on_nan", "run.on_save_error"),
-    *("run.tensorboard", "run.wandb"),
-    *("data.dir", "data.workers", "data.memory_limit"),
-)
-FREE_GROUPS = ("mesh.", "distributed.")
-CONFIG, METRICS, TIMING, MISTAKES, PICTURES = (
-    "config.json",
-    "metrics.jsonl",
-    "timing.jsonl",
-    "mistakes.json",
-    "pictures",
-)
-_CHECKPOINTS, _LOCK, _IMAGES = "checkpoints", "lock", "images.json"
+MISTAKES, PICTURES = "mistakes.json", "pictures"
+_IMAGES = "images.json"
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
-Json = TypeVar("Json", dict, list)
 
 
 class Seen(NamedTuple):
@@ -67,7 +54,7 @@ class RunFolder:
         self.path = Path(str(config.run.dir))
         self.metrics = self.path / METRICS
         self.timing = self.path / TIMING
-        self.checkpoints = self.path / _CHECKPOINTS
+        self.checkpoints = self.path / CHECKPOINTS
         self.tensorboard = self.path / "tensorboard"
         self.wandb = self.path / "wandb"
         self._config, self._lock = self.path / CONFIG, None
@@ -100,7 +87,7 @@ class RunFolder:
     def _make(self, config: Config) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         self._check(config)
-        self._lock = Lock(self.path / _LOCK)
+        self._lock = Lock(self.path / LOCK)
         try:
             self._check(config)  # Again: until now another process could have begun here, and ended.
             # Written each time: it says what the run does now, and fails early if nothing can be written here.
@@ -127,7 +114,7 @@ class RunFolder:
             )
         if not self._config.exists():
             # What a process leaves that is killed as it begins is no hindrance.
-            if {path.name for path in found} - {_LOCK, f"{self._config.name}.new"}:
+            if {path.name for path in found} - {LOCK, f"{self._config.name}.new"}:
                 raise UserError(f"{self.path} holds other things and no config.json; choose another --run.dir")
             return
         try:
@@ -139,8 +126,7 @@ class RunFolder:
         there = {name: value for name, value in flattened(defaults(config)).items() if name in here} | there
         changed = [
             f"{name} was {there.get(name, 'absent')}, now {here.get(name, 'absent')}"
-            for name in differing(here, there)
-            if not (name in FREE or name.startswith(FREE_GROUPS))
+            for name in must_agree(here, there)
         ]
         if changed:
             raise UserError(
@@ -158,7 +144,7 @@ class RunFolder:
 
 def has_checkpoint(config: Config) -> bool:
     """Whether a run was saved in `config.run.dir`, so that it would go on."""
-    return bool(checkpoint_steps(Path(str(config.run.dir), _CHECKPOINTS)))
+    return bool(checkpoint_steps(Path(str(config.run.dir), CHECKPOINTS)))
 
 
 def read_seen(path: Path) -> Seen:
@@ -202,32 +188,6 @@ def read_config(path: Path, config_type: type[AnyConfig]) -> AnyConfig:
         raise UserError(f"{path / CONFIG} is no {config_type.__module__} of this version: {error}") from error
 
 
-def read_tree(path: Path) -> dict[str, Any]:
-    """The config of the run at `path` as `config_tree` made it.
-
-    Raises:
-        UserError: if it is no run folder, or its config is damaged.
-    """
-    if not (path / CONFIG).is_file():
-        raise UserError(f"wanted a run folder, such as runs/vit-sample, but {path / CONFIG} is no file")
-    return read_json(path / CONFIG, dict)
-
-
-def read_json(path: Path, kind: type[Json]) -> Json:
-    """What a JSON file of a run holds.
-
-    Raises:
-        UserError: if it is not valid, or of another kind.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(content, kind):
-        raise UserError(f"{path} is damaged: wanted JSON of a {kind.__name__}, got {str(content)[:40]}")
-    return content
-
-
 def _built(kind: Any, value: Any) -> Any:
     """What `config_tree` made `value` of, an object of type `kind`."""
     if get_origin(kind) in (Union, UnionType):
@@ -264,16 +224,3 @@ def config_tree(config: Any) -> Any:
     if isinstance(config, dict):
         return {name: config_tree(value) for name, value in config.items()}
     return list(config) if isinstance(config, tuple) else config
-
-
-def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested objects by their dotted names, as options are called; the class of a module is none."""
-    if not isinstance(tree, dict):
-        return {prefix.removesuffix("."): tree}
-    below = {key: value for key, value in tree.items() if key != "class"}
-    return {name: leaf for key, value in below.items() for name, leaf in flattened(value, f"{prefix}{key}.").items()}
-
-
-def differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """The names, in order, whose values differ between two flattened configs, or that only one of them has."""
-    return [name for name in sorted(one.keys() | other.keys()) if one.get(name, "absent") != other.get(name, "absent")]

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
@@ -61,7 +61,8 @@ def in_range(images):
 
 def looked(model: ViT, params, images):
     """Where a model looked [B, h, w] in images in [0, 1]: the mean over the heads of its last block."""
-    _, attentions = cast(Any, model.apply({"params": params}, in_range(images), return_attention=True))
+    answer: Any = model.apply({"params": params}, in_range(images), return_attention=True)
+    _, attentions = answer
     return attention_maps(images, attentions[-1], model.patch_size, model.class_token).mean(axis=1)
 
 

@@ -1,5 +1,8 @@
 """The adversarial autoencoder (Makhzani et al. 2015, arXiv 1511.05644): a code that is shaped after a prior by a game.
 
+The game is that of Goodfellow et al. (2014, arXiv 1406.2661), between the encoder and a discriminator of codes. Its
+phases are the task's (`train/aae.py`).
+
 Axis names: B batch, Z latent size, K categories; images are B height width C.
 """
 
@@ -21,24 +24,25 @@ class Code(NamedTuple):
     """What an encoder makes of images."""
 
     z: Float[Array, "B Z"]  # the mean, or in training a sample around it
-    mean: Float[Array, "B Z"]
+    mean: Float[Array, "B Z"]  # of the Gaussian q(z|x), or the code itself
     log_variance: Float[Array, "B Z"] | None  # None: the encoder is deterministic
     logits: Float[Array, "B K"] | None  # of the categories; None: there are none
 
     @property
     def y(self) -> Float[Array, "B K"] | None:
-        """The probability of each category."""
+        """The probability of each category; None: there are none."""
         return None if self.logits is None else nn.softmax(self.logits)
 
 
 class Encoder(nn.Module):
     """Images → hidden layers (linear → dropout → ReLU) → mean and log-variance, from which z is drawn in training.
 
-    Equation 1 of the paper with a Gaussian q(z|x), by the reparameterisation of Kingma & Welling (2014).
+    Equation 1 of the paper with a Gaussian q(z|x), by the reparameterisation of Kingma & Welling (2014, arXiv
+    1312.6114). Parameters `hidden_0`, `hidden_1` …, `mean`, `log_variance`, `logits`: a kernel and a bias each.
     """
 
     latent_size: int  # Z
-    hidden_sizes: tuple[int, ...] = (512, 512)
+    hidden_sizes: tuple[int, ...] = (512, 512)  # units of each hidden layer
     dropout: float = 0.2  # after each hidden layer, in training
     batch_norm: tuple[int, ...] = ()  # hidden layers, counted from 0, that are normalised over the batch
     stochastic: bool = True  # False: z is a function of the image
@@ -73,14 +77,18 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Code → hidden layers (linear → batch norm where it is on → dropout → ReLU) → an image."""
+    """Code → hidden layers (linear → batch norm where it is on → dropout → ReLU) → an image.
 
-    image_shape: tuple[int, int, int] = (32, 32, 1)
-    hidden_sizes: tuple[int, ...] = (512, 512)
-    dropout: float = 0.2
+    Pixels lie in the range of the `activation`. Parameters `hidden_0`, `hidden_1` …, `output`; `norm_1` … where batch
+    norm is on.
+    """
+
+    image_shape: tuple[int, int, int] = (32, 32, 1)  # height, width and channels of an image
+    hidden_sizes: tuple[int, ...] = (512, 512)  # units of each hidden layer
+    dropout: float = 0.2  # after each hidden layer, in training
     batch_norm: tuple[int, ...] = (1,)  # hidden layers, counted from 0, that are normalised over the batch
     activation: Literal["tanh", "sigmoid"] = "tanh"  # of the output: pixels in [-1, 1] or in [0, 1]
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products; parameters are float32
 
     @nn.compact
     def __call__(self, z: Float[Array, "B Z"], train: bool = False) -> Float[Array, "B h w C"]:
@@ -102,9 +110,9 @@ class Discriminator(nn.Module):
     There is no batch norm to choose: it would see the prior and the codes mixed, and let the game stall.
     """
 
-    hidden_sizes: tuple[int, ...] = (512, 256)
-    dropout: float = 0.2
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    hidden_sizes: tuple[int, ...] = (512, 256)  # units of each hidden layer
+    dropout: float = 0.2  # after each hidden layer, in training
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products; parameters are float32
 
     @nn.compact
     def __call__(self, z: Float[Array, "B Z"], train: bool = False) -> Float[Array, "B"]:
@@ -129,11 +137,11 @@ class AAE(nn.Module):
     W·y + z, where W holds a point, learned too, for each category.
     """
 
-    encoder: Encoder = Encoder(8)
-    decoder: Decoder = Decoder()
+    encoder: Encoder = Encoder(8)  # images to codes
+    decoder: Decoder = Decoder()  # codes to images; its image_shape is that of the images
     discriminator: Discriminator = Discriminator()  # of z, and of the label if z is to follow it
     category_discriminator: Discriminator = Discriminator()  # of y, if the encoder has categories
-    cluster_heads: bool = False
+    cluster_heads: bool = False  # each category is a learned point, which z is added to
     prior: Prior = "gaussian"  # of z
     prior_scale: float = 1.0  # standard deviation of the Gaussian; for the others see `priors.place_codes`
     prior_classes: int = 10  # parts of the prior, one a class; the components of the mixture
@@ -153,7 +161,21 @@ class AAE(nn.Module):
         condition: Float[Array, "B L"] | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B h w C"], Code, Float[Array, "B"]]:
-        """(reconstructions, codes, logits of the codes); `init` by it makes the parameters of all parts."""
+        """Everything once; `init` by it makes the parameters of all parts.
+
+        Args:
+            images: pixels in the range of the decoder's activation.
+            y: what the decoder is told in place of the encoder's categories: a probability of each, or a label as
+                one-hot.
+            condition: the label as one-hot [B, L], where z is to follow it.
+            train: dropout, batch norm and sampling are on; needs the rngs "dropout" and "sample".
+
+        Returns:
+            (reconstructions, codes, logits of the codes).
+
+        Raises:
+            ValueError: if an option is outside its range, or the images are not of the decoder's shape.
+        """
         code = self.encode(images, train)
         if code.y is not None:
             self.discriminate_category(code.y, train)
@@ -218,12 +240,14 @@ class AAE(nn.Module):
 class BatchNorm(nn.Module):
     """torch.nn.BatchNorm1d: normalised by the batch's biased variance; the unbiased one enters the running variance.
 
-    Ioffe & Szegedy 2015. Flax's own keeps the biased variance, so that converted weights would train on otherwise.
+    Ioffe & Szegedy 2015 (arXiv 1502.03167), algorithm 1.
+
+    Flax's own keeps the biased variance, so that converted weights would train on otherwise.
     "batch_stats" holds `mean`, `var`, and in `count` how many batches they have seen, which is for torch to know.
     """
 
     momentum: float = 0.1  # weight of the new batch in the running statistics
-    eps: float = 1e-5
+    eps: float = 1e-5  # added to the variance
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"], train: bool = False) -> Float[Array, "B D"]:

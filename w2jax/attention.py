@@ -66,6 +66,9 @@ def scaled_dot_product_attention(
     Returns:
         (output, weights); the softmax is computed in float32 whatever the input's dtype.
 
+    `jax.vmap` and reverse-mode gradients of any order work, forward over reverse (`jax.hessian`) too. Forward mode
+    alone (`jax.jvp`) does not, and JAX says so: the products' gradients are a `custom_vjp`.
+
     Raises:
         ValueError: if widths or lengths disagree, dropout is asked for without a key, or the implementation is unknown
             or cannot do what is asked.
@@ -110,6 +113,9 @@ def scaled_dot_product_attention(
 class MultiHeadAttention(nn.Module):
     """MultiHead(Q, K, V) = Concat(head_1 … head_H) W^O, section 3.2.2 of the paper.
 
+    With `num_kv_heads` it is grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), with 1 of them
+    multi-query attention (Shazeer 2019, arXiv 1911.02150).
+
     Self-attention when only `query` is given, cross-attention otherwise. Parameters: `query`, `key`, `value` kernels
     [width in, H, K] and `out` [H, K, D], each with a bias if `use_bias`, the first three only with `qkv_bias` too.
 
@@ -118,16 +124,16 @@ class MultiHeadAttention(nn.Module):
     keys in that call; then every `apply(variables, x, decode="append", mutable=["cache"])` adds its own.
     """
 
-    num_heads: int
+    num_heads: int  # H; must divide the widths
     embed_dim: int | None = None  # output width; the query's width when None
     qk_dim: int | None = None  # query and key width over all heads; embed_dim when None
     v_dim: int | None = None  # value width over all heads; embed_dim when None
     num_kv_heads: int | None = None  # key/value heads, each shared by a group of query heads; num_heads when None
     dropout: float = 0.0  # on the attention weights
-    use_bias: bool = True
+    use_bias: bool = True  # of the four projections
     qkv_bias: bool = True  # with use_bias: False leaves the bias of the output alone
     qk_norm: bool = False  # LayerNorm over each head's queries and keys (Dehghani et al. 2023, section 2)
-    norm_eps: float = 1e-6
+    norm_eps: float = 1e-6  # of the LayerNorms of qk_norm
     scale: float | None = None  # of the logits; 1/√(head width) when None
     implementation: Implementation = "auto"  # of scaled_dot_product_attention
     dtype: str = "float32"  # of the computation; parameters are float32

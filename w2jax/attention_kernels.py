@@ -23,7 +23,7 @@ def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropou
     rows, columns = jnp.arange(query.shape[-2])[:, None], jnp.arange(key.shape[-2])
 
     def logits(key):
-        products = jnp.einsum("...tk,...sk->...ts", query * factor, key, preferred_element_type=jnp.float32)
+        products = _similarities(query * factor, key)
         return products if bias is None else products + bias
 
     poisoned = None
@@ -41,10 +41,59 @@ def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropou
     used = weights
     if dropout > 0.0:
         used = _dropped(dropout_key, dropout, weights)
-    output = jnp.einsum("...ts,...sv->...tv", used.astype(value.dtype), value)
+    output = _weighted_sums(used.astype(value.dtype), value)
     if poisoned is not None:
         output, weights = jnp.where(poisoned, jnp.nan, output), jnp.where(poisoned, jnp.nan, weights)
     return output, weights
+
+
+def _similarities(query, key):
+    """Q Kᵀ [..., T, S] in float32."""
+    return (_qk_of_one_batch if query.shape[:-2] == key.shape[:-2] else _qk)(query, key)
+
+
+def _weighted_sums(weights, value):
+    """A V [..., T, V]."""
+    return (_av_of_one_batch if weights.shape[:-2] == value.shape[:-2] else _av)(weights, value)
+
+
+def _qk(query, key):
+    return jnp.einsum("...tk,...sk->...ts", query, key, preferred_element_type=jnp.float32)
+
+
+def _av(weights, value):
+    return jnp.einsum("...ts,...sv->...tv", weights, value)
+
+
+# The gradients of both products are written out for the second factor's sake. Its is a product with a transposed array.
+# On CPU XLA takes two to three times as long for that, unless it lies transposed in memory: here the smaller one does.
+
+
+def _qk_backward(factors, gradient):
+    query, key = factors
+    by_query = jnp.einsum("...ts,...sk->...tk", gradient, key, preferred_element_type=jnp.float32)
+    by_key = jnp.einsum("...kt,...ts->...ks", _turned(query), gradient, preferred_element_type=jnp.float32)
+    return by_query.astype(query.dtype), jnp.swapaxes(by_key, -1, -2).astype(key.dtype)
+
+
+def _av_backward(factors, gradient):
+    weights, value = factors
+    by_value = jnp.einsum("...vt,...ts->...vs", _turned(gradient), weights)
+    return jnp.einsum("...tv,...sv->...ts", gradient, value), jnp.swapaxes(by_value, -1, -2)
+
+
+_qk_of_one_batch, _av_of_one_batch = jax.custom_vjp(_qk), jax.custom_vjp(_av)
+_qk_of_one_batch.defvjp(lambda *factors: (_qk(*factors), factors), _qk_backward)
+_av_of_one_batch.defvjp(lambda *factors: (_av(*factors), factors), _av_backward)
+
+
+def _turned(x):
+    """Transposed; on CPU also in memory, else the compiler would merge it into the product again."""
+
+    def turned(x):
+        return jnp.swapaxes(x, -1, -2)
+
+    return jax.lax.platform_dependent(x, cpu=lambda x: jax.lax.optimization_barrier(turned(x)), default=turned)
 
 
 def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key):

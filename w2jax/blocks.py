@@ -15,11 +15,11 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from w2jax.attention import MultiHeadAttention
 from w2jax.norm import LayerNorm
 
-# Exact GELU (torch, timm), its tanh approximation (Google), x·σ(1.702 x) (CLIP), ReLU.
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
+"""GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415): exact (torch, timm), by tanh (Google), x·σ(1.702 x) (CLIP); ReLU"""
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),  # as torch; erfc, as Flax's, takes longer
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
@@ -27,20 +27,21 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 
 
 class Mlp(nn.Module):
-    """Dense → activation → Dense, back to the input's width.
+    """Dense → activation → Dense, back to the input's width (Vaswani et al. 2017, section 3.3).
 
     Raises:
         ValueError: if there is no such activation.
     """
 
-    mlp_dim: int
-    dropout: float = 0.0
-    activation: Activation = "gelu"
-    use_bias: bool = True
-    dtype: str = "float32"
+    mlp_dim: int  # hidden width
+    dropout: float = 0.0  # behind the activation, and on the output
+    activation: Activation = "gelu"  # between the two layers
+    use_bias: bool = True  # in both layers
+    dtype: str = "float32"  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"], train: bool = False) -> Float[Array, "*batch D"]:
+        """Each vector by itself; with `train`, needs the rng "dropout" (if it is on)."""
         if self.activation not in ACTIVATIONS:
             raise ValueError(f'activation is one of {", ".join(ACTIVATIONS)}, got "{self.activation}"')
         kernel_init = nn.initializers.xavier_uniform()
@@ -54,21 +55,29 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """x · γ, one learned factor a channel (Touvron et al. 2021, "Going deeper with Image Transformers")."""
+    """x · γ, one learned factor a channel.
 
-    initial: float
+    Touvron et al. 2021, "Going deeper with Image Transformers", arXiv 2103.17239.
+    """
+
+    initial: float  # every factor's first value
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
+        """Each channel times its factor."""
         gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],))
         return x * gamma.astype(x.dtype)
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole examples (Huang et al. 2016, "Stochastic Depth"), scaled to keep its mean."""
+    """Drops a residual branch for whole examples, scaled to keep its mean.
+
+    Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv 1603.09382.
+    """
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], rate: Shaped[Array, ""]) -> Float[Array, "B N D"]:
+        """Each example's x, or 0 with the probability `rate`, which is below 1; needs the rng "dropout"."""
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, (x.shape[0], 1, 1))
         return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), 0)
 
@@ -82,20 +91,20 @@ class EncoderBlock(nn.Module):
         ValueError: if `residual_from_norm` is asked for without `pre_norm`.
     """
 
-    num_heads: int
-    mlp_dim: int
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    attention_scale: float | None = None
-    qkv_bias: bool = True
-    qk_norm: bool = False
-    layer_scale: float | None = None
-    pre_norm: bool = True
-    residual_from_norm: bool = False
-    activation: Activation = "gelu"
-    norm_eps: float = 1e-6
+    num_heads: int  # H; must divide D
+    mlp_dim: int  # hidden width of the MLP
+    dropout: float = 0.0  # on the attention's output and in the MLP
+    attention_dropout: float = 0.0  # on the attention weights
+    attention_scale: float | None = None  # of the logits; None: 1/√(head width)
+    qkv_bias: bool = True  # biases of queries, keys and values
+    qk_norm: bool = False  # LayerNorm on queries and keys
+    layer_scale: float | None = None  # initial factor of each residual branch; None: no LayerScale
+    pre_norm: bool = True  # norms before the branches; False: behind the sums
+    residual_from_norm: bool = False  # attention's residual adds the normalised input
+    activation: Activation = "gelu"  # of the MLP
+    norm_eps: float = 1e-6  # of every LayerNorm
     use_bias: bool = True  # in the layers and in the norms
-    dtype: str = "float32"
+    dtype: str = "float32"  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(
@@ -152,15 +161,15 @@ class DecoderBlock(nn.Module):
         ValueError: if there is no memory, neither given nor in a cache.
     """
 
-    num_heads: int
-    mlp_dim: int
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    pre_norm: bool = False
-    activation: Activation = "relu"
-    norm_eps: float = 1e-5
+    num_heads: int  # H; must divide D
+    mlp_dim: int  # hidden width of the MLP
+    dropout: float = 0.0  # on each attention's output and in the MLP
+    attention_dropout: float = 0.0  # on the attention weights
+    pre_norm: bool = False  # norms before the branches; False: behind the sums
+    activation: Activation = "relu"  # of the MLP
+    norm_eps: float = 1e-5  # of every LayerNorm
     use_bias: bool = True  # in the layers and in the norms
-    dtype: str = "float32"
+    dtype: str = "float32"  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(

@@ -1,4 +1,6 @@
-"""The LSTM (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000), equal to torch.nn.LSTM.
+"""The LSTM, equal to torch.nn.LSTM.
+
+Hochreiter & Schmidhuber 1997, "Long Short-Term Memory", with the forget gate of Gers et al. 2000, "Learning to Forget".
 
 Axis names: B batch, T time, I input width, H hidden width, P output width (H, or proj_size).
 """
@@ -13,10 +15,15 @@ from w2jax.recurrent import Lengths, Recurrent, on_several_devices, project_gate
 
 
 class LSTM(Recurrent):
-    """A multi-layer LSTM: i, f, g, o = x W_ih + b_ih + h W_hh + b_hh, then c ← σ(f) c + σ(i) tanh(g), h ← σ(o) tanh(c).
+    """A multi-layer LSTM, with gates in the order i, f, g, o, as in torch:
 
-    With `proj_size`, h ← σ(o) tanh(c) W_hr (Sak et al. 2014). Parameters of a layer and direction: `input_kernel`
-    [I, 4, H], `hidden_kernel` [P, 4, H], `input_bias` and `hidden_bias` [4, H], `projection_kernel` [H, P].
+        i, f, g, o = x W_ih + b_ih + h W_hh + b_hh,
+        c ← σ(f) c + σ(i) tanh(g),  h ← σ(o) tanh(c)
+
+    With `proj_size`, h ← σ(o) tanh(c) W_hr (Sak et al. 2014, arXiv 1402.1128).
+
+    Parameters of a layer and direction: `input_kernel` [I, 4, H], `hidden_kernel` [P, 4, H], `input_bias` and
+    `hidden_bias` [4, H], `projection_kernel` [H, P].
     """
 
     proj_size: int = 0  # P; 0: no projection
@@ -31,6 +38,9 @@ class LSTM(Recurrent):
     ) -> tuple[Float[Array, "*batch T O"], tuple[Float[Array, "L ... P"], Float[Array, "L ... H"]]]:
         """Read sequences.
 
+        `jax.vmap` and reverse-mode gradients of any order work, forward over reverse (`jax.hessian`) too. Forward mode
+        alone (`jax.jvp`) does not, and JAX says so: the backward pass is a `custom_vjp`.
+
         Args:
             x: [B, T, I], or one sequence [T, I].
             initial_state: (h, c), each [layers · directions, B, ·], by layer, forward before backward; zeros when None.
@@ -41,9 +51,6 @@ class LSTM(Recurrent):
 
         Returns:
             (out [B, T, P · directions] of the last layer, (h, c) like `initial_state`).
-
-        `jax.vmap` and reverse-mode gradients of any order work, forward over reverse (`jax.hessian`) too. Forward mode
-        alone (`jax.jvp`) does not, and JAX says so: the backward pass is a `custom_vjp`.
 
         Raises:
             ValueError: if an option is outside its range, or lengths or states do not fit the input.
@@ -63,10 +70,10 @@ class LSTM(Recurrent):
 class LSTMLayer(nn.Module):
     """One layer in one direction, time first."""
 
-    hidden_size: int
-    bias: bool
-    proj_size: int
-    reverse: bool
+    hidden_size: int  # H
+    bias: bool  # on the input's and on the hidden state's product
+    proj_size: int  # P; 0: no projection
+    reverse: bool  # reads from the end
 
     @nn.compact
     def __call__(
@@ -76,6 +83,7 @@ class LSTMLayer(nn.Module):
         c: Float[Array, "B H"],
         valid: Bool[Array, "T B 1"] | None,
     ) -> tuple[Float[Array, "T B P"], tuple[Float[Array, "B P"], Float[Array, "B H"]]]:
+        """(outputs, (last h, last c)), from the states h and c; steps that are not `valid` leave them and put out 0."""
         hidden, init = self.hidden_size, uniform_init(self.hidden_size)
         input_kernel = self.param("input_kernel", init, (x.shape[-1], 4, hidden))
         hidden_kernel = self.param("hidden_kernel", init, (self.proj_size or hidden, 4, hidden))

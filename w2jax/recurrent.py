@@ -30,7 +30,7 @@ class Recurrent(nn.Module):
     """
 
     hidden_size: int  # H
-    num_layers: int = 1
+    num_layers: int = 1  # one on top of the other
     bias: bool = True  # two of them, on the input's and on the hidden state's product, as in torch
     dropout: float = 0.0  # on the output of every layer but the last
     bidirectional: bool = False  # a second set of parameters reads backwards; the outputs are concatenated

@@ -1,4 +1,7 @@
-"""The simple recurrent network (Elman 1990) and the GRU (Cho et al. 2014), equal to torch.nn.RNN and torch.nn.GRU.
+"""The simple recurrent network and the GRU, equal to torch.nn.RNN and torch.nn.GRU.
+
+Elman 1990, "Finding Structure in Time"; Cho et al. 2014, "Learning Phrase Representations using RNN Encoder–Decoder for
+Statistical Machine Translation", arXiv 1406.1078, section 2.3.
 
 Axis names: B batch, T time, I input width, H hidden width, G gates.
 """
@@ -24,7 +27,7 @@ class RNN(Recurrent):
     `hidden_bias` [1, H].
     """
 
-    nonlinearity: Literal["tanh", "relu"] = "tanh"
+    nonlinearity: Literal["tanh", "relu"] = "tanh"  # of the hidden state
 
     @nn.compact
     def __call__(
@@ -34,7 +37,10 @@ class RNN(Recurrent):
         lengths: Lengths | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "*batch T O"], Float[Array, "L ... H"]]:
-        """(out [B, T, H · directions], h [layers · directions, B, H]); arguments are those of `LSTM`, the state is h.
+        """Read sequences; arguments as in `LSTM`, whose state is h alone.
+
+        Returns:
+            (out [B, T, H · directions] of the last layer, h [layers · directions, B, H]).
 
         Raises:
             ValueError: if an option is outside its range, or lengths or the state do not fit the input.
@@ -44,10 +50,12 @@ class RNN(Recurrent):
 
 
 class GRU(Recurrent):
-    """A multi-layer GRU, with gates in the order r, z, n, and r inside the bias of the hidden state, as in torch:
+    """A multi-layer GRU, with gates in the order r, z, n, as in torch:
 
         r = σ(x W_ir + b_ir + h W_hr + b_hr),  z = σ(x W_iz + b_iz + h W_hz + b_hz),
         n = tanh(x W_in + b_in + r (h W_hn + b_hn)),  h ← (1 − z) n + z h
+
+    r stands outside the product with h and its bias; in the paper it stands inside, on h itself.
 
     Parameters of a layer and direction: `input_kernel` [I, 3, H], `hidden_kernel` [H, 3, H], `input_bias` and
     `hidden_bias` [3, H].
@@ -61,7 +69,10 @@ class GRU(Recurrent):
         lengths: Lengths | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "*batch T O"], Float[Array, "L ... H"]]:
-        """(out [B, T, H · directions], h [layers · directions, B, H]); arguments are those of `LSTM`, the state is h.
+        """Read sequences; arguments as in `LSTM`, whose state is h alone.
+
+        Returns:
+            (out [B, T, H · directions] of the last layer, h [layers · directions, B, H]).
 
         Raises:
             ValueError: if an option is outside its range, or lengths or the state do not fit the input.
@@ -100,16 +111,17 @@ def _run(module: Recurrent, gates: int, cell: Cell, x, initial_state, lengths, t
 class RecurrentLayer(nn.Module):
     """One layer in one direction, time first; what is between the products is the cell's."""
 
-    hidden_size: int
-    gates: int
-    cell: Cell
-    bias: bool
-    reverse: bool
+    hidden_size: int  # H
+    gates: int  # G
+    cell: Cell  # what is between the products
+    bias: bool  # on the input's and on the hidden state's product
+    reverse: bool  # reads from the end
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "T B I"], h: Float[Array, "B H"], valid: Bool[Array, "T B 1"] | None
     ) -> tuple[Float[Array, "T B H"], tuple[Float[Array, "B H"]]]:
+        """(outputs, (last h,)), from the state h; steps that are not `valid` change nothing and put out 0."""
         gates, dtype = (self.gates, self.hidden_size), x.dtype
         exact, init = jnp.promote_types(dtype, jnp.float32), uniform_init(self.hidden_size)
         input_kernel = self.param("input_kernel", init, (x.shape[-1], *gates))

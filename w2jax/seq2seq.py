@@ -29,17 +29,17 @@ class Seq2Seq(nn.Module):
     embed_dim: int  # D, width of every token
     num_heads: int  # attention heads; must divide embed_dim
     mlp_dim: int  # hidden width of each block's MLP
-    encoder_depth: int = 6
-    decoder_depth: int = 6
+    encoder_depth: int = 6  # number of encoder blocks
+    decoder_depth: int = 6  # number of decoder blocks
     max_length: int = 512  # tokens at most, of a source and of a target
     source_vocab_size: int | None = None  # of an embedding of the source's own; None: it shares the target's
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # fixed waves, or a table that is learned
     tie_output: bool = True  # the output layer is the target's embedding, without bias
     dropout: float = 0.1  # on embeddings and wherever `Transformer` has it
-    activation: Activation = "relu"
-    pre_norm: bool = False
-    norm_eps: float = 1e-5
-    use_bias: bool = True
+    activation: Activation = "relu"  # of the MLPs
+    pre_norm: bool = False  # norms before the branches; False: behind the sums
+    norm_eps: float = 1e-5  # of every LayerNorm
+    use_bias: bool = True  # in the layers and in the norms
     dtype: str = "float32"  # of the computation; parameters and logits are float32
     remat: bool = False  # recompute blocks in the backward pass: less memory, more time
     scan_layers: bool = False  # one compiled block a stack, parameters stacked along depth
@@ -146,9 +146,16 @@ class Seq2Seq(nn.Module):
     ) -> Int[Array, "B {length}"]:
         """The likeliest token behind `start_token`, the likeliest behind both, and so on: `length` tokens.
 
-        Each step decodes one token against cached keys and values. A row is done with its first `end_token`, which
-        fills what is left of it; when all rows are done, so is the loop. To be compiled as
-        `jax.jit(model.generate, static_argnames="length")`.
+        Each step decodes one token against cached keys and values; when all rows are done, so is the loop. To be
+        compiled as `jax.jit(model.generate, static_argnames="length")`.
+
+        Args:
+            variables: what `init` made, or what was trained.
+            source_tokens: what is read.
+            start_token: stands before the first token, for all rows or for each.
+            length: how many tokens to write.
+            end_token: with its first a row is done, and it fills what is left of it; None: no row ends early.
+            source_lengths: tokens of each source; the rest is padding.
 
         Raises:
             ValueError: if `length` is below 1 or above `max_length`.

@@ -23,11 +23,11 @@ class Encoder(nn.Module):
     the same values, one compiled block. The rate of DropPath grows linearly from 0 at the first block to `drop_path`.
     """
 
-    block: EncoderBlock
-    depth: int
-    drop_path: float = 0.0
-    remat: bool = False
-    scan: bool = False
+    block: EncoderBlock  # what is copied
+    depth: int  # how often
+    drop_path: float = 0.0  # stochastic depth: rate of the last block, 0 at the first
+    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
+    scan: bool = False  # one compiled block, parameters stacked along depth
 
     @nn.compact
     def __call__(
@@ -50,12 +50,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """`depth` copies of `block`, with parameters as `Encoder` lays them."""
+    """`depth` copies of `block`, each with parameters of its own, which lie as an `Encoder`'s do."""
 
-    block: DecoderBlock
-    depth: int
-    remat: bool = False
-    scan: bool = False
+    block: DecoderBlock  # what is copied
+    depth: int  # how often
+    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
+    scan: bool = False  # one compiled block, parameters stacked along depth
 
     @nn.compact
     def __call__(
@@ -87,12 +87,12 @@ class Transformer(nn.Module):
 
     num_heads: int  # must divide the inputs' width
     mlp_dim: int  # hidden width of each block's MLP
-    encoder_depth: int = 6
-    decoder_depth: int = 6
+    encoder_depth: int = 6  # number of encoder blocks
+    decoder_depth: int = 6  # number of decoder blocks
     dropout: float = 0.1  # on attention weights, behind the activation, and on every residual branch
-    activation: Activation = "relu"
-    pre_norm: bool = False
-    norm_eps: float = 1e-5
+    activation: Activation = "relu"  # of the MLPs
+    pre_norm: bool = False  # norms before the branches; False: behind the sums
+    norm_eps: float = 1e-5  # of every LayerNorm
     use_bias: bool = True  # in the layers and in the norms
     dtype: str = "float32"  # of the computation; parameters are float32
     remat: bool = False  # recompute blocks in the backward pass: less memory, more time

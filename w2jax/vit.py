@@ -17,8 +17,6 @@ from w2jax.blocks import Activation, EncoderBlock, Mlp
 from w2jax.norm import LayerNorm
 from w2jax.transformer import Encoder
 
-# Width, depth, heads and MLP width: table 1 of the ViT paper (B, L, H), of DeiT (Ti, S) and table 2 of
-# "Scaling Vision Transformers" (g, G).
 SIZES = {
     "Ti": (192, 12, 3, 768),
     "S": (384, 12, 6, 1536),
@@ -28,34 +26,41 @@ SIZES = {
     "g": (1408, 40, 16, 6144),
     "G": (1664, 48, 16, 8192),
 }
+"""Width, depth, heads and MLP width by name: table 1 of the ViT paper (B, L, H), of DeiT (Ti, S), and table 2 of
+"Scaling Vision Transformers" (g, G)."""
 
 
 class PatchEmbed(nn.Module):
     """Cuts images into square patches, row by row, and projects each (equation 1)."""
 
-    patch_size: int
-    embed_dim: int
-    use_bias: bool = True
-    dtype: str = "float32"
+    patch_size: int  # pixels; must divide both sides of the image
+    embed_dim: int  # D
+    use_bias: bool = True  # of the projection
+    dtype: str = "float32"  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "B h w C"]) -> Float[Array, "B N D"]:
+        """A token of each patch; N = h · w / patch_size²."""
         patches = rearrange(images, "b (n p1) (m p2) c -> b (n m) (p1 p2 c)", p1=self.patch_size, p2=self.patch_size)
         dense = nn.Dense(self.embed_dim, use_bias=self.use_bias, dtype=jnp.dtype(self.dtype), name="projection")
         return dense(patches)
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends to all tokens, then a residual MLP ("Scaling Vision Transformers", section 3.1)."""
+    """One learned query attends to all tokens, then a residual MLP.
 
-    num_heads: int
-    mlp_dim: int
-    activation: Activation = "gelu"
-    norm_eps: float = 1e-6
-    dtype: str = "float32"
+    The head "MAP" of Zhai et al. 2022, "Scaling Vision Transformers" (arXiv 2106.04560).
+    """
+
+    num_heads: int  # must divide D
+    mlp_dim: int  # hidden width of the MLP
+    activation: Activation = "gelu"  # of the MLP
+    norm_eps: float = 1e-6  # of the LayerNorm
+    dtype: str = "float32"  # of the computation; parameters are float32
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
+        """One vector for all tokens of an example."""
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, tokens.shape[-1]))
         probe = repeat(probe.astype(tokens.dtype), "1 1 d -> b 1 d", b=tokens.shape[0])
         x, _ = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="attention")(probe, tokens)
@@ -65,8 +70,9 @@ class AttentionPool(nn.Module):
 
 
 class ViT(nn.Module):
-    """Embed → encoder → pool → LayerNorm → head. The image size comes from the images at `init`.
+    """Embed → encoder → pool → LayerNorm → head (equations 1 to 4 of the paper).
 
+    The image size comes from the images at `init`.
     Tokens stand in the order class token, registers, patches row by row.
     """
 
@@ -79,9 +85,9 @@ class ViT(nn.Module):
     pool: Literal["cls", "gap", "map"] = "cls"  # class token, mean of the patches, or attention to the patches
     norm_after_pool: bool = False  # the last LayerNorm is on the pooled features, not on the tokens (timm's fc_norm)
     class_token: bool = True  # False only with pool gap or map
-    positions: Literal["learned", "sincos2d"] = "learned"
+    positions: Literal["learned", "sincos2d"] = "learned"  # learned, or fixed waves of row and column
     class_position: bool = True  # the class token has a learned position too (False: big_vision)
-    num_registers: int = 0  # extra learned tokens (Darcet et al. 2024)
+    num_registers: int = 0  # extra learned tokens (Darcet et al. 2024, "Vision Transformers Need Registers")
     register_positions: bool = False  # they have learned positions too, behind the class token's
     patch_bias: bool = True  # a bias in the patches' projection
     embed_norm: bool = False  # a LayerNorm before the first block (CLIP)
@@ -94,8 +100,8 @@ class ViT(nn.Module):
     attention_scale: float | None = None  # of the logits; None: 1/√(head width)
     residual_from_norm: bool = False  # attention's residual adds the normalised input, as the PyTorch course's code
     pre_logits_dim: int | None = None  # width of a tanh layer before the head; None: no such layer
-    activation: Activation = "gelu"
-    norm_eps: float = 1e-6
+    activation: Activation = "gelu"  # of the MLPs: exact GELU, its tanh form, x·σ(1.702 x), or ReLU
+    norm_eps: float = 1e-6  # of every LayerNorm
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
     remat: bool = False  # recompute blocks in the backward pass: less memory, more time
     scan_layers: bool = False  # one compiled block, parameters stacked along depth
@@ -117,8 +123,16 @@ class ViT(nn.Module):
     def __call__(
         self, images: Float[Array, "B h w C"], train: bool = False, return_attention: bool = False
     ) -> tuple[Float[Array, "B V"], list[Float[Array, "B H N N"]] | None]:
-        """Logits, and with `return_attention` each block's attention map; with `train`, needs a "dropout" rng
-        if any dropout is on.
+        """What each image is.
+
+        Args:
+            images: of any range of values; what the model is trained on is what it wants.
+            train: dropout and stochastic depth are on; needs a "dropout" rng if one of them is.
+            return_attention: otherwise there are no maps.
+
+        Returns:
+            (logits [B, V] in float32, each block's attention map [B, H, N, N] or None). With `num_classes` 0 the pooled
+            features [B, D] stand for the logits.
 
         Raises:
             ValueError: if options do not fit each other or the image size.
@@ -216,7 +230,13 @@ class ViT(nn.Module):
     def resize(
         self, variables: Mapping[str, Any], old_size: tuple[int, int], new_size: tuple[int, int]
     ) -> dict[str, Any]:
-        """`variables` trained on images of `old_size` (height, width), made ready for images of `new_size`."""
+        """`variables` trained on images of `old_size` (height, width), made ready for images of `new_size`.
+
+        Sizes are in pixels. Learned positions are interpolated (section 3.2 of the paper); fixed ones need nothing.
+
+        Raises:
+            ValueError: if the positions are not those of `old_size`.
+        """
         if self.positions != "learned":
             return dict(variables)
         old_grid, new_grid = ((h // self.patch_size, w // self.patch_size) for h, w in (old_size, new_size))

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from benchmarks.contender import Contender
 from benchmarks.given import ATTENTION, HEADS, LSTM, VIT, WIDTH, Arrays, our_params
-from benchmarks.peers.with_jax import attended, images, inferred, trained
+from benchmarks.peers.with_jax import attended, compiled_update, images, inferred, trained
 
 
 class LSTMClassifier(nn.Module):
@@ -134,21 +134,25 @@ def mha_training(given: Arrays):
     return training(AttentionClassifier(), params, x, given, optax.adamw(1e-3, weight_decay=0.01))
 
 
+def trained_by(update: Callable, state: Any, batch: Any) -> Contender:
+    return trained(compiled_update(update, state, batch), state, batch)
+
+
 def lstm_step(given: Arrays) -> Contender:
-    return trained(*lstm_training(given))
+    return trained_by(*lstm_training(given))
 
 
 def vit_step(given: Arrays) -> Contender:
-    return trained(*vit_training(given))
+    return trained_by(*vit_training(given))
 
 
 def vit_step_jax_nn(given: Arrays) -> Contender:
     """The same with `jax.nn.dot_product_attention`."""
-    return trained(*vit_training(given, jax_nn))
+    return trained_by(*vit_training(given, jax_nn))
 
 
 def mha_step(given: Arrays) -> Contender:
-    return trained(*mha_training(given))
+    return trained_by(*mha_training(given))
 
 
 def jax_nn(query, key, value, **_):

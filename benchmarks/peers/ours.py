@@ -11,9 +11,13 @@ import numpy as np
 
 from benchmarks.contender import Contender
 from benchmarks.given import HEADS, Arrays, build, our_params
-from benchmarks.peers.with_jax import attended, images, inferred, stepping, trained
-from configs.base import Optim, Run
+from benchmarks.peers.with_jax import attended, compiled_update, images, inferred, stepping, trained
+from configs.base import Mesh, Optim, Run
 from train.data.source import Memory
+from train.loop import placed_params
+from train.program import Program
+from train.runtime import split_cpu
+from train.sharding import make_mesh
 from w2jax import MultiHeadAttention
 from w2jax.aae import AAE, Decoder, Discriminator, Encoder
 
@@ -21,11 +25,14 @@ ADAM = Optim(learning_rate=1e-3, warmup=0.0, final=1.0, weight_decay=0.0, clip=N
 ADAMW = replace(ADAM, weight_decay=0.01)
 
 
+def batch_of(given: Arrays) -> dict[str, np.ndarray]:
+    size = len(given["label"])
+    return {"image": given["image"], "label": given["label"], "index": np.arange(size, dtype=np.int32)}
+
+
 def training(task: Any, given: Arrays) -> tuple[Any, Any, Any]:
     """(the task's train step, its first state with the parameters given, a batch)."""
-    size = len(given["label"])
-    batch = {"image": given["image"], "label": given["label"], "index": np.arange(size, dtype=np.int32)}
-    return task.step, jax.jit(task.init)().replace(params=our_params(given)), jax.tree.map(jnp.asarray, batch)
+    return task.step, jax.jit(task.init)().replace(params=our_params(given)), jax.tree.map(jnp.asarray, batch_of(given))
 
 
 def source(given: Arrays) -> Memory:
@@ -34,34 +41,44 @@ def source(given: Arrays) -> Memory:
     return replace(split, sibling=lambda _: split)
 
 
-def classifier_training(program: str, given: Arrays, optim: Optim):
+def classifier(program: str, given: Arrays, optim: Optim, **options: Any) -> tuple[Any, Any]:
+    """(the config, its task)."""
     config_type = importlib.import_module(f"configs.{program}").Config
-    config = config_type(model=build(program)[0], optim=optim, run=Run(steps=10**6, batch_size=len(given["label"])))
-    return training(importlib.import_module(f"train.{program}").make_task(config, source(given)), given)
+    run = Run(steps=10**6, batch_size=len(given["label"]))
+    config = config_type(model=build(program)[0], optim=optim, run=run, **options)
+    return config, importlib.import_module(f"train.{program}").make_task(config, source(given))
 
 
 def lstm_training(given: Arrays):
-    return classifier_training("lstm", given, ADAM)
+    return training(classifier("lstm", given, ADAM)[1], given)
 
 
 def vit_training(given: Arrays):
-    return classifier_training("vit", given, ADAMW)
+    return training(classifier("vit", given, ADAMW)[1], given)
 
 
-def mha_training(given: Arrays):
-    return classifier_training("mha", given, ADAMW)
+def program_step(config: Any, task: Any, given: Arrays) -> Contender:
+    """The step as the loop has it, on the devices that the config splits the CPU into."""
+    split_cpu(config)
+    program = Program(config, task, source(given), make_mesh(config.mesh))
+    state = jax.jit(task.init, out_shardings=program.places)()
+    state = state.replace(params=placed_params(our_params(given), program.places))
+    size = len(given["label"])
+    batch = program.place(batch_of(given), np.arange(size), size)
+    return trained(program.lowered_step.compile(), state, batch)
 
 
 def lstm_step(given: Arrays) -> Contender:
-    return trained(*lstm_training(given))
+    return program_step(*classifier("lstm", given, ADAM), given)
 
 
 def vit_step(given: Arrays) -> Contender:
-    return trained(*vit_training(given))
+    """By `--mesh.cpu-devices 2`."""
+    return program_step(*classifier("vit", given, ADAMW, mesh=Mesh(cpu_devices=2)), given)
 
 
 def mha_step(given: Arrays) -> Contender:
-    return trained(*mha_training(given))
+    return program_step(*classifier("mha", given, ADAMW), given)
 
 
 def attend(params, *inputs):
@@ -92,7 +109,8 @@ def aae_step(given: Arrays) -> Contender:
     state = jax.jit(task.init)().replace(params={**params, "encoder": without_variance})
     _, metrics = jax.jit(task.step)(state, {name: given[name] for name in ("image", "label")})
     losses = {name: float(metrics[name]) for name in ("reconstruction", "discriminator", "generator")}
-    step = stepping(*training(make_task(Config(optim=optim, run=run), source(given)), given))
+    update, state, batch = training(make_task(Config(optim=optim, run=run), source(given)), given)
+    step = stepping(compiled_update(update, state, batch), state, batch)
     return Contender(
         {"reconstruction": losses["reconstruction"], "game": [losses["discriminator"], losses["generator"]]}, step
     )

@@ -17,9 +17,12 @@ def images(given: Arrays) -> jax.Array:
     return jnp.asarray(given["image"]) / 255.0
 
 
-def stepping(update: Callable, state: Any, batch: Any) -> Step:
-    """A function that does one step of `update` (state, batch -> state, metrics) and returns its metrics."""
-    compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+def compiled_update(update: Callable, state: Any, batch: Any) -> Callable:
+    return jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+
+
+def stepping(compiled: Callable, state: Any, batch: Any) -> Step:
+    """A function that does one step of `compiled` (state, batch -> state, metrics) and returns its metrics."""
 
     def step():
         nonlocal state
@@ -29,9 +32,9 @@ def stepping(update: Callable, state: Any, batch: Any) -> Step:
     return step
 
 
-def trained(update: Callable, state: Any, batch: Any) -> Contender:
+def trained(compiled: Callable, state: Any, batch: Any) -> Contender:
     """A classifier's step, whose metrics hold "loss", and its first losses."""
-    step = stepping(update, state, batch)
+    step = stepping(compiled, state, batch)
     first, *later = (float(step()["loss"]) for _ in range(3))
     return Contender({"loss": first, "later": later}, step)
 

@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Options,
             args=rest,
             prog=f"python -m train.dryrun {task} [PRESET]",
-            description=f"{Options.__doc__}\n\nThe other options: python -m train.{task} --help. Topologies: {FORMS}.",
-            config=(tyro.conf.FlagCreatePairsOff,),
+            description=f"{Options.__doc__}\n\nThe others: python -m train.{task} --help.\n\nTopologies: {FORMS}.",
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             return_unknown_args=True,
         )
     if options.hbm is not None and options.hbm <= 0:

@@ -1,7 +1,7 @@
 """The page of a run, anew, or of several runs beside each other: python -m train.report RUN_DIR [RUN_DIR ...]
 
-python -m train.report runs/vit-sample                             # writes runs/vit-sample/report.html again
-python -m train.report runs/vit-sample runs/lstm-sample            # writes comparison.html
+- python -m train.report runs/vit-sample                     # writes runs/vit-sample/report.html again
+- python -m train.report runs/vit-sample runs/lstm-sample    # writes comparison.html
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,10 @@ from train.whole import write_whole
 class Options:
     """Writes a run's report.html anew from what lies in its folder, or a page that compares several runs."""
 
-    run_dirs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]")]
+    run_dirs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]", help_behavior_hint="(required)"),
+    ]
     """Folders of trainings, such as runs/vit-sample."""
     out: Path | None = None
     """The page to write; by default RUN_DIR/report.html, or of several runs comparison.html."""
@@ -28,7 +31,9 @@ class Options:
 
 def main() -> None:
     with one_line_errors():
-        options = tyro.cli(Options, prog="python -m train.report", description=__doc__)
+        options = tyro.cli(
+            Options, prog="python -m train.report", description=__doc__, config=(tyro.conf.DisallowNone,)
+        )
     if not options.run_dirs:
         raise UserError("wanted at least one RUN_DIR, such as runs/vit-sample, got none")
     single = len(options.run_dirs) == 1

@@ -5,9 +5,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from train.run_folder import FREE_GROUPS, config_tree, differing, flattened
-
-TASKS = {"ViT": "vit", "LSTMClassifier": "lstm", "AttentionClassifier": "mha", "AAE": "aae"}
+from train.run_files import FREE_GROUPS, TASKS, default_folder, differing, flattened
+from train.run_folder import config_tree
 
 
 def command(tree: Mapping[str, Any]) -> str | None:
@@ -27,7 +26,7 @@ def command(tree: Mapping[str, Any]) -> str | None:
     for name in differing(wanted, near[preset]):
         if name not in wanted or name not in near[preset]:
             return None
-        if name == "run.dir" and wanted[name] == f"runs/{task}-{preset}":
+        if name == "run.dir" and wanted[name] == default_folder(task, preset, wanted, near[preset]):
             continue
         words += _words(name.replace("_", "-"), wanted[name])
     return shlex.join(words)

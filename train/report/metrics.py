@@ -12,32 +12,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from train.errors import RunStopped, UserError
+from train.errors import RunStopped
+from train.run_files import read_lines
 from train.task import NOT_FINITE, Metrics
 from train.whole import write_whole
 
 ANEW = "begin anew in another --run.dir with a lower learning rate"
 REMEDY = f"go on without such steps by --run.on-nan skip, or {ANEW}"
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole line of a JSON-lines file; a last line that a kill tore apart is left out.
-
-    Raises:
-        UserError: another line is no metrics of a step.
-    """
-    if not path.exists():
-        return []
-    lines = []
-    for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
-        if not isinstance(line, dict) or type(line.get("step")) is not int:
-            raise UserError(f"{path}, line {number}: wanted a JSON object with a step; mend the line or remove it")
-        lines.append(line)
-    return lines
 
 
 def listed(names: Sequence[str]) -> str:

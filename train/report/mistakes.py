@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from train.data import Source
 from train.errors import UserError
 from train.report.pictures import encoded_png
-from train.run_folder import MISTAKES, read_json
+from train.run_files import read_json
+from train.run_folder import MISTAKES
 from train.whole import write_whole
 
 WORST = 24  # images

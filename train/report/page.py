@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 from train.report.command import command
 from train.report.meanings import MEANINGS
-from train.report.metrics import read_lines
 from train.report.mistakes import read_mistakes
-from train.report.pictures import class_colors, picture_path, read_pictures, visible
-from train.run_folder import METRICS, TIMING, flattened, read_seen, read_tree
+from train.report.pictures import class_colors, picture_path, read_pictures
+from train.run_files import METRICS, TIMING, flattened, printable, read_lines, read_tree
+from train.run_folder import read_seen
 from train.whole import write_whole
 
 REPORT = "report.html"
@@ -353,7 +353,7 @@ def _command(words: str) -> str:
 
 def _text(text: str) -> str:
     """Text of the user's as HTML, between tags or in an attribute."""
-    return html.escape(visible(text))
+    return html.escape(printable(text))
 
 
 def _png(content: str) -> str:

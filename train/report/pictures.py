@@ -15,7 +15,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from train.errors import UserError
-from train.run_folder import PICTURES, read_json
+from train.run_files import read_json
+from train.run_folder import PICTURES
 from train.task import Grid, Picture, Plane, Scatter
 from train.whole import write_whole
 
@@ -70,8 +71,8 @@ def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
 def _is_plane(about: Mapping[str, Any]) -> bool:
     points, labels = np.array(about["points"], np.float64).reshape(-1, 2), about["labels"]
     counts = [about["rows"], about["columns"], *labels]
-    are_counts = all(type(x) is int and x >= 0 for x in counts)
-    return len(points) == len(labels) and bool(np.isfinite(points).all()) and are_counts
+    whole = len(points) == len(labels) and bool(np.isfinite(points).all())
+    return whole and all(type(x) is int and x >= 0 for x in counts)
 
 
 def picture_path(folder: Path, name: str) -> Path:
@@ -191,11 +192,6 @@ def scatter_figure(picture: Scatter, label_names: Sequence[str]) -> "Figure":
             text.set_parse_math(False)
             text.set_text(plain(name, _LETTERS // columns))
     return figure
-
-
-def visible(text: str) -> str:
-    """A text in which what no line can show stands as its number."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def plain(text: str, most: int = 60) -> str:

@@ -21,7 +21,8 @@ from configs.base import Config
 from train.distributed import leads
 from train.errors import UserError
 from train.report.pictures import picture_path
-from train.run_folder import RunFolder, config_tree, flattened
+from train.run_files import flattened
+from train.run_folder import RunFolder, config_tree
 from train.task import Picture
 from train.whole import write_whole
 

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m w2jax.convert",
         description="Converts the weights of a Vision Transformer between timm, Hugging Face, torchvision, Google and "
         "w2jax, and those of any run folder of this project to PyTorch's names.",
+        epilog="For example: python -m w2jax.convert vit.safetensors vit.npz --format google",
     )
     parser.add_argument(
         "src",

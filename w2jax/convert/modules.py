@@ -38,8 +38,8 @@ Size = Callable[[str, int, int], int]
 class Leaf(NamedTuple):
     """A parameter or a statistic. Layers that are stacked for a scan are leaves of their own."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    shape: tuple[int, ...]  # of the module's parameter
+    dtype: np.dtype  # as `init` makes it
     place: tuple[str, ...]  # collection and names in the variables
     layer: int | None  # along the first axis of what stands there, if layers are stacked
     layers: int  # how many are stacked there

@@ -28,8 +28,8 @@ class Rule(NamedTuple):
     one of theirs; they are the first axis on our side of the pattern.
     """
 
-    theirs: str
-    ours: str
+    theirs: str  # their name
+    ours: str  # our path
     how: "str | Table" = ""  # pattern from theirs to ours; a table of what is below; "": as their library lays it out
 
 
@@ -42,9 +42,9 @@ _NEAR, _LONG = 500, 100  # names, and characters of each, among which the neares
 class Pair(NamedTuple):
     """One parameter of theirs, and ours that it becomes."""
 
-    theirs: str
+    theirs: str  # its name
     ours: tuple[str, ...]  # several: stacked along the first axis of our side of the pattern
-    pattern: str
+    pattern: str  # of einops, from theirs to ours
 
 
 def pairs(

@@ -1,0 +1,1 @@
+"""TAB completion of `python -m train.vit` and the other programs."""
