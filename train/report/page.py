@@ -222,8 +222,8 @@ def _results(run: Run) -> dict[str, tuple[str, str]]:
         [line[name] for line in run.timing if _is_number(line.get(name))] for name in ("examples_per_second", "seconds")
     )
     if speeds and seconds:
-        devices = run.timing[-1].get("devices")
-        rows["examples per second"] = f"{median(speeds):,.0f}", f"on {devices}" if devices else ""
+        rows["examples per second"] = f"{median(speeds):,.0f}", MEANINGS["examples_per_second"]
+        rows["devices"] = str(run.timing[-1].get("devices", "")), ""
         rows["time to the last step"] = str(timedelta(seconds=round(seconds[-1]))), "h:min:s"
     return rows
 
