@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import re
 import shlex
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 import tyro
 from PIL import Image
 
-from train import predict, prepare
+from train import export, predict, prepare
 from train.checks import check_numbers
 from train.data import declare, open_source
 from train.dryrun.__main__ import TASKS, read_task
@@ -126,6 +127,7 @@ def desk(tmp_path_factory):
                 small += ["--validation-split", "train[64:96]", "--metric-examples", "32"]
             fit(*read_task(task, ["tiny", "--run.steps", "2", "--run.dir", f"runs/{task}-sample", *small]))
         assert convert(["runs/vit-sample", "vit.safetensors", "--format", "timm"]) == 0
+        shutil.copytree("runs/vit-sample", "runs/mine")
 
         config, _ = read_task("vit", ["tiny"])
         digits = open_source(config.data, "test[:4]").gather(np.arange(4))["image"][..., 0]
@@ -196,6 +198,13 @@ def try_command(words, tmp_path, patch):
                 if option in arguments:
                     with Image.open(arguments[arguments.index(option) + 1]) as image:
                         assert min(image.size) >= 28
+        case ["python", "-m", "train.export", *arguments]:
+            export.main(arguments)
+            assert Path(arguments[0], "exported", "model.stablehlo").stat().st_size > 1000
+        case ["python", "-m", "train.report" | "train.runs" as module, *_]:
+            patch.setattr("sys.argv", words[2:])
+            program = importlib.import_module("train.report.__main__" if module == "train.report" else module)
+            assert not program.main()
         case ["python", "-m", "train.prepare", *arguments]:
             try_prepare(arguments, tmp_path, patch)
         case ["python", "-m", "train.dryrun", *arguments]:
