@@ -45,9 +45,9 @@ def interrupted_at(monkeypatch, moment, number):
 
     def eval_batches(*arguments, before=loop.eval_batches):
         nonlocal tests
-        for number, batch in enumerate(before(*arguments)):
+        for i, batch in enumerate(before(*arguments)):
             yield batch
-            tests += number == 0  # here, as the report takes one batch and asks for no other
+            tests += i == 0  # here, as the report takes one batch and asks for no other
             if moment == ("test", tests):
                 signal.raise_signal(number)
 
