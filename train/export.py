@@ -1,8 +1,8 @@
 """A trained model as files that other programs run: python -m train.export RUN_DIR [--out DIR]
 
 `model.stablehlo` is the whole model with its weights, as a function of images, for any batch size, on CPU, GPU and TPU.
-It needs no code of this project, nor Flax: `pip install jax flatbuffers`, a jax that is not older than the exporting
-one, flatbuffers to read such files, and
+It needs no code of this project, nor Flax: `pip install jax flatbuffers` (a jax that is not older than the exporting
+one; flatbuffers reads such files), and
 
     import jax.export
 
