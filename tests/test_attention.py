@@ -1,6 +1,7 @@
 """Scaled dot-product and multi-head attention: the equation, torch's values, masks proved by gradients."""
 
 import inspect
+import math
 from functools import partial
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from jax import export
 from jax.test_util import check_grads
 from models import random_variables, run
 from torch.nn.attention.bias import causal_lower_right
@@ -336,6 +338,21 @@ def test_auto_goes_by_chunks_only_for_large_logits_whose_weights_nobody_wants(mo
     assert not loops(logits, False)
     assert loops(logits - 1, False)
     assert not loops(logits - 1, True)
+
+
+@pytest.mark.parametrize(
+    ("open_sizes", "loops"), [({"b": B}, False), ({"b": B}, True), ({"b": B, "t": T, "s": S}, False)]
+)
+def test_auto_counts_sizes_that_an_export_leaves_open_as_one(open_sizes, loops, monkeypatch):
+    known = 4 * B * H * T * S // math.prod(open_sizes.values())
+    monkeypatch.setattr("w2jax.attention.CHUNK_ABOVE_BYTES", known - loops)
+    attention = jax.jit(lambda *inputs: scaled_dot_product_attention(*inputs, return_weights=False)[0])
+    names = {size: name for name, size in open_sizes.items()}
+    shapes = [", ".join(names.get(size, str(size)) for size in x.shape) for x in qkv()]
+    exported = export.export(attention)(*export.symbolic_args_specs(qkv(), shapes))
+    assert ("stablehlo.while" in exported.mlir_module()) == loops
+    expected = scaled_dot_product_attention(*qkv())[0]
+    np.testing.assert_allclose(exported.call(*qkv()), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("q", "k", "v"), [((T, K), (S, K + 1), (S, V)), ((T, K), (S, K), (S + 1, V))])

@@ -167,6 +167,25 @@ def test_a_mistake_is_told_in_one_line(arguments, told, run, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_model_larger_than_the_format_holds_is_refused_before_it_is_made(monkeypatch):
+    predictor = untrained("mha")
+    held = sum(x.nbytes for x in jax.tree.leaves(predictor.state.params))
+    monkeypatch.setattr(export, "MOST_BYTES", held)
+    assert export.stablehlo(predictor)
+    monkeypatch.setattr(export, "MOST_BYTES", held - 1)
+    monkeypatch.setattr("jax.export.export", None)
+    with pytest.raises(UserError, match=r"GiB of parameters, .* less than 2; python -m w2jax.convert"):
+        export.stablehlo(predictor)
+
+
+def test_without_flatbuffers_one_line_says_what_to_install(run, tmp_path):
+    program = "import sys; sys.modules['flatbuffers'] = None; from train.export import main, run_main; run_main(main)"
+    command = [sys.executable, "-c", program, str(run), "--out", str(tmp_path)]
+    ended = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: jax writes a model by flatbuffers, which is missing: pip install flatbuffers\n"
+
+
 def test_a_decoder_that_is_told_the_label_is_refused(tmp_path):
     model = AAE(Encoder(3, hidden_sizes=(8,)), Decoder(GRAY, hidden_sizes=(8,)), Discriminator(hidden_sizes=(8,)))
     config = dataclasses.replace(preset("aae", "supervised"), model=model)

@@ -31,26 +31,36 @@ from w2jax import convert
 
 PROGRAM, WEIGHTS = "model.stablehlo", "model.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
+MOST_BYTES = 2**31 - 2**24  # of parameters: a flatbuffer holds 2 GiB, and some of it is the program
 
 
 def stablehlo(predictor: Predictor) -> bytes:
     """The model with its weights as a serialized `jax.export.Exported`: uint8 [B, h, w, C] -> what the predictor gives.
 
     Raises:
-        UserError: if the model is no function of images alone.
+        UserError: if the model is no function of images alone or too large, or flatbuffers is not installed.
     """
+    if (held := sum(x.nbytes for x in jax.tree.leaves(predictor.state.params))) > MOST_BYTES:
+        raise UserError(
+            f"the model has {held / 2**30:.1f} GiB of parameters, and a file of jax.export holds less than 2; "
+            "python -m w2jax.convert writes its weights alone"
+        )
     (size,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((size, *predictor.image_shape), "uint8")
     function = jax.jit(lambda images: predictor.apply(predictor.state, images))
-    return bytes(export.export(function, platforms=PLATFORMS)(images).serialize())
+    exported = export.export(function, platforms=PLATFORMS)(images)
+    try:
+        return bytes(exported.serialize())
+    except ImportError as error:
+        raise UserError("jax writes a model by flatbuffers, which is missing: pip install flatbuffers") from error
 
 
 def export_run(run_dir: Path, out: Path) -> Predictor:
     """Writes the files of a run's last whole checkpoint into `out`, and returns what they do.
 
     Raises:
-        UserError: if it is no run folder, has no checkpoint yet, its model is no function of images alone, or `out`
-            cannot be written.
+        UserError: if it is no run folder, has no checkpoint yet, `stablehlo` refuses its model, or `out` cannot be
+            written.
     """
     predictor = load(run_dir)
     program = stablehlo(predictor)
