@@ -11,8 +11,8 @@ import pytest
 
 from configs.base import Mesh, Run
 from configs.vit import PRESETS
+from train.checks import check_numbers
 from train.errors import UserError
-from train.runtime import split_cpu
 
 # With three cores, whatever this machine has: in turn the devices asked for and the size of a batch, or "start".
 PROGRAM = """
@@ -49,4 +49,4 @@ def test_a_cpu_counts_as_the_devices_asked_for_if_its_cores_the_batch_and_jax_al
 def test_no_device_at_all_is_a_mistake():
     config = replace(PRESETS["tiny"], mesh=Mesh(cpu_devices=0), run=Run())
     with pytest.raises(UserError, match=r"--mesh\.cpu-devices must be at least 1, got 0"):
-        split_cpu(config)
+        check_numbers(config)

@@ -12,8 +12,11 @@ from train.run_files import differing, flattened
 from train.run_folder import config_tree
 
 # By the end of an option's name, in these groups.
-_GROUPS = ("run.", "optim.", "augment.", "data.")
-_COUNTS = ("steps", "batch_size", "log_every", "eval_every", "save_every", "steps_per_call", "accumulate")
+_GROUPS = ("run.", "optim.", "augment.", "data.", "mesh.")
+_COUNTS = (
+    *("steps", "batch_size", "log_every", "eval_every", "save_every", "steps_per_call"),
+    *("accumulate", "cpu_devices"),
+)
 _PARTS = ("warmup", "b1", "b2", "ema")
 _SIZES = ("learning_rate", "weight_decay", "final", "clip", "workers")
 _SHARES = ("magnitude", "erase")

@@ -16,6 +16,7 @@ from train.interrupts import end_at_once
 from train.run_files import default_folder, flattened
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
+Options = TypeVar("Options")
 
 
 def parse(
@@ -66,6 +67,27 @@ def parse(
     here, there = (flattened(config_tree(one)) for one in (config, default))
     run_dir = config.run.dir or default_folder(task, preset, here, there)
     return resolve(replace(config, run=replace(config.run, dir=run_dir)), default)
+
+
+def read_options(
+    kind: type[Options], program: str, arguments: Sequence[str] | None, description: str | None = None
+) -> Options:
+    """The options of `python -m PROGRAM`, a program other than a training, as their dataclass.
+
+    Raises:
+        UserError: an option is unknown or missing, or a value does not fit.
+        SystemExit: after printing the help.
+    """
+    import tyro  # Late, as in `parse`.
+
+    with one_line_errors():
+        return tyro.cli(
+            kind,
+            args=arguments,
+            prog=f"python -m {program}",
+            description=description,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+        )
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ one; flatbuffers reads such files), and
 into those of other libraries; `images.json` has the shape of the images and the names of the classes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ import jax
 import tyro
 from jax import export
 
-from train.cli import one_line_errors, run_main
+from train.cli import read_options, run_main
 from train.errors import UserError
 from train.predict import Predictor, load
 from train.run_folder import IMAGES
@@ -64,12 +65,11 @@ def export_run(run_dir: Path, out: Path) -> Predictor:
     """
     predictor = load(run_dir)
     program = stablehlo(predictor)
-    state = predictor.state
-    variables = {"params": state.params, **({"batch_stats": state.batch_stats} if state.batch_stats else {})}
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(out / PROGRAM, program)
-        convert.save(out / WEIGHTS, predictor.config.model, variables, "torch")  # which every model fits in
+        # "torch" is the format that every model fits in.
+        convert.save(out / WEIGHTS, predictor.config.model, predictor.state.eval_variables, "torch")
         write_whole(out / IMAGES, (run_dir / IMAGES).read_bytes())
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; choose another --out") from error
@@ -86,9 +86,8 @@ class Options:
     """Folder to write into; by default RUN_DIR/exported."""
 
 
-def main(arguments: list[str] | None = None) -> None:
-    with one_line_errors():
-        options = tyro.cli(Options, prog="python -m train.export", args=arguments)
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = read_options(Options, "train.export", arguments)
     quiet_libraries()
     out = options.out or options.run_dir / "exported"
     predictor = export_run(options.run_dir, out)

@@ -26,7 +26,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from train.aae_results import evaluated, sampled, to_range, to_unit
-from train.cli import one_line_errors, run_main
+from train.cli import read_options, run_main
 from train.data.crops import central_box
 from train.data.images import BROKEN, MODES, decode, encoded
 from train.data.source import Blank
@@ -208,14 +208,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    with one_line_errors():
-        options = tyro.cli(
-            Options,
-            args=arguments,
-            prog="python -m train.predict",
-            description=__doc__,
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
-        )
+    options = read_options(Options, "train.predict", arguments, __doc__)
     quiet_libraries()
     predictor = load(options.run_dir)
     if predictor.classifies and options.out is not None:

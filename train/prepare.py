@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from train.cli import one_line_errors, run_main
+from train.cli import read_options, run_main
 from train.data.find import PREPARABLE, data_dir, versions
 from train.errors import UserError
 
@@ -112,13 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         near = difflib.get_close_matches(name, choices, n=1)
         hint = f"did you mean {near[0]}?" if near else "your own images are prepared by `folder`"
         raise UserError(f"wanted one of {', '.join(choices)}, got {name!r}; {hint}")
-    with one_line_errors():
-        options = tyro.cli(
-            Own if name == "folder" else Published,
-            args=rest,
-            prog=f"python -m train.prepare {name}",
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
-        )
+    options = read_options(Own if name == "folder" else Published, f"train.prepare {name}", rest)
     if isinstance(options, Own):
         name = _plain(options.name)
     root = _free(name, options.data_dir, options.overwrite)

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from train.cli import one_line_errors, run_main
+from train.cli import read_options, run_main
 from train.errors import UserError
 from train.lock import holder
 from train.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, TASKS, TIMING, printable, read_lines, read_tree
@@ -162,20 +162,11 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    with one_line_errors():
-        options = tyro.cli(
-            Options,
-            args=arguments,
-            prog="python -m train.runs",
-            description=__doc__,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+    options = read_options(Options, "train.runs", arguments, __doc__)
     for folder in options.dirs:
         if not folder.is_dir():
             what = "is no folder" if folder.exists() else "does not exist"
-            raise UserError(
-                f"wanted a folder of runs, but {folder} {what}; python -m train.vit tiny makes a run in runs/"
-            )
+            raise UserError(f"wanted a folder of runs, but {folder} {what}; {_MAKE_ONE}")
     runs = in_order([run for folder in dict.fromkeys(options.dirs) for run in found(folder)], options.sort)
     if not runs:
         where = ", ".join(map(str, options.dirs))

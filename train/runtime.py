@@ -15,7 +15,6 @@ import jaxlib.version
 
 from configs.base import Config
 from train.checks import batch_unit
-from train.errors import UserError
 
 
 def quiet_libraries() -> None:
@@ -65,19 +64,13 @@ def split_cpu(config: Config) -> None:
 
     XLA's CPU backend computes many small operations of a program on one core (benchmarks/README.md). A number of
     devices that JAX was told otherwise stays as it is, and so do the devices of several processes.
-
-    Raises:
-        UserError: if `config` asks for less than one.
     """
-    asked = config.mesh.cpu_devices
-    if asked < 1:
-        raise UserError(f"--mesh.cpu-devices must be at least 1, got {asked}")
-    told = getattr(jax.config, "jax_num_cpu_devices", -1) != -1 or "host_platform_device_count" in os.environ.get(
-        "XLA_FLAGS", ""
-    )
-    if told or jax.distributed.is_initialized():
+    told = getattr(jax.config, "jax_num_cpu_devices", -1) != -1
+    flagged = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if told or flagged or jax.distributed.is_initialized():
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    fitting = (n for n in range(min(asked, cores), 1, -1) if config.run.batch_size % batch_unit(config, n) == 0)
+    most, size = min(config.mesh.cpu_devices, cores), config.run.batch_size
+    fitting = (n for n in range(most, 1, -1) if size % batch_unit(config, n) == 0)
     with contextlib.suppress(RuntimeError):  # It has started, as in a notebook: the devices it has then have to do.
         jax.config.update("jax_num_cpu_devices", next(fitting, 1))

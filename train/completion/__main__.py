@@ -17,8 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
-from train import predict, prepare, runs
-from train.cli import one_line_errors, run_main
+from train import export, predict, prepare, runs
+from train.cli import read_options, run_main
 from train.data.find import PREPARABLE
 from train.dryrun import __main__ as dryrun
 from train.report import __main__ as report
@@ -47,6 +47,7 @@ def programs() -> dict[str, Program]:
         found[f"train.{task}"] = Program(type(presets["sample"]), tuple(presets), {"default": presets["sample"]})
     return found | {
         "train.predict": Program(predict.Options, given=no_pairs),
+        "train.export": Program(export.Options),
         "train.prepare": Program(prepare.Published, (*PREPARABLE, "folder"), no_pairs),
         "train.prepare.folder": Program(prepare.Own, given=no_pairs),
         "train.report": Program(report.Options),
@@ -88,9 +89,7 @@ class Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    with one_line_errors():
-        options = tyro.cli(Options, args=arguments, prog="python -m train.completion", description=__doc__)
-    print(script(options.shell))
+    print(script(read_options(Options, "train.completion", arguments, __doc__).shell))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,14 @@
 - python -m train.report runs/vit-sample runs/lstm-sample    # writes comparison.html
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from train.cli import one_line_errors, run_main
+from train.cli import read_options, run_main
 from train.errors import UserError
 from train.report.page import REPORT, comparison, run_page
 from train.whole import write_whole
@@ -29,11 +30,8 @@ class Options:
     """The page to write; by default RUN_DIR/report.html, or of several runs comparison.html."""
 
 
-def main() -> None:
-    with one_line_errors():
-        options = tyro.cli(
-            Options, prog="python -m train.report", description=__doc__, config=(tyro.conf.DisallowNone,)
-        )
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = read_options(Options, "train.report", arguments, __doc__)
     if not options.run_dirs:
         raise UserError("wanted at least one RUN_DIR, such as runs/vit-sample, got none")
     single = len(options.run_dirs) == 1
