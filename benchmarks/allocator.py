@@ -1,4 +1,4 @@
-"""What `train.allocator.keep_freed_memory` gains: the train step of the preset `sample`, with and without, in turn.
+"""What `train.allocator` gains: the train step of the preset `sample` with each of its settings and without, in turn.
 
     python -m benchmarks.allocator [--repeat 3]
 
@@ -6,6 +6,7 @@ Each run is a process of its own that does 200 steps; printed are its median mil
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -13,16 +14,18 @@ import time
 
 import jax
 
+from benchmarks.contender import peak_memory
 from configs.vit import PRESETS
-from train.allocator import keep_freed_memory
+from train.allocator import huge_pages, keep_freed_memory
 from train.data import batches, open_source
 from train.vit import make_task
 
 STEPS = 200
+KINDS = ("without", "kept", "huge")
 
 
-def median_step(keep: bool) -> float:
-    """Milliseconds a step in this process."""
+def median_step(keep: bool) -> tuple[float, float]:
+    """(milliseconds a step in this process, its peak MiB)."""
     if keep:
         keep_freed_memory()
     config = PRESETS["sample"]
@@ -33,24 +36,30 @@ def median_step(keep: bool) -> float:
         start = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, batch))
         times.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(times)
+    return 1e3 * statistics.median(times), peak_memory()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, help="processes of each kind (default: 3)")
-    parser.add_argument("--child", choices=("with", "without"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(median_step(options.child == "with"))
+        print(*median_step(options.child == "kept"))
         return
-    figures: dict[str, list[float]] = {"without": [], "with": []}
+    asked = huge_pages(os.environ)  # None where the kernel would not heed it.
+    figures: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS if asked or kind != "huge"}
     for _ in range(options.repeat):
         for kind, found in figures.items():
             command = [sys.executable, "-m", "benchmarks.allocator", "--child", kind]
-            found.append(float(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
+            variables = {**os.environ, **(asked if kind == "huge" else {})}
+            out = subprocess.run(command, capture_output=True, text=True, check=True, env=variables)
+            milliseconds, peak = out.stdout.split()
+            found.append((float(milliseconds), float(peak)))
     for kind, found in figures.items():
-        print(f"{kind:<8} {statistics.median(found):6.1f} ms a step ({min(found):.1f}-{max(found):.1f})")
+        times, peaks = zip(*found, strict=True)
+        spread = f"{statistics.median(times):6.1f} ms a step ({min(times):.1f}-{max(times):.1f})"
+        print(f"{kind:<8} {spread}, {max(peaks):.0f} MiB")
 
 
 if __name__ == "__main__":

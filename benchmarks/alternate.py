@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.cases import OURS, TOLERANCE, Case
 from benchmarks.given import write_given
+from train.allocator import huge_pages
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Child:
         if malloc == "own":
             malloc = "keep" if function.startswith(OURS) else "default"
         variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+        variables |= huge_pages(os.environ) if malloc == "keep" else {}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.contender", function, str(given), str(threads), malloc],
             stdin=subprocess.PIPE,

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -103,10 +104,10 @@ class _Run:
         self.start = None if self.task.start is None or has_checkpoint(config) else self.task.start()
         self.program = Program(config, self.task, self.source, self.mesh)
         self.broken = self.program.jit(broken_leaves, self.program.everywhere)
-        self.evaluate = self.program.jit(
-            lambda state, batch: masked_sums(self.task.evaluate(state, batch), batch["mask"]), self.program.everywhere
-        )
-        self.draw = self.program.jit(self.task.figures, self.program.everywhere)
+        self.evaluate = self.program.jit(partial(evaluated, self.task), self.program.everywhere)
+        self.verdicts: Verdicts | None = None
+        once = self.program.run_once
+        self.draw = self.program.jit(self.task.figures, self.program.everywhere, compiler_options=once)
 
     def claim(self) -> None:
         """Makes the run folder, or takes it up."""
@@ -127,7 +128,7 @@ class _Run:
             places = self.program.places
             # An argument, as what a jitted function closes over is compiled into it.
             given = () if start is None else (placed_params(start.params, places),)
-            self.state = jax.jit(self.task.init, out_shardings=places)(*given)
+            self.state = jax.jit(self.task.init, out_shardings=places, compiler_options=self.program.run_once)(*given)
             self.progress = {"sums": {}, "count": 0, "seconds": 0.0}
 
     def kept(self, checkpoints: Checkpoints) -> str:
@@ -255,7 +256,7 @@ class _Run:
         Raises:
             RunStopped: if one is not finite. Then the state is worth nothing, and its checkpoint is removed.
         """
-        scores = self.test()
+        scores, self.verdicts = self.test()
         if step == self.config.run.steps and self.task.assess is not None:
             scores |= self.task.assess(self.program.gathered(self.state), self.test_source)
         try:
@@ -309,11 +310,15 @@ class _Run:
             done += count
             yield done, count, metrics
 
-    def test(self) -> dict[str, float]:
-        """Means over every example of the test split."""
+    def test(self) -> tuple[dict[str, float], Verdicts | None]:
+        """Means over every example of the test split, and what a classifier says of each."""
         with closing(self.test_batches(self.config.run.batch_size)) as feed:
-            sums = [jax.device_get(self.evaluate(self.state, batch)) for batch in feed]
-        return {name: sum(float(part[name]) for part in sums) / len(self.test_source) for name in sums[0]}
+            sums, verdicts = zip(*(jax.device_get(self.evaluate(self.state, batch)) for batch in feed), strict=True)
+        means = {name: sum(float(part[name]) for part in sums) / len(self.test_source) for name in sums[0]}
+        if verdicts[0] is None:
+            return means, None
+        labels, said, probability = map(np.concatenate, zip(*verdicts, strict=True))
+        return means, Verdicts(*(x[said >= 0] for x in (labels, said, probability)))
 
     def test_batches(self, size: int) -> Generator[Batch]:
         """The test split, cut over the devices."""
@@ -342,25 +347,12 @@ class _Run:
             write_report(self.folder.path)
         return pictures
 
-    def verdicts(self, probabilities: Callable[[State, jax.Array], jax.Array]) -> Verdicts:
-        """What the model says of each test image."""
-
-        def judge(state: State, batch: Batch) -> tuple[jax.Array, ...]:
-            of_classes = probabilities(state, batch["image"])
-            said = jnp.where(batch["mask"], of_classes.argmax(axis=-1), -1)
-            return batch["label"], said, of_classes.max(axis=-1)
-
-        judge_on_mesh = self.program.jit(judge, self.program.everywhere)
-        with closing(self.test_batches(self.config.run.batch_size)) as feed:
-            parts = [jax.device_get(judge_on_mesh(self.state, batch)) for batch in feed]
-        labels, said, probability = map(np.concatenate, zip(*parts, strict=True))
-        return Verdicts(*(x[said >= 0] for x in (labels, said, probability)))
-
     def finish(self, console: RunConsole) -> None:
         """Writes mistakes, pictures and report.html, and prints the end table."""
         if self.task.probabilities is not None:
-            verdicts = self.verdicts(self.task.probabilities)
-            if leads():
+            # A run that was finished when it was taken up has tested nothing.
+            verdicts = self.verdicts or self.test()[1]
+            if leads() and verdicts is not None:
                 write_mistakes(self.folder.path, verdicts, self.test_source)
         pictures = self.report()
         if leads():
@@ -381,6 +373,19 @@ class _Run:
 def placed_params(params: Mapping[str, Any], places: State) -> dict[str, Any]:
     """Some of the parameters, each on its devices."""
     return jax.device_put(dict(params), {name: places.params[name] for name in params})
+
+
+def evaluated(task: Task, state: State, batch: Batch) -> tuple[dict[str, jax.Array], tuple[jax.Array, ...] | None]:
+    """The sums of the metrics over a batch, and what a classifier says of it as the fields of Verdicts.
+
+    An example that only fills up the batch is said to be -1.
+    """
+    sums = masked_sums(task.evaluate(state, batch), batch["mask"])
+    if task.probabilities is None:
+        return sums, None
+    of_classes = task.probabilities(state, batch["image"])  # XLA computes but once what `evaluate` computes too.
+    said = jnp.where(batch["mask"], of_classes.argmax(axis=-1), -1)
+    return sums, (batch["label"], said, of_classes.max(axis=-1))
 
 
 def masked_sums(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:

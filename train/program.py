@@ -78,6 +78,11 @@ class Program:
 
         return jax.jit(on_mesh, out_shardings=places, **options)
 
+    @property
+    def run_once(self) -> dict[str, Any]:
+        """Compiler options of what is not run again and again: on CPU it would be optimized for longer than it runs."""
+        return {"xla_backend_optimization_level": 0} if self.mesh.devices.flat[0].platform == "cpu" else {}
+
     def _step_jit(self, step: Callable) -> jax.stages.Wrapped:
         return self.jit(step, (self.places, self.everywhere), donate_argnums=0)
 

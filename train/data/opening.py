@@ -14,6 +14,7 @@ from train.data.description import Shards, describe
 from train.data.facts import PUBLISHED, Facts
 from train.data.find import find
 from train.data.images import MOST_PIXELS
+from train.data.kept import kept
 from train.data.source import Blank, Memory, Source, Stream
 from train.errors import UserError
 
@@ -44,7 +45,11 @@ def open_source(config: Data, split: str, train: bool = False) -> Source:
     ours = {"sibling": partial(open_source, config), "records": records}
     stream = Stream(**about, **ours, resize=config.image_size, crop=config.crop, train=train)
     if not stream.draws and len(stream) * math.prod(stream.image_shape) <= config.memory_limit * 2**20:
-        return _hold(stream)
+        settings = stream.image_shape, stream.num_classes, config.image_size
+        shape = (len(stream), *stream.image_shape)
+        held = kept(part.file_instructions, settings, shape, partial(_decoded, stream))
+        shared = {item.name: getattr(stream, item.name) for item in fields(Source)}
+        return Memory(**shared, images=held["image"], labels=held["label"])
     stream.gather(np.zeros(1, int))
     return stream
 
@@ -124,12 +129,11 @@ def _part(name: str, split: str, shards: Mapping[str, Shards], folder: Path = Pa
         ) from error
 
 
-def _hold(stream: Stream) -> Memory:
-    """Decodes a whole split into memory."""
+def _decoded(stream: Stream) -> dict[str, np.ndarray]:
+    """A whole split."""
     images, labels = np.empty((len(stream), *stream.image_shape), np.uint8), np.empty(len(stream), np.int32)
     for start in range(0, len(stream), _CHUNK):
         indices = np.arange(start, min(start + _CHUNK, len(stream)))
         part = stream.gather(indices)
         images[indices], labels[indices] = part["image"], part["label"]
-    shared = {item.name: getattr(stream, item.name) for item in fields(Source)}
-    return Memory(**shared, images=images, labels=labels)
+    return {"image": images, "label": labels}
