@@ -3,7 +3,8 @@
     python -m benchmarks.contender MODULE:FUNCTION GIVEN.npz THREADS keep|default
 
 Writes lines of JSON: first {"seconds": until ready, "result": its numbers}, then for each number N read from stdin
-{"seconds": of N steps, "cpu": seconds of all cores, "peak": MiB of the process up to here}.
+{"seconds": of N steps, "cpu": seconds of all cores, "peak": MiB of the process up to here}. One more step before them is
+not timed: the others' turns have emptied the caches, and a virtual machine's host may have taken back free memory.
 """
 
 import importlib
@@ -41,6 +42,7 @@ def main() -> None:
     result = {key: np.asarray(value).ravel()[:1000].tolist() for key, value in contender.result.items()}
     answer(seconds=time.perf_counter() - started, result=result)
     for line in sys.stdin:
+        contender.step()
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
             contender.step()
