@@ -3,8 +3,8 @@
     python -m benchmarks.contender MODULE:FUNCTION GIVEN.npz THREADS keep|default
 
 Writes lines of JSON: first {"seconds": until ready, "result": its numbers}, then for each number N read from stdin
-{"seconds": of N steps, "cpu": seconds of all cores, "peak": MiB of the process up to here}. One more step before them is
-not timed: the others' turns have emptied the caches, and a virtual machine's host may have taken back free memory.
+{"seconds": of N steps, "cpu": seconds of all cores, "peak": MiB of the process up to here}. One more step before these
+is not timed: the others' turns have emptied the caches, and a virtual machine's host may have taken back free memory.
 """
 
 import importlib

@@ -87,8 +87,9 @@ def test_the_speed_is_the_median_of_the_lines_and_says_on_what(folder):
 
 def test_what_is_no_number_is_in_no_curve_and_no_table(folder):
     with (folder / "metrics.jsonl").open("a") as file:
-        for value in ("NaN", "Infinity", '"text"', "[1]", "null"):
+        for value in ("NaN", "Infinity", "1" + 400 * "0", '"text"', "[1]", "true", "null"):
             file.write(f'{{"step": 5, "split": "test", "loss": {value}, "x": {value}}}\n')
+    (folder / "timing.jsonl").write_text('{"step": 5, "seconds": 1e30, "examples_per_second": 3.0}\n')
     page = run_page(folder)
     assert json.loads(re.search("id=data>(.*?)</script>", page).group(1), parse_constant=pytest.fail)
     assert drawn(page)["curves"][0]["data"][0] == [2, 4]

@@ -4,7 +4,6 @@ import errno
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
-from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,7 +27,7 @@ from train.report.page import write_report
 from train.report.pictures import write_pictures
 from train.report.placement import show_placement
 from train.report.trackers import Trackers, check_trackers
-from train.run_files import read_lines
+from train.run_files import clock, read_lines
 from train.run_folder import RunFolder, has_checkpoint
 from train.runtime import keep_compiled, quiet_libraries, split_cpu
 from train.sharding import batch_parts, make_mesh
@@ -210,7 +209,7 @@ class _Run:
             speed = steps_per_second * run.batch_size
             on = self.program.devices
             self.timing.write(step=step, seconds=self.seconds(), examples_per_second=speed, devices=on)
-            left = timedelta(seconds=round((run.steps - step) / steps_per_second))
+            left = clock((run.steps - step) / steps_per_second)
             self.trackers.line(step, "train", means | {"examples_per_second": speed})
             console.speed(speed)
             console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
@@ -360,9 +359,7 @@ class _Run:
             wall = self.progress["seconds"] if self.done == self.config.run.steps else self.seconds()
             last = [line for line in read_lines(self.folder.metrics) if line.get("split") == "test"][-1]
             scores = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
-            console.table(
-                scores | {"wall time": str(timedelta(seconds=round(wall))), "run folder": str(self.folder.path)}
-            )
+            console.table(scores | {"wall time": clock(wall), "run folder": str(self.folder.path)})
         together("finish")
 
     def seconds(self) -> float:

@@ -72,6 +72,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def is_number(value: Any) -> bool:
+    """Whether what stands in a line can be drawn: no truth value, neither NaN nor too large for a float."""
+    return type(value) in (int, float) and abs(value) < 1e30
+
+
+def clock(seconds: float) -> str:
+    """h:mm:ss."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
 def flattened(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Leaves of nested objects by their dotted names, as options are called; the class of a module is none."""
     if not isinstance(tree, dict):

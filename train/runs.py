@@ -12,14 +12,26 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from train.cli import read_options, run_main
 from train.errors import UserError
 from train.lock import holder
-from train.run_files import CHECKPOINTS, CONFIG, LOCK, METRICS, TASKS, TIMING, printable, read_lines, read_tree
+from train.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    LOCK,
+    METRICS,
+    TASKS,
+    TIMING,
+    clock,
+    is_number,
+    printable,
+    read_lines,
+    read_tree,
+)
 
 BEST = {"accuracy": max, "reconstruction": min}
 """What a run is judged by, the first that its evaluations have, and which is best; a test holds it against each Task's
@@ -99,7 +111,7 @@ def _read_run(folder: Path) -> Run:
         default=None,
     )
     tests = [line for line in lines if line.get("split") == "test"]
-    found = {name: [line[name] for line in tests if _is_number(line.get(name))] for name in BEST}
+    found = {name: [line[name] for line in tests if is_number(line.get(name))] for name in BEST}
     metric = next((name for name, scores in found.items() if scores), None)
     at_work = holder(folder / LOCK)
     if at_work is not None:
@@ -110,7 +122,7 @@ def _read_run(folder: Path) -> Run:
         state, step = "no checkpoint", 0
     else:
         state, step = "stopped" if saved < steps else "not evaluated", saved
-    seconds = [line["seconds"] for line in timing if _is_number(line.get("seconds"))]
+    seconds = [line["seconds"] for line in timing if is_number(line.get("seconds"))]
     return Run(
         path=str(folder),
         state=state,
@@ -126,10 +138,6 @@ def _read_run(folder: Path) -> Run:
         seconds=seconds[-1] if seconds else None,
         seed=seed if type(seed) is int else None,
     )
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e30  # neither NaN nor too large for a float
 
 
 def in_order(runs: Sequence[Run], by: Literal["name", "time", "metric"]) -> list[Run]:
@@ -206,7 +214,7 @@ def show(runs: Sequence[Run]) -> None:
             "best": None if run.best is None else f"{run.best:.4f}",
             "last": None if run.last is None else f"{run.last:.4f}",
             "wrote": None if run.written is None else _ago(now - run.written),
-            "took": None if run.seconds is None else _clock(round(run.seconds)),
+            "took": None if run.seconds is None else clock(run.seconds),
             "seed": None if run.seed is None else str(run.seed),
         }
         table.add_row(*(printable(cells[name] or "") for name in columns))
@@ -214,10 +222,6 @@ def show(runs: Sequence[Run]) -> None:
     for run in runs:
         if run.note is not None:
             console.print(printable(f"{run.path}: {run.state}: {run.note}"))
-
-
-def _clock(seconds: int) -> str:
-    return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 def _ago(seconds: float) -> str:

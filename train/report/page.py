@@ -5,8 +5,7 @@ import hashlib
 import html
 import json
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
-from math import isfinite, sqrt
+from math import sqrt
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from train.report.command import command
 from train.report.meanings import MEANINGS
 from train.report.mistakes import read_mistakes
 from train.report.pictures import class_colors, picture_path, read_pictures
-from train.run_files import METRICS, TIMING, flattened, printable, read_lines, read_tree
+from train.run_files import METRICS, TIMING, clock, flattened, is_number, printable, read_lines, read_tree
 from train.run_folder import read_seen
 from train.whole import write_whole
 
@@ -170,7 +169,7 @@ class _Data:
             points = {
                 line["step"]: line[name]
                 for line in lines
-                if _is_number(line.get(name)) and (split is None or line.get("split") == split)
+                if is_number(line.get(name)) and (split is None or line.get("split") == split)
             }
             if points:
                 found.append((label, color, dashed, _thinned(points)))
@@ -215,21 +214,17 @@ def _results(run: Run) -> dict[str, tuple[str, str]]:
     rows = {
         f"test {_words(name)}": (f"{value:.4f}", MEANINGS.get(name, ""))
         for name, value in run.scores.items()
-        if _is_number(value)
+        if is_number(value)
     }
     rows["steps"] = f"{run.steps[0]:,}", ""
     speeds, seconds = (
-        [line[name] for line in run.timing if _is_number(line.get(name))] for name in ("examples_per_second", "seconds")
+        [line[name] for line in run.timing if is_number(line.get(name))] for name in ("examples_per_second", "seconds")
     )
     if speeds and seconds:
         rows["examples per second"] = f"{median(speeds):,.0f}", MEANINGS["examples_per_second"]
         rows["devices"] = str(run.timing[-1].get("devices", "")), ""
-        rows["time to the last step"] = str(timedelta(seconds=round(seconds[-1]))), "h:min:s"
+        rows["time to the last step"] = clock(seconds[-1]), "h:min:s"
     return rows
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and isfinite(value)
 
 
 def _in_order(tables: Sequence[Mapping[str, Any]]) -> list[str]:
