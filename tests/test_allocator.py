@@ -66,10 +66,10 @@ def test_a_training_holds_its_arrays_in_huge_pages(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_starts_nothing_over() -> None:
-    told = "import os; before = os.getpid(), dict(os.environ); import train; print(before == (os.getpid(), os.environ))"
+    told = "import os, train; print('GLIBC_TUNABLES' in os.environ)"
     command = [sys.executable, "-c", told]
     out = subprocess.run(command, env=without_tunables(), capture_output=True, text=True, check=True)
-    assert out.stdout == "True\n"
+    assert out.stdout == "False\n"
 
 
 def test_a_program_that_is_started_over_has_its_arguments_and_its_status() -> None:

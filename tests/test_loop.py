@@ -136,6 +136,16 @@ def test_the_mistakes_are_those_of_the_last_evaluation(finished):
         assert mistake["probability"] == pytest.approx(row.max(), abs=1e-4)
 
 
+def test_mistakes_that_were_removed_are_written_again_by_the_same_command(finished, tmp_path):
+    config, _ = finished
+    again = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path / "run")))
+    shutil.copytree(config.run.dir, tmp_path / "run")
+    (tmp_path / "run" / "mistakes.json").unlink()
+    fit(again, make_task)
+    before, after = (read_mistakes(Path(folder)) for folder in (config.run.dir, tmp_path / "run"))
+    assert after == before is not None
+
+
 def test_a_browser_can_watch_a_run_that_goes_on(tmp_path):
     config, pages = small(tmp_path / "run"), []
 

@@ -10,6 +10,7 @@ from tiny import COUNTS, prepare
 
 from configs.base import Data
 from train.data import kept, open_source, source
+from train.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -89,18 +90,29 @@ def test_a_split_is_read_where_nothing_can_be_kept(tiny: Data, folder: Path) -> 
 
 
 def test_what_was_used_longest_ago_makes_room(tiny: Data, folder: Path, monkeypatch, decoded: list[int]) -> None:
+    entries = {}
     for split in ("train[:4]", "train[4:8]"):
         read(tiny, split)
-    oldest = min(folder.iterdir(), key=lambda entry: entry.stat().st_mtime_ns)
-    os.utime(oldest, (1, 1))
-    monkeypatch.setattr(kept, "_MOST", 2 * oldest.stat().st_size)
-    read(tiny, "train[8:12]")
-    assert not oldest.exists() and len(list(folder.iterdir())) == 2
-    decoded.clear()
-    read(tiny, "train[4:8]")
-    assert not decoded
+        (entries[split],) = set(folder.iterdir()) - set(entries.values())
+    for time, entry in enumerate(entries.values(), 1):
+        os.utime(entry, (time, time))
     read(tiny, "train[:4]")
+    monkeypatch.setattr(kept, "_MOST", 2 * entries["train[:4]"].stat().st_size)
+    read(tiny, "train[8:12]")
+    assert not entries["train[4:8]"].exists() and len(list(folder.iterdir())) == 2
+    decoded.clear()
+    read(tiny, "train[:4]")
+    assert not decoded
+    read(tiny, "train[4:8]")
     assert len(decoded) == 4
+
+
+def test_a_label_that_a_changed_description_forbids_is_refused_although_its_split_is_kept(tmp_path: Path) -> None:
+    config, features = Data(name="tiny", dir=str(tmp_path)), prepare(tmp_path, labels={17: 99}) / "features.json"
+    assert 99 in read(config)["label"]
+    features.write_text(features.read_text().replace('"100"', '"4"'))
+    with pytest.raises(UserError, match=r"wanted a label in 0\.\.3, got 99"):
+        read(config)
 
 
 def test_a_split_that_is_decoded_quickly_is_not_kept(tiny: Data, folder: Path, monkeypatch) -> None:
