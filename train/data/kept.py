@@ -34,7 +34,7 @@ def kept(files: Sequence[Any], settings: Any, shape: Sequence[int], decode: Call
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "w2jax" / "decoded"
     path = folder / f"{_fingerprint(files, settings)}.npz"
-    with suppress(*_DAMAGED), path.open("rb") as file, np.load(file) as found:
+    with suppress(*_DAMAGED), path.open("rb") as file, np.load(file, allow_pickle=False) as found:
         split = {"image": found["image"], "label": found["label"]}
         if split["image"].shape == tuple(shape) and split["label"].shape == tuple(shape[:1]):
             path.touch()
