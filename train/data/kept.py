@@ -3,8 +3,6 @@
 import hashlib
 import os
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,9 +11,10 @@ from typing import Any
 import numpy as np
 import PIL
 
+from w2jax.convert.io.npz import read_npz
+
 _WORTH = 0.3  # Seconds of decoding from which a split is kept.
 _MOST = 4 * 2**30  # Bytes of all that is kept.
-_DAMAGED = (OSError, EOFError, KeyError, NotImplementedError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error)
 _FORMAT = 1  # To be raised when `decode` gives other values for the same file.
 
 
@@ -34,9 +33,11 @@ def kept(files: Sequence[Any], settings: Any, shape: Sequence[int], decode: Call
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "w2jax" / "decoded"
     path = folder / f"{_fingerprint(files, settings)}.npz"
-    with suppress(*_DAMAGED), path.open("rb") as file, np.load(file, allow_pickle=False) as found:
-        split = {"image": found["image"], "label": found["label"]}
-        if split["image"].shape == tuple(shape) and split["label"].shape == tuple(shape[:1]):
+    with suppress(OSError, ValueError, KeyError):
+        found, _ = read_npz(path)
+        image, label = found["image"], found["label"]
+        if (image.shape, label.shape) == (tuple(shape), tuple(shape[:1])):
+            split = {"image": image.read(), "label": label.read()}
             path.touch()
             return split
     started = time.perf_counter()
