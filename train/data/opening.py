@@ -14,7 +14,6 @@ from train.data.description import Shards, describe
 from train.data.facts import PUBLISHED, Facts
 from train.data.find import find
 from train.data.images import MOST_PIXELS
-from train.data.kept import kept
 from train.data.source import Blank, Memory, Source, Stream
 from train.errors import UserError
 
@@ -39,7 +38,9 @@ def open_source(config: Data, split: str, train: bool = False) -> Source:
     found = describe(config.name, config.dir)
     part = _part(config.name, split, found.shards, found.folder, found.prefix)
     about = _about(config, split, found.facts, part.num_examples)
-    from train.data.records import Records  # Imported late: it takes a while, and a wrong name must not.
+    # Imported late: they take a while, and a wrong name must not.
+    from train.data.kept import kept
+    from train.data.records import Records
 
     records = Records(f"dataset {config.name}, split {split}", part.file_instructions)
     ours = {"sibling": partial(open_source, config), "records": records}
