@@ -49,7 +49,7 @@ def start(folder, *options, second=()):
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "train.vit", "tiny", *OPTIONS, "--run.dir", str(folder), *options]
     among = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.num-processes", "2"]
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
     return [
         subprocess.Popen(
             [*command, *among, "--distributed.process-id", str(index), *(second if index else ())],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from test_loop import lines, small
 
+from train import interrupts
 from train.errors import Interrupted
 from train.loop import fit
 from train.vit import make_task
@@ -22,6 +23,15 @@ ROOT = Path(__file__).parent.parent
 
 def with_run(config, folder, **options):
     return dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(folder), **options))
+
+
+@pytest.fixture(autouse=True)
+def heeded():
+    """No signal is ignored, as the tests inherit it of nohup or a shell's background job."""
+    outer = {number: signal.signal(number, signal.default_int_handler) for number in interrupts.SIGNALS}
+    yield
+    for number, handler in outer.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import numpy as np
 import torch
 from einops import rearrange
 
-torch.set_num_threads(1)  # its threads spin, which on a busy machine makes tiny steps slow
 
 # torch's name, ours, and how one becomes the other
 RULES = [

@@ -12,7 +12,7 @@ from typing import Any
 from train.errors import Interrupted
 
 # A closed terminal sends SIGHUP; schedulers, containers and preempted machines send SIGTERM.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _at_once(number: int, _: FrameType | None) -> None:
@@ -39,7 +39,7 @@ def _heeded() -> list[signal.Signals]:
     """The signals that are not ignored; none outside of the main thread, where Python lets nobody handle any."""
     if threading.current_thread() is not threading.main_thread():
         return []
-    return [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class Interrupts:

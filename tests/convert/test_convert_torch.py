@@ -22,7 +22,6 @@ from w2jax.rnn import GRU, RNN
 from w2jax.sequence import AttentionClassifier, LSTMClassifier
 from w2jax.transformer import Transformer
 
-torch.set_num_threads(1)
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 4, 5)).astype(np.float32)  # [B, T, I]
