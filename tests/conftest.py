@@ -2,12 +2,11 @@
 
 import os
 
-# Unoptimized, and by the emitters that take a third of the time of XLA's newer ones; programs that tests start inherit it.
-QUICK = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# Unoptimized, by emitters that take a third of the newer ones' time; programs that tests start inherit it.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads spin, which makes tiny steps beside other tests slow
+os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads spin, which makes tiny steps beside other tests slow
 
 import jax
 import pytest

@@ -5,7 +5,6 @@ import numpy as np
 import torch
 from einops import rearrange
 
-
 # torch's name, ours, and how one becomes the other
 RULES = [
     ("weight_ih", "input_kernel", "(g h) i -> i g h"),
