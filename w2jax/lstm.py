@@ -91,35 +91,41 @@ class LSTMLayer(nn.Module):
         bias = None
         if self.bias:
             bias = self.param("input_bias", init, (4, hidden)) + self.param("hidden_bias", init, (4, hidden))
-        gates = project_gates(x, input_kernel, bias)
+        kernels = input_kernel.astype(x.dtype), hidden_kernel.astype(x.dtype), bias
         projection = None if projection is None else projection.astype(x.dtype)
-        out, h, c = lstm_scan(self.reverse, gates, hidden_kernel.astype(x.dtype), projection, h, c, valid)
+        out, h, c = lstm_scan(self.reverse, x, kernels, projection, h, c, valid)
         return out, (h, c)
+
+
+# Of the input and of the hidden state, and the sum of both biases.
+Kernels = tuple[Float[Array, "I 4 H"], Float[Array, "P 4 H"], Float[Array, "4 H"] | None]
 
 
 def _scan(
     reverse: bool,
-    gates: Float[Array, "T B 4 H"],
-    kernel: Float[Array, "P 4 H"],
+    x: Float[Array, "T B I"],
+    kernels: Kernels,
     projection: Float[Array, "H P"] | None,
     h: Float[Array, "B P"],
     c: Float[Array, "B H"],
     valid: Bool[Array, "T B 1"] | None,
 ) -> tuple[Float[Array, "T B P"], Float[Array, "B P"], Float[Array, "B H"]]:
-    """(outputs, last h, last c) from the input's part of the gates, with one product a step.
+    """(outputs, last h, last c): the input's part of all gates in one product, the hidden state's in one a step.
 
     Steps that are not valid leave the state as it is and put out 0.
     """
-    return _forward(reverse, gates, kernel, projection, h, c, valid)[0]
+    return _forward(reverse, x, kernels, projection, h, c, valid)[0]
 
 
-def _forward(reverse, gates, kernel, projection, h, c, valid):
-    exact = jnp.promote_types(gates.dtype, jnp.float32)
+def _forward(reverse, x, kernels, projection, h, c, valid):
+    input_kernel, kernel, bias = kernels
+    exact = jnp.promote_types(x.dtype, jnp.float32)
 
     def step(carry, inputs):
         h, c = carry
-        x, now = inputs
-        activated = _activate(x.astype(exact) + jnp.einsum("bp,pgh->bgh", h, kernel, preferred_element_type=exact))
+        gates, now = inputs
+        gates = gates.astype(exact) + jnp.einsum("bp,pgh->bgh", h, kernel, preferred_element_type=exact)
+        activated = _activate(gates if bias is None else gates + bias)  # The bias here: before, it would be a pass.
         i, f, g, o = activated
         new_c = f * c + i * g
         new_h = _project(o * jnp.tanh(new_c), projection, h.dtype)
@@ -129,13 +135,14 @@ def _forward(reverse, gates, kernel, projection, h, c, valid):
             new_h, new_c = jnp.where(now, new_h, h), jnp.where(now, new_c, c)
         return (new_h, new_c), (out, [a.astype(h.dtype) for a in activated], c)
 
+    gates = project_gates(x, input_kernel, None)
     (last_h, last_c), (out, activated, cs) = jax.lax.scan(step, (h, c.astype(exact)), (gates, valid), reverse=reverse)
-    return (out, last_h, last_c.astype(c.dtype)), (kernel, projection, h, valid, out, activated, cs)
+    return (out, last_h, last_c.astype(c.dtype)), (x, kernels, projection, h, valid, out, activated, cs)
 
 
 def _backward(reverse, residuals, cotangents):
     """The gradient of each step's gates by a scan against time; then each kernel's gradient in one product."""
-    kernel, projection, h, valid, out, activated, cs = residuals
+    x, (input_kernel, kernel, bias), projection, h, valid, out, activated, cs = residuals
     d_out, d_last_h, d_last_c = cotangents
     exact = cs.dtype
     backward_kernel = rearrange(kernel, "p g h -> g h p")  # once, or each step of the scan would turn it round
@@ -174,13 +181,15 @@ def _backward(reverse, residuals, cotangents):
     before = _shift(out, h, reverse)
     if valid is not None:  # where the step before is no part of the sequence, the state is still the initial one
         before = jnp.where(_shift(valid, jnp.zeros_like(valid[0]), reverse), before, h)
-    d_kernel = _sum_of_products(before, d_gates)
+    d_bias = None if bias is None else jnp.sum(d_gates, (0, 1), exact).astype(bias.dtype)
+    d_kernels = _sum_of_products(x, d_gates), _sum_of_products(before, d_gates), d_bias
+    d_x = jnp.einsum("tbgh,igh->tbi", d_gates, input_kernel)
     d_projection = None
     if projection is not None:
         i, f, g, o = (a.astype(exact) for a in activated)
         m = (o * jnp.tanh(f * cs + i * g)).astype(projection.dtype)
         d_projection = _sum_of_products(m, d_hs)
-    return d_gates, d_kernel, d_projection, d_h0.astype(h.dtype), d_c0.astype(h.dtype), None
+    return d_x, d_kernels, d_projection, d_h0.astype(h.dtype), d_c0.astype(h.dtype), None
 
 
 def _sum_of_products(a, b):
@@ -188,7 +197,7 @@ def _sum_of_products(a, b):
     if on_several_devices():
         return jax.lax.dot_general(a, b, (((0, 1), (0, 1)), ((), ())))
     a, b = rearrange(a, "t b x -> (t b) x"), rearrange(b, "t b ... -> (t b) ...")
-    return jnp.einsum("nx,n...->x...", a, b)
+    return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())))
 
 
 def _activate(gates):
