@@ -229,9 +229,7 @@ def _manifold(aae: AAE, points: Array) -> Grid:
     """By the map from the unit square to the prior; over the rectangle of the points where heads make the prior."""
     count = 20
     steps = (jnp.arange(count) + 0.5) / count
-    square = rearrange(
-        jnp.stack(jnp.meshgrid(steps, steps[::-1])), "p r c -> (r c) p"
-    )  # as a plot: to the right, and upwards
+    square = jnp.stack(jnp.meshgrid(steps, steps[::-1]), -1).reshape(-1, 2)  # as a plot: to the right, and upwards
     caption = "Images of codes on an even grid over the prior, each with the same mass."
     if aae.cluster_heads:
         low, high = points.min(axis=0), points.max(axis=0)
@@ -266,8 +264,6 @@ def _plane(aae: AAE, batch: Batch, codes: Array) -> Plane:
     points = apart @ axes / jnp.maximum(wide * spread, 1e-12)
     inside = mask[:, 0] & (jnp.abs(points) <= 1.0).all(axis=1)
     steps = 2.0 * (jnp.arange(count) + 0.5) / count - 1.0
-    square = rearrange(
-        jnp.stack(jnp.meshgrid(steps, steps[::-1])), "p r c -> (r c) p"
-    )  # as a plot: to the right, and upwards
+    square = jnp.stack(jnp.meshgrid(steps, steps[::-1]), -1).reshape(-1, 2)  # as a plot: to the right, and upwards
     images = _cells(aae, aae.decoder(centre + (wide * spread * square) @ axes.T), count)
     return Plane(images, jnp.where(inside[:, None], points, jnp.nan), batch["label"], caption)
