@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from test_loop import lines, small
 
-from train import interrupts
 from train.errors import Interrupted
+from train.interrupts import SIGNALS
 from train.loop import fit
 from train.vit import make_task
 
@@ -28,7 +28,7 @@ def with_run(config, folder, **options):
 @pytest.fixture(autouse=True)
 def heeded():
     """No signal is ignored, as the tests inherit it of nohup or a shell's background job."""
-    outer = {number: signal.signal(number, signal.default_int_handler) for number in interrupts.SIGNALS}
+    outer = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     yield
     for number, handler in outer.items():
         signal.signal(number, handler)
