@@ -128,6 +128,9 @@ class Mesh:
     cpu_devices: int = 1
     """Devices that a CPU counts as, each with its part of the batch: faster for some models and sizes, slower for
     others. Fewer where it has fewer cores or the batch cannot be cut so; $JAX_NUM_CPU_DEVICES goes before."""
+    cpu_micro_batch: int | None = 8
+    """Examples, about, that each takes at a time where a CPU counts as several devices, to classify: so few stay in a
+    core's cache. The gradient is the whole batch's; dropout is drawn for each such part by itself. None: all it has."""
     show: bool = False
     """Print where each parameter lies and the memory it takes there, and stop."""
 
@@ -158,6 +161,7 @@ class Config:
 class ClassifierConfig(Config):
     """What the Config of every task that classifies images begins with."""
 
+    mesh: Mesh = field(default_factory=lambda: Mesh(cpu_devices=8))  # up to a third less time, on two cores
     optim: Optim = field(default_factory=Optim)
     augment: Augment = field(default_factory=Augment)
     label_smoothing: float = 0.0

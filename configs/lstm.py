@@ -1,8 +1,8 @@
 """LSTMs that read images row by row; each preset's measured results stand in the README."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from configs.base import ADAMW, CLOTHES, DIGITS, ClassifierConfig, Data, Mesh, Optim, Run
+from configs.base import ADAMW, CLOTHES, DIGITS, ClassifierConfig, Data, Optim, Run
 from w2jax.sequence import LSTMClassifier
 
 # The PyTorch course's model and optimizer for MNIST. Training is the course's step for step; what is evaluated is the
@@ -15,7 +15,6 @@ ADAM = Optim(learning_rate=1e-3, warmup=0.0, final=1.0, weight_decay=0.0, clip=N
 class Config(ClassifierConfig):
     """An LSTM that reads an image row by row, to classify it."""
 
-    mesh: Mesh = field(default_factory=lambda: Mesh(cpu_devices=2))  # an eighth to a quarter less time on two cores
     model: LSTMClassifier = COURSE
 
 

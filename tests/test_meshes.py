@@ -72,10 +72,10 @@ class Trained:
 class Trainee:
     """A task, and what one device makes of it."""
 
-    def __init__(self, name):
+    def __init__(self, name, **options):
         tiny = importlib.import_module(f"configs.{name}").PRESETS["tiny"]
         data = replace(tiny.data, image_size=(8, 8))
-        self.config = replace(tiny, data=data, run=Run(steps=STEPS, batch_size=BATCH), **OPTIONS[name])
+        self.config = replace(tiny, data=data, run=Run(steps=STEPS, batch_size=BATCH), **OPTIONS[name] | options)
         self.source = open_source(data, "train[:480]")
         self.task = importlib.import_module(f"train.{name}").make_task(self.config, self.source)
         self.one = self.run(Mesh(1, 1, 1))
@@ -139,6 +139,17 @@ def test_a_mesh_computes_what_one_device_computes_and_each_device_holds_its_shar
         whole_layers = {axes_of(row.shape[row.name.startswith("encoder/blocks") :]) for row in rows}
         assert gathers
         assert {axes_of(map(int, shape.split(","))) for shape in gathers} <= whole_layers
+
+
+@pytest.mark.parametrize("task", ["vit", "mha", "lstm"])
+def test_two_devices_of_a_cpu_compute_in_micro_batches_what_one_device_computes(task):
+    model = OPTIONS[task]["model"]
+    quiet = {name: 0.0 for name in ("dropout", "attention_dropout", "drop_path") if hasattr(model, name)}
+    trainee = Trainee(task, model=model.clone(**quiet), optim=Optim(), augment=Augment(shift=2, mixup=0.2))
+    one, many = trainee.one, trainee.run(Mesh(2, 1, 1))
+    assert "shard_map" in many.text and "shard_map" not in one.text
+    np.testing.assert_allclose(many.metrics["loss"], one.metrics["loss"], rtol=1e-4)
+    np.testing.assert_allclose(many.metrics["grad_norm"], one.metrics["grad_norm"], rtol=1e-3)
 
 
 def axes_of(shape):

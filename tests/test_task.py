@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from configs.base import ClassifierConfig, Optim
+from configs.base import ClassifierConfig, Mesh, Optim
 from configs.lstm import ADAM
 from train.checks import check_numbers
+from train.dryrun.hlo import count
 from train.optim import make_optimizer, make_schedule
+from train.sharding import batch_sharding, make_mesh
 from train.task import NOT_FINITE, one_loss_init, one_loss_step, skipping
 
 X = jax.random.normal(jax.random.key(0), (12, 3))
@@ -38,6 +41,55 @@ def test_an_accumulated_gradient_is_that_of_the_whole_batch(parts):
     np.testing.assert_allclose(cut[-1].params["kernel"], whole[-1].params["kernel"], rtol=1e-5)
     np.testing.assert_allclose(metrics_of_parts["loss"], metrics["loss"], rtol=1e-5)
     np.testing.assert_allclose(metrics_of_parts["grad_norm"], metrics["grad_norm"], rtol=1e-5)
+
+
+def wide_error(params, batch, key):
+    """Of a hidden layer, which holds far more than inputs and parameters."""
+    error = (jnp.tanh(batch["x"] @ params["kernel"]) @ params["out"] - batch["y"]) ** 2
+    return error.mean(), {"error": jnp.abs(error).mean()}
+
+
+def drawn(params, batch, key):
+    """The gradient of each example's own parameter is what was drawn for it."""
+    return (jax.random.normal(key, batch["y"].shape) * params["own"][batch["index"]]).mean(), {}
+
+
+def on_devices(devices, micro_batch, loss=wide_error):
+    """(the compiled step on so many devices, its arguments: a state, a batch of 24)."""
+    mesh, optimizer, rng = make_mesh(Mesh(devices, 1, 1)), optax.sgd(0.1), np.random.default_rng(0)
+    shapes = {"kernel": (3, 500), "out": (500,), "own": (24,)}
+    params = {name: jnp.asarray(rng.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
+    batch = {"x": rng.standard_normal((24, 3), np.float32), "y": rng.standard_normal(24, np.float32)}
+    step = one_loss_step(loss, optimizer, Optim(), 0, micro_batch=micro_batch)
+
+    def on_mesh(state, batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return step(state, batch)
+
+    state = jax.device_put(one_loss_init(params, optimizer, Optim()), NamedSharding(mesh, PartitionSpec()))
+    arguments = state, jax.device_put({**batch, "index": np.arange(24)}, batch_sharding(mesh))
+    return jax.jit(on_mesh).lower(*arguments).compile(), arguments
+
+
+@pytest.mark.parametrize(("devices", "micro_batch"), [(2, 4), (3, 2), (4, 1)])
+def test_micro_batches_give_the_whole_batchs_gradient_keep_little_and_exchange_it_once(devices, micro_batch):
+    (whole, arguments), (cut, arguments_of_parts) = on_devices(1, None), on_devices(devices, micro_batch)
+    (state, metrics), (state_of_parts, metrics_of_parts) = whole(*arguments), cut(*arguments_of_parts)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(metrics_of_parts[name], value, rtol=1e-5, err_msg=name)
+    for name, value in state.params.items():
+        np.testing.assert_allclose(state_of_parts.params[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+    gradients = state.params["kernel"].nbytes + state.params["out"].nbytes
+    assert gradients <= count(cut.as_text(), devices).collectives["all-reduce"].bytes < 1.1 * gradients
+    uncut, _ = on_devices(devices, None)
+    kept, kept_uncut = (step.memory_analysis().temp_size_in_bytes for step in (cut, uncut))
+    assert kept - gradients < (kept_uncut - gradients) / 2
+
+
+def test_each_example_of_each_micro_batch_has_its_own_randomness():
+    step, (state, batch) = on_devices(3, 2, drawn)
+    moved = np.asarray(step(state, batch)[0].params["own"]) - np.asarray(state.params["own"])
+    assert len(set(np.round(moved, 6))) == 24 and 0.5 < np.std(moved * 24 / 0.1) < 2
 
 
 def test_the_average_starts_close_to_the_parameters_and_is_what_is_evaluated():

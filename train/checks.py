@@ -15,7 +15,7 @@ from train.run_folder import config_tree
 _GROUPS = ("run.", "optim.", "augment.", "data.", "mesh.")
 _COUNTS = (
     *("steps", "batch_size", "log_every", "eval_every", "save_every", "steps_per_call"),
-    *("accumulate", "cpu_devices"),
+    *("accumulate", "cpu_devices", "cpu_micro_batch"),
 )
 _PARTS = ("warmup", "b1", "b2", "ema")
 _SIZES = ("learning_rate", "weight_decay", "final", "clip", "workers")

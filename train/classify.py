@@ -70,14 +70,16 @@ def classification_task(
         params = model.init(jax.random.key(config.run.seed), prepare(images))["params"]
         return one_loss_init({**params, **(start or {})}, optimizer, config.optim)
 
-    def loss(params, batch, key):
-        augment_key, dropout_key = jax.random.split(key)
+    def augmented(batch, key):
         targets = jax.nn.one_hot(batch["label"], model.num_classes)
-        images, targets = augment(augment_key, batch["image"] / 255.0, targets, config.augment)
+        images, targets = augment(key, batch["image"] / 255.0, targets, config.augment)
         targets = optax.smooth_labels(targets, config.label_smoothing)
-        logits, _ = forward(params, images, train=True, rngs={"dropout": dropout_key})
+        return {"image": images, "label": batch["label"], "target": targets}
+
+    def loss(params, batch, key):
+        logits, _ = forward(params, batch["image"], train=True, rngs={"dropout": key})
         accuracy = (logits.argmax(-1) == batch["label"]).mean()
-        return optax.softmax_cross_entropy(logits, targets).mean(), {"accuracy": accuracy}
+        return optax.softmax_cross_entropy(logits, batch["target"]).mean(), {"accuracy": accuracy}
 
     def evaluate(state, batch):
         logits, _ = forward(state.eval_params, batch["image"] / 255.0)
@@ -93,7 +95,8 @@ def classification_task(
     def probabilities(state, images):
         return jax.nn.softmax(forward(state.eval_params, images / 255.0)[0])
 
-    step = one_loss_step(loss, optimizer, config.optim, config.run.seed)
+    micro_batch = config.mesh.cpu_micro_batch
+    step = one_loss_step(loss, optimizer, config.optim, config.run.seed, augmented, micro_batch)
     return Task(init, step, evaluate, draw, probabilities=probabilities)
 
 

@@ -1,7 +1,9 @@
 """What a task is: pure functions. The loop knows nothing else of a task; a task knows nothing of the loop."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 from flax import struct
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from configs.base import Optim
@@ -127,15 +130,36 @@ def one_loss_init(params: Params, optimizer: optax.GradientTransformation, confi
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
 
-def one_loss_step(loss: Loss, optimizer: optax.GradientTransformation, config: Optim, seed: int):
-    """`step` of a task with one loss: gradient (accumulated over parts of the batch), update, average.
+def one_loss_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    config: Optim,
+    seed: int,
+    augment: Callable[[Batch, Key[Array, ""]], Batch] = lambda batch, key: batch,
+    micro_batch: int | None = None,
+):
+    """`step` of a task with one loss: gradient, update, average.
 
-    `loss(params, batch, key)` returns the mean over the batch and metrics, likewise means.
+    Args:
+        loss: `loss(params, batch, key)` returns the mean over the batch and metrics, likewise means.
+        optimizer: what updates the parameters.
+        config: into how many parts a batch is cut, and whether parameters are averaged.
+        seed: of all that is random.
+        augment: `augment(batch, key)` changes a batch before `loss` is given it, or parts of it.
+        micro_batch: examples, about, that each takes at a time where a CPU counts as several devices; None: all.
     """
+
+    def gradient(params: Params, batch: Batch, key: Key[Array, ""]):
+        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        return {"loss": value, **metrics}, gradients
+
+    def of_batch(params: Params, batch: Batch, key: Key[Array, ""]):
+        augment_key, loss_key = jax.random.split(key)
+        return _in_micro_batches(gradient, params, augment(batch, augment_key), loss_key, micro_batch)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        metrics, gradients = _mean_gradient(loss, state.params, batch, key, config.accumulate)
+        metrics, gradients = _accumulated(of_batch, state.params, batch, key, config.accumulate)
         squares = squared_norms(gradients)
         metrics["grad_norm"] = jnp.sqrt(sum(jax.tree.leaves(squares)))
         metrics[NOT_FINITE] = not_finite(squares)
@@ -194,22 +218,51 @@ def next_average(state: State, params: Params, decay: float | None) -> Params | 
     return optax.incremental_update(params, state.ema, 1.0 - decay_now)
 
 
-def _mean_gradient(loss: Loss, params: Params, batch: Batch, key: Key[Array, ""], parts: int):
-    """(metrics with "loss", gradients), both means over `parts` equal parts of the batch."""
+# (parameters, batch, key) -> means over the batch: metrics with "loss", gradients.
+Gradient = Callable[[Params, Batch, Key[Array, ""]], tuple[Metrics, Params]]
 
-    def value_and_gradient(part: Batch, key: Key[Array, ""]):
-        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params, part, key)
-        return {"loss": value, **metrics}, gradients
 
+def _accumulated(gradient: Gradient, params: Params, batch: Batch, key: Key[Array, ""], parts: int):
+    """`gradient` of a batch by way of `parts` equal parts of it."""
     if parts == 1:
-        return value_and_gradient(batch, key)
+        return gradient(params, batch, key)
     # Each part takes every parts-th example, so that a batch split over devices stays where it is.
     split = jax.tree.map(lambda x: rearrange(x, "(b p) ... -> p b ...", p=parts), dict(batch))
-    shapes = jax.eval_shape(value_and_gradient, jax.tree.map(lambda x: x[0], split), key)
+    return _mean(gradient, params, split, jax.random.split(key, parts))
+
+
+def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key[Array, ""], size: int | None):
+    """`gradient` of a batch; where a CPU counts as several devices each takes about `size` of its examples at a time.
+
+    What so few leave for the backward pass stays in a core's cache, and the devices wait for each other but once, to
+    average. Only on a mesh (`jax.sharding.use_abstract_mesh`) whose devices have copies of all parameters.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if size is None or mesh.size == 1 or mesh.abstract_device.device_kind != "cpu" or mesh.shape["data"] != mesh.size:
+        return gradient(params, batch, key)
+    examples = jax.tree.leaves(batch)[0].shape[0] // mesh.size
+    fitting = (count for count in range(1, examples + 1) if examples % count == 0)
+    count = min(fitting, key=lambda count: abs(math.log(examples / count / size)))
+    if count == 1:
+        return gradient(params, batch, key)
+    copied, cut = PartitionSpec(), PartitionSpec("data")
+
+    # Not checked, or JAX would sum over the devices whenever a gradient of copied parameters is taken.
+    @partial(jax.shard_map, in_specs=(copied, cut, cut), out_specs=copied, check_vma=False)
+    def on_each_device(params, batch, keys):
+        split = jax.tree.map(lambda x: rearrange(x, "(p b) ... -> p b ...", p=count), batch)
+        return jax.lax.pmean(_mean(gradient, params, split, keys), "data")
+
+    return on_each_device(params, dict(batch), jax.random.split(key, mesh.size * count))
+
+
+def _mean(gradient: Gradient, params: Params, parts: Batch, keys: Key[Array, "P"]):
+    """The mean of `gradient` over equal parts of a batch [P, ...], one after the other."""
+    shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], (parts, keys)))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def add(total, inputs):
-        return jax.tree.map(jnp.add, total, value_and_gradient(*inputs)), None
+        return jax.tree.map(jnp.add, total, gradient(params, *inputs)), None
 
-    total, _ = jax.lax.scan(add, zeros, (split, jax.random.split(key, parts)))
-    return jax.tree.map(lambda x: x / parts, total)
+    total, _ = jax.lax.scan(add, zeros, (parts, keys))
+    return jax.tree.map(lambda x: x / len(keys), total)
