@@ -112,6 +112,35 @@ def scaled_dot_product_attention(
     return output, weights if return_weights else None
 
 
+class Heads(nn.Module):
+    """x W + b as heads, with the parameters of Flax's DenseGeneral: `kernel` [I, H, K], `bias` [H, K].
+
+    Before the axis of heads comes in: the sum over a batch and tokens that is the gradient of a bias [H, K] takes XLA on
+    CPU twenty times as long as that of [H · K] (benchmarks/README.md).
+    """
+
+    num_heads: int  # H
+    width: int  # K
+    use_bias: bool
+    dtype: str  # of the computation; parameters are float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B H T K"]:
+        """The projection of each position."""
+        shape = x.shape[-1], self.num_heads, self.width
+
+        def init(key: Key[Array, ""], shape: tuple[int, int, int]) -> Float[Array, "I H K"]:
+            flat = nn.initializers.xavier_uniform()(key, (shape[0], shape[1] * shape[2]))
+            return flat.reshape(shape)
+
+        kernel = self.param("kernel", init, shape).astype(self.dtype)
+        x = x.astype(self.dtype) @ rearrange(kernel, "i h k -> i (h k)")
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)
+            x = x + rearrange(bias, "h k -> (h k)")
+        return rearrange(x, "b t (h k) -> b h t k", h=self.num_heads)
+
+
 class MultiHeadAttention(nn.Module):
     """MultiHead(Q, K, V) = Concat(head_1 … head_H) W^O, section 3.2.2 of the paper.
 
@@ -191,10 +220,7 @@ class MultiHeadAttention(nn.Module):
         dtype = jnp.dtype(self.dtype)
 
         def heads(x, count: int, width: int, name: str):
-            kernel_init = nn.initializers.xavier_uniform()
-            use_bias = self.use_bias and self.qkv_bias
-            x = nn.DenseGeneral((count, width), use_bias=use_bias, kernel_init=kernel_init, dtype=dtype, name=name)(x)
-            return rearrange(x, "b t h k -> b h t k")
+            return Heads(count, width, self.use_bias and self.qkv_bias, self.dtype, name=name)(x)
 
         q = heads(query, self.num_heads, qk_width, "query")
         if self.qk_norm:
