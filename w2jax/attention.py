@@ -113,10 +113,10 @@ def scaled_dot_product_attention(
 
 
 class Heads(nn.Module):
-    """x W + b as heads, with the parameters of Flax's DenseGeneral: `kernel` [I, H, K], `bias` [H, K].
+    """x W + b of each head, with the parameters of Flax's DenseGeneral: `kernel` [I, H, K], `bias` [H, K].
 
-    Before the axis of heads comes in: the sum over a batch and tokens that is the gradient of a bias [H, K] takes XLA on
-    CPU twenty times as long as that of [H · K] (benchmarks/README.md).
+    The bias comes in behind the transposition, for its gradient's sake: of [B, T, H, K] the sum over B and T takes XLA
+    twenty times as long on CPU as that of [B, H, T, K] (benchmarks/README.md).
     """
 
     num_heads: int  # H
@@ -131,14 +131,14 @@ class Heads(nn.Module):
 
         def init(key: Key[Array, ""], shape: tuple[int, int, int]) -> Float[Array, "I H K"]:
             flat = nn.initializers.xavier_uniform()(key, (shape[0], shape[1] * shape[2]))
-            return flat.reshape(shape)
+            return rearrange(flat, "i (h k) -> i h k", h=shape[1])
 
-        kernel = self.param("kernel", init, shape).astype(self.dtype)
-        x = x.astype(self.dtype) @ rearrange(kernel, "i h k -> i (h k)")
+        kernel = self.param("kernel", init, shape)
+        x = jnp.einsum("bti,ihk->bthk", x.astype(self.dtype), kernel.astype(self.dtype))
+        x = rearrange(x, "b t h k -> b h t k")
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)
-            x = x + rearrange(bias, "h k -> (h k)")
-        return rearrange(x, "b t (h k) -> b h t k", h=self.num_heads)
+            x = x + self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)[:, None]
+        return x
 
 
 class MultiHeadAttention(nn.Module):
