@@ -238,7 +238,7 @@ def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key
     average. Only on a mesh (`jax.sharding.use_abstract_mesh`) whose devices have copies of all parameters.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if size is None or mesh.size == 1 or mesh.abstract_device.device_kind != "cpu" or mesh.shape["data"] != mesh.size:
+    if size is None or mesh.size < 2 or mesh.abstract_device.device_kind != "cpu" or mesh.shape["data"] != mesh.size:
         return gradient(params, batch, key)
     examples = jax.tree.leaves(batch)[0].shape[0] // mesh.size
     fitting = (count for count in range(1, examples + 1) if examples % count == 0)
