@@ -34,7 +34,7 @@ OPTIONS = {
     "mha": [*CLASSIFIER, "0.01"],
     "vit": [
         *(*CLASSIFIER, "0.01", "--model.patch-size", "4", "--model.mlp-dim", "256"),
-        *("--model.pool", "cls", "--model.class-token", "--mesh.cpu-devices", "2"),
+        *("--model.pool", "cls", "--model.class-token"),
     ],
     "aae": ["--data.train-split", "train", "--metric-examples", "100"],
 }

@@ -1,4 +1,4 @@
-"""Our train step by itself, as `python -m train.TASK` compiles it, at any size."""
+"""Our train step by itself on one device, of the whole batch at once, at any size."""
 
 import importlib
 import time

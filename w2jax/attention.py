@@ -112,7 +112,7 @@ def scaled_dot_product_attention(
     return output, weights if return_weights else None
 
 
-class Heads(nn.Module):
+class _Heads(nn.Module):
     """x W + b of each head, with the parameters of Flax's DenseGeneral: `kernel` [I, H, K], `bias` [H, K].
 
     The bias comes in behind the transposition, for its gradient's sake: of [B, T, H, K] the sum over B and T takes XLA
@@ -220,7 +220,7 @@ class MultiHeadAttention(nn.Module):
         dtype = jnp.dtype(self.dtype)
 
         def heads(x, count: int, width: int, name: str):
-            return Heads(count, width, self.use_bias and self.qkv_bias, self.dtype, name=name)(x)
+            return _Heads(count, width, self.use_bias and self.qkv_bias, self.dtype, name=name)(x)
 
         q = heads(query, self.num_heads, qk_width, "query")
         if self.qk_norm:

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.contender import Contender
 from benchmarks.given import HEADS, Arrays, build, our_params
 from benchmarks.peers.with_jax import attended, compiled_update, images, inferred, stepping, trained
-from configs.base import Mesh, Optim, Run
+from configs.base import Optim, Run
 from train.data.source import Memory
 from train.loop import placed_params
 from train.program import Program
@@ -41,11 +41,11 @@ def source(given: Arrays) -> Memory:
     return replace(split, sibling=lambda _: split)
 
 
-def classifier(program: str, given: Arrays, optim: Optim, **options: Any) -> tuple[Any, Any]:
+def classifier(program: str, given: Arrays, optim: Optim) -> tuple[Any, Any]:
     """(the config, its task)."""
     config_type = importlib.import_module(f"configs.{program}").Config
     run = Run(steps=10**6, batch_size=len(given["label"]))
-    config = config_type(model=build(program)[0], optim=optim, run=run, **options)
+    config = config_type(model=build(program)[0], optim=optim, run=run)
     return config, importlib.import_module(f"train.{program}").make_task(config, source(given))
 
 
@@ -73,8 +73,7 @@ def lstm_step(given: Arrays) -> Contender:
 
 
 def vit_step(given: Arrays) -> Contender:
-    """By `--mesh.cpu-devices 2`."""
-    return program_step(*classifier("vit", given, ADAMW, mesh=Mesh(cpu_devices=2)), given)
+    return program_step(*classifier("vit", given, ADAMW), given)
 
 
 def mha_step(given: Arrays) -> Contender:
