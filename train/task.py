@@ -258,6 +258,7 @@ def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key
 
 def _mean(gradient: Gradient, params: Params, parts: Batch, keys: Key[Array, "P"]):
     """The mean of `gradient` over equal parts of a batch [P, ...], one after the other."""
+    gradient = jax.jit(gradient, inline=True)  # so that it is traced once for both, its shapes and the loop
     shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], (parts, keys)))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
