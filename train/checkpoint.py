@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -17,6 +18,10 @@ from train.distributed import leads, together
 from train.errors import RunStopped, UserError
 from train.task import State, named_leaves
 from w2jax.convert.manifest import VERSION, checkpoint_steps, damage, has_manifest, write_manifest
+
+# Bytes of a part for devices with copies of an array to write a part each. Orbax would cut the smallest too, and JAX
+# compile a program for each shape that is cut.
+_LEAST_PART = 2**20
 
 
 class Checkpoints:
@@ -43,6 +48,8 @@ class Checkpoints:
             self._put_damaged_aside()
         together("checkpoints")
         self._kept = _LatestAndBest(self.scores, best_mode)
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
+        ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:

@@ -102,10 +102,10 @@ class _Run:
         # Read before the folder is claimed, as a file may be wrong; a run that goes on needs none of it.
         self.start = None if self.task.start is None or has_checkpoint(config) else self.task.start()
         self.program = Program(config, self.task, self.source, self.mesh)
-        self.broken = self.program.jit(broken_leaves, self.program.everywhere)
         self.evaluate = self.program.jit(partial(evaluated, self.task), self.program.everywhere)
         self.verdicts: Verdicts | None = None
         once = self.program.run_once
+        self.broken = self.program.jit(broken_leaves, self.program.everywhere, compiler_options=once)
         self.draw = self.program.jit(self.task.figures, self.program.everywhere, compiler_options=once)
 
     def claim(self) -> None:
