@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.allocator import keep_freed_memory
+from train.allocator import keep_freed_memory, trim_after_compiling
 
 
 class Contender(NamedTuple):
@@ -36,6 +36,7 @@ def main() -> None:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
     if malloc == "keep":
         keep_freed_memory()
+        trim_after_compiling()
     module, name = function.split(":")
     with np.load(path) as given:
         contender: Contender = getattr(importlib.import_module(module), name)(dict(given))

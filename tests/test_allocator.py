@@ -1,6 +1,7 @@
 """Programs begin with huge pages where kernel and glibc know them; importing the package changes nothing."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -63,6 +64,32 @@ def test_a_training_holds_its_arrays_in_huge_pages(tmp_path: Path) -> None:
             pytest.fail(f"no huge pages in a minute:\n{status}")
         finally:
             program.kill()
+
+
+COMPILE = """
+import jax, jax.numpy as jnp
+from pathlib import Path
+from train.allocator import trim_after_compiling
+from w2jax import ViT
+if {trim}:
+    trim_after_compiling()
+vit, x = ViT(10, 7, 32, 3, 2, 64), jnp.zeros((8, 28, 28, 1))
+variables = jax.eval_shape(vit.init, jax.random.key(0), x)
+jax.jit(jax.grad(lambda variables: vit.apply(variables, x)[0].var())).lower(variables).compile()
+(line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")]
+print(int(line.split()[1]) // 1024)
+"""
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="malloc is not glibc's")
+def test_what_the_compiler_has_freed_is_given_back() -> None:
+    usual = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # not the tests' quick compiler
+    commands = [[sys.executable, "-c", COMPILE.format(trim=trim)] for trim in (False, True)]
+    held, trimmed = (
+        int(subprocess.run(command, env=usual, capture_output=True, text=True, check=True).stdout)
+        for command in commands
+    )
+    assert trimmed < held - 20, f"{held} MiB held, {trimmed} MiB with trimming"
 
 
 def test_importing_the_package_starts_nothing_over() -> None:

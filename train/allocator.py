@@ -8,11 +8,14 @@ import ctypes
 import os
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 _TUNABLE = "glibc.malloc.hugetlb"
 # The mode in brackets is the kernel's: huge pages for all memory, for what is asked for, or none.
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name for the event
+_LONG = 0.2  # seconds; a trim takes some hundredths
 # Names from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
@@ -45,10 +48,8 @@ def keep_freed_memory() -> None:
     For a process that had to start without huge pages, such as a notebook's: as fast, but memory falls to pieces, and
     up to twice as much is held. Does nothing where malloc is not glibc's.
     """
-    if not sys.platform.startswith("linux") or _TUNABLE in os.environ.get("GLIBC_TUNABLES", ""):
-        return
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
+    libc = _glibc()
+    if libc is None or _TUNABLE in os.environ.get("GLIBC_TUNABLES", ""):
         return
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
@@ -56,3 +57,29 @@ def keep_freed_memory() -> None:
     # Else XLA's threads get heaps of their own, of at most 64 MiB, which go back to the kernel whatever the threshold.
     # glibc reads this once, when a second thread first allocates.
     libc.mallopt(_M_ARENA_MAX, 1)
+
+
+@cache
+def trim_after_compiling() -> None:
+    """Lets glibc give the kernel what XLA's compiler has freed, each time that it has compiled for long.
+
+    Else it is held as long as the program runs: more than 100 MiB of a train step. Does nothing where malloc is not
+    glibc's.
+    """
+    libc = _glibc()
+    if libc is None:
+        return
+    import jax  # Imported late: huge pages must have been asked for before.
+
+    def trim(event: str, duration_secs: float, **_: str | int) -> None:
+        if event == _COMPILED and duration_secs > _LONG:
+            libc.malloc_trim(0)
+
+    jax.monitoring.register_event_duration_secs_listener(trim)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs.base import Config
-from train.allocator import keep_freed_memory
+from train.allocator import keep_freed_memory, trim_after_compiling
 from train.checkpoint import Checkpoints
 from train.checks import check_batch, check_held, check_numbers, check_same
 from train.data import Source, batches, eval_batches, example_order, open_source
@@ -85,6 +85,7 @@ class _Run:
         self.started = time.perf_counter()
         quiet_libraries()
         keep_freed_memory()
+        trim_after_compiling()
         check_numbers(config)
         check_trackers(config)
         connect(config.distributed)
