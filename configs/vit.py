@@ -122,8 +122,8 @@ PRESETS = {
 
 # For `--help`: what each preset is, and how long it takes on two CPU cores where that was measured.
 ABOUT = {
-    "tiny": "to see that all works; 15 s",
-    "sample": "98 % of real digits, 100 s",
+    "tiny": "to see that all works; 12 s",
+    "sample": "98 % of real digits, 60 s",
     "mnist": "99.5 %, 40 min",
     "fashion_mnist": "91 % of clothes; 46 min",
     "cifar10": "colours, for an accelerator",
