@@ -505,3 +505,14 @@ def test_separate_widths_for_queries_and_values_give_the_asked_output_width():
     assert variables["params"]["query"]["kernel"].shape == (9, 2, 4)
     assert variables["params"]["out"]["kernel"].shape == (2, 5, 6)
     assert run(mha, variables, query)[0].shape == (B, T, 6)
+
+
+def test_projections_to_heads_begin_uniform_within_the_bound_of_glorot_over_all_heads():
+    attention = MultiHeadAttention(num_heads=3, qk_dim=60, v_dim=36)
+    params = attention.init(jax.random.key(0), jnp.zeros((2, 5, 24)))["params"]
+    for name, width in (("query", 60), ("key", 60), ("value", 36)):
+        kernel, bound = np.asarray(params[name]["kernel"]), (6 / (24 + width)) ** 0.5
+        assert kernel.shape == (24, 3, width // 3)
+        assert 0.98 * bound < abs(kernel).max() <= bound
+        np.testing.assert_allclose(kernel.std(), bound / 3**0.5, rtol=0.05)
+        assert not params[name]["bias"].any()
