@@ -18,9 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.alternate import Measured, measure
 from benchmarks.cases import CASES
-from benchmarks.given import step_flops
+from benchmarks.inputs import step_flops
+from benchmarks.runner import Measured, measure
 
 
 def spread(values: list[float], digits: int) -> str:

@@ -1,4 +1,4 @@
-"""What `train.allocator` gains: the train step of the preset `sample` with each of its settings and without, in turn.
+"""What `train.process.malloc` gains: the train step of the preset `sample` with each of its settings and without, in turn.
 
     python -m benchmarks.allocator [--repeat 3]
 
@@ -14,10 +14,10 @@ import time
 
 import jax
 
-from benchmarks.contender import peak_memory
+from benchmarks.worker import peak_memory
 from configs.vit import PRESETS
-from train.allocator import huge_pages, keep_freed_memory
 from train.data import batches, open_source
+from train.process.malloc import huge_pages, keep_freed_memory
 from train.vit import make_task
 
 STEPS = 200

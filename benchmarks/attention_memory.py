@@ -16,7 +16,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-import w2jax.attention_kernels
+import w2jax.kernels.attention
 from w2jax import scaled_dot_product_attention
 
 HEADS, WIDTH = 4, 64
@@ -24,7 +24,7 @@ HEADS, WIDTH = 4, 64
 
 def measure(implementation: str, tokens: int, blocks: list[int]) -> dict[str, float]:
     """GB and seconds of one forward and backward pass in this process."""
-    w2jax.attention_kernels.QUERY_BLOCK, w2jax.attention_kernels.KEY_BLOCK = blocks
+    w2jax.kernels.attention.QUERY_BLOCK, w2jax.kernels.attention.KEY_BLOCK = blocks
 
     def loss(q, k, v):
         out, _ = scaled_dot_product_attention(q, k, v, return_weights=False, implementation=implementation)

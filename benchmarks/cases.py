@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-OURS, TORCH, FLAX = "benchmarks.peers.ours", "benchmarks.peers.torch_steps", "benchmarks.peers.flax_steps"
+OURS, TORCH, FLAX = "benchmarks.baselines.ours", "benchmarks.baselines.torch_steps", "benchmarks.baselines.flax_steps"
 
 # Largest difference, relative to the largest value of the array. After the first update Adam divides gradients by
 # their size, so what is rounding in a small one is not in its parameter; Flax has one bias where torch has two. The
@@ -26,7 +26,7 @@ class Case:
     """One computation, and who does it."""
 
     model: str
-    """What `benchmarks.given` builds."""
+    """What `benchmarks.inputs` builds."""
     batch_size: int
     contenders: Mapping[str, str]
     """MODULE:FUNCTION by name."""

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import jax
 
-from benchmarks.given import BATCH_SIZES
+from benchmarks.inputs import BATCH_SIZES
 from benchmarks.step import Step
-from train.allocator import keep_freed_memory
+from train.process.malloc import keep_freed_memory
 
 STEPS = 7
 _OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', re.MULTILINE)

@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.first_run import measure
-from benchmarks.given import BATCH_SIZES
+from benchmarks.inputs import BATCH_SIZES
 
 EXAMPLES = 60_000
 GOALS = {"loader": 0.6, "memory": 1.0}
-# The models and optimizers of `benchmarks.given`, as options.
+# The models and optimizers of `benchmarks.inputs`, as options.
 CLASSIFIER = [
     *("--optim.learning-rate", "1e-3", "--optim.warmup", "0", "--optim.final", "1", "--optim.clip", "None"),
     *("--optim.ema", "None", "--augment.shift", "0", "--augment.rotate", "0", "--augment.scale", "0"),
@@ -63,7 +63,7 @@ def run_ours(task: str, folder: str) -> tuple[float, float, float]:
 def run_torch(task: str, images: str, *options: str) -> tuple[float, float, float]:
     """(wall seconds, peak MiB, score)."""
     with tempfile.TemporaryFile() as printed:
-        command = [sys.executable, "-m", "benchmarks.peers.torch_program", task, images, *options]
+        command = [sys.executable, "-m", "benchmarks.baselines.torch_program", task, images, *options]
         seconds, peak = measure(command, printed)
         printed.seek(0)
         return seconds, peak, float(printed.read())

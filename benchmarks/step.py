@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.given import BATCH_SIZES, build
+from benchmarks.inputs import BATCH_SIZES, build
 from configs.base import Mesh, Run
-from train.data.source import Blank
+from train.data.source import AbstractSource
 from train.dryrun.flops import model_flops
-from train.program import Program
-from train.sharding import make_mesh
+from train.engine.program import Program
+from train.engine.sharding import make_mesh
 
 
 class Step:
@@ -29,7 +29,9 @@ class Step:
         sizes = {"batch_size": BATCH_SIZES[task], "side": 32 if task == "aae" else 28, **(sizes or {})}
         count, side = sizes.pop("batch_size"), sizes.pop("side")
         shape = (sizes.pop("height", side), side, 1)
-        source = Blank("blank", "train", shape, 10, list("0123456789"), sibling=lambda _: source, count=10 * count)
+        source = AbstractSource(
+            "blank", "train", shape, 10, list("0123456789"), sibling=lambda _: source, count=10 * count
+        )
         config_type = importlib.import_module(f"configs.{task}").Config
         make_task = importlib.import_module(f"train.{task}").make_task
         run, one_device = Run(steps=10**6, batch_size=count), Mesh(1, 1, 1)

@@ -55,7 +55,7 @@ def prepare(folder: Path, count: int) -> int:
     """Writes the dataset `photographs`, and returns the mean size of its files in bytes."""
     import tensorflow_datasets as tfds
 
-    from train.data.builders import Card, Example, write
+    from train.data.prepare.tfds_writer import Card, Example, write
 
     tfds.disable_progress_bar()
     rng, sizes = np.random.default_rng(0), []

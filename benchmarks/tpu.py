@@ -19,9 +19,9 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks.baselines import flax_steps, ours
 from benchmarks.cases import CASES
-from benchmarks.given import write_given
-from benchmarks.peers import flax_steps, ours
+from benchmarks.inputs import write_given
 from train.dryrun.hlo import count
 from train.dryrun.target import open_target
 

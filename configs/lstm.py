@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from configs.base import ADAMW, CLOTHES, DIGITS, ClassifierConfig, Data, Optim, Run
-from w2jax.sequence import LSTMClassifier
+from w2jax.sequence_classifiers import LSTMClassifier
 
 # The PyTorch course's model and optimizer for MNIST. Training is the course's step for step; what is evaluated is the
 # average of the parameters on the way, which a constant learning rate profits from.

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from configs.base import ADAMW, CLOTHES, DIGITS, ClassifierConfig, Data, Optim, Run
-from w2jax.sequence import AttentionClassifier
+from w2jax.sequence_classifiers import AttentionClassifier
 
 SMALL = AttentionClassifier(10, embed_dim=64, depth=4, num_heads=4, mlp_dim=128)
 

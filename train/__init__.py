@@ -1,5 +1,5 @@
 """The training programs: `python -m train.vit` and its siblings."""
 
-from train.allocator import begin_with_huge_pages
+from train.process.malloc import restart_with_huge_pages
 
-begin_with_huge_pages()
+restart_with_huge_pages()

@@ -14,15 +14,15 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from configs.aae import PRESETS, Config
-from train.aae_results import evaluated, make_assess, make_figures, to_range
-from train.cli import parse, run_main
+from train.config.cli import parse, run_main
 from train.data import Source
 from train.data.augment import augment
 from train.data.labels import UNKNOWN, known_labels
-from train.errors import UserError
-from train.optim import make_optimizer
-from train.sharding import gathered_by_layer
-from train.task import NOT_FINITE, Batch, Metrics, Params, State, Task, next_average, not_finite, squared_norms
+from train.engine.optim import make_optimizer
+from train.engine.sharding import gathered_by_layer
+from train.evaluation.aae import evaluated, make_assess, make_figures, to_range
+from train.process.errors import UserError
+from train.task import NONFINITE, Batch, Metrics, Params, State, Task, nonfinite, squared_norms, update_ema
 from w2jax.aae import AAE, Code
 from w2jax.priors import sample_prior
 
@@ -83,8 +83,8 @@ def make_task(config: Config, source: Source) -> Task:
             updates, opt_state[name] = optimizers[name].update(gradients, opt_state[name], part)
             params = {**params, **cast(dict, optax.apply_updates(part, updates))}
             metrics |= {name: value, **extra}
-        metrics[NOT_FINITE] = not_finite(squares)
-        ema = next_average(state, params, config.optim.ema)
+        metrics[NONFINITE] = nonfinite(squares)
+        ema = update_ema(state, params, config.optim.ema)
         return State(state.step + 1, params, opt_state, ema, stats), metrics
 
     def evaluate(state: State, batch: Batch) -> dict[str, Float[Array, "B"]]:
@@ -282,7 +282,7 @@ def check(config: Config, source: Source) -> None:
 
 def main() -> None:
     config = parse("aae", PRESETS)
-    from train.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
+    from train.engine.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
 
     fit(config, make_task)
 

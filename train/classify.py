@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 from configs.base import ClassifierConfig
 from train.data import Source
 from train.data.augment import augment
-from train.errors import UserError
-from train.optim import make_optimizer
-from train.sharding import gathered_by_layer
-from train.task import Params, Picture, Task, one_loss_init, one_loss_step
+from train.engine.optim import make_optimizer
+from train.engine.sharding import gathered_by_layer
+from train.process.errors import UserError
+from train.task import Params, Picture, Task, init_state, make_train_step
 
 Images = Float[Array, "B h w C"]
 # (images in [0, 1], further arguments of the model) -> what the model returns
@@ -68,7 +68,7 @@ def classification_task(
     def init(start: Params | None = None):
         images = jnp.zeros((1, *source.image_shape))
         params = model.init(jax.random.key(config.run.seed), prepare(images))["params"]
-        return one_loss_init({**params, **(start or {})}, optimizer, config.optim)
+        return init_state({**params, **(start or {})}, optimizer, config.optim)
 
     def augmented(batch, key):
         targets = jax.nn.one_hot(batch["label"], model.num_classes)
@@ -96,7 +96,7 @@ def classification_task(
         return jax.nn.softmax(forward(state.eval_params, images / 255.0)[0])
 
     micro_batch = config.mesh.cpu_micro_batch
-    step = one_loss_step(loss, optimizer, config.optim, config.run.seed, augmented, micro_batch)
+    step = make_train_step(loss, optimizer, config.optim, config.run.seed, augmented, micro_batch)
     return Task(init, step, evaluate, draw, probabilities=probabilities)
 
 

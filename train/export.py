@@ -22,12 +22,12 @@ import jax
 import tyro
 from jax import export
 
-from train.cli import read_options, run_main
-from train.errors import UserError
+from train.config.cli import read_options, run_main
 from train.predict import Predictor, load
-from train.run_folder import IMAGES
-from train.runtime import quiet_libraries
-from train.whole import write_whole
+from train.process.errors import UserError
+from train.process.setup import silence_libraries
+from train.run.atomic import write_atomic
+from train.run.folder import IMAGES
 from w2jax import convert
 
 PROGRAM, WEIGHTS = "model.stablehlo", "model.safetensors"
@@ -67,10 +67,10 @@ def export_run(run_dir: Path, out: Path) -> Predictor:
     program = stablehlo(predictor)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(out / PROGRAM, program)
+        write_atomic(out / PROGRAM, program)
         # "torch" is the format that every model fits in.
         convert.save(out / WEIGHTS, predictor.config.model, predictor.state.eval_variables, "torch")
-        write_whole(out / IMAGES, (run_dir / IMAGES).read_bytes())
+        write_atomic(out / IMAGES, (run_dir / IMAGES).read_bytes())
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; choose another --out") from error
     return predictor
@@ -88,7 +88,7 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(Options, "train.export", arguments)
-    quiet_libraries()
+    silence_libraries()
     out = options.out or options.run_dir / "exported"
     predictor = export_run(options.run_dir, out)
     path, shape = str((out / PROGRAM).absolute()), ", ".join(map(str, predictor.image_shape))

@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from configs.lstm import PRESETS, Config
 from train.classify import beside, classification_task, rows
-from train.cli import parse, run_main
+from train.config.cli import parse, run_main
 from train.data import Source
 from train.task import Grid, Task
 from w2jax.lstm import LSTMLayer
@@ -68,7 +68,7 @@ def spread(opened, most: int):
 
 def main() -> None:
     config = parse("lstm", PRESETS)
-    from train.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
+    from train.engine.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
 
     fit(config, make_task)
 

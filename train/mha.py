@@ -4,7 +4,7 @@ import jax
 
 from configs.mha import PRESETS, Config
 from train.classify import beside, classification_task, rows
-from train.cli import parse, run_main
+from train.config.cli import parse, run_main
 from train.data import Source
 from train.task import Grid, Task
 
@@ -31,7 +31,7 @@ def row_attention_grid(images, weights):
 
 def main() -> None:
     config = parse("mha", PRESETS)
-    from train.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
+    from train.engine.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
 
     fit(config, make_task)
 

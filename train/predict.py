@@ -25,18 +25,18 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from train.aae_results import evaluated, sampled, to_range, to_unit
-from train.cli import read_options, run_main
+from train.config.cli import read_options, run_main
 from train.data.crops import central_box
-from train.data.images import BROKEN, MODES, decode, encoded
-from train.data.source import Blank
-from train.errors import UserError, misfits
-from train.run_files import TASKS, printable
-from train.run_folder import Seen, read_config, read_model, read_seen
-from train.runtime import quiet_libraries
+from train.data.decode import BROKEN, MODES, decode, encoded
+from train.data.source import AbstractSource
+from train.evaluation.aae import evaluated, sampled, to_range, to_unit
+from train.process.errors import UserError, as_user_error
+from train.process.setup import silence_libraries
+from train.run.files import TASKS, printable
+from train.run.folder import ImageInfo, read_config, read_image_info, read_model
+from train.run.weights import read_variables
 from train.task import State
 from w2jax.aae import AAE
-from w2jax.convert.run_folder import read_variables
 from w2jax.vit import ViT
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
@@ -110,13 +110,13 @@ def load(run_dir: str | Path) -> Predictor:
         raise UserError(f"{path} is a run of a {type(model).__name__}; wanted one of {', '.join(TASKS)}")
     task = TASKS[type(model).__name__]
     config: Any = read_config(path, importlib.import_module(f"configs.{task}").Config)
-    seen = read_seen(path)
-    with misfits():
+    seen = read_image_info(path)
+    with as_user_error():
         variables, notes = read_variables(path)
     return predictor_of(config, seen, variables, "; ".join(notes))
 
 
-def predictor_of(config: Any, seen: Seen, variables: Mapping[str, Any], note: str) -> Predictor:
+def predictor_of(config: Any, seen: ImageInfo, variables: Mapping[str, Any], note: str) -> Predictor:
     """The model of a task's config with these variables, for images as `seen` describes them."""
     variables = jax.device_put(variables)  # Once, and not at every call.
     state = State(jnp.zeros((), jnp.int32), variables["params"], None, None, variables.get("batch_stats", {}))
@@ -127,7 +127,7 @@ def predictor_of(config: Any, seen: Seen, variables: Mapping[str, Any], note: st
 
 def _classifier(config: Any, task: str, image_shape: tuple[int, int, int], label_names: list[str]) -> tuple[Any, Any]:
     """(`apply`, `attention`), by the task itself, for images like those that it was trained on."""
-    source = Blank(config.data.name, "train", image_shape, len(label_names), label_names, count=1)
+    source = AbstractSource(config.data.name, "train", image_shape, len(label_names), label_names, count=1)
     made = importlib.import_module(f"train.{task}").make_task(config, source)
     return made.probabilities, partial(_overlaid, config.model) if task == "vit" else None
 
@@ -209,7 +209,7 @@ class Options:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(Options, "train.predict", arguments, __doc__)
-    quiet_libraries()
+    silence_libraries()
     predictor = load(options.run_dir)
     if predictor.classifies and options.out is not None:
         raise UserError("--out is for runs of train.aae; what a ViT looked at is written by --attention")

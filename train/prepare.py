@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from train.cli import read_options, run_main
-from train.data.find import PREPARABLE, data_dir, versions
-from train.errors import UserError
+from train.config.cli import read_options, run_main
+from train.data.locate import PREPARABLE, data_dir, versions
+from train.process.errors import UserError
 
 if TYPE_CHECKING:
-    from train.data.builders import Card, Dataset
+    from train.data.prepare.tfds_writer import Card, Dataset
 
 _TAKEN = (*PREPARABLE, "mnist_sample", "folder", "downloads")
 
@@ -118,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     root = _free(name, options.data_dir, options.overwrite)
     import tensorflow_datasets as tfds  # Imported late: a mistake is answered first.
 
-    from train.data.builders import write
-    from train.data.known import KNOWN, raw_files
+    from train.data.prepare.downloads import KNOWN, raw_files
+    from train.data.prepare.tfds_writer import write
 
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()

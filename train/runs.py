@@ -16,22 +16,22 @@ from typing import Annotated, Literal
 
 import tyro
 
-from train.cli import read_options, run_main
-from train.errors import UserError
-from train.lock import holder
-from train.run_files import (
+from train.config.cli import read_options, run_main
+from train.process.errors import UserError
+from train.run.files import (
     CHECKPOINTS,
     CONFIG,
     LOCK,
     METRICS,
     TASKS,
     TIMING,
-    clock,
+    format_duration,
     is_number,
     printable,
     read_lines,
     read_tree,
 )
+from train.run.lock import holder
 
 BEST = {"accuracy": max, "reconstruction": min}
 """What a run is judged by, the first that its evaluations have, and which is best; a test holds it against each Task's
@@ -214,7 +214,7 @@ def show(runs: Sequence[Run]) -> None:
             "best": None if run.best is None else f"{run.best:.4f}",
             "last": None if run.last is None else f"{run.last:.4f}",
             "wrote": None if run.written is None else _ago(now - run.written),
-            "took": None if run.seconds is None else clock(run.seconds),
+            "took": None if run.seconds is None else format_duration(run.seconds),
             "seed": None if run.seed is None else str(run.seed),
         }
         table.add_row(*(printable(cells[name] or "") for name in columns))

@@ -22,7 +22,7 @@ Params = PyTree[Array]
 Metrics = dict[str, Array]  # a number each, but for NOT_FINITE
 Loss = Callable[[Params, Batch, Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
 
-NOT_FINITE = "not_finite"
+NONFINITE = "not_finite"
 """Among a step's metrics: for each parameter, in the order of its leaves, whether its gradient is NaN or infinite."""
 
 
@@ -105,7 +105,7 @@ class Task:
     """`init()` is the State before the first step; or `init(start().params)`, where the task has a start."""
     step: Callable[[State, Batch], tuple[State, Metrics]]
     """One optimizer step. Everything random in it follows from the seed and `state.step`. Its metrics are scalars, and
-    bool [P] under `NOT_FINITE`."""
+    bool [P] under `NONFINITE`."""
     evaluate: Callable[[State, Batch], dict[str, Float[Array, "B"]]]
     """One value per example and metric; the loop averages over the split."""
     figures: Callable[[State, Batch], Mapping[str, Picture]]
@@ -124,13 +124,13 @@ class Task:
     """Reads what `init` is given by a fresh run; None: nothing."""
 
 
-def one_loss_init(params: Params, optimizer: optax.GradientTransformation, config: Optim) -> State:
+def init_state(params: Params, optimizer: optax.GradientTransformation, config: Optim) -> State:
     """The State before the first step."""
     ema = None if config.ema is None else jax.tree.map(jnp.copy, params)
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
 
-def one_loss_step(
+def make_train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     config: Optim,
@@ -162,10 +162,10 @@ def one_loss_step(
         metrics, gradients = _accumulated(of_batch, state.params, batch, key, config.accumulate)
         squares = squared_norms(gradients)
         metrics["grad_norm"] = jnp.sqrt(sum(jax.tree.leaves(squares)))
-        metrics[NOT_FINITE] = not_finite(squares)
+        metrics[NONFINITE] = nonfinite(squares)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, opt_state, next_average(state, params, config.ema)), metrics
+        return State(state.step + 1, params, opt_state, update_ema(state, params, config.ema)), metrics
 
     return step
 
@@ -175,26 +175,28 @@ def squared_norms(gradients: Params) -> PyTree[Float[Array, ""]]:
     return jax.tree.map(lambda x: jnp.sum(jnp.square(x)), gradients)
 
 
-def not_finite(values: PyTree[Float[Array, ""]]) -> Bool[Array, "P"]:
+def nonfinite(values: PyTree[Float[Array, ""]]) -> Bool[Array, "P"]:
     """For each leaf, a scalar, whether it is NaN or infinite."""
     return ~jnp.isfinite(jnp.stack(jax.tree.leaves(values)))
 
 
-def broken_leaves(tree: PyTree[Array]) -> Bool[Array, "L"]:
+def nonfinite_leaves(tree: PyTree[Array]) -> Bool[Array, "L"]:
     """For each leaf, whether one of its values is NaN or infinite."""
     return jnp.stack([~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
 
 
-def skipping(step: Callable[[State, Batch], tuple[State, Metrics]]) -> Callable[[State, Batch], tuple[State, Metrics]]:
+def skip_nonfinite(
+    step: Callable[[State, Batch], tuple[State, Metrics]],
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
     """`step`, but where a gradient, metric or new parameter is not finite, only the state's number changes."""
 
     def careful(state: State, batch: Batch) -> tuple[State, Metrics]:
         after, metrics = step(state, batch)
-        broken = metrics[NOT_FINITE] | broken_leaves(after.params)
-        scalars = jnp.stack([value for name, value in metrics.items() if name != NOT_FINITE])
+        broken = metrics[NONFINITE] | nonfinite_leaves(after.params)
+        scalars = jnp.stack([value for name, value in metrics.items() if name != NONFINITE])
         good = ~broken.any() & jnp.isfinite(scalars).all()
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
-        return kept.replace(step=after.step), {**metrics, NOT_FINITE: broken}
+        return kept.replace(step=after.step), {**metrics, NONFINITE: broken}
 
     return careful
 
@@ -209,7 +211,7 @@ def named_leaves(tree: PyTree) -> dict[str, Any]:
     return {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def next_average(state: State, params: Params, decay: float | None) -> Params | None:
+def update_ema(state: State, params: Params, decay: float | None) -> Params | None:
     """The average of the parameters after the step from `state` to `params`."""
     if decay is None or state.ema is None:
         return None

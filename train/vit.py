@@ -9,9 +9,9 @@ from einops import rearrange, reduce, repeat
 
 from configs.vit import PRESETS, Config
 from train.classify import classification_task
-from train.cli import parse, run_main
+from train.config.cli import parse, run_main
 from train.data import Source
-from train.pretrained import read_start, resolve
+from train.engine.init_from import read_start, resolve
 from train.task import Grid, Task
 from w2jax.vit import ViT
 
@@ -120,7 +120,7 @@ def position_similarity(positions, rows: int):
 
 def main() -> None:
     config = parse("vit", PRESETS, resolve=resolve)
-    from train.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
+    from train.engine.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
 
     fit(config, make_task)
 

@@ -14,7 +14,7 @@ from flax import linen as nn
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from w2jax.attention_kernels import chunked_attention, cudnn_attention, xla_attention
+from w2jax.kernels.attention import chunked_attention, cudnn_attention, xla_attention
 from w2jax.norm import LayerNorm
 
 Causal = bool | Literal["top_left", "bottom_right"]
@@ -112,7 +112,7 @@ def scaled_dot_product_attention(
     return output, weights if return_weights else None
 
 
-class _Heads(nn.Module):
+class HeadProjection(nn.Module):
     """x W + b of each head, with the parameters of Flax's DenseGeneral: `kernel` [I, H, K], `bias` [H, K].
 
     The bias comes in behind the transposition, for its gradient's sake: of [B, T, H, K] the sum over B and T takes XLA
@@ -220,7 +220,7 @@ class MultiHeadAttention(nn.Module):
         dtype = jnp.dtype(self.dtype)
 
         def heads(x, count: int, width: int, name: str):
-            return _Heads(count, width, self.use_bias and self.qkv_bias, self.dtype, name=name)(x)
+            return HeadProjection(count, width, self.use_bias and self.qkv_bias, self.dtype, name=name)(x)
 
         q = heads(query, self.num_heads, qk_width, "query")
         if self.qk_norm:

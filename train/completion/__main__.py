@@ -18,11 +18,11 @@ from typing import Any, Literal, NamedTuple
 import tyro
 
 from train import export, predict, prepare, runs
-from train.cli import read_options, run_main
-from train.data.find import PREPARABLE
+from train.config.cli import read_options, run_main
+from train.data.locate import PREPARABLE
 from train.dryrun import __main__ as dryrun
 from train.report import __main__ as report
-from train.run_files import TASKS
+from train.run.files import TASKS
 
 Shell = Literal["bash", "zsh"]
 

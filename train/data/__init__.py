@@ -4,7 +4,7 @@ Importing this package is quick: TFDS and grain are imported by the functions th
 """
 
 from train.data.batches import batches, eval_batches, example_order
-from train.data.opening import declare, open_source
+from train.data.open import abstract_source, open_source
 from train.data.source import Source
 
-__all__ = ["Source", "batches", "declare", "eval_batches", "example_order", "open_source"]
+__all__ = ["Source", "batches", "abstract_source", "eval_batches", "example_order", "open_source"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from train.data.source import Source, Stream
-from train.data.workers import Batch, MakeBatch, made_ahead
+from train.data.prefetch import Batch, MakeBatch, prefetch
+from train.data.source import Source, StreamingSource
 
 
 def batches(
@@ -105,7 +105,7 @@ def _steps(
     source: Source, make: MakeBatch, rows: np.ndarray, steps: range, workers: int
 ) -> Generator[Batch, None, None]:
     """The batches of the steps, in order: made here, or ahead of time by worker processes."""
-    if not workers or not isinstance(source, Stream):
+    if not workers or not isinstance(source, StreamingSource):
         yield from (make(step, rows) for step in steps)
         return
-    yield from made_ahead(make, rows, source.image_shape, steps, workers)
+    yield from prefetch(make, rows, source.image_shape, steps, workers)

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Int
 
-from train.data.source import Memory, Source
-from train.errors import UserError
+from train.data.source import InMemorySource, Source
+from train.process.errors import UserError
 
 _CHUNK = 4096  # Examples decoded at a time to read the labels of a streamed split.
 UNKNOWN = -1
@@ -40,7 +40,7 @@ def known_labels(source: Source, count: int | None, seed: int) -> Int[np.ndarray
 
 
 def _all_labels(source: Source) -> Int[np.ndarray, "N"]:
-    if isinstance(source, Memory):
+    if isinstance(source, InMemorySource):
         return source.labels
     chunks = [np.arange(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK)]
     return np.concatenate([source.gather(indices)["label"] for indices in chunks])

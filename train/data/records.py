@@ -8,7 +8,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from train.errors import UserError
+from train.process.errors import UserError
 
 
 class Record(NamedTuple):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from train.data.crops import DRAWS, central_box, random_box
-from train.data.images import decode
-from train.errors import UserError
+from train.data.decode import decode
+from train.process.errors import UserError
 
 if TYPE_CHECKING:
     from train.data.records import Records
@@ -34,7 +34,7 @@ class Source(ABC):
     """Labels lie in 0..num_classes-1."""
     label_names: list[str]
     """What each label is called."""
-    sibling: Callable[[str], "Source"] = field(default=_alone, kw_only=True, repr=False)
+    open_split: Callable[[str], "Source"] = field(default=_alone, kw_only=True, repr=False)
     """Opens another split of the same dataset, to evaluate on; one that was declared gives a declared one."""
 
     @property
@@ -60,7 +60,7 @@ class Source(ABC):
 
 
 @dataclass(frozen=True)
-class Memory(Source):
+class InMemorySource(Source):
     """A split held decoded in memory."""
 
     images: np.ndarray = field(repr=False)
@@ -76,7 +76,7 @@ class Memory(Source):
 
 
 @dataclass(frozen=True)
-class Blank(Source):
+class AbstractSource(Source):
     """A split of which nothing but its facts is at hand: black images, the labels in turn."""
 
     count: int
@@ -91,7 +91,7 @@ class Blank(Source):
 
 
 @dataclass(frozen=True)
-class Stream(Source):
+class StreamingSource(Source):
     """A split that is read and decoded by need."""
 
     records: "Records" = field(repr=False)

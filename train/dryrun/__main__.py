@@ -24,14 +24,14 @@ import tyro
 from rich.console import Console
 
 from configs.base import Config
-from train.checks import batch_unit, check_batch, check_numbers
-from train.cli import one_line_errors, parse, run_main
-from train.data import Source, declare
+from train.config.checks import batch_unit, check_batch, check_numbers
+from train.config.cli import one_line_errors, parse, run_main
+from train.data import Source, abstract_source
 from train.dryrun.report import Report, measure, show, size
 from train.dryrun.target import FORMS, GIB, Target, open_target
-from train.errors import UserError, misfits
-from train.runtime import quiet_libraries
-from train.sharding import batch_parts, make_mesh
+from train.engine.sharding import batch_parts, make_mesh
+from train.process.errors import UserError, as_user_error
+from train.process.setup import silence_libraries
 from train.task import Task
 
 TASKS = ("vit", "lstm", "mha", "aae")
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(f"--hbm is above 0, in GiB, got {options.hbm:g}")
     if options.json not in (None, "-") and not Path(options.json).parent.is_dir():
         raise UserError(f"--json: wanted a file in a folder that exists, got {options.json}")
-    quiet_libraries()
+    silence_libraries()
     if options.topology != "gpu":
         jax.config.update("jax_platforms", "cpu")  # The compiler needs no TPU; one that is there stays free.
     config, make_task = read_task(task, rest)
@@ -119,14 +119,14 @@ class DryRun:
         self.config, self.make_task, self.target, self.limit, self.console = config, make_task, target, limit, console
         self.mesh = make_mesh(config.mesh, target.devices)
         check_batch(config, batch_parts(self.mesh))
-        self.source: Source = declare(config.data, config.data.train_split)
+        self.source: Source = abstract_source(config.data, config.data.train_split)
 
     def once(self, batch_size: int) -> Report:
         """Compiles for that batch."""
         config = replace(self.config, run=replace(self.config.run, batch_size=batch_size))
         patience = " (a minute or more)" if self.target.chip else ""
         self.console.print(f"compiling for {self.target.name}, batch {batch_size:,} ...{patience}", markup=False)
-        with misfits():
+        with as_user_error():
             return measure(config, self.make_task, self.source, self.mesh, self.target, self.limit)
 
     def search(self) -> Report:

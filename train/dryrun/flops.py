@@ -8,7 +8,7 @@ import jax
 
 from configs.base import Config
 from train.data import Source
-from train.program import Program
+from train.engine.program import Program
 
 
 def model_flops(config: Config, make_task, source: Source, program: Program) -> float:

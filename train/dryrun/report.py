@@ -14,10 +14,10 @@ from train.data import Source
 from train.dryrun.flops import model_flops
 from train.dryrun.hlo import Counts, count
 from train.dryrun.target import GIB, Chip, Target
-from train.program import Program
-from train.run_files import flattened
-from train.run_folder import config_tree
-from train.sharding import batch_parts
+from train.engine.program import Program
+from train.engine.sharding import batch_parts
+from train.run.files import flattened
+from train.run.folder import config_tree
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZE = r"([\d.]+)([BKMGT]?)"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from train.errors import UserError
+from train.process.errors import UserError
 
 GIB = 2**30
 FORMS = "v5e:2x2, v6e:4x8 (one chip: 1x1), v4:2x2x1, v5p:4x4x8 (one chip: 1x1x1), cpu:8 (simulated devices), gpu"

@@ -11,10 +11,10 @@ from typing import Annotated
 
 import tyro
 
-from train.cli import read_options, run_main
-from train.errors import UserError
+from train.config.cli import read_options, run_main
+from train.process.errors import UserError
 from train.report.page import REPORT, comparison, run_page
-from train.whole import write_whole
+from train.run.atomic import write_atomic
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     page = run_page(options.run_dirs[0]) if single else comparison(options.run_dirs)
     path = options.out or (options.run_dirs[0] / REPORT if single else Path("comparison.html"))
     try:
-        write_whole(path, page)
+        write_atomic(path, page)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
     print(f"wrote {path}")

@@ -10,17 +10,17 @@ from einops import repeat
 from jaxtyping import Float, Int
 
 from train.data import Source
-from train.errors import UserError
+from train.process.errors import UserError
 from train.report.pictures import encoded_png
-from train.run_files import read_json
-from train.run_folder import MISTAKES
-from train.whole import write_whole
+from train.run.atomic import write_atomic
+from train.run.files import read_json
+from train.run.folder import MISTAKES
 
 WORST = 24  # images
 _SIDE = 96  # pixels that a small image is enlarged to
 
 
-class Verdicts(NamedTuple):
+class Predictions(NamedTuple):
     """What a classifier says of every example of a split, in its order."""
 
     labels: Int[np.ndarray, "N"]
@@ -30,9 +30,9 @@ class Verdicts(NamedTuple):
     """Of that class."""
 
 
-def write_mistakes(folder: Path, verdicts: Verdicts, source: Source) -> None:
+def write_mistakes(folder: Path, predictions: Predictions, source: Source) -> None:
     """Writes `mistakes.json` into the run folder; `source` is the split that the verdicts are of."""
-    labels, said, probability = verdicts
+    labels, said, probability = predictions
     confusion = np.zeros((source.num_classes, source.num_classes), int)
     np.add.at(confusion, (labels, said), 1)
     wrong = np.flatnonzero(labels != said)
@@ -48,7 +48,7 @@ def write_mistakes(folder: Path, verdicts: Verdicts, source: Source) -> None:
         }
         for example, image in zip(worst, images, strict=True)
     ]
-    write_whole(folder / MISTAKES, json.dumps({"confusion": confusion.tolist(), "worst": mistakes}) + "\n")
+    write_atomic(folder / MISTAKES, json.dumps({"confusion": confusion.tolist(), "worst": mistakes}) + "\n")
 
 
 def read_mistakes(folder: Path) -> dict[str, Any] | None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from train.report.command import command
-from train.report.meanings import MEANINGS
+from train.report.metric_descriptions import METRIC_DESCRIPTIONS
 from train.report.mistakes import read_mistakes
 from train.report.pictures import class_colors, picture_path, read_pictures
-from train.run_files import METRICS, TIMING, clock, flattened, is_number, printable, read_lines, read_tree
-from train.run_folder import read_seen
-from train.whole import write_whole
+from train.report.reproduce import command
+from train.run.atomic import write_atomic
+from train.run.files import METRICS, TIMING, flattened, format_duration, is_number, printable, read_lines, read_tree
+from train.run.folder import read_image_info
 
 REPORT = "report.html"
 _ASSETS = Path(__file__).parent / "assets"
@@ -81,7 +81,7 @@ def read_run(folder: Path) -> Run:
 
 def write_report(folder: Path) -> None:
     """Writes `report.html` into a run folder, from the metrics, pictures and mistakes that lie there."""
-    write_whole(folder / REPORT, run_page(folder))
+    write_atomic(folder / REPORT, run_page(folder))
 
 
 def run_page(folder: Path) -> str:
@@ -184,7 +184,7 @@ class _Data:
                 "data": [steps, *([points.get(step) for step in steps] for *_, points in found)],
             }
         )
-        about = f"<p class=about>{MEANINGS[name]}</p>" if name in MEANINGS else ""
+        about = f"<p class=about>{METRIC_DESCRIPTIONS[name]}</p>" if name in METRIC_DESCRIPTIONS else ""
         chart = f"<div data-curve={len(self.curves) - 1}></div>"
         return f"<div class=chart><h3>{_text(_words(name))}</h3>{about}{chart}</div>"
 
@@ -212,7 +212,7 @@ def _names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 def _results(run: Run) -> dict[str, tuple[str, str]]:
     """The table of a run: by what a row is called its value, and what that is in words."""
     rows = {
-        f"test {_words(name)}": (f"{value:.4f}", MEANINGS.get(name, ""))
+        f"test {_words(name)}": (f"{value:.4f}", METRIC_DESCRIPTIONS.get(name, ""))
         for name, value in run.scores.items()
         if is_number(value)
     }
@@ -221,9 +221,9 @@ def _results(run: Run) -> dict[str, tuple[str, str]]:
         [line[name] for line in run.timing if is_number(line.get(name))] for name in ("examples_per_second", "seconds")
     )
     if speeds and seconds:
-        rows["examples per second"] = f"{median(speeds):,.0f}", MEANINGS["examples_per_second"]
+        rows["examples per second"] = f"{median(speeds):,.0f}", METRIC_DESCRIPTIONS["examples_per_second"]
         rows["devices"] = str(run.timing[-1].get("devices", "")), ""
-        rows["time to the last step"] = clock(seconds[-1]), "h:min:s"
+        rows["time to the last step"] = format_duration(seconds[-1]), "h:min:s"
     return rows
 
 
@@ -246,7 +246,7 @@ def _picture(folder: Path, name: str, about: Mapping[str, Any], data: _Data) -> 
     content = base64.b64encode(picture_path(folder, name).read_bytes()).decode()
     image = f"<img{kind} alt='{caption}' src='{_png(content)}'>"
     if "points" in about:
-        chart = data.plane(about, read_seen(folder).label_names)
+        chart = data.plane(about, read_image_info(folder).label_names)
         image = f"<div class=plane>{chart}<canvas class=decoded></canvas>{image}</div>"
     return f"<h2>{_text(_words(name).capitalize())}</h2><figure>{image}<figcaption>{caption}</figcaption></figure>"
 
@@ -256,7 +256,7 @@ def _mistakes(folder: Path) -> str:
     found = read_mistakes(folder)
     if found is None:
         return ""
-    known = read_seen(folder).label_names
+    known = read_image_info(folder).label_names
 
     def called(label: int) -> str:
         return _text(known[label] if label < len(known) else str(label))

@@ -14,11 +14,11 @@ from einops import rearrange
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from train.errors import UserError
-from train.run_files import read_json
-from train.run_folder import PICTURES
+from train.process.errors import UserError
+from train.run.atomic import write_atomic
+from train.run.files import read_json
+from train.run.folder import PICTURES
 from train.task import Grid, Picture, Plane, Scatter
-from train.whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,9 +42,9 @@ def write_pictures(folder: Path, pictures: Mapping[str, Picture], label_names: S
     contents = {picture_path(folder, name): png(picture, label_names) for name, picture in pictures.items()}
     (folder / PICTURES).mkdir(exist_ok=True)
     for path, content in contents.items():
-        write_whole(path, content)
+        write_atomic(path, content)
     about = {name: _about(picture) for name, picture in pictures.items()}
-    write_whole(folder / PICTURES / "pictures.json", json.dumps(about) + "\n")
+    write_atomic(folder / PICTURES / "pictures.json", json.dumps(about) + "\n")
 
 
 def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:

@@ -3,7 +3,7 @@
 `python -m w2jax.convert SRC DST --format timm|huggingface|torchvision|google` converts files.
 """
 
-from w2jax.convert.checkpoint import load, save
+from w2jax.convert.load_save import load, save
 from w2jax.convert.state_dict import from_torch, to_torch
 
 __all__ = ["from_torch", "load", "save", "to_torch"]

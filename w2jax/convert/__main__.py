@@ -12,11 +12,11 @@ import numpy as np
 from flax import linen as nn
 
 from w2jax.blocks import Activation
-from w2jax.convert.checkpoint import Loaded, load_described, parameters_in, save, usual_format
-from w2jax.convert.io import read_weights
-from w2jax.convert.modules import take_apart
+from w2jax.convert.files import read_weights
+from w2jax.convert.load_save import Loaded, load_described, parameters_in, save, usual_format
+from w2jax.convert.schema import take_apart
 from w2jax.convert.state_dict import read_variables, variable_leaves, write_tensors
-from w2jax.convert.vit import FORMATS, constructor, unusual
+from w2jax.convert.vit_tables import FORMATS, constructor, unusual
 from w2jax.vit import ViT
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
-from w2jax.convert.tensors import Tensor, brief
+from w2jax.convert.lazy_tensor import LazyTensor, brief
 
 Shape = tuple[int, ...]
 # (our path, its rank) -> (their name for its last parts, einops pattern from theirs to ours or "" for the same)
@@ -107,7 +107,11 @@ def join(separator: str, left: str, right: str) -> str:
 
 
 def read(
-    tensors: Mapping[str, Tensor], found: list[Pair], leaves: Mapping[str, Shape], sizes: Mapping[str, int], what: str
+    tensors: Mapping[str, LazyTensor],
+    found: list[Pair],
+    leaves: Mapping[str, Shape],
+    sizes: Mapping[str, int],
+    what: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Our parameters by path, one after the other, in memory of their own.
 
@@ -135,11 +139,11 @@ def read(
 
 
 def write(
-    arrays: Mapping[str, Tensor], found: list[Pair], leaves: Mapping[str, Shape], sizes: Mapping[str, int]
-) -> dict[str, Tensor]:
+    arrays: Mapping[str, LazyTensor], found: list[Pair], leaves: Mapping[str, Shape], sizes: Mapping[str, int]
+) -> dict[str, LazyTensor]:
     """Theirs by name, each computed when it is read."""
 
-    def tensor(pair: Pair) -> Tensor:
+    def tensor(pair: Pair) -> LazyTensor:
         dtype = np.result_type(*(arrays[path].dtype for path in pair.ours))
 
         def value() -> np.ndarray:
@@ -150,13 +154,17 @@ def write(
             theirs, our_side = pair.pattern.split("->")
             return rearrange(array, f"{our_side}->{theirs}", **_needed(pair, 1, leaves, sizes))
 
-        return Tensor(their_shape(pair, leaves, sizes), dtype, value)
+        return LazyTensor(their_shape(pair, leaves, sizes), dtype, value)
 
     return {pair.theirs: tensor(pair) for pair in found}
 
 
 def check(
-    tensors: Mapping[str, Tensor], found: list[Pair], leaves: Mapping[str, Shape], sizes: Mapping[str, int], what: str
+    tensors: Mapping[str, LazyTensor],
+    found: list[Pair],
+    leaves: Mapping[str, Shape],
+    sizes: Mapping[str, int],
+    what: str,
 ) -> None:
     """ValueError that lists what is missing, left over or of another shape, with the nearest name."""
     wanted = {pair.theirs: their_shape(pair, leaves, sizes) for pair in found}

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from w2jax.convert import vit
-from w2jax.convert.formats import Format, torch_layout
-from w2jax.convert.modules import Leaf, Size, assemble, example_inputs, module_leaves, take_apart
+from w2jax.convert import vit_tables as vit
+from w2jax.convert.layouts import Format, torch_layout
+from w2jax.convert.lazy_tensor import LazyTensor, from_arrays
 from w2jax.convert.rules import Pair, Rule, Shape, Table, flat, groups, instances, our_size, read, write
-from w2jax.convert.tensors import Tensor, from_arrays
+from w2jax.convert.schema import Leaf, Size, assemble, example_inputs, module_leaves, take_apart
 from w2jax.convert.torch_modules import torch_formats
 from w2jax.vit import ViT
 
@@ -59,7 +59,7 @@ def to_torch(
         module: one of ours.
         variables: its variables.
         format: of a ViT "timm" (when None), "huggingface", "torchvision", "google", or one of their variants (see
-            `w2jax.convert.vit.FORMATS`); "torch" of any module.
+            `w2jax.convert.vit_tables.FORMATS`); "torch" of any module.
         rename: as in `from_torch`. An attention layer has a name each for query, key and value, unless a row with
             `{query,key,value}` says that they are one.
 
@@ -71,7 +71,7 @@ def to_torch(
 
 
 def read_variables(
-    module: nn.Module, tensors: Mapping[str, Tensor], rename: Rename | None = None, head: Head = None
+    module: nn.Module, tensors: Mapping[str, LazyTensor], rename: Rename | None = None, head: Head = None
 ) -> dict[str, Any]:
     """`from_torch` of tensors that are read one after the other."""
     module, table = _without_parents(module), _rows(module, rename)
@@ -105,7 +105,7 @@ def read_variables(
 
 def write_tensors(
     module: nn.Module, variables: Mapping[str, Any], format: str | None = None, rename: Rename | None = None
-) -> dict[str, Tensor]:
+) -> dict[str, LazyTensor]:
     """`to_torch`, each tensor computed when it is read."""
     module, table = _without_parents(module), _rows(module, rename)
     variables = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
@@ -172,7 +172,7 @@ def _rows(module: nn.Module, rename: Rename | None) -> Table:
 
 
 def _closest(
-    formats: Iterable[Format], module: nn.Module, tensors: Mapping[str, Tensor], table: Table
+    formats: Iterable[Format], module: nn.Module, tensors: Mapping[str, LazyTensor], table: Table
 ) -> tuple[Format, list[Pair]]:
     """The format, and its pairs, that has names for most of the tensors."""
     shapes = _shapes(module_leaves(module))
@@ -204,7 +204,9 @@ def _expressing(
     raise ValueError(f'the format "{name}" has no place for {lacking} of this {type(module).__name__}')
 
 
-def _without_head(module: nn.Module, tensors: Mapping[str, Tensor], form: Format, table: Table) -> dict[str, Tensor]:
+def _without_head(
+    module: nn.Module, tensors: Mapping[str, LazyTensor], form: Format, table: Table
+) -> dict[str, LazyTensor]:
     """The tensors without those of a classifier; ValueError if there is none to leave out."""
     if not hasattr(module, "num_classes"):
         raise ValueError(f"head is for modules with num_classes, {type(module).__name__} has none")
@@ -225,7 +227,7 @@ def _new_head(module: nn.Module, leaves: Mapping[str, Leaf], size: Size) -> list
     return [(path, np.asarray(head[path[len("head/") :]])) for path in leaves if path.startswith("head/")]
 
 
-def _check_dtype(pair: Pair, tensor: Tensor, leaf: Leaf) -> None:
+def _check_dtype(pair: Pair, tensor: LazyTensor, leaf: Leaf) -> None:
     """ValueError unless numbers stay as they are in JAX, and are floats where ours are."""
     counts = np.issubdtype(leaf.dtype, np.integer)
     if counts != np.issubdtype(tensor.dtype, np.integer):
@@ -237,8 +239,8 @@ def _check_dtype(pair: Pair, tensor: Tensor, leaf: Leaf) -> None:
         )
 
 
-def _as_torch_counts(tensor: Tensor) -> Tensor:
+def _as_torch_counts(tensor: LazyTensor) -> LazyTensor:
     """Integers as torch's int64."""
     if not np.issubdtype(tensor.dtype, np.integer):
         return tensor
-    return Tensor(tensor.shape, np.dtype(np.int64), lambda: tensor.read().astype(np.int64))
+    return LazyTensor(tensor.shape, np.dtype(np.int64), lambda: tensor.read().astype(np.int64))

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from w2jax.aae import AAE, Decoder, Discriminator, Encoder
 from w2jax.attention import MultiHeadAttention
-from w2jax.convert.formats import MULTIHEAD, MULTIHEAD_SEPARATE, Format
+from w2jax.convert.layouts import MULTIHEAD, MULTIHEAD_SEPARATE, Format
 from w2jax.convert.rules import Rule, Table
 from w2jax.transformer import Transformer
 

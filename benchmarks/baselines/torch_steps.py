@@ -1,0 +1,171 @@
+"""PyTorch's side of each case: the usual loop's step, on tensors that are ready."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from benchmarks.baselines.torch_models import AAE, AttentionClassifier, LSTMClassifier, ViT
+from benchmarks.inputs import HEADS, WIDTH, Arrays, part
+from benchmarks.worker import Contender
+
+Steps = Callable[[], torch.Tensor]
+
+
+def loaded(module: nn.Module, given: Arrays) -> nn.Module:
+    """The module with the parameters given, three projections made one where it has one."""
+    state = {name: torch.from_numpy(x.copy()) for name, x in part(given, "torch").items()}
+    for name in [name for name in state if ".attention.query." in name]:
+        parts = [state.pop(name.replace("query", each)) for each in ("query", "key", "value")]
+        state[name.replace("attention.query", "attn.qkv")] = torch.cat(parts)
+    module.load_state_dict({name.replace("attention.out", "attn.proj"): x for name, x in state.items()})
+    return module
+
+
+def images(given: Arrays) -> torch.Tensor:
+    """[B, 1, h, w] in [0, 1]."""
+    return torch.from_numpy(given["image"]).permute(0, 3, 1, 2).float().contiguous() / 255
+
+
+def trained(module: nn.Module, x: torch.Tensor, given: Arrays, optimizer: torch.optim.Optimizer) -> Contender:
+    """A classifier's step, and its first losses."""
+    labels = torch.from_numpy(given["label"]).long()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(module(x), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    first, *later = (float(step()) for _ in range(3))
+    return Contender({"loss": first, "later": later}, step)
+
+
+def lstm_step(given: Arrays) -> Contender:
+    model = loaded(LSTMClassifier(), given)
+    return trained(model, images(given).squeeze(1), given, torch.optim.Adam(model.parameters(), lr=1e-3))
+
+
+def vit_step(given: Arrays) -> Contender:
+    model = loaded(ViT(), given)
+    return trained(model, 2 * images(given) - 1, given, torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+
+def mha_step(given: Arrays) -> Contender:
+    model = loaded(AttentionClassifier(), given)
+    x = 2 * images(given).squeeze(1) - 1
+    return trained(model, x, given, torch.optim.AdamW(model.parameters(), lr=1e-3))
+
+
+def attention(given: Arrays, cross: bool) -> Contender:
+    """`nn.MultiheadAttention` with each head's weights, forward and backward."""
+    model = loaded(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), given)
+    key = torch.from_numpy(given["key"]).requires_grad_()
+    query = torch.from_numpy(given["query"]).requires_grad_() if cross else key
+
+    def step() -> tuple[torch.Tensor, torch.Tensor]:
+        model.zero_grad()
+        query.grad = key.grad = None
+        out, weights = model(query, key, key, need_weights=True, average_attn_weights=False)
+        out.square().mean().backward()
+        return out, weights
+
+    out, weights = (x.detach().numpy() for x in step())
+    return Contender({"out": out, "weights": weights, "gradient": query.grad.numpy()}, step)
+
+
+def self_attention(given: Arrays) -> Contender:
+    return attention(given, cross=False)
+
+
+def cross_attention(given: Arrays) -> Contender:
+    return attention(given, cross=True)
+
+
+class AAEStep:
+    """The three phases of a step, each with an optimizer of its own."""
+
+    def __init__(self, model: AAE):
+        self.model = model
+        autoencoder = [*model.encoder.parameters(), *model.decoder.parameters()]
+        self.reconstruction = torch.optim.Adam(autoencoder, lr=1e-3)
+        self.discriminator = torch.optim.Adam(model.discriminator.parameters(), lr=5e-4, betas=(0.5, 0.999))
+        self.generator = torch.optim.Adam(model.encoder.parameters(), lr=5e-4, betas=(0.5, 0.999))
+
+    def encode(self, x: torch.Tensor, noise: bool) -> torch.Tensor:
+        mean, log_variance = self.model.encoder(x)
+        return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean) if noise else mean
+
+    def __call__(self, x: torch.Tensor, noise: bool = True) -> tuple[torch.Tensor, ...]:
+        """The losses on images [B, 1, 32, 32] in [-1, 1]."""
+        self.reconstruction.zero_grad()
+        reconstruction = F.mse_loss(self.model.decoder(self.encode(x, noise)), x.flatten(1))
+        reconstruction.backward()
+        self.reconstruction.step()
+
+        self.discriminator.zero_grad()
+        with torch.no_grad():
+            fake = self.encode(x, noise)
+        logits = self.model.discriminator(torch.cat([torch.randn_like(fake), fake]))
+        real = torch.cat([torch.ones(len(x), 1), torch.zeros(len(x), 1)])
+        discriminator = F.binary_cross_entropy_with_logits(logits, real)
+        discriminator.backward()
+        self.discriminator.step()
+
+        self.generator.zero_grad()
+        logits = self.model.discriminator(self.encode(x, noise))
+        generator = F.binary_cross_entropy_with_logits(logits, torch.ones(len(x), 1))
+        generator.backward()
+        self.generator.step()
+        return reconstruction.detach(), discriminator.detach(), generator.detach()
+
+
+def aae_step(given: Arrays) -> Contender:
+    torch.manual_seed(0)
+    x = 2 * images(given) - 1
+    quiet = AAEStep(loaded(AAE(dropout=0.0), given))
+    losses = [float(loss) for loss in quiet(x, noise=False)]
+    step = AAEStep(loaded(AAE(), given))
+    return Contender({"reconstruction": losses[0], "game": losses[1:]}, lambda: step(x))
+
+
+def inference(module: nn.Module, x: torch.Tensor, given: Arrays) -> Contender:
+    model = loaded(module, given).eval()
+
+    def step() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(x)
+
+    return Contender({"logits": step().numpy()}, step)
+
+
+def lstm_inference(given: Arrays) -> Contender:
+    return inference(LSTMClassifier(), images(given).squeeze(1), given)
+
+
+def mha_inference(given: Arrays) -> Contender:
+    return inference(AttentionClassifier(), 2 * images(given).squeeze(1) - 1, given)
+
+
+def vit_inference(given: Arrays) -> Contender:
+    return inference(ViT(), 2 * images(given) - 1, given)
+
+
+class Reconstruction(AAE):
+    """The image of the mean of each image's code."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.encoder(x)[0])
+
+
+def aae_inference(given: Arrays) -> Contender:
+    return inference(Reconstruction(), 2 * images(given) - 1, given)
+
+
+def gemm(given: Arrays) -> Contender:
+    """One product of two matrices [2048, 2048], which shows the machine's rate."""
+    a, b = (torch.from_numpy(np.random.default_rng(i).standard_normal((2048, 2048), np.float32)) for i in range(2))
+    return Contender({"corner": float((a @ b)[0, 0])}, lambda: a @ b)

@@ -1,0 +1,89 @@
+"""What all contenders of a case begin with: one model's parameters, under our names and torch's, and one batch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# The PyTorch course's models at the course's sizes, as options of ours; peers are built to the same.
+LSTM = {"num_classes": 10, "hidden_size": 256, "num_layers": 2}
+ATTENTION = {"num_classes": 10, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_dim": 128}
+VIT = {"num_classes": 10, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_dim": 256}
+HEADS, WIDTH, QUERIES, KEYS = 4, 128, 30, 50  # of multi-head attention alone
+
+BATCH_SIZES = {"lstm": 256, "mha": 128, "vit": 128, "aae": 64}  # of the whole programs
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def build(model: str) -> tuple[Any, tuple[int, ...], str]:
+    """Our module, the shape of one example of its input, and the format of torch's names."""
+    from w2jax import MultiHeadAttention, ViT
+    from w2jax.aae import AAE
+    from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
+
+    return {
+        "lstm": (LSTMClassifier(**LSTM), (28, 28), "torch"),
+        "mha": (AttentionClassifier(**ATTENTION), (28, 28), "torch"),
+        "vit": (ViT(**VIT), (28, 28, 1), "timm"),
+        "aae": (AAE(), (32, 32, 1), "torch"),
+        "attention": (MultiHeadAttention(HEADS), (KEYS, WIDTH), "torch"),
+    }[model]
+
+
+def write_given(path: Path, model: str, batch_size: int) -> None:
+    """Writes the parameters ("ours/…", "torch/…") and a batch of random images and labels as one .npz file."""
+    import jax
+    import jax.numpy as jnp
+
+    from train.task import named_leaves
+    from w2jax.convert import to_torch
+
+    module, shape, names = build(model)
+    rng = np.random.default_rng(0)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, *shape)))
+    # Heads and biases that begin as zeros would hide what is behind them.
+    params = jax.tree.map(
+        lambda x: x if x.any() else jnp.asarray(0.05 * rng.standard_normal(x.shape, np.float32)), variables["params"]
+    )
+    variables = {**variables, "params": params}
+    ours = {f"ours/{name}": leaf for name, leaf in named_leaves(params).items()}
+    torch = {f"torch/{name}": tensor for name, tensor in to_torch(module, variables, names).items()}
+    image_shape = shape if len(shape) == 3 else (28, 28, 1)
+    batch = {
+        "image": rng.integers(0, 256, (batch_size, *image_shape), np.uint8),
+        "label": rng.integers(0, 10, batch_size, np.int32),
+        "query": rng.standard_normal((batch_size, QUERIES, WIDTH), np.float32),
+        "key": rng.standard_normal((batch_size, KEYS, WIDTH), np.float32),
+    }
+    np.savez(path, **ours, **torch, **batch)
+
+
+def part(given: Arrays, which: str) -> dict[str, np.ndarray]:
+    """The parameters under "ours" or "torch", by name."""
+    return {name.removeprefix(f"{which}/"): x for name, x in given.items() if name.startswith(f"{which}/")}
+
+
+def our_params(given: Arrays) -> dict[str, Any]:
+    """The parameters as the nested dict that Linen takes."""
+    import jax.numpy as jnp
+    from flax.traverse_util import unflatten_dict
+
+    return unflatten_dict({name: jnp.asarray(leaf) for name, leaf in part(given, "ours").items()}, sep="/")
+
+
+def step_flops(model: str, batch_size: int) -> float:
+    """FLOPs of the matrix products in a train step of a classifier: three times those of its forward pass, less the
+    gradient of the images.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from train.dryrun.flops import flops_of
+
+    module, shape, _ = build(model)
+    x = jnp.zeros((batch_size, *shape))
+    variables = jax.eval_shape(module.init, jax.random.key(0), x)
+    step = jax.grad(lambda variables: module.apply(variables, x)[0].sum())
+    return flops_of(jax.make_jaxpr(step)(variables).jaxpr)

@@ -1,0 +1,138 @@
+"""The notebooks run as they stand, say what is true, and hold the outputs of their own cells."""
+
+import base64
+import io
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+INSTALL = 2  # The cell, counted from 0.
+
+# The words before a number that a notebook prints, and the bounds that it must lie in.
+CLAIMS = {
+    "aae": [
+        ("squared error of a pixel:", 0.0, 0.06),
+        ("that of the mean image:", 0.065, 0.08),
+        ("codes in the petal of their digit:", 0.7, 1.0),
+    ],
+    "attention": [
+        ("largest difference to the equation:", 0.0, 1e-5),
+        ("each row of weights sums to 1, up to", 0.0, 1e-5),
+        ("query 2 sees nothing, and gets [", 0.0, 0.0),
+        ("largest gradient from the future:", 0.0, 0.0),
+        ("smallest gradient from the past:", 1e-4, 10.0),
+        ("largest difference to torch:", 0.0, 1e-5),
+        ("test accuracy │", 0.75, 1.0),
+    ],
+    "from_pytorch": [
+        ("largest difference of the outputs:", 0.0, 1e-5),
+        ("largest difference of the weights:", 0.0, 1e-5),
+        ("test accuracy in torch:", 0.6, 1.0),
+        ("largest difference of the logits:", 0.0, 1e-4),
+        ("test accuracy in torch, after training in JAX:", 0.88, 1.0),
+    ],
+    "lstm": [
+        ("largest difference to the equations:", 0.0, 1e-5),
+        ("largest difference to torch:", 0.0, 1e-5),
+        ("right digit after  7 rows:", 0.05, 0.4),
+        ("right digit after 28 rows:", 0.8, 1.0),
+        ("test accuracy │", 0.88, 1.0),
+    ],
+    "quickstart": [("test accuracy:", 0.75, 1.0)],
+    "vit": [
+        ("largest difference to the convolution:", 0.0, 1e-5),
+        ("test accuracy:", 0.7, 1.0),
+        ("logits with positions:", 0.1, 100.0),
+        ("logits without:", 0.0, 1e-4),
+    ],
+}
+
+
+@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+def committed(request):
+    return request.param.stem, nbformat.read(request.param, as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def pictures(outputs):
+    encoded = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    return [Image.open(io.BytesIO(base64.b64decode(png))) for png in encoded]
+
+
+def kinds(cell):
+    """What sort of outputs a cell has, in order."""
+    return [[output.output_type, output.get("name"), sorted(output.get("data", {}))] for output in cell.outputs]
+
+
+def check_outputs(name, notebook):
+    """What is drawn shows something, what is said holds, and nothing failed or warned."""
+    text = ""
+    for cell in code_cells(notebook):
+        drawn = pictures(cell.outputs)
+        assert len(drawn) == len(re.findall(r"plt\.show\(|^Image\(", cell.source, re.MULTILINE)), cell.source
+        for picture in drawn:
+            assert np.asarray(picture.convert("L")).std() > 1, cell.source
+        assert all(output.output_type != "error" and output.get("name") != "stderr" for output in cell.outputs)
+        text += "".join(output.text for output in cell.outputs if output.output_type == "stream")
+    assert any(pictures(cell.outputs) for cell in code_cells(notebook))
+    for words, low, high in CLAIMS[name]:
+        found = re.findall(re.escape(words) + r"\s*([\d.]+(?:e[+-]\d+)?)", text)
+        assert found, words
+        for number in found:
+            assert low <= float(number) <= high, f"{words} {number}"
+
+
+def test_a_notebook_runs_inside_a_clone_and_its_outputs_are_such_as_are_committed(committed, tmp_path):
+    name, notebook = committed
+    for part in ("configs", "train", "w2jax"):  # A clone, into which the runs are written.
+        (tmp_path / part).symlink_to(ROOT / part)
+    before = [kinds(cell) for cell in code_cells(notebook)]
+    client = NotebookClient(
+        notebook, timeout=240, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute(env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"})
+    check_outputs(name, notebook)
+    assert notebook.cells[INSTALL].outputs == []
+    assert [kinds(cell) for cell in code_cells(notebook)] == before
+
+
+def test_the_committed_outputs_are_whole_and_true(committed):
+    name, notebook = committed
+    check_outputs(name, notebook)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    assert all(not cell.metadata for cell in cells)
+
+
+def test_a_notebook_is_small(committed):
+    name, _ = committed
+    assert (ROOT / "notebooks" / f"{name}.ipynb").stat().st_size < 400_000
+
+
+def test_badge_and_clone_line_have_the_address_of_pyproject_and_all_install_alike(committed):
+    name, notebook = committed
+    address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+    badge = address.replace("https://github.com/", "https://colab.research.google.com/github/")
+    assert f"({badge}/blob/main/notebooks/{name}.ipynb)" in notebook.cells[0].source
+    install = notebook.cells[INSTALL].source
+    assert re.findall(r"git clone .*(https://\S+) w2jax$", install, re.MULTILINE) == [address]
+    assert install == nbformat.read(FILES[0], as_version=4).cells[INSTALL].source
+
+
+def test_the_links_between_notebooks_lead_somewhere(committed):
+    _, notebook = committed
+    text = "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for linked in re.findall(r"\]\((\w+\.ipynb)\)", text):
+        assert (ROOT / "notebooks" / linked).is_file(), linked

@@ -1,0 +1,267 @@
+"""What the README and the pages beside it show works: each block of code is run, or held against the real program."""
+
+import argparse
+import importlib
+import importlib.util
+import re
+import shlex
+import shutil
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tyro
+from PIL import Image
+
+from train import export, predict, prepare
+from train.config.checks import check_numbers
+from train.data import abstract_source, open_source
+from train.dryrun.__main__ import TASKS, read_task
+from train.dryrun.__main__ import main as dryrun
+from train.engine.loop import fit
+from w2jax.convert.__main__ import main as convert
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCKS = [(name, language, block) for name, page in PAGES.items() for language, block in FENCE.findall(page)]
+
+SHAPES = re.compile(r"^(\w+), (\w+) = .*#.*?\[([\d, ]+)\](?:, (\d × )?\[([\d, ]+)\])?", re.MULTILINE)
+ALONE = ("README.md", "docs/python.md")  # each of whose blocks runs by itself; elsewhere a page is one program
+
+# The commands that are not held against anything, each with its reason.
+NOT_TRIED = {
+    "git clone https://github.com/w2jax/w2jax": "wants the network",
+    "cd w2jax": "the folder of the line before",
+    "python -m venv .venv": "Python's own",
+    ". .venv/bin/activate": "the folder of the line before",
+    "tensorboard --logdir runs": "a program that the user installs",
+}
+
+
+def python_blocks(name):
+    return [block for page, language, block in BLOCKS if (page, language) == (name, "python")]
+
+
+def commands(block):
+    """The words of each command of a block, without comments and variables of the environment."""
+    for line in block.replace("\\\n", " ").splitlines():
+        for part in line.split(" && "):
+            words = shlex.split(part, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words.pop(0)
+            if words:
+                yield words
+
+
+COMMANDS = {
+    shlex.join(words): words for _, language, block in BLOCKS if language == "bash" for words in commands(block)
+}
+MENTIONED = {line for page in PAGES.values() for line in re.findall(r"`(python -m [^`\n]+)`", FENCE.sub("", page))}
+
+
+def test_every_block_is_found_and_of_a_language_that_is_tried():
+    assert {language for _, language, _ in BLOCKS} <= {"python", "bash", "text"}
+    assert sum(page.count("```") for page in PAGES.values()) == 2 * len(BLOCKS)
+
+
+@pytest.mark.parametrize("block", dict.fromkeys(block for name in ALONE for block in python_blocks(name)))
+def test_each_python_block_runs_and_gives_the_shapes_it_says(block):
+    names: dict = {}
+    exec(block, names)
+    said = SHAPES.findall(block)
+    assert said
+    for first, second, first_shape, times, second_shape in said:
+        assert str(list(names[first].shape)) == f"[{first_shape}]"
+        value = names[second]
+        if times:
+            assert len(value) == int(times[0])
+            value = value[0]
+        assert str(list(value.shape)) == f"[{second_shape}]"
+
+
+def weights_give_the_same_logits(names):
+    np.testing.assert_allclose(names["logits"], names["expected"], rtol=1e-5, atol=1e-5)
+    assert np.ptp(names["expected"]) > 0.1
+
+
+def pieces_give_the_whole(names):
+    lstm, variables, x = names["lstm"], names["variables"], names["x"][:2, :112]
+    expected = lstm.apply(variables, x)[0]
+    np.testing.assert_allclose(names["in_pieces"](variables, x), expected, rtol=1e-5, atol=1e-6)
+    assert jnp.ptp(expected) > 0.01
+
+
+# What the names of a page must satisfy when all of its blocks have run.
+THEN = {"docs/convert.md": weights_give_the_same_logits, "docs/scale.md": pieces_give_the_whole}
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in ALONE and python_blocks(name)])
+def test_the_python_blocks_of_a_page_run_one_after_the_other_and_compute_what_it_says(name):
+    names: dict = {}
+    for block in python_blocks(name):
+        exec(block, names)
+    if name in THEN:
+        THEN[name](names)
+
+
+class Parsed(Exception):
+    """A program has read its options, and goes no further."""
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A folder with all that the pages' commands speak of: two short runs, images, datasets, weights."""
+    desk = tmp_path_factory.mktemp("desk")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(desk)
+        patch.setenv("TFDS_DATA_DIR", str(desk / "tfds"))
+        for task in ("vit", "aae"):
+            small = ["--data.train-split", "train[:64]", "--data.test-split", "test[:64]", "--mesh.data", "1"]
+            if task == "aae":
+                small += ["--validation-split", "train[64:96]", "--metric-examples", "32"]
+            fit(*read_task(task, ["tiny", "--run.steps", "2", "--run.dir", f"runs/{task}-sample", *small]))
+        assert convert(["runs/vit-sample", "vit.safetensors", "--format", "timm"]) == 0
+        shutil.copytree("runs/vit-sample", "runs/mine")
+
+        config, _ = read_task("vit", ["tiny"])
+        digits = open_source(config.data, "test[:4]").gather(np.arange(4))["image"][..., 0]
+        Path("photos").mkdir()
+        for path, digit in zip(("digit.png", "photos/a.png", "photos/b.png"), digits, strict=False):
+            Image.fromarray(digit).save(path)
+        for folder, classes in {"DIR": 3, "imagenet/train": 1000, "imagenet/test": 1000}.items():
+            for k in range(classes):
+                (Path(folder) / f"class_{k:04}").mkdir(parents=True)
+                for i in range(2 if folder == "DIR" else 1):
+                    Image.fromarray(digits[i]).convert("RGB").save(Path(folder) / f"class_{k:04}" / f"{i}.png")
+        prepare.main(["folder", "--from", "DIR", "--name", "my_images"])
+        prepare.main(["folder", "--from", "imagenet", "--name", "imagenet"])
+        yield desk
+
+
+def stop_behind(patch, owner, name):
+    """Makes a function that reads options the last thing that its program does."""
+    real = getattr(owner, name)
+
+    def read(*arguments, **options):
+        raise Parsed(real(*arguments, **options))
+
+    patch.setattr(owner, name, read)
+
+
+def try_training(task, arguments):
+    """Does all that a training does before its first step, but for opening the data."""
+    if arguments[-1:] == ["--help"]:
+        with pytest.raises(SystemExit) as end:
+            read_task(task, arguments)
+        assert not end.value.code
+        return
+    config, make_task = read_task(task, arguments)
+    check_numbers(config)
+    made = make_task(config, abstract_source(config.data, config.data.train_split))
+    state = jax.eval_shape(made.init, *([] if made.start is None else [made.start().params]))
+    assert sum(x.size for x in jax.tree.leaves(state.params)) > 0
+
+
+def try_dryrun(arguments, patch):
+    """Reads its options and those of the task; compiling takes minutes, and most of it the TPU's compiler."""
+    stop_behind(patch, tyro, "cli")
+    with pytest.raises(Parsed) as options:
+        dryrun(arguments)
+    patch.undo()
+    try_training(arguments[0], options.value.args[0][1])
+
+
+def try_prepare(arguments, tmp_path, patch):
+    """Prepares a folder; of what would be downloaded, or taken from files of that size, reads the options."""
+    patch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    if arguments[0] == "folder":
+        prepare.main(arguments)
+        assert list(tmp_path.rglob("dataset_info.json"))
+        return
+    stop_behind(patch, tyro, "cli")
+    with pytest.raises(Parsed):
+        prepare.main(arguments)
+
+
+def try_command(words, tmp_path, patch):
+    """Whether the command is one that can be tried; fails if it does not do what it should."""
+    match words:
+        case ["python", "-m", "train.predict", *arguments]:
+            predict.main(arguments)
+            for option in ("--out", "--attention"):
+                if option in arguments:
+                    with Image.open(arguments[arguments.index(option) + 1]) as image:
+                        assert min(image.size) >= 28
+        case ["python", "-m", "train.export", *arguments]:
+            export.main(arguments)
+            assert Path(arguments[0], "exported", "model.stablehlo").stat().st_size > 1000
+        case ["python", "-m", "train.report" | "train.runs" as module, *_]:
+            patch.setattr("sys.argv", words[2:])
+            program = importlib.import_module("train.report.__main__" if module == "train.report" else module)
+            assert not program.main()
+        case ["python", "-m", "train.prepare", *arguments]:
+            try_prepare(arguments, tmp_path, patch)
+        case ["python", "-m", "train.dryrun", *arguments]:
+            try_dryrun(arguments, patch)
+        case ["python", "-m", "w2jax.convert", source, target, *arguments]:
+            assert convert([source, target, *arguments]) == 0 and Path(target).stat().st_size > 1000
+        case ["python", "-m", module, *arguments] if module.removeprefix("train.") in TASKS:
+            try_training(module.removeprefix("train."), arguments)
+        case ["python", "-m", module, *arguments] if module.split(".")[0] == "benchmarks":
+            program = importlib.import_module(module if "." in module else f"{module}.__main__")
+            stop_behind(patch, argparse.ArgumentParser, "parse_args")
+            patch.setattr("sys.argv", [module, *arguments])
+            with pytest.raises(Parsed):
+                program.main()
+        case ["pip", "install", "-e", what]:
+            extras = re.fullmatch(r"\.\[([\w,]+)\]", what)[1].split(",")
+            assert set(extras) <= set(
+                tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            )
+        case [".ci/run"]:
+            assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+        case ["pytest" | "ruff" | "pyright" | "lint-imports" | "mkdocs", *_]:
+            assert re.search(rf"^{re.escape(shlex.join(words))}( |$)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+        case _:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command not in NOT_TRIED])
+def test_each_command_of_a_page_runs_or_is_understood_by_its_program(command, desk, tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        monkeypatch.chdir(desk)
+        monkeypatch.setenv("TFDS_DATA_DIR", str(desk / "tfds"))
+        assert try_command(COMMANDS[command], tmp_path, patch), "say in NOT_TRIED why it cannot be tried"
+
+
+def test_what_is_not_tried_stands_in_a_page():
+    assert set(NOT_TRIED) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", sorted(MENTIONED))
+def test_each_program_that_a_page_mentions_exists_with_the_preset_and_options_it_is_mentioned_with(command):
+    module, *arguments = command.split()[2:]
+    if "…" in module or "TASK" in module:
+        return
+    assert importlib.util.find_spec(module) is not None
+    task = module.removeprefix("train.")
+    form = re.search(r"…|\b[A-Z]{3,}\b|\[", " ".join(arguments))  # holds a word that stands for others
+    if task in TASKS and not form and arguments != ["--help"]:
+        check_numbers(read_task(task, arguments)[0])
+
+
+def test_every_promise_of_the_page_on_reliability_is_held_by_a_test_that_exists():
+    rows = re.findall(r"^\| (?!promise|---)(.*) \| (.*) \|$", PAGES["docs/reliability.md"], re.MULTILINE)
+    assert len(rows) >= 30
+    for promise, holders in rows:
+        named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", holders)
+        assert named, promise
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"

@@ -1,0 +1,117 @@
+"""The site of the docs is built without a warning, loads nothing from elsewhere, and explains all of w2jax."""
+
+import os
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import griffe
+import pytest
+
+import w2jax
+
+ROOT = Path(__file__).parents[2]
+# What users of the library meet; of the conversion only what it exports.
+ROOMS = (
+    "aae",
+    "attention",
+    "blocks",
+    "lstm",
+    "norm",
+    "priors",
+    "recurrent",
+    "rnn",
+    "seq2seq",
+    "sequence",
+    "transformer",
+    "vit",
+)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    site = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    built = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    return site
+
+
+@pytest.fixture(scope="module")
+def library():
+    return griffe.load(
+        "w2jax",
+        search_paths=[ROOT],
+        docstring_parser="google",
+        extensions=griffe.load_extensions(str(ROOT / "docs" / "_site" / "fields.py")),
+    )
+
+
+def public(place):
+    """The public things that are defined in a module or a class, and what is called of a module of Flax."""
+    for name, member in place.members.items():
+        if not member.is_alias and (not name.startswith("_") or name == "__call__") and name not in ("setup", "logger"):
+            yield member
+            if member.is_class:
+                yield from public(member)
+
+
+def fields(library, path):
+    """The table of a class's fields."""
+    sections = library[path].docstring.parsed
+    (table,) = [section for section in sections if section.title == "Fields:"]
+    return {field.name: field for field in table.value}
+
+
+def test_pages_load_nothing_from_elsewhere(site):
+    loaded = set()
+    for page in site.rglob("*.html"):
+        for tag in re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", page.read_text()):
+            loaded |= set(re.findall(r'(?:src|href)="([^"]+)"', tag))
+    assert any("bundle" in place for place in loaded)
+    assert [place for place in loaded if re.match(r"(https?:)?//", place)] == []
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\([\"']?(https?:)?//|@import", sheet.read_text()), sheet
+
+
+def test_links_of_the_readme_lead_to_the_pages_of_the_site_and_else_to_the_repository(site):
+    links = set(re.findall(r'href="([^"]+)"', (site / "index.html").read_text()))
+    assert {"convert.html", "results.html", "benchmarks.html", "contributing.html", "use.html#a-run-folder"} <= links
+    assert "https://github.com/w2jax/w2jax/blob/main/notebooks/quickstart.ipynb" in links
+    assert 'src="report.png"' in (site / "index.html").read_text()
+    assert 'href="scale.html"' in (site / "benchmarks.html").read_text()
+
+
+def test_all_that_is_public_stands_in_the_reference(site, library):
+    inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    named = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
+    wanted = {f"w2jax.{name}" for name in w2jax.__all__ if name != "convert"}
+    wanted |= {f"w2jax.convert.{name}" for name in w2jax.convert.__all__}
+    wanted |= {thing.path for room in ROOMS for thing in public(library[room]) if not thing.is_attribute}
+    assert len(wanted) > 60
+    assert wanted - named == set()
+
+
+def test_every_public_function_class_and_field_of_the_models_is_explained(library):
+    silent = []
+    for room in ROOMS:
+        for thing in public(library[room]):
+            if thing.is_class or thing.is_function:
+                silent += [] if thing.docstring else [thing.path]
+            if thing.is_class and (tables := [x for x in thing.docstring.parsed if x.title == "Fields:"]):
+                silent += [f"{thing.path}.{field.name}" for field in tables[0].value if not field.description]
+    assert silent == []
+
+
+def test_the_table_of_fields_holds_inherited_ones_with_their_types_defaults_and_comments(library):
+    lstm = fields(library, "lstm.LSTM")
+    assert list(lstm)[:2] == ["hidden_size", "num_layers"] and list(lstm)[-1] == "proj_size"
+    assert lstm["dropout"].description == "on the output of every layer but the last"
+    assert (str(lstm["dropout"].annotation), str(lstm["dropout"].value)) == ("float", "0.0")
+    assert lstm["hidden_size"].value is None
+    assert "y" not in fields(library, "aae.Code") and "z" in fields(library, "aae.Code")
+    assert fields(library, "convert.checkpoint.Loaded")["notes"].description == "What else the user should know."

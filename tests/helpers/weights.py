@@ -1,0 +1,119 @@
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from models import random_variables
+from torch import nn
+
+from w2jax.aae import Decoder, Encoder
+from w2jax.convert import from_torch, to_torch
+from w2jax.convert.files import read_weights
+from w2jax.convert.load_save import Loaded, load_described
+from w2jax.vit import ViT
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "vit"
+
+
+# The format that each is in, and what its tensors and its config.json do not tell.
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bv_mlpdefault_scan_map": ("big_vision", {}),
+    "bv_scan_tok_sincos_rep": ("big_vision", {}),
+    "bv_sincos_gap_rect": ("big_vision", {}),
+    "bv_tok_params_full": ("big_vision", {}),
+    "google_npz": ("google", {}),
+    "google_oldidx_gap_rep20": ("google_old", {}),
+    "google_opttarget_full_oldidx": ("google_old", {}),
+    "hf_bf16": ("huggingface", {}),
+    "hf_combo": ("huggingface", {}),
+    "hf_inmemory_noqkvbias_rect": ("huggingface_memory", {}),
+    "hf_model_inmemory_nopool": ("huggingface_model_memory", {}),
+    "hf_model_sharded": ("huggingface_model", {}),
+    "hf_vit": ("huggingface", {}),
+    "timm_avg_fcnorm": ("timm", {"num_heads": 3}),
+    "timm_cls": ("timm", {"num_heads": 3}),
+    "timm_combo_rect": ("timm", {"pool": "gap", "activation": "gelu_tanh", "image_size": (24, 40)}),
+    "timm_hub_reg4_gap": ("timm", {}),
+    "timm_map_cls_reg": ("timm", {"num_heads": 4, "image_size": (24, 40)}),
+    "timm_quickgelu_prenorm": ("timm", {"num_heads": 5, "activation": "quick_gelu"}),
+    "torchvision_vit": ("torchvision", {"num_heads": 3}),
+    "tv_oldnames_rep20": ("torchvision_old", {"num_heads": 4}),
+}
+
+
+@cache
+def peer(name: str) -> Loaded:
+    return load_described(FIXTURES / name, **PEERS[name][1])
+
+
+def tensors_of(name: str) -> dict[str, np.ndarray]:
+    """The parameters in a peer's file, layers that are stacked there under the names they have one by one."""
+    found = {key: tensor.read() for key, tensor in read_weights(FIXTURES / name).tensors.items()}
+    for prefix in ("opt/target/", "params/"):
+        if any(key.startswith(prefix) for key in found):
+            found = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
+    for key in [key for key in found if "encoderblock/" in key]:
+        for i, value in enumerate(found.pop(key)):
+            found[key.replace("encoderblock/", f"encoderblock_{i}/")] = value
+    return found
+
+
+def assert_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """The same names, and under each the same dtype, shape and bits."""
+    found, wanted = (
+        {jax.tree_util.keystr(k): x for k, x in jax.tree.leaves_with_path(dict(t))} for t in (found, wanted)
+    )
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        got, value = np.asarray(found[key]), np.asarray(value)
+        assert (got.dtype, got.shape) == (value.dtype, value.shape), key
+        assert got.tobytes() == value.tobytes(), key
+
+
+def refusal(work: Callable[[], Any]) -> str:
+    with pytest.raises(ValueError) as caught:
+        work()
+    return str(caught.value)
+
+
+def example(**options: Any) -> tuple[ViT, dict[str, Any]]:
+    """A tiny ViT for images of 4×6 pixels and two channels, in 2×3 patches of 2×2."""
+    module = ViT(
+        **({"num_classes": 5, "patch_size": 2, "embed_dim": 8, "depth": 2, "num_heads": 2} | {"mlp_dim": 12} | options)
+    )
+    return module, random_variables(module, jnp.zeros((1, 4, 6, 2)))
+
+
+RNG = np.random.default_rng(0)
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Every parameter random, the zero biases and ones of a new module too."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.5 * torch.randn_like(parameter) + (parameter == 1))
+    return module.eval()
+
+
+def converted(ours: Any, theirs: nn.Module) -> dict[str, Any]:
+    """The variables of theirs as ours, once they have come back into a module like theirs bit by bit."""
+    state = {name: value.clone() for name, value in theirs.state_dict().items()}
+    variables = from_torch(ours, state)
+    back = {name: torch.from_numpy(value) for name, value in to_torch(ours, variables, "torch").items()}
+    theirs.load_state_dict(back, strict=True)
+    for name, value in theirs.state_dict().items():
+        assert back[name].dtype == value.dtype
+        assert torch.equal(value, state[name]), name
+    return variables
+
+
+IMAGES = jnp.asarray(RNG.random((2, 3, 4, 1)), jnp.float32)
+
+
+ENCODER, DECODER = Encoder(3, (7, 5)), Decoder((3, 4, 1), (6, 4))

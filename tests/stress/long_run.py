@@ -1,0 +1,154 @@
+"""Whether a long run stays as it is: memory, open files, threads and the size of its log, watched from outside.
+
+    python -m tests.stress.long_run [TASK...] [--steps 5000] [--bound 24] [options of the run]
+
+Each task (all four by default) trains its preset `tiny` in a process of its own, with many lines, evaluations and
+saves. Printed are, at each fifth of the steps, the resident memory, open files and threads of the process, and the
+memory of its worker processes; the growth of the memory over the second half, by a straight line; the bytes of a line
+of metrics.jsonl. Exit status 1 if memory grows by more than `--bound` MiB over the second half, or open files grow.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+TASKS = ("vit", "lstm", "mha", "aae")
+OPTIONS = (
+    *("--run.log-every", "10", "--run.eval-every", "100", "--run.save-every", "50"),
+    *("--data.test-split", "test[:200]", "--optim.ema", "0.99"),
+)
+MOST_FILES = 3  # A save under way holds some; a leak of one an evaluation would be 20 from the middle to the end.
+
+
+class Sample(NamedTuple):
+    """What a process was seen to hold after `step`."""
+
+    step: int
+    memory: float
+    """Resident MiB."""
+    workers: float
+    """MiB of its child processes; what they share is counted once."""
+    files: int
+    threads: int
+
+
+def last_step(metrics: Path) -> int:
+    """The step of the last whole line of a metrics.jsonl, 0 without one."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(-min(4096, metrics.stat().st_size), os.SEEK_END)
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return 0
+    return json.loads(lines[-2])["step"] if len(lines) > 1 else 0
+
+
+def look(process: int, step: int) -> Sample:
+    """What the process with that number holds now."""
+    here = Path("/proc", str(process))
+    status = dict(line.split(":", 1) for line in (here / "status").read_text().splitlines())
+    workers = 0
+    for task in (here / "task").iterdir():
+        for child in (task / "children").read_text().split():
+            with contextlib.suppress(OSError):  # It may have ended.
+                rollup = Path("/proc", child, "smaps_rollup").read_text().splitlines()
+                workers += next(int(line.split()[1]) for line in rollup if line.startswith("Pss:"))
+    memory = int(status["VmRSS"].split()[0]) / 1024
+    return Sample(step, memory, workers / 1024, len(list((here / "fd").iterdir())), int(status["Threads"]))
+
+
+def watch(task: str, folder: Path, steps: int, options: list[str], every: float = 0.1) -> list[Sample]:
+    """Trains `tiny` to its end, looking at the process every so many seconds while it does its steps.
+
+    Raises:
+        RuntimeError: if the run fails.
+    """
+    command = [sys.executable, "-m", f"train.{task}", "tiny", *OPTIONS, "--run.steps", str(steps), *options]
+    samples: list[Sample] = []
+    with (folder / "output.txt").open("w+") as output:
+        process = subprocess.Popen(
+            [*command, "--run.dir", str(folder / "run")], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT
+        )
+        try:
+            while process.poll() is None:
+                step = last_step(folder / "run" / "metrics.jsonl")
+                if 0 < step < steps:  # What comes behind the last step is not the loop.
+                    with contextlib.suppress(OSError):  # It may have ended.
+                        samples.append(look(process.pid, step))
+                time.sleep(every)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            output.seek(0)
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {output.read()[-2000:]}")
+    return samples
+
+
+def growth(samples: list[Sample]) -> tuple[float, float]:
+    """MiB that 1,000 steps add to the memory of a process, and the standard error of that.
+
+    It is the slope of a straight line through the samples of the second half. Neighbours are alike, so the error is
+    that of the means of twenty parts. Workers are left out: what they hold swings by tens of MiB.
+    """
+    half = samples[-1].step / 2
+    behind = np.array([(s.step, s.memory) for s in samples if s.step > half])
+    means = np.array([part.mean(0) for part in np.array_split(behind, 20)])
+    (slope, _), covariance = np.polyfit(means[:, 0] / 1000, means[:, 1], 1, cov=True)
+    return float(slope), float(np.sqrt(covariance[0, 0]))
+
+
+def files_grown(samples: list[Sample]) -> float:
+    """By how many the open files of the last fifth of the steps exceed those of the third, in the median."""
+    steps = samples[-1].step
+    middle, last = (
+        np.median([s.files for s in samples if start * steps / 5 < s.step <= (start + 1) * steps / 5])
+        for start in (2, 4)
+    )
+    return float(last - middle)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "tasks", nargs="*", choices=(*TASKS, []), metavar="TASK", help="vit, lstm, mha, aae (default: all four)"
+    )
+    parser.add_argument("--steps", type=int, default=5000, help="(default: 5000)")
+    parser.add_argument("--bound", type=float, default=24, help="MiB that the second half may add (default: 24)")
+    options, of_run = parser.parse_known_args()
+    failed = False
+    for task in options.tasks or TASKS:
+        with tempfile.TemporaryDirectory() as folder:
+            samples = watch(task, Path(folder), options.steps, of_run)
+            metrics = Path(folder, "run", "metrics.jsonl").read_bytes()
+        print(f"{task} tiny {' '.join(of_run)}".rstrip())
+        for fifth in range(1, 6):
+            near = min(samples, key=lambda s: abs(s.step - fifth * options.steps / 5))
+            print(
+                f"  step {near.step:>6,}: {near.memory:6.1f} MiB, workers {near.workers:6.1f} MiB, "
+                f"{near.files} open files, {near.threads} threads"
+            )
+        (slope, error), files = growth(samples), files_grown(samples)
+        added = slope * options.steps / 2000
+        bad = added > options.bound or files > MOST_FILES
+        failed |= bad
+        print(
+            f"  1,000 steps add {slope:+.2f} ± {error:.2f} MiB, the second half {added:+.1f}; open files {files:+.0f}; "
+            f"{len(metrics) / metrics.count(10):.0f} bytes a line: {'GROWS' if bad else 'ok'}",
+            flush=True,
+        )
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Every mistake of a user is one clear line on stderr and exit status 2."""
+
+import dataclasses
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs.base import Mesh
+from configs.vit import PRESETS
+from train.config.cli import parse
+from train.config.help import OFTEN
+from train.engine.loop import fit
+from train.process.errors import RunStopped, UserError
+from train.run.files import flattened
+from train.run.folder import config_tree
+from train.vit import make_task
+
+ROOT = Path(__file__).parents[3]
+
+
+def run(task, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"train.{task}", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_options_change_the_preset_and_nothing_else(tmp_path):
+    config = parse(
+        "vit", PRESETS, ["tiny", "--run.steps", "7", "--model.embed-dim", "24", "--data.image-size", "14", "21"]
+    )
+    tiny = PRESETS["tiny"]
+    assert (config.run.steps, config.model.embed_dim, config.data.image_size) == (7, 24, (14, 21))
+    assert config.optim == tiny.optim and config.model.clone(embed_dim=tiny.model.embed_dim) == tiny.model
+    assert parse("vit", PRESETS, []).run.dir == "runs/vit-sample"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["tinny"], 'there is no preset "tinny"; did you mean "tiny"?'),
+        (["xxxxx"], 'there is no preset "xxxxx"; choose from tiny, sample'),
+        (["--run.stepz", "3"], 'there is no option "--run.stepz"; did you mean "--run.steps"?'),
+        (["tiny", "--xyz", "3"], 'there is no option "--xyz"; see python -m train.vit --help'),
+        (["tiny", "--optim.lerning-rate=3"], 'did you mean "--optim.learning-rate"?'),
+        (["--run.steps", "3", "tiny"], "the preset comes first and alone: python -m train.vit tiny"),
+        (["--run.steps", "abc"], "--run.steps: invalid literal for int() with base 10: 'abc'"),
+        (["--model.pool", "sum"], "Expected one of ('cls', 'gap', 'map')"),
+        (["--run.steps"], "--run.steps"),
+        (["--tyro-print-completion", "bash"], "train.completion"),
+    ],
+)
+def test_a_wrong_word_on_the_command_line_is_answered_in_one_line_with_the_nearest(arguments, message):
+    with pytest.raises(UserError) as error:
+        parse("vit", PRESETS, arguments)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value) and "│" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run.steps", "0"], "--run.steps must be at least 1, got 0"),
+        (["--run.steps", "-5"], "--run.steps must be at least 1, got -5"),
+        (["--run.eval-every", "0"], "--run.eval-every must be at least 1, got 0"),
+        (["--optim.accumulate", "0"], "--optim.accumulate must be at least 1, got 0"),
+        (["--run.batch-size", "30"], "--run.batch-size must be divisible by 8 device(s)"),
+        (["--optim.accumulate", "3"], "× --optim.accumulate 3, got 64; the next that is: 72"),
+        (["--augment.magnitude", "1.5"], "--augment.magnitude must be from 0 to 1, got 1.5"),
+        (["--data.workers", "-1"], "--data.workers must be at least 0, got -1"),
+        (["--run.steps-per-call", "0"], "--run.steps-per-call must be at least 1, got 0"),
+        (["--mesh.data", "16"], "does not fit the 8 device(s)"),
+        (["--model.patch-size", "5"], "patch_size 5 and an image of 28×28"),
+        (["--model.num-heads", "3"], "embed_dim must be divisible by num_heads, got 32 and 3"),
+        (["--model.dropout", "1.5"], "dropout is a rate of at least 0 and below 1, got 1.5"),
+        (["--optim.warmup", "2"], "--optim.warmup must be at least 0 and below 1, got 2.0"),
+        (["--optim.learning-rate", "-1"], "--optim.learning-rate must be at least 0, got -1.0"),
+        (["--model.num-classes", "7"], "add --model.num-classes 10"),
+        (["--data.name", "mnist", "--data.dir", "."], "python -m train.prepare mnist"),
+        (["--data.name", "mnst_sample"], "mnist_sample"),
+        (["--data.dir", "no/such/folder"], "no/such/folder"),
+        (["--data.dir", "pyproject.toml"], "pyproject.toml"),
+        (["--data.test-split", "tset"], "tset"),
+        (["--run.dir", "pyproject.toml"], "must be a folder"),
+        (["--run.dir", "pyproject.toml/run"], "must be a folder"),
+        (["--run.dir", "/proc/run"], "the run folder /proc/run cannot be written"),
+        (["--run.dir", "tests"], "holds other things and no config.json"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else None,
+)
+def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    if "--run.dir" not in arguments:
+        arguments = [*arguments, "--run.dir", str(tmp_path / "run")]
+    with pytest.raises(UserError) as error:
+        fit(parse("vit", PRESETS, ["tiny", *arguments]), make_task)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "message"),
+    [
+        ("mha", ["--model.num-heads", "3"], "embed_dim must be divisible by num_heads, got 32 and 3"),
+        ("mha", ["--model.drop-path", "1"], "drop_path is a rate of at least 0 and below 1, got 1.0"),
+        ("mha", ["--model.num-classes", "7"], "add --model.num-classes 10"),
+        ("lstm", ["--model.hidden-size", "0"], "hidden_size and num_layers must be at least 1, got 0 and 1"),
+        ("lstm", ["--model.proj-size", "64"], "proj_size must be from 0 to below hidden_size 64, got 64"),
+        ("lstm", ["--model.num-classes", "7"], "add --model.num-classes 10"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else None,
+)
+def test_what_any_model_refuses_is_refused_before_anything_is_written(task, arguments, message, tmp_path):
+    presets = importlib.import_module(f"configs.{task}").PRESETS
+    config = parse(task, presets, ["tiny", *arguments, "--run.dir", str(tmp_path / "run")])
+    with pytest.raises(UserError) as error:
+        fit(config, importlib.import_module(f"train.{task}").make_task)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def small(folder, **run_options):
+    tiny = PRESETS["tiny"]
+    run_options = {"steps": 3, "batch_size": 8, "dir": str(folder)} | run_options
+    return dataclasses.replace(
+        tiny,
+        model=tiny.model.clone(embed_dim=8, mlp_dim=8),
+        data=dataclasses.replace(tiny.data, train_split="train[:40]", test_split="test[:24]"),
+        run=dataclasses.replace(tiny.run, **run_options),
+        mesh=Mesh(1, 1, 1),
+    )
+
+
+def test_a_run_folder_of_another_config_is_refused_naming_each_field_with_both_values(tmp_path):
+    fit(small(tmp_path / "run"), make_task)
+    other = small(tmp_path / "run", seed=4)
+    other = dataclasses.replace(other, model=other.model.clone(qk_norm=True))
+    with pytest.raises(UserError, match=r"model.qk_norm was False, now True; run.seed was 0, now 4\. .*--run.dir"):
+        fit(other, make_task)
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is not valid JSON"):
+        fit(small(tmp_path / "run"), make_task)
+
+
+def test_a_finished_run_does_no_step_again_and_tells_its_result(tmp_path, capsys):
+    fit(small(tmp_path / "run"), make_task)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    first = [line for line in capsys.readouterr().out.splitlines() if "│ test" in line]
+    fit(small(tmp_path / "run"), make_task)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    again = capsys.readouterr().out
+    assert "is finished at step 3" in again
+    assert len(first) == 2 and [line for line in again.splitlines() if "│ test" in line] == first
+
+
+def test_a_run_whose_loss_is_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    config = small(tmp_path / "run", steps=40, save_every=1, eval_every=1)
+    config = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, learning_rate=1e38, clip=None, warmup=0.5)
+    )
+    with pytest.raises(RunStopped, match=r"step \d+.*; .*begin anew.* is saved up to step \d+$") as error:
+        fit(config, make_task)
+    broken, saved = map(int, re.findall(r" step (\d+)", f" {error.value}"))
+    kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
+    assert kept == saved < broken
+
+
+def test_the_program_exits_2_with_one_line_and_no_traceback():
+    result = run("vit", "tiny", "--run.steps", "0")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert result.stderr.startswith("error: --run.steps must be at least 1")
+
+
+TASKS = ("vit", "mha", "lstm", "aae")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_all_lists_presets_and_explains_every_option(task):
+    result = run(task, "--help-all")
+    assert result.returncode == 0
+    presets = importlib.import_module(f"configs.{task}").PRESETS
+    assert f"train.{task} [PRESET]" in result.stdout
+    assert f"PRESET: {', '.join(presets)} (default: sample)" in " ".join(result.stdout.split())
+    for name in set(flattened(config_tree(presets["sample"]))) - {"model.category_discriminator"}:
+        assert f"--{name.replace('_', '-')}" in result.stdout
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_help_fits_a_screen_and_names_every_preset_and_every_option(task, capsys):
+    presets = importlib.import_module(f"configs.{task}").PRESETS
+    for preset in presets:
+        for arguments in ([preset, "--help"], [preset, "--run.steps", "7", "-h"]):
+            with pytest.raises(SystemExit) as left:
+                parse(task, presets, arguments)
+            assert left.value.code == 0
+        lines = capsys.readouterr().out.splitlines()
+        lines = lines[len(lines) // 2 :]
+        assert len(lines) <= 50 + len(presets) and max(map(len, lines)) <= 80
+        assert all(any(line.startswith(f"{name} ") for line in lines) for name in presets)
+        # Each stands by itself, as --run.steps, or in the list of its group, as --run.* log-every.
+        text = " ".join(" ".join(lines).split())
+        groups = {
+            group: options.split(", ")
+            for names, options in re.findall(r"((?:--[\w.-]+\.\* )+)((?:[\w-]+(?:, )?)+)", text)
+            for group in names.split()
+        }
+        for name, value in flattened(config_tree(presets[preset])).items():
+            group, _, last = name.replace("_", "-").rpartition(".")
+            alone = f"--{name.replace('_', '-')}"
+            assert re.search(rf"{re.escape(alone)}(,| |$)", text) or last in groups[f"--{group}.*"], name
+            if name in OFTEN and value is not None and not isinstance(value, bool):
+                assert f"{alone} {value} " in text
+
+
+def test_help_tells_the_presets_own_values_and_the_text_under_the_field(capsys):
+    with pytest.raises(SystemExit):
+        parse("vit", PRESETS, ["cifar10", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "options, with their values in cifar10: --init-from STR Weights to begin with: a file or folder of" in text
+    assert "--run.steps 78000 Optimizer steps in the whole run --run.batch-size 128 Examples a step" in text
+    assert "--optim.ema 0.999 Decay of an average of the parameters, which is then what is evaluated; None:" in text
+    assert "cifar10 cifar10 78,000 × 128 colours" in text and "sample (default) mnist_sample 2,000 × 100" in text
+
+
+def test_what_help_shows_exists(capsys):
+    names = {name for task in TASKS for name in flattened(config_tree(vars(_presets(task))["PRESETS"]["sample"]))}
+    assert set(OFTEN) <= names
+    for task in TASKS:
+        assert list(_presets(task).ABOUT) == list(_presets(task).PRESETS)
+
+
+def _presets(task):
+    return importlib.import_module(f"configs.{task}")
+
+
+@pytest.mark.parametrize(
+    ("task", "arguments", "folder"),
+    [
+        ("vit", [], "vit-sample"),
+        ("vit", ["tiny"], "vit-tiny"),
+        ("vit", ["--run.steps", "2000", "--optim.ema", "0.998", "--augment.shift", "2"], "vit-sample"),
+        ("vit", ["sample", "--model.depth", "6", "--run.seed", "1"], "vit-sample-depth6-seed1"),
+        ("vit", ["sample", "--run.seed", "1", "--model.depth", "6"], "vit-sample-depth6-seed1"),
+        ("vit", ["--optim.learning-rate", "1e-3"], "vit-sample-learning_rate0.001"),
+        ("vit", ["--optim.learning-rate", "0.00001", "--optim.b1", "0.5"], "vit-sample-b1_0.5-learning_rate1e-05"),
+        ("vit", ["--augment.shift", "3"], "vit-sample-shift3"),
+        ("vit", ["--optim.clip", "None", "--model.layer-scale", "0.1"], "vit-sample-layer_scale0.1-no_clip"),
+        ("vit", ["--model.qk-norm", "--model.no-patch-bias"], "vit-sample-no_patch_bias-qk_norm"),
+        ("vit", ["--model.pool", "map", "--data.image-size", "14", "21"], "vit-sample-image_size14x21-pool_map"),
+        ("vit", ["--data.name", "my_images"], "vit-sample-name_my_images"),
+        ("vit", ["--init-from", "vit.npz"], "vit-sample-init_from_vit.npz"),
+        ("vit", ["--data.train-split", "train[:90%]"], "vit-sample-train_split_train_90_[0-9a-f]{6}"),
+        ("vit", ["--init-from", "/a/b c/vit.npz"], "vit-sample-init_from_vit.npz_[0-9a-f]{6}"),
+        ("vit", ["--init-from", "/a/weights/"], "vit-sample-init_from_weights_[0-9a-f]{6}"),
+        ("vit", ["--init-from", "../.."], "vit-sample-init_from_.._[0-9a-f]{6}"),
+        ("vit", ["--data.name", "猫"], "vit-sample-name_[0-9a-f]{6}"),
+        ("vit", ["--data.name", "x" * 300], "vit-sample-name_x{24}_[0-9a-f]{6}"),
+        ("vit", ["--run.dir", "runs/mine", "--model.depth", "6"], "mine"),
+        ("aae", ["tiny", "--optim.generator.learning-rate", "1e-3"], "aae-tiny-generator.learning_rate0.001"),
+        ("aae", ["tiny", "--model.decoder.batch-norm"], "aae-tiny-decoder.batch_norm_empty"),
+        ("aae", ["tiny", "--model.encoder.hidden-sizes", "9", "8"], "aae-tiny-encoder.hidden_sizes9x8"),
+        ("lstm", ["--model.num-layers", "3"], "lstm-sample-num_layers3"),
+    ],
+    ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else None,
+)
+def test_a_run_folder_is_named_by_what_is_changed_in_the_preset(task, arguments, folder):
+    named = parse(task, _presets(task).PRESETS, arguments, resolve=lambda config, default: config).run.dir
+    assert named is not None and re.fullmatch(f"runs/{folder}", named)
+
+
+def test_what_may_differ_when_a_run_goes_on_changes_no_name():
+    options = ["--mesh.data", "4", "--mesh.fsdp", "2", "--distributed.process-id", "1", "--data.dir", "/mnt/data"]
+    options += ["--data.workers", "7", "--data.memory-limit", "9", "--run.steps-per-call", "5", "--run.wandb", "x"]
+    options += ["--run.tensorboard", "--run.on-nan", "skip", "--run.on-save-error", "retry"]
+    options += ["--run.compilation-cache", "on"]
+    assert parse("vit", PRESETS, ["tiny", *options]).run.dir == "runs/vit-tiny"
+
+
+def test_a_name_has_a_bound_and_no_two_configs_share_one():
+    names = set()
+    many = [f"--{group}.{name}" for group, name in (("optim", "warmup"), ("optim", "final"), ("augment", "rotate"))]
+    many += ["--augment.magnitude", "--model.dropout", "--model.attention-dropout", "--model.drop-path"]
+    splits = ["train", "train[:1%]", "train[:1]", "train[1:]", "train_1_", "Train[:1]", "train[:1]+test", "a/b", "b"]
+    for split in splits:
+        for last in ("0.125", "0.1250001"):
+            values = [word for name in many for word in (name, last)]
+            for given, seed in ((values, "1"), (values, "2"), (values[:2], "1")):
+                config = parse("vit", PRESETS, ["tiny", *given, "--data.train-split", split, "--run.seed", seed])
+                name = str(config.run.dir)
+                assert len(name) <= 105 and re.fullmatch(r"runs/vit-tiny[\w.+-]+", name)
+                names.add(name.lower())
+    assert len(names) == len(splits) * 6
+
+
+def test_another_option_begins_another_run_and_the_same_command_goes_on_in_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["tiny", "--run.steps", "2", "--run.batch-size", "8", "--mesh.data", "1", "--data.train-split"]
+    command += ["train[:40]", "--data.test-split", "test[:24]", "--model.embed-dim", "8", "--model.mlp-dim", "8"]
+    for arguments in (command, [*command, "--run.seed", "1"], command):
+        capsys.readouterr()
+        fit(parse("vit", PRESETS, arguments), make_task)
+    assert "is finished at step 2" in capsys.readouterr().out
+    one, other = sorted((tmp_path / "runs").iterdir())
+    assert one.name.startswith("vit-tiny-") and other.name.startswith("vit-tiny-") and one != other

@@ -1,0 +1,125 @@
+"""A user's folder of images becomes a dataset; what is wrong with it is named."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import SIZE, classes, save
+from PIL import Image
+
+from configs.base import Data
+from train.data.decode import decode
+from train.data.open import open_source
+from train.data.prepare.image_folder import dataset, scan
+from train.data.prepare.tfds_writer import write
+from train.process.errors import UserError
+
+
+def read(place: Path, data_dir: Path, split: str, image_size: tuple[int, int] | None = None) -> dict[bytes, str]:
+    """The class by pixels, after the way through a prepared dataset."""
+    write(*dataset("own", scan(place, 0.25, 0)), data_dir)
+    source = open_source(Data(name="own", dir=str(data_dir), image_size=image_size), split)
+    batch = source.gather(np.arange(len(source)))
+    labels = (source.label_names[label] for label in batch["label"])
+    return {image.tobytes(): label for image, label in zip(batch["image"], labels, strict=True)}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_each_image_keeps_its_pixels_and_its_class(tmp_path: Path, mode: str) -> None:
+    held = classes(tmp_path / "raw", {"cat": 7, "dog": 4, "ant": 9}, mode)
+    train, test = (read(tmp_path / "raw", tmp_path / "data", split) for split in ("train", "test"))
+    assert {**train, **test} == held
+    assert len(train) + len(test) == 20
+
+
+def test_black_and_white_images_are_gray_ones(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for index in range(2):
+            save(tmp_path / "raw" / name / f"{index}.png", "L")
+    Image.new("1", SIZE[::-1], 1).save(tmp_path / "raw/dog/white.png")
+    train, test = (read(tmp_path / "raw", tmp_path / "data", split) for split in ("train", "test"))
+    assert {**train, **test}[b"\xff" * 15] == "dog"
+
+
+def test_the_split_takes_its_part_of_each_class_and_follows_the_seed(tmp_path: Path) -> None:
+    classes(tmp_path, {"cat": 20, "dog": 8, "ant": 2})
+    found = scan(tmp_path, 0.25, 3)
+    assert found.classes == ["ant", "cat", "dog"]
+    assert np.bincount([label for _, label in found.splits["test"]]).tolist() == [1, 5, 2]
+    assert np.bincount([label for _, label in found.splits["train"]]).tolist() == [1, 15, 6]
+    assert found.splits == scan(tmp_path, 0.25, 3).splits
+    assert found.splits != scan(tmp_path, 0.25, 4).splits
+
+
+def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
+    train = classes(tmp_path / "raw/train", {"cat": 3, "dog": 2})
+    test = classes(tmp_path / "raw/test", {"dog": 4})
+    assert read(tmp_path / "raw", tmp_path / "data", "train") == train
+    assert read(tmp_path / "raw", tmp_path / "data", "test") == test
+    save(tmp_path / "raw/test/fox/0.png")
+    with pytest.raises(UserError, match="has classes that train has not: fox"):
+        scan(tmp_path / "raw", 0.25, 0)
+
+
+def test_jpegs_are_stored_as_they_are(tmp_path: Path) -> None:
+    classes(tmp_path / "raw", {"cat": 2, "dog": 2})
+    save(tmp_path / "raw/cat/photo.JPG", quality=80)
+    stored = decode((tmp_path / "raw/cat/photo.JPG").read_bytes(), 3)
+    train, test = (read(tmp_path / "raw", tmp_path / "data", split) for split in ("train", "test"))
+    assert {**train, **test}[stored.tobytes()] == "cat"
+
+
+def test_images_are_turned_upright_and_made_plain(tmp_path: Path) -> None:
+    classes(tmp_path / "raw/train", {"cat": 2, "dog": 2})
+    exif = Image.Exif()
+    exif[0x0112] = 6  # The camera was turned: the top of the scene lies at the right.
+    lying = save(tmp_path / "raw/test/cat/lying.png", size=SIZE[::-1], exif=exif)
+    clear = save(tmp_path / "raw/test/cat/clear.png", "RGBA")
+    gray = save(tmp_path / "raw/test/cat/gray.png", "L")
+    wanted = {np.rot90(lying, -1).tobytes(), clear[..., :3].tobytes(), np.repeat(gray, 3, axis=-1).tobytes()}
+    assert read(tmp_path / "raw", tmp_path / "data", "test").keys() == wanted
+
+
+def test_images_of_different_sizes_are_prepared_and_resized_when_opened(tmp_path: Path) -> None:
+    classes(tmp_path / "raw", {"cat": 2, "dog": 2})
+    save(tmp_path / "raw/dog/large.png", size=(9, 11))
+    with pytest.raises(UserError, match=r"own has images of different sizes; set one by --data.image-size"):
+        read(tmp_path / "raw", tmp_path / "data", "train")
+    assert {len(pixels) for pixels in read(tmp_path / "raw", tmp_path / "data", "train", (4, 2))} == {4 * 2 * 3}
+
+
+def test_files_that_are_no_whole_images_are_found_and_others_left_out(tmp_path: Path) -> None:
+    classes(tmp_path, {"cat": 4, "dog": 4})
+    (tmp_path / "cat/cut.png").write_bytes((tmp_path / "cat/0.png").read_bytes()[:-40])
+    (tmp_path / "dog/text.jpg").write_text("text")
+    Image.fromarray(np.zeros(SIZE, np.uint16)).save(tmp_path / "dog/deep.png")
+    (tmp_path / "dog/notes.txt").write_text("text")
+    found = scan(tmp_path, 0.25, 0)
+    assert [Path(text.split(" (")[0]).name for text in found.corrupt] == ["cut.png", "deep.png", "text.jpg"]
+    assert "wanted 8 bits a channel, got an image of mode I;16" in found.corrupt[1]
+    assert [path.name for path in found.ignored] == ["notes.txt"]
+    assert len(found.splits["train"] + found.splits["test"]) == 8
+
+
+def test_a_folder_without_classes_or_with_too_few_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"--from: wanted a folder with a folder of images for each class, got .*absent"
+    ):
+        scan(tmp_path / "absent", 0.25, 0)
+    classes(tmp_path, {"cat": 4})
+    with pytest.raises(UserError, match=r"--from: wanted at least 2 folders, one a class, .* got 1"):
+        scan(tmp_path, 0.25, 0)
+    classes(tmp_path, {"dog": 1})
+    with pytest.raises(UserError, match=r"class dog wants at least 2 whole images, to train and to test, got 1"):
+        scan(tmp_path, 0.25, 0)
+    classes(tmp_path, {"dog": 2})
+    for fraction in (0.0, 1.0, -0.5, float("nan")):
+        with pytest.raises(UserError, match=r"--test-fraction: wanted a number between 0 and 1"):
+            scan(tmp_path, fraction, 0)
+
+
+def test_a_train_or_test_folder_without_images_is_refused(tmp_path: Path) -> None:
+    classes(tmp_path / "train", {"cat": 2, "dog": 2})
+    (tmp_path / "test/cat").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"test has no whole JPEG or PNG image in the folders of its classes"):
+        scan(tmp_path, 0.25, 0)

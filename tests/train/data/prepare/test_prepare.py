@@ -1,0 +1,169 @@
+"""The prepare command: what it writes, what it refuses, what it says."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from archives import COUNTS, mnist, mnist_folder
+from image_files import classes, save
+
+from configs.base import Data
+from train.data import open_source
+from train.data.locate import find
+from train.data.prepare.downloads import KNOWN
+from train.prepare import main
+from train.process.errors import RunStopped, UserError
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(KNOWN, "mnist", replace(KNOWN["mnist"], read=mnist, urls=("http://127.0.0.1:9/raw.gz",)))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def test_a_published_dataset_is_written_where_asked_and_the_next_command_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mnist_folder(tmp_path)
+    data_dir = tmp_path / "new" / "data"
+    main(["mnist", "--from", str(tmp_path), "--data-dir", str(data_dir)])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line == (f"wrote {data_dir}/mnist/3.0.1; train on it: python -m train.vit mnist --data.dir {data_dir}")
+    assert len(open_source(Data(name="mnist", dir=str(data_dir)), "train")) == COUNTS["train"]
+    assert [path.name for path in data_dir.iterdir()] == ["mnist"]
+
+
+def test_the_default_folder_is_used_and_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
+    mnist_folder(tmp_path)
+    main(["mnist", "--from", str(tmp_path)])
+    assert capsys.readouterr().out.endswith("train on it: python -m train.vit mnist\n")
+    assert find("mnist").parent.parent == tmp_path / "data"
+
+
+def test_a_prepared_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
+    command = ["mnist", "--from", str(tmp_path), "--data-dir", str(tmp_path / "data")]
+    mnist_folder(tmp_path)
+    main(command)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "data/mnist/3.0.1").iterdir()}
+    mnist_folder(tmp_path)
+    with pytest.raises(UserError, match=r"dataset mnist is prepared already, in .*3.0.1; replace it by --overwrite"):
+        main(command)
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "data/mnist/3.0.1").iterdir()}
+    main([*command, "--overwrite"])
+    assert files != {path.name: path.read_bytes() for path in (tmp_path / "data/mnist/3.0.1").iterdir()}
+    assert files.keys() == {path.name for path in (tmp_path / "data/mnist/3.0.1").iterdir()}
+
+
+def test_a_broken_raw_file_leaves_what_was_prepared(tmp_path: Path) -> None:
+    command = ["mnist", "--from", str(tmp_path), "--data-dir", str(tmp_path / "data"), "--overwrite"]
+    mnist_folder(tmp_path)
+    main(command)
+    (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.gz is not an idx file"):
+        main(command)
+    assert len(open_source(Data(name="mnist", dir=str(tmp_path / "data")), "test")) == COUNTS["test"]
+
+
+def test_without_a_network_the_download_stops_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RunStopped, match=r"cannot download .*; or give the raw files by --from DIR"):
+        main(["mnist", "--data-dir", str(tmp_path / "data")])
+    assert not (tmp_path / "data" / "mnist").exists()
+
+
+def test_a_users_own_images_are_prepared_under_their_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes(tmp_path / "raw", {"cat": 6, "dog": 4})
+    data_dir = str(tmp_path / "data")
+    main(
+        ["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", data_dir, "--test-fraction", "0.5"]
+    )
+    printed = capsys.readouterr().out
+    command = "python -m train.vit --data.name pets --data.image-size 56 56 --model.num-classes 2"  # 8 patches of 7
+    assert printed.endswith(f"train on it: {command} --data.dir {data_dir}\n")
+    source = open_source(Data(name="pets", dir=data_dir), "test")
+    assert (len(source), source.label_names) == (5, ["cat", "dog"])
+
+
+def test_corrupt_images_are_refused_by_name_or_left_out_with_a_list(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes(tmp_path / "raw", {"cat": 6, "dog": 4})
+    for name in ("cat/one.png", "dog/two.jpg"):
+        (tmp_path / "raw" / name).write_text("text")
+    (tmp_path / "raw/dog/notes.txt").write_text("text")
+    command = ["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", str(tmp_path / "data")]
+    with pytest.raises(UserError, match=r"2 files are no whole images: .*cat/one.png .*dog/two.jpg .*--skip-corrupt"):
+        main(command)
+    assert not (tmp_path / "data").exists()
+    main([*command, "--skip-corrupt"])
+    one, two, other, _ = capsys.readouterr().out.splitlines()
+    assert one.startswith(f"left out, no whole image: {tmp_path}/raw/cat/one.png")
+    assert two.startswith(f"left out, no whole image: {tmp_path}/raw/dog/two.jpg")
+    assert other == f"left out, neither .jpg nor .png: 1 files such as {tmp_path}/raw/dog/notes.txt"
+    splits = [open_source(Data(name="pets", dir=str(tmp_path / "data")), split) for split in ("train", "test")]
+    assert sum(map(len, splits)) == 10
+
+
+@pytest.mark.parametrize(("other", "words"), [((14, 21), ""), ((9, 11), " --data.image-size 56 56")])
+def test_the_next_command_resizes_only_images_that_differ_or_that_patches_do_not_divide(
+    other: tuple[int, int], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (f"{number}" for number in range(10)):  # as many classes as the preset has
+        for file in ("a", "b"):
+            save(tmp_path / "raw" / name / f"{file}.png", size=(14, 21))
+    save(tmp_path / "raw/3/other.png", size=other)
+    main(["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", str(tmp_path / "data")])
+    assert capsys.readouterr().out.endswith(f"--data.name pets{words} --data.dir {tmp_path / 'data'}\n")
+
+
+@pytest.mark.parametrize(
+    "name", ["Pets", "my-pets", "../pets", "2pets", "", "mnist", "cifar10", "mnist_sample", "folder"]
+)
+def test_a_name_that_is_not_plain_or_is_taken_is_refused(tmp_path: Path, name: str) -> None:
+    classes(tmp_path / "raw", {"cat": 2, "dog": 2})
+    with pytest.raises(UserError, match=r"--name: wanted lower case letters, .*; got"):
+        main(["folder", "--from", str(tmp_path / "raw"), "--name", name, "--data-dir", str(tmp_path / "data")])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mnits"], r"got 'mnits'; did you mean mnist\?"),
+        (["xyzzy"], r"got 'xyzzy'; your own images are prepared by `folder`"),
+        (["mnist", "--fro", "x"], r"--fro"),
+        (["folder", "--from", "."], r"--name"),
+        (["folder", "--from", ".", "--name", "pets", "--seed", "two"], r"--seed"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        main(arguments)
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"), [(["--help"], "cifar100"), ([], "folder"), (["folder", "-h"], "--skip-corrupt")]
+)
+def test_help_names_what_can_be_prepared_and_how(
+    arguments: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        main(arguments)
+    except SystemExit as end:
+        assert end.code == 0
+    assert shown in capsys.readouterr().out
+
+
+def test_a_file_in_place_of_the_data_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--data-dir: wanted a folder, got the file"):
+        main(["mnist", "--data-dir", str(tmp_path / "file")])

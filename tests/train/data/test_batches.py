@@ -1,0 +1,160 @@
+"""Batches are a pure function of seed and step, for any rows of them and either kind of source."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from configs.base import Data
+from train.data import Source, batches, eval_batches, open_source
+from train.data.prefetch import prefetch
+from train.process.errors import RunStopped, UserError
+
+
+class Numbers(Source):
+    """A source whose image is its index, so that a batch shows what was drawn."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__("numbers", "train", (1, 1, 1), 10, list("0123456789"))
+        object.__setattr__(self, "count", count)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        return {"image": indices.astype(np.uint8).reshape(-1, 1, 1, 1), "label": (indices % 10).astype(np.int32)}
+
+
+def drawn(iterator: Iterator[dict[str, np.ndarray]]) -> list[int]:
+    return [int(index) for batch in iterator for index in batch["image"].ravel()]
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[key].dtype == other[key].dtype and np.array_equal(one[key], other[key]) for key in one
+    )
+
+
+def test_each_epoch_shows_every_example_exactly_once_in_an_order_of_its_own() -> None:
+    order = drawn(batches(Numbers(35), 7, seed=3, start_step=0, stop_step=4 * 5))
+    epochs = [order[start : start + 35] for start in range(0, 4 * 35, 35)]
+    assert all(sorted(epoch) == list(range(35)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert list(range(35)) not in epochs
+
+
+def test_a_batch_tells_the_number_of_each_example_in_the_split() -> None:
+    for rows in (np.arange(4), np.arange(1, 8, 2)):
+        (batch,) = batches(Numbers(35), 8, seed=3, start_step=4, stop_step=5, rows=rows)
+        assert batch["index"].dtype == np.int32
+        assert batch["index"].tolist() == batch["image"].ravel().tolist()
+
+
+def test_epochs_follow_without_a_gap_when_the_batch_does_not_divide_the_split() -> None:
+    order = drawn(batches(Numbers(10), 4, seed=3, start_step=0, stop_step=5))
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+
+
+def test_a_batch_larger_than_the_split_holds_whole_epochs() -> None:
+    (batch,) = batches(Numbers(5), 15, seed=3, start_step=0, stop_step=1)
+    assert np.bincount(batch["image"].ravel()).tolist() == [3] * 5
+
+
+def test_the_batch_of_a_step_does_not_depend_on_where_the_iteration_began() -> None:
+    source = Numbers(35)
+    whole = list(batches(source, 8, seed=3, start_step=0, stop_step=12))
+    late = list(batches(source, 8, seed=3, start_step=5, stop_step=12))
+    assert all(same(one, other) for one, other in zip(whole[5:], late, strict=True))
+
+
+def test_a_far_step_is_reached_at_once() -> None:
+    (batch,) = batches(Numbers(35), 8, seed=3, start_step=10**9, stop_step=10**9 + 1)
+    assert batch["image"].shape == (8, 1, 1, 1)
+
+
+def test_another_seed_gives_another_order() -> None:
+    one, other = (drawn(batches(Numbers(35), 7, seed, 0, 5)) for seed in (3, 4))
+    assert one != other
+
+
+def test_rows_are_those_of_the_whole_batch_and_no_others_are_read() -> None:
+    class Counted(Numbers):
+        def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
+            read.append(len(indices))
+            return super().gather(indices)
+
+    source, read = Counted(35), []
+    for make in (lambda rows: batches(source, 12, 3, 2, 7, rows), lambda rows: eval_batches(source, 12, rows)):
+        whole = list(make(None))
+        for rows in ([0, 1, 2, 3], [4, 9, 11], [5], []):
+            read.clear()
+            parts = list(make(np.array(rows, int)))
+            assert all(
+                same({key: value[rows] for key, value in one.items()}, part)
+                for one, part in zip(whole, parts, strict=True)
+            )
+            assert read == [len(rows)] * len(whole)
+
+
+@pytest.mark.parametrize("rows", [[0, 8], [-1, 3], [2, 1], [2, 2]])
+def test_rows_that_do_not_rise_or_lie_outside_of_the_batch_are_refused(rows: list[int]) -> None:
+    for make in (
+        lambda: batches(Numbers(35), 8, 3, 0, 1, np.array(rows)),
+        lambda: eval_batches(Numbers(35), 8, np.array(rows)),
+    ):
+        with pytest.raises(ValueError, match="wanted rising rows of a batch of 8, got"):
+            make()
+
+
+@pytest.mark.parametrize(("count", "batch_size", "steps"), [(35, 8, 5), (35, 7, 5), (3, 8, 1)])
+def test_evaluation_shows_every_example_once_in_order_and_masks_the_filling(
+    count: int, batch_size: int, steps: int
+) -> None:
+    found = list(eval_batches(Numbers(count), batch_size))
+    assert len(found) == steps
+    assert all(batch["image"].shape == (batch_size, 1, 1, 1) and batch["mask"].dtype == bool for batch in found)
+    assert [int(i) for batch in found for i in batch["image"].ravel()[batch["mask"]]] == list(range(count))
+    assert {int(i) for batch in found for i in batch["image"].ravel()[~batch["mask"]]} <= {count - 1}
+    assert sum(int((~batch["mask"]).sum()) for batch in found) == steps * batch_size - count
+
+
+def test_workers_decode_the_same_batches_and_a_caller_may_stop_early(tiny: Data) -> None:
+    held, streamed = open_source(tiny, "train"), open_source(replace(tiny, memory_limit=0), "train")
+    ahead = batches(streamed, 4, seed=3, start_step=7, stop_step=10**6, workers=2)
+    found = list(islice(ahead, 9))
+    ahead.close()
+    assert not multiprocessing.active_children()
+    assert all(same(one, other) for one, other in zip(batches(held, 4, 3, 7, 16), found, strict=True))
+
+
+def test_a_damaged_record_is_named_by_a_worker_too(broken_label: Data) -> None:
+    streamed = open_source(replace(broken_label, memory_limit=0), "train")
+    with pytest.raises(UserError, match=r"dataset wrong, split train, record \d+: wanted a label in 0..3, got 99"):
+        list(batches(streamed, 23, 3, 0, 1, workers=1))
+
+
+def test_a_killed_worker_stops_the_run_and_the_others_with_it(tiny: Data) -> None:
+    streamed = open_source(replace(tiny, memory_limit=0), "train")
+    ahead = batches(streamed, 2, seed=3, start_step=0, stop_step=10**6, workers=3)
+    next(ahead)
+    one, _ = multiprocessing.active_children()  # No worker is without a row.
+    one.kill()
+    with pytest.raises(RunStopped, match="a process that decodes images was ended from outside"):
+        list(islice(ahead, 100))
+    assert not multiprocessing.active_children()
+
+
+def signals_blocked(step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """As a worker makes a batch: which signals it has been deaf to since it was started."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return {"image": np.zeros((len(rows), 1, 1, 1), np.uint8), "deaf": np.array([sorted(blocked)] * len(rows))}
+
+
+def test_a_worker_hears_no_signal_of_its_group_from_its_start_on() -> None:
+    (batch,) = prefetch(signals_blocked, np.arange(2), (1, 1, 1), range(1), workers=2)
+    assert batch["deaf"].tolist() == [sorted([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])] * 2
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -1,0 +1,174 @@
+"""A crop is the part of a photograph that it is said to be, and follows from seed, step and row alone."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from configs.base import Data
+from train.data import abstract_source, batches, eval_batches, open_source
+from train.data.crops import DRAWS, Box, central_box, random_box
+from train.data.decode import decode
+from train.data.prepare.tfds_writer import Card, write
+from train.data.source import InMemorySource, StreamingSource
+from train.process.errors import UserError
+
+RNG = np.random.default_rng(0)
+SIZE = (14, 21)
+
+
+def ramps(width: int, height: int) -> np.ndarray:
+    """An image whose first channel rises from left to right, and whose second from top to bottom, from 0 to 255."""
+    x, y = (255 * (np.arange(side) + 0.5) / side for side in (width, height))
+    channels = np.broadcast_arrays(x, y[:, None], np.full((height, width), 80.0))
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def encoded(image: np.ndarray, form: str, **options: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Config of 11 train and 5 test JPEGs, all of another size, cropped to SIZE."""
+    data_dir = tmp_path_factory.mktemp("photos")
+    features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=3)}
+    splits = {
+        split: [
+            {"image": encoded(ramps(40 + 9 * k, 90 - 5 * k), "JPEG", quality=95), "label": k % 3} for k in range(count)
+        ]
+        for split, count in (("train", 11), ("test", 5))
+    }
+    write(Card("photos", "1.0.0", features, ""), splits, data_dir)
+    return Data(name="photos", dir=str(data_dir), image_size=SIZE, crop=0.1)
+
+
+def boxes(width: int, height: int, smallest: float, count: int = 4000) -> np.ndarray:
+    """[count, 4] random boxes."""
+    draws = RNG.random((count, DRAWS))
+    return np.array([random_box(width, height, SIZE, smallest, row) for row in draws])
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (90, 200)])
+def test_random_boxes_keep_to_the_image_the_area_and_the_proportions(width: int, height: int) -> None:
+    left, top, right, bottom = boxes(width, height, 0.2).T
+    assert (left >= 0).all()
+    assert (top >= 0).all()
+    assert (right <= width + 1e-9).all()
+    assert (bottom <= height + 1e-9).all()
+    area = (right - left) * (bottom - top) / (width * height)
+    stretch = (right - left) / (bottom - top) * SIZE[0] / SIZE[1]
+    assert 0.2 <= area.min() < 0.21
+    assert 0.75 - 1e-9 <= stretch.min() < 0.76
+    assert 1.32 < stretch.max() <= 4 / 3 + 1e-9
+
+
+def test_small_boxes_are_uniform_in_area_place_and_logarithm_of_the_proportions() -> None:
+    found = boxes(630, 420, 1e-6)  # In these proportions every box of up to 3/4 of the area fits.
+    wide, high = found[:, 2] - found[:, 0], found[:, 3] - found[:, 1]
+    area, stretch = wide * high / (630 * 420), np.log(wide / high * SIZE[0] / SIZE[1]) / np.log(4 / 3)
+    small = area < 0.75
+    for values in (
+        area[small] / 0.75,
+        (stretch[small] + 1) / 2,
+        found[:, 0] / (630 - wide),
+        found[:, 1] / (420 - high),
+    ):
+        parts, _ = np.histogram(values, 4, (0, 1))
+        np.testing.assert_allclose(parts / len(values), 0.25, atol=0.035)
+
+
+def test_of_an_image_in_which_no_try_fits_the_largest_box_of_its_height_or_width_is_taken() -> None:
+    for width, height, wide, high in ((900, 100, 200, 100), (100, 900, 100, 100 / 1.5 / 0.75)):
+        found = boxes(width, height, 0.9, count=50)
+        np.testing.assert_allclose(found[:, 2] - found[:, 0], wide)
+        np.testing.assert_allclose(found[:, 3] - found[:, 1], high)
+        assert np.ptp(found[:, :2].max(axis=1)) > 300  # It moves along the longer side.
+
+
+def test_the_central_box_is_the_middle_of_the_scaled_image() -> None:
+    # The shorter side becomes 224 / 0.875 = 256; 16 of its pixels are cut off at each end.
+    left, top, right, bottom = np.array(central_box(1000, 512, (224, 224))) / 2
+    np.testing.assert_allclose((top, bottom), (16, 240))
+    np.testing.assert_allclose((left, right), (250 - 112, 250 + 112))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [
+        (120, 83, (17.5, 30.25, 101.0, 79.5)),
+        (645, 403, (100.5, 20.0, 500.0, 390.5)),  # A JPEG is decoded at an eighth here,
+        (645, 403, (601.0, 3.0, 640.0, 33.0)),  # and here in full, as the box is small.
+        (5, 4, (0.0, 0.0, 5.0, 4.0)),
+    ],
+)
+def test_a_box_is_cut_out_and_resized(form: str, width: int, height: int, box: Box) -> None:
+    image = decode(encoded(ramps(width, height), form, quality=98, subsampling=0), 3, SIZE, lambda *found: box)
+    left, top, right, bottom = box
+    x, y = ((np.arange(side) + 0.5) / side for side in (SIZE[1], SIZE[0]))
+    x, y = 255 * (left + x * (right - left)) / width, 255 * (top + y * (bottom - top)) / height
+    inner = np.s_[1:-1, 2:-2] if width > 5 else np.s_[3:-3, 5:-5]  # At the border the resampling has less to take.
+    np.testing.assert_allclose(image[..., 0][inner], np.broadcast_to(x, SIZE)[inner], atol=4)
+    np.testing.assert_allclose(image[..., 1][inner], np.broadcast_to(y[:, None], SIZE)[inner], atol=4)
+
+
+def test_the_box_is_chosen_by_the_size_of_the_whole_image() -> None:
+    seen = []
+    decode(encoded(ramps(645, 403), "JPEG"), 3, SIZE, lambda *found: seen.append(found) or (0.0, 0.0, 645.0, 403.0))
+    assert seen == [(645, 403)]
+
+
+def test_gray_photographs_are_cropped_among_colour_ones() -> None:
+    gray = ramps(645, 403)[..., 0]
+    image = decode(encoded(gray, "JPEG"), 3, SIZE, lambda *found: (100.5, 20.0, 500.0, 390.5))
+    assert image.shape == (*SIZE, 3)
+    assert (np.ptp(image, axis=-1) == 0).all()
+    assert 40 < image[:, 0].min() < image[:, -1].max() < 200
+
+
+def test_a_cut_photograph_is_refused_at_any_scale() -> None:
+    cut = encoded(ramps(645, 403), "JPEG", quality=95)[:-2000]
+    with pytest.raises(ValueError, match="is not a whole image"):
+        decode(cut, 3, SIZE, lambda *found: (0.0, 0.0, 645.0, 403.0))
+
+
+def test_training_images_are_cropped_anew_each_epoch_and_test_images_in_the_middle(photos: Data) -> None:
+    train, test = open_source(photos, "train", train=True), open_source(photos, "train")
+    assert isinstance(train, StreamingSource)
+    assert isinstance(test, InMemorySource)
+    epochs = [next(iter(batches(train, 11, 3, step, step + 1))) for step in range(2)]
+    first, second = (batch["image"][np.argsort(batch["index"])] for batch in epochs)
+    assert all(not np.array_equal(one, other) for one, other in zip(first, second, strict=True))
+    middle = test.gather(np.arange(11))["image"]
+    np.testing.assert_array_equal(train.gather(np.arange(11))["image"], middle)
+    (whole,) = eval_batches(train, 11)
+    np.testing.assert_array_equal(whole["image"], middle)
+    (fixed,) = batches(test, 11, 3, 0, 1)
+    np.testing.assert_array_equal(fixed["image"], middle[fixed["index"]])
+
+
+def test_crops_depend_on_seed_step_and_row_only(photos: Data) -> None:
+    source = open_source(photos, "train", train=True)
+    whole = list(batches(source, 6, 3, 0, 4))
+    rows = np.array([1, 2, 5])
+    for workers in (0, 2):
+        late = list(batches(source, 6, 3, 2, 4, rows, workers))
+        for one, other in zip(whole[2:], late, strict=True):
+            assert all(np.array_equal(one[key][rows], other[key]) for key in one)
+    (other_seed,) = batches(source, 6, 4, 0, 1)
+    assert not np.array_equal(whole[0]["image"], other_seed["image"])
+
+
+def test_a_crop_wants_a_size_and_a_part_of_the_area(photos: Data) -> None:
+    for make in (open_source, abstract_source):
+        with pytest.raises(UserError, match=r"--data.crop: wanted a size .* set it by --data.image-size"):
+            make(replace(photos, image_size=None), "train")
+        for crop in (0.0, 1.5, float("nan")):
+            with pytest.raises(UserError, match=r"--data.crop: wanted a part of the area above 0 and up to 1, got"):
+                make(replace(photos, crop=crop), "train")

@@ -1,0 +1,34 @@
+"""Which labels are known, where just some are."""
+
+import numpy as np
+import pytest
+
+from train.data.labels import UNKNOWN, known_labels
+from train.data.source import InMemorySource
+from train.process.errors import UserError
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(3), [10, 20, 30])).astype(np.int32)
+SOURCE = InMemorySource("shapes", "train", (2, 3, 1), 3, ["a", "b", "c"], np.zeros((60, 2, 3, 1), np.uint8), LABELS)
+
+
+def test_as_many_of_each_class_are_known_and_the_seed_chooses_them():
+    known = known_labels(SOURCE, 12, seed=0)
+    shown = known != UNKNOWN
+    np.testing.assert_array_equal(known[shown], LABELS[shown])
+    assert np.bincount(known[shown]).tolist() == [4, 4, 4]
+    np.testing.assert_array_equal(known, known_labels(SOURCE, 12, seed=0))
+    assert not np.array_equal(known, known_labels(SOURCE, 12, seed=1))
+
+
+def test_all_labels_are_known_unless_a_number_is_asked_for():
+    np.testing.assert_array_equal(known_labels(SOURCE, None, seed=0), LABELS)
+    assert (known_labels(SOURCE, 0, seed=0) == UNKNOWN).all()
+    assert (known_labels(SOURCE, 30, seed=0) != UNKNOWN).sum() == 30
+
+
+@pytest.mark.parametrize("count", [33, 61, 10, -3])
+def test_more_labels_than_there_are_or_an_uneven_number_is_refused(count):
+    with pytest.raises(
+        UserError, match=f"multiple of the 3 classes up to 30.* shapes, split train.* 10 exa.*; got {count}"
+    ):
+        known_labels(SOURCE, count, seed=0)

@@ -1,0 +1,129 @@
+"""A dataset is found by name, and a name that is not there is answered at once with what to do."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny import prepare
+
+from train.data.dataset_info import describe
+from train.data.locate import find
+from train.process.errors import UserError
+
+
+def test_a_missing_dataset_is_answered_within_two_seconds_and_without_tfds(tmp_path: Path) -> None:
+    program = (
+        "import sys; from configs.base import Data; from train.data import open_source"
+        "\nfrom train.process.errors import UserError"
+        "\ntry: open_source(Data(name='mnist', dir=sys.argv[1]), 'train')"
+        "\nexcept UserError as error: print(error)"
+        "\nprint([name for name in ('tensorflow_datasets', 'grain', 'jax') if name in sys.modules])"
+    )
+    start = time.monotonic()
+    run = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        cwd=Path(__file__).parents[3],
+    )
+    assert time.monotonic() - start < 2
+    message, imported = run.stdout.splitlines()
+    assert f"`python -m train.prepare mnist --data-dir {tmp_path}`" in message
+    assert imported == "[]"
+
+
+def test_the_command_names_no_folder_where_it_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    with pytest.raises(UserError, match=r"none \(there is no such folder\); run `python -m train.prepare cifar10`"):
+        find("cifar10")
+
+
+def test_the_folder_is_the_one_given_then_the_environments_then_the_homes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = {key: tmp_path / key for key in ("given", "environment", "home/tensorflow_datasets")}
+    prepared = {key: prepare(folder) for key, folder in homes.items()}
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(homes["environment"]))
+    assert find("tiny", str(homes["given"])) == prepared["given"]
+    assert find("tiny") == prepared["environment"]
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    assert find("tiny") == prepared["home/tensorflow_datasets"]
+
+
+@pytest.mark.parametrize(("name", "near"), [("tinny", "tiny"), ("fashon_mnist", "fashion_mnist"), ("cifar", "cifar10")])
+def test_an_unknown_name_is_answered_with_the_nearest_prepared_and_preparable(
+    tiny_dir: Path, name: str, near: str
+) -> None:
+    with pytest.raises(UserError, match=rf"there is no dataset {name} in .*; did you mean .*\b{near}\b"):
+        find(name, str(tiny_dir))
+
+
+def test_an_unknown_name_like_no_other_is_answered_with_all(tiny_dir: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"known are cifar10, cifar100, fashion_mnist, mnist, mnist_sample, tiny; .*--data.dir"
+    ):
+        find("xyzzy", str(tiny_dir))
+
+
+def test_the_highest_version_wins_by_number(tmp_path: Path) -> None:
+    for version in ("9.0.0", "10.0.0", "10.0.0.incomplete"):
+        shutil.copytree(prepare(tmp_path / "one"), tmp_path / "many" / "tiny" / version)
+    assert find("tiny", str(tmp_path / "many")).name == "10.0.0"
+
+
+def test_a_config_is_named_after_the_dataset(tmp_path: Path) -> None:
+    for config in ("blue", "red"):
+        shutil.copytree(prepare(tmp_path / "one"), tmp_path / "many" / "tiny" / config / "1.0.0")
+    assert find("tiny/red", str(tmp_path / "many")) == tmp_path / "many" / "tiny" / "red" / "1.0.0"
+    with pytest.raises(UserError, match=r"has configs; give one: --data.name tiny/blue or tiny/red"):
+        find("tiny", str(tmp_path / "many"))
+
+
+@pytest.mark.parametrize("name", ["../tiny", "tiny/..", "tiny/../tiny", "/tiny", "", "..", "tiny/a/b", "tiny\n"])
+def test_a_name_cannot_leave_the_folder(tiny_dir: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"--data.name: wanted a dataset's name"):
+        find(name, str(tiny_dir))
+
+
+def test_a_dataset_that_cannot_be_read_at_random_says_how_to_write_it_again(tmp_path: Path) -> None:
+    for name, command in (
+        ("mnist", "python -m train.prepare mnist --data-dir .* --overwrite"),
+        ("flowers", "tfds build"),
+    ):
+        info = prepare(tmp_path, name) / "dataset_info.json"
+        content = json.loads(info.read_text())
+        for form in ("tfrecord", None):  # Old datasets do not say their form.
+            content.pop("fileFormat") if form is None else content.update(fileFormat=form)
+            info.write_text(json.dumps(content))
+            with pytest.raises(UserError, match=f"is stored as tfrecord, but only array_record .* run `{command}"):
+                describe(name, str(tmp_path))
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+def test_a_damaged_description_is_named(tmp_path: Path, file: str) -> None:
+    path = prepare(tmp_path) / file
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(UserError, match=rf"{file} cannot be read .*; prepare it again"):
+        describe("tiny", str(tmp_path))
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--data.dir: wanted a folder of prepared datasets, got the file"):
+        find("mnist", str(tmp_path / "file"))
+
+
+def test_the_bundled_sample_needs_no_folder_but_a_wrong_one_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+    assert find("mnist_sample") == find("mnist_sample", str(tmp_path))
+    with pytest.raises(UserError, match=r"no folder .*none; mnist_sample is bundled"):
+        find("mnist_sample", str(tmp_path / "none"))

@@ -1,0 +1,217 @@
+"""Checkpoints: a damaged one is found out, named and replaced by the one before it; what cannot be read is refused."""
+
+import json
+import random
+import resource
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from train.engine.checkpoint import Checkpoints
+from train.process.errors import RunStopped, UserError
+from train.run.manifest import damage
+from train.task import State
+
+LIKE = State(jnp.zeros((), jnp.int32), {"kernel": jnp.zeros((30, 70)), "bias": jnp.zeros(70)}, ())
+
+
+def state(step):
+    params = {name: jax.random.normal(jax.random.key(step), x.shape) for name, x in LIKE.params.items()}
+    return State(jnp.asarray(step, jnp.int32), params, ())
+
+
+def tree(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Steps 3 and 7, as they were saved."""
+    folder = tmp_path_factory.mktemp("made") / "checkpoints"
+    with Checkpoints(folder) as checkpoints:
+        for step in (3, 7):
+            checkpoints.save(step, state(step), {"seconds": float(step)})
+    return folder
+
+
+@pytest.fixture
+def saved(made, tmp_path):
+    return Path(shutil.copytree(made, tmp_path / "run" / "checkpoints"))
+
+
+def assert_restores(folder, step):
+    with Checkpoints(folder) as checkpoints:
+        assert checkpoints.latest_step() == step
+        found, progress = checkpoints.restore(step, LIKE)
+    jax.tree.map(np.testing.assert_array_equal, found, state(step))
+    assert progress["seconds"] == step
+    return checkpoints.notes
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[random.Random(0).randrange(len(content))] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_what_was_saved_comes_back_to_the_bit(saved):
+    assert assert_restores(saved, 7) == []
+
+
+def test_what_changes_after_a_save_began_is_not_in_it(tmp_path):
+    sums = {f"metric {i}": float(i) for i in range(3)}
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in range(1, 6):
+            checkpoints.save(step, state(step), {"sums": sums})
+            sums["metric 1"] += 1.0
+            assert checkpoints.look(wait=True) is None
+            assert checkpoints.restore(step, LIKE)[1]["sums"] == {**sums, "metric 1": float(step)}
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (flip, "has other bytes than were saved"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, "),
+        (lambda path: path.write_bytes(b""), "has 0 bytes"),
+        (Path.unlink, "is missing"),
+    ],
+    ids=["flipped bit", "cut short", "emptied", "missing"],
+)
+def test_harm_to_any_file_is_named(saved, harm, words):
+    checkpoint = saved / "7"
+    listed = json.loads((checkpoint / "manifest.json").read_text())["files"]
+    for name in listed:
+        before = (checkpoint / name).read_bytes()
+        harm(checkpoint / name)
+        fault = damage(checkpoint)
+        assert fault is not None and fault.startswith(f"{name} ") and words in fault
+        (checkpoint / name).write_bytes(before)
+    assert damage(checkpoint) is None
+    assert listed.keys() >= {"progress/metadata", "state/_METADATA", "state/manifest.ocdbt", "_CHECKPOINT_METADATA"}
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(saved):
+    flip(next((saved / "7" / "state" / "d").iterdir()))
+    (note,) = assert_restores(saved, 3)
+    aside = saved.parent / "damaged" / "7"
+    assert f"step 7 is damaged, and now lies in {aside}: state/d/" in note and "has other bytes" in note
+    assert damage(aside) is not None
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "{", "[]", '{"version": 2}', '{"version": 2, "files": {"state/_METADATA": 3}}', "[" * 10**5]
+)
+def test_without_a_whole_manifest_a_checkpoint_is_damaged(saved, content):
+    manifest = saved / "7" / "manifest.json"
+    manifest.unlink() if content is None else manifest.write_text(content)
+    assert str(damage(saved / "7")).startswith("manifest.json ")
+
+
+def test_a_step_that_was_damaged_is_done_and_saved_again(saved):
+    flip(saved / "7" / "progress" / "metadata")
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.save(7, state(7), {"seconds": 7.0})
+        assert checkpoints.look(wait=True) is None
+    assert assert_restores(saved, 7) == []
+
+
+def test_damage_twice_to_the_same_step_keeps_both_for_a_look(saved):
+    for _ in range(2):
+        flip(saved / "7" / "progress" / "metadata")
+        with Checkpoints(saved) as checkpoints:
+            checkpoints.save(7, state(7), {"seconds": 7.0})
+    assert sorted(path.name for path in (saved.parent / "damaged").iterdir()) == ["7", "7-2"]
+
+
+def test_when_all_are_damaged_each_is_named_and_nothing_is_changed(saved):
+    flip(saved / "3" / "state" / "_METADATA")
+    (saved / "7" / "state" / "manifest.ocdbt").unlink()
+    before = tree(saved.parent)
+    with pytest.raises(RunStopped) as error:
+        Checkpoints(saved)
+    for words in ("step 7: state/manifest.ocdbt is missing", "step 3: state/_METADATA has other bytes", "nothing was"):
+        assert words in str(error.value)
+    assert tree(saved.parent) == before
+
+
+def test_a_save_that_was_killed_does_not_count(saved):
+    shutil.move(saved / "7", saved / "7.orbax-checkpoint-tmp")
+    assert assert_restores(saved, 3) == []
+
+
+def test_a_checkpoint_of_the_first_layout_is_read_as_it_is(saved):
+    (saved / "7" / "manifest.json").unlink()
+    progress = saved / "7" / "progress" / "metadata"
+    progress.write_text(json.dumps({"seconds": 7.0}))
+    (note,) = assert_restores(saved, 7)
+    assert "step 7 is of an earlier version, without checksums" in note
+
+
+def test_a_checkpoint_of_a_later_layout_is_left_alone(saved):
+    manifest = saved / "7" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(RunStopped, match=r"checkpoints/7 has layout 3, this w2jax knows those up to 2: upgrade it"):
+        Checkpoints(saved)
+    assert (saved / "7").exists()
+
+
+def test_a_checkpoint_of_other_arrays_is_refused_and_they_are_listed(saved):
+    params = {"kernel": jnp.zeros((30, 71)), "bias": jnp.zeros(70, jnp.bfloat16), "scale": jnp.zeros(4)}
+    other = State(LIKE.step, params, (), ema={"kernel": jnp.zeros(2)})
+    with Checkpoints(saved) as checkpoints, pytest.raises(UserError) as error:
+        checkpoints.restore(7, other)
+    for words in (
+        "params/kernel is float32 [30, 70], wanted float32 [30, 71]",
+        "params/bias is float32 [70], wanted bfloat16 [70]",
+        "params/scale is not there, wanted float32 [4]",
+        "ema/kernel is not there, wanted float32 [2]",
+    ):
+        assert words in str(error.value)
+
+
+def test_the_latest_two_checkpoints_and_the_best_are_kept(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, score in enumerate((0.3, 0.9, 0.5, None, 0.6, 0.7), 1):
+            checkpoints.save(step, state(step), {"seconds": float(step)})
+            if score is not None:
+                checkpoints.scores[step] = score
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 5, 6]
+    with Checkpoints(tmp_path, "min") as checkpoints:  # goes on without the scores, which come from metrics.jsonl
+        checkpoints.scores |= {2: 0.1, 5: 0.6, 6: 0.7}
+        checkpoints.save(7, state(7), {"seconds": 7.0})
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 6, 7]
+
+
+@contextmanager
+def no_file_above(size):
+    """The system refuses to write past so many bytes of a file, as a full disk does at some place."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# orbax's threads end by the failure too, which is told once all the same.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("size", [10, 600, 4000])  # in a small file, orbax's own, and that of the arrays
+def test_a_save_that_cannot_be_written_is_told_and_leaves_the_others_whole_and_the_next_one_succeeds(saved, size):
+    with Checkpoints(saved) as checkpoints:
+        with no_file_above(size):
+            checkpoints.save(9, state(9), {"seconds": 9.0})
+            failure = checkpoints.look(wait=True)
+        assert "the checkpoint of step 9 cannot be written in" in str(failure) and "File too large" in str(failure)
+        assert checkpoints.look() is None and checkpoints.latest_step() == 7
+        assert damage(saved / "3") is None and damage(saved / "7") is None
+        checkpoints.save(9, state(9), {"seconds": 9.0})
+        assert checkpoints.look(wait=True) is None
+    assert sorted(path.name for path in saved.iterdir()) == ["7", "9"]
+    assert_restores(saved, 9)

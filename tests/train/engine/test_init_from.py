@@ -1,0 +1,272 @@
+"""`--init-from`: a run that begins with a file's parameters, in the architecture that the file tells."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import random_variables, run
+from safetensors.numpy import save_file
+
+from configs.base import Mesh, Optim
+from configs.vit import PRESETS
+from train.config.cli import parse
+from train.data import open_source
+from train.data.source import InMemorySource
+from train.engine import init_from as pretrained
+from train.engine.loop import fit, placed_params
+from train.engine.sharding import make_mesh, state_sharding
+from train.process.errors import UserError
+from train.vit import main, make_task
+from w2jax import LSTM, ViT
+from w2jax.convert import load, save, to_torch
+
+# Of the preset "tiny" nothing but the classes and the patches; as another library builds it, but for `usual`.
+usual = ViT(10, patch_size=7, embed_dim=12, depth=1, num_heads=2, mlp_dim=20)
+model = usual.clone(activation="gelu_tanh", norm_eps=1e-4, pool="gap")
+SMALL = [
+    *("--data.train-split", "train[:40]", "--data.test-split", "test[:24]", "--mesh.data", "1"),
+    *("--run.batch-size", "8", "--run.eval-every", "9", "--run.save-every", "2"),
+]
+UNTOLD = [
+    "--model.num-heads",
+    "2",
+    "--model.activation",
+    "gelu_tanh",
+    "--model.norm-eps",
+    "1e-4",
+    "--model.pool",
+    "gap",
+]
+
+
+def written(path, module=model, size=(28, 28), channels=1, seed=0, dtype=np.float32, format=None):
+    """The variables that now are in the file, which describes the module."""
+    variables = random_variables(module, jnp.zeros((1, *size, channels)), seed=seed)
+    variables = jax.tree.map(lambda x: x.astype(dtype), variables)
+    save(path, module, variables, format)
+    return variables
+
+
+def parsed(path, *options):
+    return parse("vit", PRESETS, ["tiny", "--init-from", str(path), *SMALL, *options], pretrained.resolve)
+
+
+def nothing(shape=(28, 28, 1), classes=10):
+    """A source of images of that shape, none of which is asked for."""
+    return InMemorySource("images", "train", shape, classes, [], np.zeros(0), np.zeros(0))
+
+
+def begun(config, source=None):
+    """The task, its first State, and what is said of that."""
+    task = make_task(config, source or nothing())
+    start = task.start()
+    return task, jax.jit(task.init)(start.params), start.note
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_architecture_is_the_files_and_what_matters_in_training_only_is_the_configs(tmp_path):
+    written(tmp_path / "vit.safetensors")
+    training = ["--model.dropout", "0.1", "--model.drop-path", "0.2", "--model.scan-layers"]
+    config = parsed(tmp_path / "vit.safetensors", *training, "--model.num-classes", "4", "--model.depth", "1")
+    assert config.model == model.clone(dropout=0.1, drop_path=0.2, scan_layers=True, num_classes=4)
+    assert config.optim == PRESETS["tiny"].optim
+
+
+def test_layers_are_stacked_for_a_scan_if_the_config_scans(tmp_path):
+    variables = written(tmp_path / "vit.safetensors", model.clone(depth=3))
+    _, state, _ = begun(parsed(tmp_path / "vit.safetensors", "--model.scan-layers"))
+    blocks = [variables["params"]["encoder"][f"block_{i}"] for i in range(3)]
+    assert_same(state.params["encoder"]["blocks"], jax.tree.map(lambda *x: jnp.stack(x), *blocks))
+
+
+def test_what_tensors_do_not_tell_is_the_users_and_the_model_computes_what_it_did(tmp_path):
+    variables = random_variables(model, jnp.zeros((1, 28, 28, 1)))
+    save_file(to_torch(model, variables, "timm"), tmp_path / "vit.safetensors")
+    config = parsed(tmp_path / "vit.safetensors", *UNTOLD)
+    assert config.model == model
+    source = open_source(config.data, "test[:24]")
+    task, state, _ = begun(config, source)
+    batch = source.gather(np.arange(24))
+    logits, _ = run(model, variables, 2.0 * (batch["image"] / np.float32(255)) - 1.0)
+    expected = -jax.nn.log_softmax(logits)[np.arange(24), batch["label"]]
+    np.testing.assert_allclose(jax.jit(task.evaluate)(state, batch)["loss"], expected, rtol=1e-5)
+
+
+def test_what_neither_tensors_nor_the_user_tell_is_assumed_and_said(tmp_path):
+    save_file(to_torch(usual, random_variables(usual, jnp.zeros((1, 28, 28, 1))), "timm"), tmp_path / "vit.safetensors")
+    config = parsed(tmp_path / "vit.safetensors")
+    assert config.model == usual
+    note = make_task(config, nothing()).start().note
+    assert "(timm)" in note
+    assert note.endswith("; not told by the file: num_heads 2, activation gelu, norm_eps 1e-06, pool cls")
+
+
+@pytest.mark.parametrize("described", [True, False])
+def test_options_that_contradict_the_file_are_refused_with_both_values(described, tmp_path):
+    path = tmp_path / "vit.safetensors"
+    variables = written(path)
+    if not described:
+        save_file(to_torch(model, variables, "timm"), path)
+    with pytest.raises(UserError) as error:
+        parsed(path, "--model.num-heads", "4", "--model.depth", "5", "--model.mlp-dim", "9")
+    heads = f"--model.num-heads: {path} has 2, wanted 4; " * described  # tensors alone tell nothing of the heads
+    assert f"--model.depth: {path} has 1, wanted 5; {heads}--model.mlp-dim: {path} has 20, wanted 9" in str(error.value)
+
+
+def test_a_config_made_without_the_command_line_must_be_the_files(tmp_path):
+    written(tmp_path / "vit.safetensors")
+    config = dataclasses.replace(PRESETS["tiny"], init_from=str(tmp_path / "vit.safetensors"))
+    with pytest.raises(UserError, match=r"--model.depth: .* has 1, wanted 2"):
+        make_task(config, nothing()).start()
+    make_task(dataclasses.replace(config, model=model), nothing()).start()
+
+
+def test_all_but_a_new_head_and_resized_positions_are_the_files_bit_for_bit(tmp_path):
+    path, module = tmp_path / "vit.safetensors", model.clone(num_classes=7, pool="cls", pre_logits_dim=5)
+    params = dict(written(path, module, size=(42, 42), format="google")["params"])
+    _, state, note = begun(parsed(path))
+    count = sum(x.size for x in jax.tree.leaves(params))
+    assert note == f"init from {path} (w2jax): {count:,} parameters; positions 6×6 → 4×4; " + (
+        "head 7 → 10 classes, new"
+    )
+    assert params.pop("head")["kernel"].shape == (5, 7)
+    params["positions"] = module.resize({"params": params}, (42, 42), (28, 28))["params"]["positions"]
+    head = state.params.pop("head")
+    assert_same(state.params, params)
+    assert_same(head, {"kernel": jnp.zeros((5, 10)), "bias": jnp.zeros(10)})
+
+
+def test_a_head_of_as_many_classes_is_kept(tmp_path):
+    variables = written(tmp_path / "vit.safetensors", usual)
+    _, state, note = begun(parsed(tmp_path / "vit.safetensors"))
+    assert_same(state.params, variables["params"])
+    assert note.endswith("; positions 4×4; head 10 classes")
+
+
+def test_the_average_begins_as_a_copy_and_the_optimizer_anew(tmp_path):
+    written(tmp_path / "vit.safetensors")
+    task, state, _ = begun(parsed(tmp_path / "vit.safetensors", "--optim.ema", "0.9"))
+    assert_same(state.ema, state.params)
+    assert_same(state.opt_state, jax.jit(task.init)().opt_state)
+
+
+def test_half_precision_is_trained_in_float32(tmp_path):
+    halves = written(tmp_path / "vit.safetensors", dtype=jnp.bfloat16)
+    _, state, _ = begun(parsed(tmp_path / "vit.safetensors"))
+    assert_same(state.params, jax.tree.map(lambda x: x.astype(jnp.float32), halves["params"]))
+
+
+def test_parameters_are_an_argument_of_init_and_lie_where_the_state_wants_them(tmp_path):
+    written(tmp_path / "vit.safetensors")
+    task = make_task(parsed(tmp_path / "vit.safetensors"), nothing())
+    params = task.start().params
+    doubled = jax.tree.map(lambda x: 2 * x, params)
+    assert_same(jax.jit(task.init)(doubled).params, doubled)
+    places = state_sharding(make_mesh(Mesh(1, 1, 2)), jax.eval_shape(task.init))
+    placed = placed_params(params, places)
+    assert jax.tree.map(lambda x: x.sharding, placed) == places.params
+    assert placed["encoder"]["block_0"]["mlp"]["fc1"]["kernel"].addressable_shards[0].data.shape == (12, 10)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "shape", "message"),
+    [
+        ((28, 28), 3, (28, 28, 1), r"reads images of 3 channel\(s\), dataset images has 1"),
+        ((28, 28), 1, (30, 40, 1), r"patches of 7 pixels in .* images of 30×40; add --data.image-size 28 42"),
+        ((14, 21), 1, (28, 28, 1), r"positions for 6 patches, which are no square, .* for 4×4"),
+    ],
+    ids=lambda x: str(x),
+)
+def test_images_that_the_model_cannot_read_are_refused(size, channels, shape, message, tmp_path):
+    written(tmp_path / "vit.safetensors", size=size, channels=channels)
+    with pytest.raises(UserError, match=message):
+        make_task(parsed(tmp_path / "vit.safetensors"), nothing(shape)).start()
+
+
+def test_positions_of_no_square_are_kept_for_images_of_as_many_patches(tmp_path):
+    params = written(tmp_path / "vit.safetensors", size=(14, 21))["params"]
+    start = make_task(parsed(tmp_path / "vit.safetensors"), nothing((14, 21, 1))).start()
+    np.testing.assert_array_equal(start.params["positions"], params["positions"])
+    assert "positions 2×3;" in start.note
+
+
+RUN = ["--run.steps", "4", "--run.log-every", "3", "--optim.ema", "0.9", "--run.dir"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A folder with a file and "a", the run that began with it, and the run's last State."""
+    folder = tmp_path_factory.mktemp("whole")
+    written(folder / "vit.safetensors", size=(42, 42))
+    return folder, fit(parsed(folder / "vit.safetensors", *RUN, str(folder / "a")), make_task)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_and_asks_the_file_for_its_architecture_only(
+    whole, capsys, monkeypatch
+):
+    folder, state = whole
+    path = folder / "vit.safetensors"
+    shutil.copytree(folder / "a", folder / "b")
+    shutil.rmtree(folder / "b" / "checkpoints" / "4")
+    written(path, size=(42, 42), seed=1)
+    monkeypatch.setattr(pretrained, "load_described", None)
+    assert_same(fit(parsed(path, *RUN, str(folder / "b")), make_task), state)
+    assert (folder / "a" / "metrics.jsonl").read_bytes() == (folder / "b" / "metrics.jsonl").read_bytes()
+    out = capsys.readouterr().out
+    assert "goes on at step 2" in out and "init from" not in out
+
+
+def command(monkeypatch, *arguments):
+    """What `python -m train.vit tiny` does, in this process."""
+    monkeypatch.setattr("sys.argv", ["vit", "tiny", *SMALL, *map(str, arguments)])
+    return main()
+
+
+def test_a_run_begins_with_the_average_of_another(whole, tmp_path, monkeypatch, capsys):
+    folder, state = whole
+    options = ["--optim.learning-rate", "0", "--run.steps", "1", "--mesh.tensor", "2", "--run.dir", tmp_path / "run"]
+    assert not command(monkeypatch, *options, "--init-from", folder / "a")
+    told = f"init from {folder / 'a'} (a run folder): the average of the parameters of step 4; "
+    assert told in capsys.readouterr().out
+    module, variables = load(tmp_path / "run")
+    assert module == model
+    assert_same(variables, {"params": state.ema})
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (saved["init_from"], saved["model"]["norm_eps"]) == (str(folder / "a"), 1e-4)
+
+
+def test_a_mistake_is_told_with_the_file_before_there_is_a_run_folder(tmp_path, monkeypatch):
+    lstm, broken, foreign = (tmp_path / f"{name}.safetensors" for name in ("lstm", "broken", "foreign"))
+    save(lstm, LSTM(3), random_variables(LSTM(3), jnp.zeros((1, 1, 2))))
+    tensors = to_torch(model, random_variables(model, jnp.zeros((1, 28, 28, 1))), "timm")
+    tensors["blocks.0.extra"] = tensors.pop("blocks.0.norm2.bias")
+    save_file(tensors, broken)
+    save_file({"a": np.zeros(3, np.float32)}, foreign)
+    for path, words in (
+        (tmp_path / "none.safetensors", ["does not exist"]),
+        (lstm, ["holds no ViT but a LSTM"]),
+        (foreign, ["those of no ViT"]),
+        (broken, ["blocks.0.extra", "blocks.0.norm2.bias"]),
+        (tmp_path, ["wanted"]),
+    ):
+        with pytest.raises(UserError) as error:
+            command(monkeypatch, "--init-from", path, "--run.dir", tmp_path / "run")
+        message = str(error.value)
+        assert str(path) in message and all(word in message for word in words)
+        assert not (tmp_path / "run").exists()
+
+
+def test_without_a_file_nothing_is_read_and_all_is_new():
+    config = parse("vit", PRESETS, ["tiny"], pretrained.resolve)
+    assert config.model == PRESETS["tiny"].model and make_task(config, nothing()).start is None
+    assert config.optim == Optim(learning_rate=3e-3)

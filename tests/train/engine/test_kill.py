@@ -1,0 +1,33 @@
+"""A real run, killed by SIGKILL at random moments, ends in the bits of one that never was (tests/stress/kill_storm.py)."""
+
+import random
+
+from tests.stress.kill_storm import Aim, Command, differences, kill_until_done, time_whole
+
+# Batch statistics, an average of the parameters, three optimizers: the autoencoder has all that a State can hold.
+OPTIONS = (
+    *("--run.steps", "40", "--run.log-every", "3", "--run.eval-every", "20", "--run.save-every", "8"),
+    *("--run.batch-size", "16", "--data.train-split", "train[:200]", "--data.test-split", "test[:50]"),
+    *("--metric-examples", "50", "--optim.ema", "0.9", "--run.compilation-cache", "on"),
+)
+
+
+def test_a_run_killed_at_random_moments_ends_in_the_bits_of_one_that_never_was(tmp_path):
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")  # Shown if it fails.
+    rng = random.Random(seed)
+    command = Command("aae", OPTIONS, {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")})
+    took = time_whole(command, tmp_path / "whole")
+    # A save of five comes with each of the kills among the steps, so the run is not done before the last.
+    aims = [
+        Aim("start", 1, rng.uniform(0, took.start)),
+        Aim("save", 1, rng.uniform(0, 0.05)),
+        Aim("line", 1, rng.uniform(0, took.steps / 3)),
+        Aim("save", 1, rng.uniform(0, 0.05), group=False),
+        Aim("save", rng.randint(1, 2), rng.uniform(0, 0.05)),
+        Aim("end", 1, rng.uniform(0, took.end)),
+    ]
+    hits, _ = kill_until_done(command, tmp_path / "killed", aims)
+    print(hits)
+    assert len(hits) >= 3
+    assert not differences(tmp_path / "whole", tmp_path / "killed")

@@ -1,0 +1,123 @@
+"""The rule from a parameter's path and shape to its place."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from configs.base import Mesh
+from train.engine.placement import placements, show_placement
+from train.engine.sharding import make_mesh, partition_spec, state_sharding
+from train.process.errors import UserError
+from train.task import State
+
+ALL = {"data": 1, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "expected"),
+    [
+        ("params/encoder/block_0/attention/query/kernel", (256, 4, 64), P("fsdp", "tensor", None)),
+        ("opt_state/0/mu/encoder/block_0/attention/query/kernel", (256, 4, 64), P("fsdp", "tensor", None)),
+        ("params/encoder/blocks/attention/query/kernel", (6, 256, 4, 64), P(None, "fsdp", "tensor", None)),
+        ("params/encoder/block_0/attention/value/bias", (4, 64), P("tensor", None)),
+        ("params/encoder/block_0/attention/out/kernel", (4, 64, 256), P("tensor", None, "fsdp")),
+        ("params/encoder/block_0/mlp/fc1/kernel", (256, 512), P("fsdp", "tensor")),
+        ("params/encoder/block_0/mlp/fc2/kernel", (512, 256), P("tensor", "fsdp")),
+        (
+            "params/encoder/block_0/attention/query/kernel",
+            (256, 3, 64),
+            P("fsdp", None, None),
+        ),  # 3 heads over 2: not cut
+        ("params/lstm/forward_0/input_kernel", (256, 4, 128), P("fsdp", None, "tensor")),
+        ("opt_state/0/nu/lstm/backward_1/hidden_kernel", (256, 4, 128), P("fsdp", None, "tensor")),
+        ("params/lstm/forward_0/hidden_bias", (4, 128), P(None, "tensor")),
+        ("params/lstm/forward_0/projection_kernel", (256, 128), P("tensor", "fsdp")),
+        ("opt_state/generator/0/mu/encoder/hidden_0/kernel", (1024, 512), P("fsdp", "tensor")),
+        ("params/category_discriminator/hidden_1/kernel", (512, 256), P("tensor", "fsdp")),
+        ("params/decoder/hidden_1/bias", (512,), P(None)),
+        ("params/encoder/hidden_12/kernel", (512, 256), P("fsdp", "tensor")),  # layers of any depth take turns
+        ("params/discriminator/hidden_3/kernel", (512, 256), P("tensor", "fsdp")),
+        ("params/transformer/decoder/block_5/cross_attention/key/kernel", (256, 4, 64), P("fsdp", "tensor", None)),
+        (
+            "params/transformer/decoder/blocks/self_attention/out/kernel",
+            (6, 4, 64, 256),
+            P(None, "tensor", None, "fsdp"),
+        ),
+        # A stack's depth is not cut, and a layer of it is small where the layer alone would be.
+        ("params/encoder/blocks/mlp/fc1/kernel", (512, 129, 255), P(None, None, None)),
+        ("params/encoder/blocks/norm1/scale", (512, 256), P(None, None)),
+        ("opt_state/0/mu/gru/forward_0/input_kernel", (255, 3, 128), P(None, None, ("tensor", "fsdp"))),  # no other
+        ("params/lstm/forward_0/input_kernel", (255, 3, 130), P(None, None, "tensor")),  # 130 / 2 is odd
+        ("params/embedding/embedding", (1000, 512), P("fsdp", None)),
+        ("params/head/kernel", (255, 1001), P(None, None)),  # nothing divides
+        ("params/norm/scale", (256,), P(None)),  # small: copied
+        ("step", (), P()),
+    ],
+)
+def test_the_rule_cuts_heads_and_widths_by_tensor_and_the_largest_other_axis_by_fsdp(name, shape, expected):
+    assert partition_spec(name, shape, ALL) == expected
+
+
+def test_minus_one_takes_the_devices_that_are_left():
+    assert dict(make_mesh(Mesh(-1, 2, 1)).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert make_mesh(Mesh(1, 1, 2)).size == 2
+
+
+@pytest.mark.parametrize("sizes", [(3, -1, 1), (-1, -1, 1), (0, 1, 1), (16, 1, 1), (-2, 1, 1)])
+def test_a_mesh_that_does_not_fit_is_refused_with_its_sizes(sizes):
+    with pytest.raises(UserError, match=f"got --mesh.data {sizes[0]}, --mesh.fsdp {sizes[1]}, --mesh.tensor 1"):
+        make_mesh(Mesh(*sizes))
+    assert len(jax.devices()) == 8
+
+
+def test_the_table_counts_the_bytes_that_each_device_holds(capsys):
+    params = {"mlp": {"fc1": {"kernel": jnp.ones((256, 130)), "bias": jnp.ones(130)}}, "norm": {"scale": jnp.ones(3)}}
+    state = State(jnp.zeros((), jnp.int32), params, optax.adam(1e-3).init(params), ema=params, batch_stats={})
+    placed = jax.device_put(state, state_sharding(make_mesh(Mesh(1, 4, 2)), state))
+    rows, rest = placements(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), placed))
+
+    def held(*trees):
+        return sum(leaf.addressable_shards[-1].data.nbytes for leaf in jax.tree.leaves(trees))
+
+    moments = placed.opt_state[0]
+    bias, kernel, scale = rows
+    for row, part in ((bias, "bias"), (kernel, "kernel")):
+        leaves = [tree["mlp"]["fc1"][part] for tree in (placed.params, placed.ema, moments.mu, moments.nu)]
+        assert (row.name, row.bytes_here, row.state_bytes_here) == (f"mlp/fc1/{part}", held(leaves[0]), held(leaves))
+    assert (kernel.bytes_here, bias.bytes_here, scale.state_bytes_here) == (4 * 256 * 130 // 8, 4 * 65, 4 * 4 * 3)
+    assert sum(row.state_bytes_here for row in (*rows, rest)) == held(placed)
+    assert sum(row.state_bytes for row in (*rows, rest)) == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+
+    show_placement(placed)
+    text = capsys.readouterr().out
+    assert "256/fsdp×130/tensor" in text and "33,413 parameters" in text
+
+
+class Chip:
+    """What JAX tells of a TPU in one of several slices of 2×2."""
+
+    platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
+
+    def __init__(self, i):
+        self.id, self.slice_index, self.process_index = i, i // 4, i // 4
+        self.coords = (i % 2, i // 2 % 2, 0)
+
+
+def test_slices_lie_along_data_only():
+    chips = [Chip(i) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
+    mesh = make_mesh(Mesh(4, 2, 1), chips)
+    slices = [[[chip.slice_index for chip in row] for row in part] for part in mesh.devices]
+    assert slices == [[[0], [0]], [[0], [0]], [[1], [1]], [[1], [1]]]
+    for sizes in (Mesh(1, 8, 1), Mesh(1, 4, 2), Mesh(2, 3, 1)):
+        with pytest.raises(UserError, match=r"2 slices need --mesh.data to be a multiple of 2, and a mesh of all"):
+            make_mesh(sizes, chips)
+
+
+def test_no_process_is_left_without_a_device_of_the_mesh():
+    devices = [SimpleNamespace(platform="cpu", process_index=i // 4) for i in range(8)]
+    with pytest.raises(UserError, match=r"2 processes need a mesh of all their 8 devices, got --mesh.data 4"):
+        make_mesh(Mesh(4, 1, 1), devices)

@@ -1,0 +1,212 @@
+"""Several real processes: they compute what one computes, save together, and none outlives another."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs.base import Data, Distributed, Mesh
+from configs.vit import PRESETS
+from train.data import open_source
+from train.engine.checkpoint import Checkpoints
+from train.engine.loop import fit
+from train.engine.program import Program
+from train.engine.sharding import make_mesh
+from train.process.distributed import connect, launched_as_many
+from train.process.errors import UserError
+from train.vit import make_task
+
+ROOT = Path(__file__).parents[3]
+TINY = PRESETS["tiny"]
+CONFIG = replace(
+    TINY,
+    data=Data(train_split="train[:300]", test_split="test[:100]"),
+    optim=replace(TINY.optim, accumulate=2, ema=0.9),
+    run=replace(TINY.run, steps=6, batch_size=48, log_every=1, eval_every=3, save_every=3),
+)
+OPTIONS = [
+    *("--data.train-split", "train[:300]", "--data.test-split", "test[:100]"),
+    *("--optim.accumulate", "2", "--optim.ema", "0.9", "--run.batch-size", "48"),
+    *("--run.log-every", "1", "--run.eval-every", "3", "--run.save-every", "3"),
+]
+
+
+def start(folder, *options, second=()):
+    """Two processes of two devices each; the second one has options of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "train.vit", "tiny", *OPTIONS, "--run.dir", str(folder), *options]
+    among = ["--distributed.coordinator", f"127.0.0.1:{port}", "--distributed.num-processes", "2"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
+    return [
+        subprocess.Popen(
+            [*command, *among, "--distributed.process-id", str(index), *(second if index else ())],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+
+
+@pytest.fixture(scope="module")
+def barrier(tmp_path_factory):
+    """The run folder of two processes, fsdp 2 over them, and what each printed."""
+    folder = tmp_path_factory.mktemp("several") / "run"
+    processes = start(folder, "--run.steps", "6", "--mesh.data", "2", "--mesh.fsdp", "2")
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return folder, outputs
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The same run by one process on one device."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    fit(replace(CONFIG, run=replace(CONFIG.run, dir=str(folder)), mesh=Mesh(1, 1, 1)), make_task)
+    return folder
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_write_the_losses_of_one(barrier, alone):
+    folder, _ = barrier
+    several, one = lines(folder), lines(alone)
+    assert [(line["step"], line["split"]) for line in several] == [(line["step"], line["split"]) for line in one]
+    for ours, expected in zip(several, one, strict=True):
+        np.testing.assert_allclose(ours["loss"], expected["loss"], rtol=1e-4)
+        # An example that is as good as undecided may fall to the other side.
+        assert abs(ours["accuracy"] - expected["accuracy"]) < 0.022
+
+
+def test_one_process_alone_speaks_and_writes(barrier):
+    folder, (first, second) = barrier
+    assert "4 CPU device(s) of 2 processes (data 2, fsdp 2)" in first
+    assert "step" in first and "step" not in second and "test" not in second
+    assert len((folder / "timing.jsonl").read_text().splitlines()) == 6
+    assert (folder / "report.html").stat().st_size > 10_000
+
+
+def test_what_two_processes_saved_is_the_same_on_any_devices(barrier):
+    folder, _ = barrier
+    source = open_source(CONFIG.data, CONFIG.data.train_split)
+    task, states = make_task(CONFIG, source), []
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        for sizes in (Mesh(1, 1, 1), Mesh(4, 2, 1), Mesh(1, 1, 2)):
+            program = Program(CONFIG, task, source, make_mesh(sizes))
+            state, _ = checkpoints.restore(3, program.state_shapes)
+            assert jax.tree.map(lambda x: x.sharding, state) == program.places
+            states.append(jax.device_get(state))
+    assert int(states[0].step) == 3
+    for state in states[1:]:
+        jax.tree.map(np.testing.assert_array_equal, state, states[0])
+
+
+def test_a_run_of_two_processes_goes_on_in_one_and_says_so(barrier, tmp_path, capsys):
+    folder, _ = barrier
+    shutil.copytree(folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    fit(replace(CONFIG, run=replace(CONFIG.run, dir=str(tmp_path / "run")), mesh=Mesh(8, 1, 1)), make_task)
+    assert "goes on at step 3; it comes from 4 CPU device(s) of 2 processes (data 2, fsdp 2)" in capsys.readouterr().out
+    expected = lines(folder)
+    for ours, theirs in zip(lines(tmp_path / "run"), expected, strict=True):
+        assert ours["step"] == theirs["step"]
+        np.testing.assert_allclose(ours["loss"], theirs["loss"], rtol=1e-4)
+
+
+@contextmanager
+def in_their_steps(folder, *options):
+    """Two processes that have written the first line of a run without end."""
+    processes = start(folder, "--run.steps", "1000000", *options)
+    metrics = folder / "metrics.jsonl"
+    try:
+        waited = time.monotonic()
+        while not metrics.exists() or not metrics.read_text():
+            assert time.monotonic() - waited < 300 and processes[0].poll() is None
+            time.sleep(0.1)
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_process_dies_the_other_says_so_and_ends_within_a_minute(tmp_path, victim):
+    with in_their_steps(tmp_path / "run") as processes:
+        processes[victim].send_signal(signal.SIGKILL)
+        output, _ = processes[1 - victim].communicate(timeout=60)
+    assert processes[1 - victim].returncode == 1
+    assert "this process cannot go on, most likely because another one" in output.splitlines()[-1]
+
+
+def test_a_signal_to_one_process_saves_and_ends_all_of_them_after_the_same_step(tmp_path):
+    with in_their_steps(tmp_path / "run", "--run.save-every", "1000000") as processes:
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], outputs
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    for output in outputs:
+        assert f"interrupted by SIGTERM: {tmp_path / 'run'} is saved up to step {int(saved.name):,};" in output
+
+
+def test_processes_of_different_options_are_told_apart_and_end(tmp_path):
+    first, second = start(tmp_path / "run", second=("--mesh.tensor", "2", "--data.workers", "0"))
+    (words, _), (others, _) = (process.communicate(timeout=120) for process in (second, first))
+    assert (first.returncode, second.returncode) == (2, 2)
+    assert "error: process 1 of 2 was started by other options than this one" in others
+    assert (
+        "error: process 1 was started by other options than process 0: --mesh.tensor is 2 here, 1 there. Give" in words
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "several"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "4"}, False),  # the batch script itself, outside of srun
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-4]"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "node1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "host-0,host-1"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "MEGASCALE_NUM_SLICES": "2"}, True),
+    ],
+    ids=str,
+)
+def test_a_launcher_is_known_by_its_environment(environment, several):
+    assert launched_as_many(environment) is several
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (Distributed("host:1234", 2), "got no --distributed.process-id"),
+        (Distributed(None, 2, 1), "got no --distributed.coordinator"),
+        (Distributed("host", 2, 1), "HOST:PORT of process 0, got host"),
+        (Distributed("host:1234", 2, 2), "got 2 of 2"),
+        (Distributed("host:1234", 2, -1), "got -1 of 2"),
+    ],
+    ids=str,
+)
+def test_options_that_name_no_process_are_refused(config, words):
+    with pytest.raises(UserError, match=words):
+        connect(config)

@@ -1,0 +1,260 @@
+"""report.html: what it shows of a run, and of several."""
+
+import base64
+import dataclasses
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pictures import DIGITS, a_grid, a_plane, a_run_folder, a_scatter, pixels
+
+import configs.aae
+import configs.lstm
+import configs.mha
+import configs.vit
+from configs.vit import PRESETS
+from train.config.cli import parse
+from train.process.errors import UserError
+from train.report.mistakes import Predictions, read_mistakes, write_mistakes
+from train.report.page import comparison, run_page, write_report
+from train.report.pictures import write_pictures
+from train.report.reproduce import command
+from train.run.folder import config_tree
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return a_run_folder(tmp_path / "run")
+
+
+class Shown(HTMLParser):
+    """What a browser makes of a page: the captions and what stands for the pictures."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.alts, self.captions = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.alts += [value for name, value in attrs if name == "alt"]
+
+    def handle_data(self, data):
+        if self.tags[-1] == "figcaption" and data.strip():
+            self.captions.append(data)
+
+
+def test_a_caption_is_shown_as_it_is_written(folder):
+    caption = "<script>alert('1')</script> & \"$x_1$\""
+    pictures = {"cells": a_grid(1, 1, 4, 4, caption=caption), "points": a_scatter(caption=caption)}
+    write_pictures(folder, pictures, DIGITS)
+    shown = Shown(run_page(folder))
+    assert shown.tags.count("script") == 3  # the data, uPlot, and ours
+    assert shown.captions == [caption, caption]
+    assert shown.alts[-2:] == [caption, caption]
+
+
+def drawn(page):
+    """The data that the page's script draws."""
+    return json.loads(re.search(r"<script type=application/json id=data>(.*?)</script>", page).group(1))
+
+
+def test_a_curve_has_every_point_of_its_metric_and_a_metric_seen_once_stands_in_the_table_alone(folder):
+    page = run_page(folder)
+    assert "<td>test distance<td>0.2500" in page
+    assert "<td>test loss<td>1.5000<td class=about>cross-entropy" in page
+    assert re.findall("<h3>(.*?)</h3>", page) == ["loss"]
+    (curve,) = drawn(page)["curves"]
+    assert curve["labels"] == ["train", "test"]
+    assert curve["data"] == [[2, 4], [2.0, 1.0], [None, 1.5]]
+
+
+def test_the_speed_is_the_median_of_the_lines_and_says_on_what(folder):
+    lines = [{"step": s, "seconds": 40.0 * s, "examples_per_second": speed} for s, speed in ((2, 9.0), (4, 200.0))]
+    lines.append({"step": 6, "seconds": 3661.4, "examples_per_second": 1500.0, "devices": "2 TPU device(s)"})
+    (folder / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = run_page(folder)
+    assert "<td>examples per second<td>200<td" in page and "<td>devices<td>2 TPU device(s)<td" in page
+    assert "<td>time to the last step<td>1:01:01" in page
+
+
+def test_what_is_no_number_is_in_no_curve_and_no_table(folder):
+    with (folder / "metrics.jsonl").open("a") as file:
+        for value in ("NaN", "Infinity", "1" + 400 * "0", '"text"', "[1]", "true", "null"):
+            file.write(f'{{"step": 5, "split": "test", "loss": {value}, "x": {value}}}\n')
+    (folder / "timing.jsonl").write_text('{"step": 5, "seconds": 1e30, "examples_per_second": 3.0}\n')
+    page = run_page(folder)
+    assert json.loads(re.search("id=data>(.*?)</script>", page).group(1), parse_constant=pytest.fail)
+    assert drawn(page)["curves"][0]["data"][0] == [2, 4]
+    assert "<td>test loss" not in page
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_last_point(folder):
+    lines = [{"step": step, "split": "train", "loss": 1 / step} for step in range(1, 5003)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps, losses = drawn(run_page(folder))["curves"][0]["data"]
+    assert 1000 < len(steps) <= 2000 and steps[-1] == 5002
+    assert losses == [1 / step for step in steps]
+
+
+def test_only_the_page_of_a_run_that_goes_on_is_read_again_by_itself(folder):
+    assert "http-equiv=refresh" in run_page(folder)
+    steps = PRESETS["tiny"].run.steps
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": steps, "split": "train", "loss": 0.5}) + "\n")
+    assert "http-equiv=refresh" in run_page(folder)  # its last evaluation is missing
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": steps, "split": "test", "loss": 0.75}) + "\n")
+    page = run_page(folder)
+    assert "http-equiv=refresh" not in page and "Finished of 400 steps" in page
+
+
+def test_a_plane_is_a_sheet_of_its_images_and_the_points_from_left_to_right(folder):
+    write_pictures(folder, {"plane": a_plane()}, DIGITS)
+    sheet = pixels((folder / "pictures" / "plane.png").read_bytes())[..., 0]
+    assert sheet.shape == (3 * 4, 5 * 6)
+    for row, column in np.ndindex(3, 5):
+        cell = sheet[row * 4 : row * 4 + 4, column * 6 : column * 6 + 6]
+        np.testing.assert_array_equal(cell, round(255 * (row * 5 + column) / 20))
+    (folder / "images.json").write_text(json.dumps({"image_shape": [28, 28, 1], "label_names": DIGITS}))
+    (plane,) = drawn(run_page(folder))["planes"]
+    assert (plane["rows"], plane["columns"]) == (3, 5)
+    assert plane["points"] == [[-1.0, 1.0], [0.5, -0.25]] and plane["labels"] == [1, 2]
+
+
+class Images:
+    """A source of which only what a mistake is shown by is asked."""
+
+    num_classes = 3
+
+    def gather(self, indices):
+        return {"image": np.stack([np.full((2, 2, 1), 10 * index, np.uint8) for index in indices])}
+
+
+def test_mistakes_are_counted_by_label_and_answer_and_the_surest_stand_first(folder):
+    labels, said = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 2, 1, 2, 0, 1])
+    write_mistakes(folder, Predictions(labels, said, np.array([0.9, 0.6, 0.8, 0.7, 0.95, 0.5])), Images())
+    found = read_mistakes(folder)
+    assert found["confusion"] == [[1, 0, 0], [0, 1, 1], [1, 1, 1]]
+    assert [(m["example"], m["label"], m["said"]) for m in found["worst"]] == [(4, 2, 0), (1, 1, 2), (5, 2, 1)]
+    for mistake in found["worst"]:
+        np.testing.assert_array_equal(pixels(base64.b64decode(mistake["png"])), 10 * mistake["example"])
+    (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": ["a", "b", "<c>"]}))
+    page = run_page(folder)
+    assert re.findall(r"is (\S+), said (\S+) \((\d+)%\)", page) == [
+        ("&lt;c&gt;", "a", "95"),
+        ("b", "&lt;c&gt;", "60"),
+        ("&lt;c&gt;", "b", "50"),
+    ]
+    assert "3 of 6 test images" in page
+    assert re.findall(r"style='--part:([\d.]+)'>(\d)", page)[1:3] == [("70.7", "1"), ("70.7", "1")]  # √(1/2)
+
+
+def test_of_many_classes_the_pairs_most_often_confused_are_listed(folder):
+    count = 40
+    confusion = np.eye(count, dtype=int)
+    confusion[7, 30], confusion[2, 39] = 4, 9
+    (folder / "mistakes.json").write_text(json.dumps({"confusion": confusion.tolist(), "worst": []}))
+    names = [f"class {label}" for label in range(count)]
+    (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": names}))
+    rows = re.findall(r"<tr><td>(class \d+)<td>(class \d+)<td>(\d+)", run_page(folder))
+    assert rows == [("class 2", "class 39", "9"), ("class 7", "class 30", "4")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *[("mistakes.json", content) for content in ("[]", "{}", "{", '{"confusion": [1], "worst": []}')],
+        ("mistakes.json", '{"confusion": [[-1]], "worst": []}'),
+        ("mistakes.json", '{"confusion": [[1]], "worst": [{}]}'),
+        *[("pictures/pictures.json", content) for content in ("[]", '{"plane": {}}', '{"plane": 1}')],
+        *[("pictures/pictures.json", f'{{"{name}": {{"caption": "A."}}}}') for name in ("gone", "../plane")],
+        ("pictures/pictures.json", '{"plane": {"caption": "A.", "points": [[0, 1]]}}'),
+        (
+            "pictures/pictures.json",
+            '{"plane": {"caption": "A.", "rows": 1, "columns": 1, "points": [[0, 1]], "labels": [0, 1]}}',
+        ),
+    ],
+)
+def test_damaged_mistakes_and_pictures_are_one_clear_line(folder, name, content):
+    write_pictures(folder, {"plane": a_plane()}, DIGITS)
+    (folder / name).write_text(content)
+    with pytest.raises(UserError, match=f"{Path(name).name} is ") as error:
+        run_page(folder)
+    assert "\n" not in str(error.value)
+
+
+PRESET_FILES = [configs.vit, configs.lstm, configs.mha, configs.aae]
+
+
+@pytest.mark.parametrize("module", PRESET_FILES, ids=lambda module: module.__name__)
+def test_the_reports_command_makes_the_same_config_again(module, tmp_path):
+    task = module.__name__.removeprefix("configs.")
+    made = 0
+    for preset in module.PRESETS:
+        options = ["--run.seed", "7", "--run.dir", str(tmp_path / "with space"), "--data.image-size", "20", "24"]
+        options += ["--run.steps", "12", "--data.crop", "0.5"]
+        if task == "vit":
+            options += ["--model.no-class-token", "--model.pool", "gap", "--optim.clip", "None"]
+        if task == "aae":
+            options += ["--model.decoder.hidden-sizes", "9", "8", "7", "--model.decoder.batch-norm"]
+        for arguments in ([preset], [preset, *options]):
+            config = parse(task, module.PRESETS, arguments)
+            words = shlex.split(command(config_tree(config)))
+            assert words[:3] == ["python", "-m", f"train.{task}"]
+            again = parse(task, module.PRESETS, words[3:])
+            assert dataclasses.replace(again, mesh=config.mesh) == config
+            made += 1
+        assert words[3] == preset and len(words) < 40
+        assert shlex.split(command(config_tree(parse(task, module.PRESETS, [preset])))) == [*words[:3], preset]
+    assert made == 2 * len(module.PRESETS)
+
+
+def test_a_config_that_no_option_makes_has_no_command():
+    assert command({"model": {"class": "Unknown"}}) is None
+    assert command({"model": {"class": {}}}) is None
+    tree = config_tree(configs.aae.PRESETS["tiny"])
+    tree["model"]["invented"] = 3
+    assert command(tree) is None
+
+
+def test_two_runs_are_compared_by_their_curves_results_and_what_differs(folder, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    tree = json.loads((other / "config.json").read_text())
+    tree["optim"]["learning_rate"] = 0.125
+    (other / "config.json").write_text(json.dumps(tree))
+    lines = [{"step": step, "split": "test", "loss": 8.0 - step} for step in (3, 4)]
+    (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = comparison([folder, other])
+    rows = re.findall(r"<tr><td>([^<]+)<td>([^<]*)<td>([^<]*)", page)
+    assert ("test loss", "1.5000", "4.0000") in rows
+    assert ("optim.learning_rate", "0.003", "0.125") in rows
+    assert sum(name == "optim.learning_rate" or "." in name for name, *_ in rows) == 1
+    (curve,) = drawn(page)["curves"]
+    assert curve["labels"] == ["run train", "run test", "other test"]
+    assert curve["data"] == [[2, 3, 4], [2.0, None, 1.0], [None, None, 1.5], [None, 5.0, 4.0]]
+
+
+def test_the_program_writes_the_same_page_again_and_refuses_what_is_no_run(folder, tmp_path):
+    write_report(folder)
+    written = (folder / "report.html").read_bytes()
+    (folder / "report.html").unlink()
+    root = Path(__file__).parents[3]
+
+    def program(*arguments):
+        words = [sys.executable, "-m", "train.report", *arguments]
+        return subprocess.run(words, cwd=root, capture_output=True, text=True)
+
+    assert program(str(folder)).returncode == 0
+    assert (folder / "report.html").read_bytes() == written
+    for arguments, message in (([], "RUN_DIR"), ([str(tmp_path)], "wanted a run folder")):
+        refused = program(*arguments)
+        assert refused.returncode == 2 and message in refused.stderr and len(refused.stderr.splitlines()) == 1

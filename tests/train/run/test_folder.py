@@ -1,0 +1,101 @@
+"""What a run folder refuses, and what of an older or interrupted one it takes up."""
+
+import dataclasses
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from configs.vit import PRESETS
+from train.engine.loop import fit
+from train.process.errors import UserError
+from train.run.folder import RunFolder
+from train.vit import make_task
+
+TINY = PRESETS["tiny"]
+
+
+def config(folder, **run):
+    return dataclasses.replace(TINY, run=dataclasses.replace(TINY.run, dir=str(folder), **run))
+
+
+def test_a_run_of_the_first_layout_goes_on(tmp_path, capsys):
+    """The folder was written before checkpoints had checksums and --run.on-nan was an option; it had come to step 2."""
+    with tarfile.open(Path(__file__).parents[2] / "fixtures" / "run_layout_1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    run = config(tmp_path / "run", steps=4, batch_size=8, log_every=1, eval_every=2, save_every=2)
+    run = dataclasses.replace(
+        run,
+        model=TINY.model.clone(embed_dim=8, mlp_dim=8, depth=1, num_heads=2),
+        optim=dataclasses.replace(TINY.optim, ema=0.9),
+        data=dataclasses.replace(TINY.data, train_split="train[:40]", test_split="test[:24]"),
+        mesh=dataclasses.replace(TINY.mesh, data=1),
+    )
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert "on_nan" not in saved["run"]
+    before = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    fit(run, make_task)
+    told = capsys.readouterr().out
+    assert "the checkpoint of step 2 is of an earlier version, without checksums" in told
+    assert "goes on at step 2" in told
+    after = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in after] == [json.loads(line)["step"] for line in before]
+    assert after[:3] == before[:3]
+    assert (tmp_path / "run" / "checkpoints" / "4" / "manifest.json").exists()
+
+
+def test_a_field_that_is_younger_than_the_folder_counts_as_its_default_and_no_other_value(tmp_path):
+    with RunFolder(config(tmp_path / "run")):
+        pass
+    path = tmp_path / "run" / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["data"]["crop"], saved["model"]["num_registers"]
+    path.write_text(json.dumps(saved))
+    with RunFolder(config(tmp_path / "run")):
+        pass
+    path.write_text(json.dumps(saved))
+    other = config(tmp_path / "run")
+    other = dataclasses.replace(other, model=other.model.clone(num_registers=2))
+    with pytest.raises(UserError, match=r"model.num_registers was 0, now 2\. "):
+        RunFolder(other)
+
+
+def test_what_a_process_leaves_that_is_killed_as_it_begins_is_no_hindrance(tmp_path):
+    (tmp_path / "lock").write_text('{"pid": 1, "host": "gone", "since": "2026-01-01"}')
+    (tmp_path / "config.json.new").write_text('{"da')
+    with RunFolder(config(tmp_path)) as folder:
+        assert "process 1 of gone" in str(folder.left_by)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "pictures", "metrics.jsonl", "report.html", "lock"])
+def test_a_run_writes_through_no_link(tmp_path, name):
+    (tmp_path / "elsewhere").mkdir()
+    with RunFolder(config(tmp_path / "run")):
+        pass
+    (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=rf"holds links \({name}\), and a run writes nowhere but in its folder"):
+        RunFolder(config(tmp_path / "run"))
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[" * 10**5, "\x00"])
+def test_a_config_that_is_no_json_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config.json is not valid JSON"):
+        RunFolder(config(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"run": 3}', '{"model": [1]}'])
+def test_a_config_of_something_else_is_another_config(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="was made by a different config"):
+        RunFolder(config(tmp_path))
+
+
+def test_a_field_of_the_loop_that_changes_no_step_may_differ(tmp_path):
+    with RunFolder(config(tmp_path / "run")):
+        pass
+    with RunFolder(config(tmp_path / "run", on_nan="skip", on_save_error="retry")):
+        pass

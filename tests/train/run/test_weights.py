@@ -1,0 +1,119 @@
+"""The folder of a training here is read without its code, and its model goes on in timm."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.torch
+import torch
+from models import random_variables
+from torch_timm import TimmViT
+from weights import assert_same, refusal
+
+from train.engine.checkpoint import Checkpoints
+from train.task import State
+from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.convert import load, save, to_torch
+from w2jax.convert.load_save import load_described
+from w2jax.convert.schema import module_to_json
+from w2jax.vit import ViT
+
+IMAGES = np.random.default_rng(3).random((3, 4, 6, 2)).astype(np.float32)
+PLAIN: dict[str, Any] = {}
+RICH: dict[str, Any] = {
+    "pool": "gap",
+    "norm_after_pool": True,
+    "num_registers": 3,
+    "register_positions": True,
+    "qkv_bias": False,
+    "qk_norm": True,
+    "layer_scale": 0.1,
+}
+
+
+def write_run(folder: Path, module: Any, states: dict[int, State]) -> Path:
+    """A run as the loop leaves it: its config, and a checkpoint of each step."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model": module_to_json(module), "run": {"seed": 0}}))
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        for step, state in states.items():
+            checkpoints.save(step, state, {"seconds": 1.0})
+    return folder
+
+
+def state_of(variables: dict[str, Any], ema: Any = None) -> State:
+    opt_state = optax.adam(1e-3).init(variables["params"])
+    return State(jnp.asarray(7), variables["params"], opt_state, ema, variables.get("batch_stats"))
+
+
+@pytest.mark.parametrize("options", [PLAIN, RICH], ids=("class token", "mean"))
+def test_a_trained_vit_computes_the_same_in_timm(tmp_path: Path, options: dict[str, Any]) -> None:
+    module = ViT(5, 2, 8, 2, 2, 12, dropout=0.25, **options)
+    older, params, average = (random_variables(module, jnp.asarray(IMAGES), seed=i)["params"] for i in range(3))
+    states = {9: state_of({"params": older}, older), 10: state_of({"params": params}, average)}
+    loaded = load_described(write_run(tmp_path / "run", module, states))
+    assert loaded.module == module and loaded.notes == ["the average of the parameters of step 10"]
+    assert_same(loaded.variables, {"params": average})
+    wanted, _ = jax.jit(module.apply)(loaded.variables, jnp.asarray(IMAGES))
+
+    save(tmp_path / "timm.safetensors", loaded.module, loaded.variables, "timm")
+    known = {"registers": 3, "qkv_bias": False, "qk_norm": True, "layer_scale": True, "pool": "avg"} if options else {}
+    peer = TimmViT(5, 2, 8, 2, 2, 12, 6, 2, **known)
+    peer.load_state_dict(safetensors.torch.load_file(tmp_path / "timm.safetensors"), strict=True)
+    found = peer.eval()(torch.from_numpy(IMAGES).permute(0, 3, 1, 2)).detach()
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_run_without_an_average_gives_its_parameters_and_statistics(tmp_path: Path) -> None:
+    module = AAE(Encoder(3, (7, 5)), Decoder((2, 3, 1), (6, 4)), Discriminator((6, 4)))
+    variables = random_variables(module, jnp.zeros((1, 2, 3, 1)))
+    assert variables.keys() == {"params", "batch_stats"}
+    loaded = load_described(write_run(tmp_path / "run", module, {3: state_of(variables)}))
+    assert loaded.module == module and loaded.notes == ["the parameters of step 3"]
+    assert_same(loaded.variables, variables)
+    assert_same(to_torch(module, loaded.variables), to_torch(module, variables))
+
+
+def test_a_runs_classifier_can_be_dropped_or_made_anew(tmp_path: Path) -> None:
+    module = ViT(5, 2, 8, 1, 2, 12)
+    params = random_variables(module, jnp.asarray(IMAGES))["params"]
+    run = write_run(tmp_path / "run", module, {1: state_of({"params": params})})
+    body = {name: value for name, value in params.items() if name != "head"}
+    found, variables = load(run, "drop")
+    assert found == module.clone(num_classes=0)
+    assert_same(variables, {"params": body})
+    found, variables = load(run, "reinit", num_classes=3, dropout=0.5)
+    assert found == module.clone(num_classes=3, dropout=0.5)
+    assert_same(variables, {"params": body | {"head": {"kernel": jnp.zeros((8, 3)), "bias": jnp.zeros(3)}}})
+
+
+def test_a_broken_run_folder_says_so(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    assert "describes no model" in refusal(lambda: load(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model": module_to_json(ViT(5, 2, 8, 1, 2, 12))}))
+    assert "has no checkpoint yet" in refusal(lambda: load(tmp_path))
+    (tmp_path / "checkpoints" / "4").mkdir()
+    assert "every checkpoint is damaged: step 4: progress/metadata cannot be read" in refusal(lambda: load(tmp_path))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
+    module = ViT(5, 2, 8, 1, 2, 12)
+    older, newer = (random_variables(module, jnp.asarray(IMAGES), seed=i)["params"] for i in range(2))
+    states = {2: state_of({"params": older}), 6: state_of({"params": newer})}
+    run = write_run(tmp_path / "run", module, states)
+    (run / "checkpoints" / "6" / "state" / "_METADATA").write_text("{}")
+    loaded = load_described(run)
+    assert_same(loaded.variables, {"params": older})
+    assert loaded.notes == [
+        "the parameters of step 2",
+        "passed over as damaged: step 6: state/_METADATA has 2 bytes, "
+        f"{json.loads((run / 'checkpoints' / '6' / 'manifest.json').read_text())['files']['state/_METADATA']['bytes']}"
+        " were saved",
+    ]
+    assert (run / "checkpoints" / "6").exists()

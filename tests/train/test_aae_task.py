@@ -1,0 +1,312 @@
+"""The task of the adversarial autoencoder: three phases, or four, each on its own parameters; torch's numbers."""
+
+import dataclasses
+from itertools import product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch_aae import (
+    DECODER,
+    DISCRIMINATOR,
+    ENCODER,
+    TorchEncoder,
+    images_of,
+    our_params,
+    our_statistics,
+    torch_decoder,
+    torch_discriminator,
+)
+
+from configs.aae import ADAM, PRESETS, Config, Phases
+from configs.base import Augment, Run
+from train.aae import KEYS, PHASES, crowding, make_task
+from train.data.labels import UNKNOWN, known_labels
+from train.data.source import InMemorySource
+from train.process.errors import UserError
+from train.task import NONFINITE, named_leaves
+from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.priors import sample_prior
+
+SHAPE, N, B, K, Z = (5, 4, 1), 60, 12, 3, 2
+RNG = np.random.default_rng(0)
+LABELS = (np.arange(N) % K).astype(np.int32)
+IMAGES = RNG.integers(0, 256, (N, *SHAPE)).astype(np.uint8)
+SOURCE = InMemorySource("shapes", "train", SHAPE, K, list("abc"), IMAGES, LABELS, open_split=lambda _: SOURCE)
+STEADY = dataclasses.replace(ADAM, warmup=0.0, final=1.0)  # a constant learning rate
+STILL = dataclasses.replace(ADAM, learning_rate=0.0)
+ALL_STILL = Phases(STILL, STILL, STILL, STILL)
+
+
+def batch(step=0):
+    index = (np.arange(B) + B * step) % N
+    return {**SOURCE.gather(index), "index": index.astype(np.int32)}
+
+
+def placed(step=0):
+    return jax.device_put(batch(step))
+
+
+def model(categories=0, dropout=0.2, stochastic=True, **options):
+    encoder = Encoder(Z, (9, 8), dropout, stochastic=stochastic, categories=categories)
+    return AAE(
+        encoder,
+        Decoder(SHAPE, (7, 10), dropout),
+        Discriminator((6, 5), dropout),
+        Discriminator((5, 6), dropout),
+        **{"prior_classes": K, **options},
+    )
+
+
+def config(of=None, **options):
+    return Config(model=model() if of is None else of, run=Run(steps=20, batch_size=B), **options)
+
+
+def after(task, steps=1, state=None, change=None):
+    """(state, metrics) after so many steps, on batches that `change` may alter."""
+    state, step = task.init() if state is None else state, jax.jit(task.step)
+    for i in range(steps):
+        seen = batch(i) if change is None else change(batch(i))
+        state, metrics = step(state, seen)
+    return state, metrics
+
+
+def changed(before, later):
+    return {
+        name
+        for name in before
+        if any(
+            not np.array_equal(a, b)
+            for a, b in zip(jax.tree.leaves(before[name]), jax.tree.leaves(later[name]), strict=True)
+        )
+    }
+
+
+def test_each_phase_updates_its_own_sub_trees_no_other_and_all_of_them():
+    # Adam's first step has the length of its learning rate, so the steps tell which optimizers a parameter met.
+    rates = {"reconstruction": 1e-2, "discriminator": 2e-2, "generator": 4e-2, "classification": 8e-2}
+    optim = Phases(**{name: dataclasses.replace(STEADY, learning_rate=rate) for name, rate in rates.items()})
+    of = model(categories=K, dropout=0.0, cluster_heads=True)
+    task = make_task(config(of, optim=optim, labels="categories"), SOURCE)
+    start = task.init()
+    state, _ = after(task, state=start)
+    steps = jax.tree.map(lambda before, later: np.abs(later - before), start.params, state.params)
+    for path, moved in jax.tree_util.tree_leaves_with_path(steps):
+        name, layer = path[0].key, path[1].key
+        met = [rate for phase, rate in rates.items() if name in PHASES[phase]]
+        if layer in ("mean", "log_variance"):  # classification knows nothing of z
+            met.remove(rates["classification"])
+        lengths = {abs(sum(signs)) for signs in product(*[(-rate, 0.0, rate) for rate in met])}
+        moved = moved[moved > 1e-6]  # a unit that is off for the whole batch stays
+        assert len(moved) and moved.max() < max(lengths) + 1e-4, f"{name}/{layer}"
+        if path[-1].key == "kernel":  # batch norm takes back biases: their gradients are rounding
+            exact = np.min([np.abs(moved - length) for length in lengths], axis=0) < 1e-4
+            assert exact.mean() > 0.9, f"{name}/{layer}: steps of {np.unique(moved.round(3))}, not {lengths}"
+
+
+def test_twenty_steps_of_all_three_phases_are_those_of_the_courses_torch_program():
+    of = model(dropout=0.0, stochastic=False)
+    rates = {"reconstruction": 3e-3, "discriminator": 2e-3, "generator": 1e-3}
+    optim = {name: dataclasses.replace(STEADY, learning_rate=rate) for name, rate in rates.items()}
+    task = make_task(config(of, optim=Phases(**optim)), SOURCE)
+
+    torch.manual_seed(0)
+    encoder, decoder = TorchEncoder(20, (9, 8), Z, dropout=0.0), torch_decoder(Z, (7, 10), 20, dropout=0.0)
+    judge = torch_discriminator(Z, (6, 5), dropout=0.0)
+
+    def ours():
+        params = our_params(encoder, ENCODER)
+        del params["log_variance"]
+        return {
+            "encoder": params,
+            "decoder": our_params(decoder, DECODER),
+            "discriminator": our_params(judge, DISCRIMINATOR),
+        }
+
+    state = task.init().replace(params=ours(), batch_stats={"decoder": our_statistics(decoder)})
+    adams = {
+        "reconstruction": torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=3e-3),
+        "discriminator": torch.optim.Adam(judge.parameters(), lr=2e-3),
+        "generator": torch.optim.Adam(encoder.parameters(), lr=1e-3),
+    }
+    step, cross_entropy = jax.jit(task.step), torch.nn.functional.binary_cross_entropy
+    for i in range(20):
+        key = jax.random.fold_in(jax.random.key(0), i)
+        keys = dict(zip(KEYS, jax.random.split(key, len(KEYS)), strict=True))
+        prior = torch.from_numpy(np.array(sample_prior(keys["prior"], "gaussian", B, Z)))
+        state, metrics = step(state, batch(i))
+
+        images = images_of(batch(i)["image"] / np.float32(127.5) - 1)
+        losses = {}
+
+        def descend(name, loss, losses=losses):
+            losses[name] = loss.item()
+            adams[name].zero_grad()
+            loss.backward()
+            adams[name].step()
+
+        descend("reconstruction", ((decoder(encoder(images)[0]) - images.flatten(1)) ** 2).mean())
+        real, fake = judge(prior)[:, 0], judge(encoder(images)[0].detach())[:, 0]
+        one, zero = torch.ones(B), torch.zeros(B)
+        descend("discriminator", (cross_entropy(real, one) + cross_entropy(fake, zero)) / 2)
+        descend("generator", cross_entropy(judge(encoder(images)[0])[:, 0], one))
+        for name, loss in losses.items():
+            np.testing.assert_allclose(metrics[name], loss, rtol=1e-4, err_msg=f"{name} at step {i}")
+    # Batch norm takes back the biases before it (that of a unit that is always on, too): their gradient is rounding,
+    # which Adam blows up to steps of its own, and the running mean follows them.
+    params, expected = state.params, ours()
+    for tree in (params, expected):
+        del tree["decoder"]["hidden_0"]["bias"], tree["decoder"]["hidden_1"]["bias"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), params, expected)
+    statistics = our_statistics(decoder)["norm_1"]
+    np.testing.assert_allclose(state.batch_stats["decoder"]["norm_1"]["var"], statistics["var"], rtol=1e-3)
+
+
+def test_running_statistics_follow_the_reconstruction_alone():
+    encoder = Encoder(Z, (9, 8), 0.0, batch_norm=(0,), stochastic=False)
+    of = model(dropout=0.0).clone(encoder=encoder)
+    start, step = None, []
+    for phases in (Phases(), Phases(discriminator=STILL, generator=STILL)):
+        task = make_task(config(of, optim=phases), SOURCE)
+        start = task.init()
+        step.append(after(task, state=start)[0])
+    image = batch()["image"].reshape(B, -1) / 127.5 - 1
+    first = start.params["encoder"]["hidden_0"]
+    x = image @ first["kernel"] + first["bias"]
+    for state in step:
+        kept = state.batch_stats["encoder"]["norm_0"]
+        np.testing.assert_allclose(kept["mean"], 0.1 * x.mean(0), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(kept["var"], 0.9 + 0.1 * np.var(x, 0, ddof=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("labels", ["prior", "categories"])
+def test_only_the_labels_that_are_known_are_looked_at(labels):
+    of = model(categories=K if labels == "categories" else 0)
+    settings = config(of, labels=labels, num_labels=30)
+    task = make_task(settings, SOURCE)
+    plain, _ = after(task, 3)
+    hidden, _ = after(task, 3, change=lambda seen: {**seen, "label": np.zeros_like(seen["label"])})
+    assert changed(plain.params, hidden.params) == set()
+    other = dataclasses.replace(SOURCE, labels=(LABELS + 1) % K)
+    assert "encoder" in changed(plain.params, after(make_task(settings, other), 3)[0].params)
+
+
+def test_the_decoder_is_told_the_label_in_training_and_in_evaluation():
+    task = make_task(config(labels="decoder"), SOURCE)
+    state, _ = after(task, 3)
+    assert state.params["decoder"]["hidden_0"]["kernel"].shape[0] == K + Z
+    seen = batch()
+    wrong = {**seen, "label": (seen["label"] + 1) % K}
+    assert not np.allclose(
+        *(task.evaluate(state, jax.device_put(x))["reconstruction"] for x in (seen, wrong)), atol=1e-5
+    )
+    told, mistold = (after(task, 2, change=change)[0] for change in (None, lambda _: wrong))
+    assert "decoder" in changed(told.params, mistold.params)
+
+
+@pytest.mark.parametrize("num_labels", [None, 30])
+def test_the_discriminator_is_told_the_class_whose_part_of_the_prior_it_sees(num_labels):
+    of = model(dropout=0.0, stochastic=False, prior="uniform")
+    settings = config(of, labels="prior", num_labels=num_labels)
+    task, known = make_task(settings, SOURCE), known_labels(SOURCE, num_labels, 0)[:B]
+    start = task.init()
+    _, metrics = after(make_task(dataclasses.replace(settings, optim=ALL_STILL), SOURCE), state=start)
+    assert (known == UNKNOWN).any() == (num_labels is not None)
+
+    keys = dict(zip(KEYS, jax.random.split(jax.random.fold_in(jax.random.key(0), 0), len(KEYS)), strict=True))
+    places = np.array(jax.random.uniform(keys["prior"], (B, Z)))
+    places[:, 0] = np.where(known == UNKNOWN, places[:, 0], (places[:, 0] + known) / K)
+    told = jnp.eye(K + 1)[np.where(known == UNKNOWN, K, known)]
+    variables = start.eval_variables
+    fake = of.apply(variables, jnp.asarray(batch()["image"] / 127.5 - 1), method="encode").z
+    logits = [of.apply(variables, z, told, method="discriminate") for z in (jnp.asarray(2 * places - 1), fake)]
+    expected = (np.logaddexp(0, -logits[0]).mean() + np.logaddexp(0, logits[1]).mean()) / 2
+    np.testing.assert_allclose(metrics["discriminator"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["generator"], np.logaddexp(0, -logits[1]).mean(), rtol=1e-5)
+
+
+def test_consistency_pulls_an_augmented_image_to_the_category_of_the_image_and_not_the_other_way():
+    of = model(categories=K, dropout=0.0, stochastic=False)
+
+    def moved(augmentation):
+        optim = dataclasses.replace(ALL_STILL, classification=dataclasses.replace(STEADY, learning_rate=1e-3))
+        task = make_task(config(of, optim=optim, consistency=0.7, augment=augmentation), SOURCE)
+        start = task.init()
+        state, metrics = after(task, state=start)
+        return start, state, float(metrics["classification"])
+
+    # Nothing augmented: the gradient is softmax(logits) − target, and 0 only if the target itself stands still.
+    start, state, loss = moved(Augment())
+    y = of.apply(start.eval_variables, jnp.asarray(batch()["image"] / 127.5 - 1), method="encode").y
+    assert loss == pytest.approx(-0.7 * float((y * np.log(y)).sum(1).mean()), rel=1e-5)
+    for leaf in jax.tree.leaves(state.opt_state["classification"][0].mu):
+        np.testing.assert_allclose(leaf, 0.0, atol=1e-7)
+    start, state, other = moved(Augment(shift=2))
+    assert changed(start.params, state.params) == {"encoder"}
+    assert other != pytest.approx(loss, rel=1e-3)
+
+
+def test_cluster_heads_are_pushed_apart_up_to_the_distance_and_no_further():
+    heads = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
+    assert crowding(heads, 2.0) == pytest.approx((0 + 1.0 + 0) / 3)
+    assert crowding(heads, 6.0) == pytest.approx((1.0 + 5.0 + (6 - 18**0.5)) / 3)
+    gradient = jax.grad(crowding)(heads, 2.0)
+    np.testing.assert_allclose(gradient, np.array([[0, 1], [0, 0], [0, -1]]) / 3, atol=1e-6)
+    assert np.isfinite(jax.grad(crowding)(jnp.zeros((3, 2)), 2.0)).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_fits_the_images_it_is_made_for(preset):
+    config = PRESETS[preset]
+    shape = (*(config.data.image_size or (28, 28)), 1)
+    labels = np.repeat(np.arange(10), 300).astype(np.int32)
+    images = np.zeros((3000, *shape), np.uint8)
+    source = InMemorySource(config.data.name, "train", shape, 10, [], images, labels, open_split=lambda _: source)
+    task, size = make_task(config, source), config.run.batch_size
+    state = jax.eval_shape(task.init)
+    images, numbers = jax.ShapeDtypeStruct((size, *shape), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
+    later, _ = jax.eval_shape(task.step, state, {"image": images, "label": numbers, "index": numbers})
+    assert jax.tree.structure(later) == jax.tree.structure(state)
+    mask = jax.ShapeDtypeStruct((size,), jnp.bool_)
+    pictures = jax.eval_shape(task.figures, state, {"image": images, "label": numbers, "mask": mask})
+    assert {"reconstructions", "samples"} <= set(pictures)
+    assert ("latent" in pictures) == (config.model.encoder.latent_size == 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"of": model().clone(decoder=Decoder((4, 5, 1)))},
+            "images 4×5×1, dataset shapes has 5×4×1; add --data.image-size 4 5",
+        ),
+        ({"of": model(prior="mixture").clone(encoder=Encoder(8))}, "lies in a plane: latent_size must be 2, got 8"),
+        ({"of": model(categories=4), "labels": "categories"}, "has 3 classes, the encoder 4 categories"),
+        ({"of": model(prior_classes=4), "labels": "prior"}, "has 3 classes, the prior 4; add --model.prior-classes 3"),
+        ({"labels": "prior", "num_labels": 63}, "multiple of the 3 classes up to 60"),
+        ({"of": model(categories=3), "labels": "categories", "num_labels": 0}, "add --labels unused"),
+        ({"labels": "decoder", "num_labels": 30}, "needs the label of every image"),
+        ({"of": model(categories=3), "labels": "decoder"}, "set --model.encoder.categories 0"),
+        ({"num_labels": 30}, "--num-labels are for nothing"),
+        ({"consistency": 1.0}, "--consistency is that of categories"),
+        ({"head_distance": 1.0}, "--head-distance is that of cluster heads"),
+        ({"augment": Augment(mixup=0.2)}, "--augment.mixup mixes labels"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_to_do(options, message):
+    with pytest.raises((UserError, ValueError)) as error:
+        make_task(config(**options), SOURCE).init()
+    assert message in str(error.value)
+
+
+def test_the_gradients_that_are_not_finite_are_told_over_all_phases():
+    task = make_task(config(), SOURCE)
+    state = task.init()
+    poisoned = jax.tree.map(lambda x: x * jnp.nan, state.params["discriminator"])
+    _, metrics = after(task, state=state.replace(params={**state.params, "discriminator": poisoned}))
+    broken = {name for name, is_broken in zip(named_leaves(state.params), metrics[NONFINITE], strict=True) if is_broken}
+    # The game's two phases differentiate through the discriminator, the reconstruction does not.
+    assert {"discriminator/output/kernel", "discriminator/output/bias"} <= broken
+    assert not any(name.startswith("decoder/") for name in broken)

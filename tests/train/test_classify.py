@@ -1,0 +1,75 @@
+"""What the tasks that classify images share: their presets, and what training sees that evaluation does not."""
+
+import dataclasses
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.base import Augment
+from train.data import abstract_source, open_source
+from train.data.source import InMemorySource
+from train.task import NONFINITE
+
+TASKS = ("lstm", "mha", "vit")
+PRESETS = {name: importlib.import_module(f"configs.{name}").PRESETS for name in TASKS}
+
+
+def make_task(name, config, source):
+    return importlib.import_module(f"train.{name}").make_task(config, source)
+
+
+@pytest.mark.parametrize(("name", "preset"), [(name, preset) for name in TASKS for preset in PRESETS[name]])
+def test_every_preset_fits_the_images_it_is_made_for(name, preset):
+    config = PRESETS[name][preset]
+    source = abstract_source(config.data, config.data.train_split)
+    task, size = make_task(name, config, source), config.run.batch_size
+    state = jax.eval_shape(task.init)
+    batch = {
+        "image": jax.ShapeDtypeStruct((size, *source.image_shape), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32),
+    }
+    after, metrics = jax.eval_shape(task.step, state, batch)
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
+    assert metrics.pop(NONFINITE).shape == (len(jax.tree.leaves(state.params)),)
+    assert {value.shape for value in metrics.values()} == {()}
+
+
+def test_augmentation_and_smoothing_change_training_and_never_evaluation():
+    tiny = PRESETS["lstm"]["tiny"]  # the quickest to compile; what is tested is the same for all
+    source = open_source(tiny.data, "test[:16]")
+    batch = {k: jnp.asarray(x) for k, x in source.gather(np.arange(16)).items()}
+
+    def outcome(**change):
+        """The first step's loss, and the evaluation before it, of a model whose head is not zero."""
+        task = make_task("lstm", dataclasses.replace(tiny, **change), source)
+        state = jax.jit(task.init)()
+        head = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), state.params["head"])
+        state = state.replace(params={**state.params, "head": head})
+        return float(jax.jit(task.step)(state, batch)[1]["loss"]), jax.jit(task.evaluate)(state, batch)
+
+    loss, values = outcome()
+    np.testing.assert_allclose(loss, values["loss"].mean(), rtol=1e-5)
+    for change in ({"augment": Augment(shift=3)}, {"label_smoothing": 0.2}):
+        changed, same = outcome(**change)
+        assert abs(changed - loss) > 1e-3
+        np.testing.assert_allclose(same["loss"], values["loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_colour_images_of_any_shape_are_classified_and_drawn(name):
+    height, width, classes = (14, 21, 3)
+    model = PRESETS[name]["tiny"].model.clone(num_classes=classes)
+    config = dataclasses.replace(PRESETS[name]["tiny"], model=model)
+    images = np.random.default_rng(0).integers(0, 256, (5, height, width, 3), np.uint8)
+    source = InMemorySource("colours", "train", images.shape[1:], classes, [], images, np.arange(5) % classes)
+    task, batch = make_task(name, config, source), source.gather(np.arange(5))
+    state = jax.jit(task.init)()
+    pictures = jax.jit(task.figures)(state, batch)
+    cells = pictures["beliefs" if name == "lstm" else "attention"].cells
+    assert cells.shape[0] == 5 and cells.shape[2:4] == (height, width)
+    shown = images if name == "vit" else images.mean(axis=-1)  # The others' maps are gray, and so is the image there.
+    np.testing.assert_allclose(cells[:, 0], shown / 255.0, atol=1e-5)
+    assert cells.min() >= 0 and cells.max() <= 1 + 1e-6

@@ -1,0 +1,194 @@
+"""An exported model gives, in a program that has jax alone, what the run's predictor gives."""
+
+import dataclasses
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs.base import Mesh
+from train import export
+from train.engine.loop import fit
+from train.predict import load, predictor_of
+from train.process.errors import UserError
+from train.run.folder import ImageInfo, read_image_info
+from w2jax import ViT, convert
+from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+
+# Of every exported model in a folder what it gives for one image, for three and for the rest.
+PROGRAM = """
+import pathlib, sys
+import numpy as np
+import jax.export
+for folder in pathlib.Path(sys.argv[1]).iterdir():
+    images = np.load(folder / "images.npy")
+    model = jax.export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+    assert set(model.platforms) == {"cpu", "cuda", "tpu"}
+    np.save(folder / "found.npy", np.concatenate([model.call(x) for x in (images[:1], images[1:4], images[4:])]))
+assert not {"flax", "w2jax", "train"} & set(sys.modules)
+"""
+VIT = ViT(10, 7, 16, 2, 2, 16)
+SCANNED = VIT.clone(pool="map", num_registers=2, embed_norm=True, scan_layers=True)
+CATEGORIES = AAE(
+    Encoder(3, hidden_sizes=(16,), categories=4, normalize_categories=True),
+    Decoder((28, 28, 1), hidden_sizes=(16,), batch_norm=(0,), activation="sigmoid"),
+    Discriminator(hidden_sizes=(8,)),
+    Discriminator(hidden_sizes=(8,)),
+)
+GRAY, RGB = (28, 28, 1), (28, 28, 3)
+CASES = {  # preset, its model if it is another one, shape of the images
+    "vit": (("vit", "tiny"), VIT, GRAY),
+    "vit_rgb": (("vit", "tiny"), VIT, RGB),
+    "vit_scanned": (("vit", "tiny"), SCANNED, GRAY),
+    "vit_bfloat16": (("vit", "tiny"), VIT.clone(dtype="bfloat16"), GRAY),
+    "lstm": (("lstm", "tiny"), None, GRAY),
+    "mha": (("mha", "tiny"), None, GRAY),
+    "aae": (("aae", "tiny"), None, (32, 32, 1)),
+    "aae_semi": (("aae", "semi_100"), CATEGORIES, GRAY),
+    "aae_clusters": (("aae", "reduction"), CATEGORIES.clone(cluster_heads=True, decoder=Decoder(GRAY)), GRAY),
+}
+
+
+def preset(task, name):
+    return importlib.import_module(f"configs.{task}").PRESETS[name]
+
+
+def untrained(case):
+    """The predictor of a model with random weights."""
+    (task, name), model, shape = CASES[case]
+    config = preset(task, name)
+    config = config if model is None else dataclasses.replace(config, model=model)
+    example = np.zeros((1, *shape) if task in ("vit", "aae") else (1, shape[0], shape[1] * shape[2]), np.float32)
+    shapes = jax.eval_shape(config.model.init, {"params": jax.random.key(0), "sample": jax.random.key(0)}, example)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes)
+    if "batch_stats" in shapes:
+        variables["batch_stats"] = jax.tree.map(
+            lambda x: rng.uniform(1, 2, x.shape).astype(x.dtype), shapes["batch_stats"]
+        )
+    return predictor_of(config, ImageInfo(shape, list("0123456789")), variables, "random ones")
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """Of each case (its predictor, images, what a program with jax alone computed of them)."""
+    folder, made = tmp_path_factory.mktemp("exported"), {}
+    for case in CASES:
+        (folder / case).mkdir()
+        predictor = untrained(case)
+        images = np.random.default_rng(0).integers(0, 256, (9, *predictor.image_shape), np.uint8)
+        np.save(folder / case / "images.npy", images)
+        (folder / case / "model.stablehlo").write_bytes(export.stablehlo(predictor))
+        made[case] = predictor, images
+    # Isolated: neither the repository nor what lies beside the program can be imported.
+    subprocess.run([sys.executable, "-I", "-c", PROGRAM, str(folder)], cwd=folder, check=True)
+    return {case: (*pair, np.load(folder / case / "found.npy")) for case, pair in made.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_program_with_jax_alone_computes_what_the_predictor_does_for_any_batch(case, computed):
+    predictor, images, found = computed[case]
+    expected = predictor(images)
+    assert found.shape == expected.shape and found.dtype == expected.dtype and expected.std(axis=0).max() > 1e-3
+    near = {"rtol": 0.02, "atol": 0.005} if "bfloat16" in case else {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(found, expected, **near)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of one step, whose model timm has no place for."""
+    tiny = preset("vit", "tiny")
+    config = dataclasses.replace(
+        tiny,
+        model=SCANNED.clone(depth=1, embed_dim=8),
+        data=dataclasses.replace(tiny.data, train_split="train[:20]", test_split="test[:10]"),
+        run=dataclasses.replace(tiny.run, steps=1, batch_size=10, dir=str(tmp_path_factory.mktemp("vit") / "run")),
+        mesh=Mesh(1, 1, 1),
+    )
+    fit(config, importlib.import_module("train.vit").make_task)
+    return Path(config.run.dir)
+
+
+def test_the_lines_that_the_command_prints_compute_the_predictors_answer(run, tmp_path, capfd):
+    export.main([str(run), "--out", str(tmp_path / "new" / "it's here")])
+    lines = capfd.readouterr().out.split("\n\n")[-1]
+    printed = subprocess.run([sys.executable, "-I", "-c", lines], cwd="/", check=True, capture_output=True, text=True)
+    predictor = load(run)
+    found = np.array(printed.stdout.strip(" []\n").split(), float)
+    expected = predictor(np.zeros((1, *predictor.image_shape), np.uint8))[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_weights_and_the_shape_of_the_images_lie_beside_it_by_default_in_the_run_folder(run):
+    export.main([str(run)])
+    predictor = load(run)
+    module, variables = convert.load(run / "exported" / "model.safetensors")
+    assert module == predictor.config.model
+    jax.tree.map(np.testing.assert_array_equal, variables["params"], predictor.state.params)
+    assert read_image_info(run / "exported") == read_image_info(run)
+
+
+def test_statistics_of_batch_norm_are_among_the_weights(monkeypatch, run, tmp_path):
+    predictor = untrained("aae_semi")
+    monkeypatch.setattr(export, "load", lambda _: predictor)
+    export.export_run(run, tmp_path)
+    _, variables = convert.load(tmp_path / "model.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, variables["batch_stats"], predictor.state.batch_stats)
+
+
+def test_a_run_folder_may_be_exported_into_itself(run):
+    before = read_image_info(run)
+    export.export_run(run, run)
+    assert read_image_info(run) == before and (run / "model.stablehlo").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["{run}", "--out", "{file}"], "cannot be written: .*; choose another --out"),
+        (["{run}", "--out", "{file}/deeper"], "cannot be written: .*; choose another --out"),
+        (["{fresh}"], "has no checkpoint yet"),
+        (["{file}"], "is no run folder|config.json"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(arguments, told, run, tmp_path):
+    (tmp_path / "file").touch()
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    for kept in ("config.json", "images.json"):
+        (fresh / kept).write_bytes((run / kept).read_bytes())
+    places = {"run": run, "file": tmp_path / "file", "fresh": fresh}
+    with pytest.raises(UserError, match=told) as error:
+        export.main([argument.format(**places) for argument in arguments])
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_larger_than_the_format_holds_is_refused_before_it_is_made(monkeypatch):
+    predictor = untrained("mha")
+    held = sum(x.nbytes for x in jax.tree.leaves(predictor.state.params))
+    monkeypatch.setattr(export, "MOST_BYTES", held)
+    assert export.stablehlo(predictor)
+    monkeypatch.setattr(export, "MOST_BYTES", held - 1)
+    monkeypatch.setattr("jax.export.export", None)
+    with pytest.raises(UserError, match=r"GiB of parameters, .* less than 2; python -m w2jax.convert"):
+        export.stablehlo(predictor)
+
+
+def test_without_flatbuffers_one_line_says_what_to_install(run, tmp_path):
+    program = "import sys; sys.modules['flatbuffers'] = None; from train.export import main, run_main; run_main(main)"
+    command = [sys.executable, "-c", program, str(run), "--out", str(tmp_path)]
+    ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "error: jax writes a model by flatbuffers, which is missing: pip install flatbuffers\n"
+
+
+def test_a_decoder_that_is_told_the_label_is_refused(tmp_path):
+    model = AAE(Encoder(3, hidden_sizes=(8,)), Decoder(GRAY, hidden_sizes=(8,)), Discriminator(hidden_sizes=(8,)))
+    config = dataclasses.replace(preset("aae", "supervised"), model=model)
+    predictor = predictor_of(config, ImageInfo(GRAY, list("0123456789")), {"params": {}}, "none")
+    with pytest.raises(UserError, match="told each image's label"):
+        export.stablehlo(predictor)

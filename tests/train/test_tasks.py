@@ -1,0 +1,160 @@
+"""The contract of every task, found by its files: a program `train/NAME.py` with `make_task`, a preset "tiny"."""
+
+import dataclasses
+import importlib
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from configs.base import Mesh
+from train.data import batches, example_order, open_source
+from train.engine.checkpoint import Checkpoints
+from train.engine.loop import fit
+from train.engine.program import Program
+from train.engine.sharding import make_mesh
+from train.report.metric_descriptions import METRIC_DESCRIPTIONS
+from train.task import NONFINITE, skip_nonfinite
+
+ROOT = Path(__file__).parents[2]
+TASKS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "base")
+
+
+class Trained:
+    """A tiny task, its data, and its step compiled once."""
+
+    def __init__(self, name):
+        self.make_task = importlib.import_module(f"train.{name}").make_task
+        self.config = importlib.import_module(f"configs.{name}").PRESETS["tiny"]
+        self.source = open_source(self.config.data, "train[:512]")
+        self.task = self.make_task(self.config, self.source)
+        self.step = jax.jit(self.task.step)
+        self.start = jax.jit(self.task.init)()
+
+    def batches(self, stop, start=0):
+        return batches(self.source, 64, 0, start, stop)
+
+    def run(self, state, stop, start=0):
+        for batch in self.batches(stop, start):
+            state, metrics = self.step(state, batch)
+        return state, metrics
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def trained(request):
+    return Trained(request.param)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_the_report_has_words_for_every_metric(trained):
+    (batch,) = trained.batches(1)
+    _, of_steps = jax.eval_shape(trained.task.step, trained.start, batch)
+    of_examples = jax.eval_shape(trained.task.evaluate, trained.start, batch)
+    assert {*of_steps, *of_examples} - {NONFINITE} <= set(METRIC_DESCRIPTIONS)
+
+
+def test_a_task_overfits_one_batch(trained):
+    (batch,) = trained.batches(1)
+    state, losses = trained.start, []
+    for _ in range(150):
+        state, metrics = trained.step(state, batch)
+        losses.append(float(metrics.get("loss", metrics.get("reconstruction"))))
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_a_checkpoint_goes_on_bit_for_bit_even_when_training_overwrote_its_buffers(trained, tmp_path):
+    expected, expected_metrics = trained.run(trained.start, 6)
+    donated = jax.jit(trained.task.step, donate_argnums=0)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        state = jax.tree.map(lambda x: x.copy(), trained.start)
+        for step, batch in enumerate(trained.batches(6), 1):
+            state, _ = donated(state, batch)
+            if step == 3:
+                checkpoints.save(3, state, {})
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        restored, _ = checkpoints.restore(checkpoints.latest_step(), jax.eval_shape(trained.task.init))
+    resumed, metrics = trained.run(restored, 6, start=3)
+    assert_same(resumed, expected)
+    assert_same(metrics, expected_metrics)
+
+
+def test_a_step_that_is_not_finite_is_skipped_whole(trained):
+    (batch,) = trained.batches(1)
+    leaves, structure = jax.tree.flatten(trained.start.params)
+    poisoned = trained.start.replace(params=structure.unflatten([*leaves[:-1], leaves[-1] * np.nan]))
+    after, metrics = jax.jit(skip_nonfinite(trained.task.step))(poisoned, batch)
+    assert metrics[NONFINITE].shape == (len(leaves),) and metrics[NONFINITE].any()
+    assert_same(after, poisoned.replace(step=poisoned.step + 1))
+
+
+def test_several_steps_in_one_call_are_the_same_steps_bit_for_bit(trained):
+    config = dataclasses.replace(trained.config, run=dataclasses.replace(trained.config.run, batch_size=64))
+    program = Program(config, trained.task, trained.source, make_mesh(Mesh(1, 1, 1)))
+    # As users run it: the quick compilation of the tests rounds differently inside a loop.
+    usual = {"xla_backend_optimization_level": 3}
+    if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
+        usual["xla_cpu_use_fusion_emitters"] = True
+    step, steps = program.lowered_step.compile(usual), program.lower_many(3).compile(usual)
+    order = example_order(len(trained.source), 64, seed=0)
+    data = trained.source.gather(np.arange(len(trained.source)))
+    expected, state = (jax.tree.map(lambda x: x.copy(), trained.start) for _ in range(2))
+    single, several = [], []
+    for batch in trained.batches(5):
+        expected, metrics = step(expected, program.place(batch, program.rows(64), 64))
+        single.append(metrics)
+    for start, count in ((0, 3), (3, 2)):
+        indices = np.array([order(start + i % count) for i in range(3)])  # those behind `count` are not to be used
+        given = (data["image"], data["label"], indices, np.array(count, np.int32))
+        state, metrics = steps(state, *map(program.copied, given))
+        several += [{name: value[i] for name, value in metrics.items()} for i in range(count)]
+    assert_same(state, expected)
+    for one, other in zip(several, single, strict=True):
+        assert_same(one, other)
+
+
+def test_evaluation_gives_one_value_per_example_and_ignores_its_neighbours(trained):
+    evaluate = jax.jit(trained.task.evaluate)
+    (batch,) = trained.batches(1)
+    values = evaluate(trained.start, batch)
+    assert trained.task.best in values
+    for name, value in values.items():
+        assert value.shape == (64,)
+        mirrored = evaluate(trained.start, {k: x[::-1] for k, x in batch.items()})[name]
+        np.testing.assert_allclose(mirrored[::-1], value, rtol=1e-5, atol=1e-5)
+
+
+def test_an_interrupted_run_ends_with_the_same_state_and_the_same_metrics_file(trained, tmp_path, capsys):
+    config = dataclasses.replace(
+        trained.config,
+        data=dataclasses.replace(trained.config.data, train_split="train[:300]", test_split="test[:150]"),
+        run=dataclasses.replace(
+            trained.config.run,
+            steps=14,
+            batch_size=64,
+            log_every=4,
+            eval_every=7,
+            save_every=7,
+            dir=str(tmp_path / "a"),
+        ),
+        mesh=Mesh(1, 1, 1),
+    )
+    whole = fit(config, trained.make_task)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / "14")  # as if it had died after step 14's lines, before its save
+    with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 14, "spl')
+    resumed = fit(
+        dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path / "b"))), trained.make_task
+    )
+    assert_same(resumed, whole)
+    assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
+    assert "goes on at step 7" in capsys.readouterr().out
+    assert (tmp_path / "b" / "report.html").stat().st_size > 10_000

@@ -1,0 +1,124 @@
+"""The task of the ViT: what it shows of the model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import random_variables
+
+from configs.vit import PRESETS
+from train import vit
+from train.data import open_source
+from train.data.source import InMemorySource
+from train.task import State
+from train.vit import attention_grid, attention_maps, make_task, overlay, patch_filters, position_similarity, rollout
+from w2jax import ViT
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_a_map_lights_the_patch_that_is_looked_at(class_token):
+    height, width, patch, heads = 2, 3, 4, 5
+    tokens = height * width + class_token
+    weights = np.full((1, heads, tokens, tokens), 1e-3, np.float32)
+    for head in range(heads):
+        weights[0, head, 0 if class_token else slice(None), class_token + head] = 0.9  # head h looks at patch h
+    images = np.zeros((1, height * patch, width * patch, 3), np.float32)
+    maps = np.asarray(attention_maps(jnp.asarray(images), jnp.asarray(weights), patch, class_token))
+    assert maps.shape == (1, heads, height * patch, width * patch)
+    for head in range(heads):
+        row, column = divmod(head, width)
+        bright = maps[0, head] > 0.99
+        expected = np.zeros_like(bright)
+        expected[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = True
+        np.testing.assert_array_equal(bright, expected)
+
+
+def test_the_digits_themselves_are_red_where_each_head_looked_and_else_as_they_are():
+    images = np.random.default_rng(0).uniform(size=(2, 4, 6, 3)).astype(np.float32)
+    weights = np.zeros((2, 1, 6, 6), np.float32)
+    weights[..., 4] = 1.0  # All look at the patch in row 1, column 1.
+    grid = np.asarray(attention_grid(jnp.asarray(images), jnp.asarray(weights), 2, False))
+    np.testing.assert_array_equal(grid[:, 0], images)
+    gray = np.repeat(images.mean(axis=-1, keepdims=True), 3, axis=-1)
+    looked = np.zeros((4, 6), bool)
+    looked[2:, 2:4] = True
+    np.testing.assert_allclose(grid[:, 1][:, ~looked], gray[:, ~looked], atol=1e-6)
+    red, *others = np.moveaxis(grid[:, 1][:, looked], -1, 0)
+    assert all((red > other + 0.45).all() for other in others)
+    np.testing.assert_array_equal(overlay(images[..., :1], np.zeros((2, 4, 6))), images[..., [0, 0, 0]])
+
+
+def test_of_large_images_fewer_are_shown_so_that_the_page_stays_small(monkeypatch):
+    model = PRESETS["tiny"].model
+    source = open_source(PRESETS["tiny"].data, "test[:5]")
+    task, batch = make_task(PRESETS["tiny"], source), jax.device_put(source.gather(np.arange(5)))
+    state = State(jnp.zeros((), jnp.int32), random_variables(model, jnp.zeros((1, 28, 28, 1)))["params"], None)
+    for allowed, shown in ((3 * (1 + model.num_heads) * 28 * 28, 3), (1, 1)):
+        monkeypatch.setattr(vit, "PIXELS", allowed)
+        pictures = jax.eval_shape(lambda *given: task.figures(*given), state, batch)  # A new function is traced anew.
+        assert len(pictures["attention"].cells) == shown
+
+
+def test_the_rollout_follows_a_token_through_the_blocks_and_half_of_it_stays():
+    first, second = np.zeros((2, 1, 2, 4, 4), np.float32)
+    first[:, :] = np.eye(4)[[0, 1, 3, 3]]  # token 2 reads token 3
+    second[:, 0], second[:, 1] = np.eye(4)[[2, 1, 2, 3]], np.eye(4)[[0, 1, 2, 3]]  # one head lets token 0 read token 2
+    seen = rollout([jnp.asarray(first), jnp.asarray(second)])
+    # Of token 0 three quarters stay, a quarter comes from token 2, which is half token 3 by then.
+    np.testing.assert_allclose(seen[0, 0], [0.75, 0, 0.125, 0.125], atol=1e-6)
+    np.testing.assert_allclose(seen.sum(axis=-1), 1, rtol=1e-6)
+
+
+def test_the_rollout_is_the_gradient_of_a_vit_that_only_mixes_tokens():
+    weights = np.random.default_rng(0).dirichlet(np.ones(5), size=(3, 2, 4, 5)).astype(np.float32)  # 3 blocks, 4 heads
+
+    def mixed(tokens):
+        for block in weights:
+            tokens = 0.5 * tokens + 0.5 * jnp.einsum("bhts,bs->bt", block, tokens) / 4
+        return tokens
+
+    jacobian = jax.jacobian(mixed)(jnp.zeros((2, 5)))
+    np.testing.assert_allclose(rollout([*weights])[1], jacobian[1, :, 1], atol=1e-6)
+
+
+def test_the_filters_are_the_directions_that_most_of_the_embedding_is_made_of():
+    rng = np.random.default_rng(0)
+    strong, weak = np.linalg.qr(rng.normal(size=(3 * 3 * 2, 2)))[0].T
+    kernel = np.outer(strong, 5 * rng.normal(size=40)) + np.outer(weak, rng.normal(size=40))  # [P P C, D]
+    shown = np.asarray(patch_filters(jnp.asarray(kernel, jnp.float32), 3, 2))
+    assert shown.shape == (2, 8, 3, 3)
+    assert shown.min() == 0 and shown.max() == 1
+    for place, filter_ in enumerate((strong, weak)):
+        gray = filter_.reshape(3, 3, 2).mean(axis=-1)
+        assert abs(np.corrcoef(shown[0, place].ravel(), gray.ravel())[0, 1]) > 0.999
+
+
+def test_a_map_of_positions_stands_at_its_patch_and_is_brightest_there():
+    positions = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    positions[5] = -positions[0]
+    shown = np.asarray(position_similarity(jnp.asarray(positions), 2))
+    assert shown.shape == (2, 3, 2, 3)
+    for patch in range(6):
+        own = shown[patch // 3, patch % 3]
+        assert own.argmax() == patch and own.max() == pytest.approx(1, abs=1e-5)
+    assert shown[0, 0, 1, 2] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("positions", ["learned", "sincos2d"])
+def test_every_vit_has_its_pictures(scan, positions):
+    model = ViT(3, patch_size=4, embed_dim=8, depth=2, num_heads=2, mlp_dim=8, positions=positions, scan_layers=scan)
+    config = dataclasses.replace(PRESETS["tiny"], model=model)
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 12, 3), np.uint8)
+    source = InMemorySource("colours", "train", images.shape[1:], 3, [], images, np.arange(5) % 3)
+    task = make_task(config, source)
+    params = random_variables(model, jnp.zeros((1, 8, 12, 3)))["params"]
+    pictures = jax.jit(task.figures)(State(jnp.zeros((), jnp.int32), params, None), source.gather(np.arange(5)))
+    shapes = {"attention": (5, 3, 8, 12, 3), "attention_rollout": (2, 5, 8, 12, 3), "patch_filters": (1, 8, 4, 4)}
+    if positions == "learned":
+        shapes["position_similarity"] = (2, 3, 2, 3)
+    assert {name: picture.cells.shape for name, picture in pictures.items()} == shapes
+    assert all(np.isfinite(picture.cells).all() for picture in pictures.values())
+    np.testing.assert_allclose(pictures["attention_rollout"].cells[0], images / 255, atol=1e-5)

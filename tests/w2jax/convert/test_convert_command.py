@@ -1,0 +1,83 @@
+"""python -m w2jax.convert: what it says, what it writes, and how it ends."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from w2jax.convert.__main__ import main
+from w2jax.convert.files import read_weights
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "vit"
+
+
+def said(capsys) -> dict[str, str]:
+    """The table, text by row."""
+    return {line[:12].strip(): line[12:] for line in capsys.readouterr().out.splitlines()}
+
+
+def test_a_file_becomes_another_librarys_with_the_same_tensors(tmp_path, capsys):
+    middle, back = tmp_path / "middle.npz", tmp_path / "back"
+    assert main([str(FIXTURES / "hf_vit"), str(middle), "--format", "google", "--check"]) == 0
+    table = said(capsys)
+    assert table["read"].endswith("hf_vit: huggingface, 40 tensors, float32")
+    assert table["parameters"] == "45,383"
+    assert "activation is gelu here and gelu_tanh there" in table["unlike it"]
+    assert table["compared"].endswith("none differ")
+    assert main([str(middle), str(back), "--format", "huggingface"]) == 0
+    wanted, found = (read_weights(folder).tensors for folder in (FIXTURES / "hf_vit", back))
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        np.testing.assert_array_equal(found[name].read(), tensor.read())
+    config, theirs = (json.loads((folder / "config.json").read_text()) for folder in (back, FIXTURES / "hf_vit"))
+    same = ("architectures", "hidden_act", "layer_norm_eps", "num_attention_heads", "intermediate_size", "id2label")
+    assert [config[name] for name in same] == [theirs[name] for name in same]
+
+
+def test_what_was_assumed_is_said_and_what_timm_must_be_told(tmp_path, capsys):
+    source = str(FIXTURES / "timm_avg_fcnorm")
+    assert main([source, str(tmp_path / "a.safetensors"), "--num-heads", "3", "--format", "timm"]) == 0
+    table = said(capsys)
+    assert table["assumed"] == "activation gelu, norm_eps 1e-06, pool gap"
+    for argument in ("img_size=(32, 32)", "patch_size=8", "num_heads=3", "mlp_ratio=120 / 48", "global_pool='avg'"):
+        assert argument in table["in timm"]
+
+
+def test_an_epsilon_that_config_json_keeps_needs_no_word(tmp_path, capsys):
+    source = [str(FIXTURES / "torchvision_vit"), "--num-heads", "3", "--format", "huggingface"]
+    assert main([*source, str(tmp_path / "a.safetensors")]) == 0
+    assert "norm_eps is 1e-06 here and 1e-12 there" in said(capsys)["unlike it"]
+    assert main([*source, str(tmp_path / "folder")]) == 0
+    assert "unlike it" not in said(capsys)
+
+
+def test_files_that_differ_are_told_apart_tensor_by_tensor(tmp_path, capsys):
+    source, other = str(FIXTURES / "google_npz"), tmp_path / "other.pt"
+    assert main([source, str(other), "--format", "timm"]) == 0
+    state_dict = torch.load(other, weights_only=True)
+    state_dict["blocks.1.attn.qkv.weight"][0, 0] += 0.5  # of a query
+    torch.save(state_dict, other)
+    capsys.readouterr()
+    assert main([source, str(other), "--check"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert "  encoder/block_1/attention/query/kernel differs, at most by 0.5" in lines
+    assert lines[-1].endswith("1 differ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.safetensors", "a.npz"], "missing.safetensors does not exist"),
+        ([str(FIXTURES / "timm_cls"), "a.npz"], "give num_heads"),
+        ([str(FIXTURES / "hf_vit"), "a.npz", "--format", "keras"], 'no format "keras"'),
+        ([str(FIXTURES / "hf_vit"), "a.txt", "--format", "timm"], "got .txt"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error
+    assert not list(tmp_path.iterdir())

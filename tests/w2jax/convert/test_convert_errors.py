@@ -1,0 +1,146 @@
+"""What a conversion refuses, and what it then says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from weights import FIXTURES, assert_same, example, peer, refusal, tensors_of
+
+from w2jax.convert import from_torch, load, save, to_torch
+from w2jax.convert.files import read_weights, write_weights
+from w2jax.convert.lazy_tensor import from_arrays
+
+
+def write(path: Path, tensors: dict[str, Any]) -> Path:
+    write_weights(path, from_arrays(tensors))
+    return path
+
+
+def test_one_error_lists_all_that_is_missing_left_over_or_of_another_shape(tmp_path: Path) -> None:
+    tensors = tensors_of("timm_cls")
+    tensors["blocks.0.norm1.wieght"] = tensors.pop("blocks.0.norm1.weight")
+    tensors["extra"] = np.zeros((3, 4), np.float32)
+    tensors["head.weight"] = tensors["head.weight"][:, :-1]
+    tensors["blocks.1.attn.qkv.weight"] = tensors["blocks.1.attn.qkv.weight"].T.copy()
+    lines = [
+        "missing     blocks.0.norm1.weight (48,), for encoder/block_0/norm1/scale (nearest here: blocks.0.norm1.wieg",
+        "left over   blocks.0.norm1.wieght (48,) (nearest here: blocks.0.norm1.weight)",
+        "left over   extra (3, 4)",
+        "wrong shape head.weight is (7, 47), wanted (7, 48), for head/kernel",
+        "wrong shape blocks.1.attn.qkv.weight is (48, 144), wanted (144, 48), for encoder/block_1/",
+    ]
+    path = write(tmp_path / "a.safetensors", tensors)
+    module = peer("timm_cls").module
+    for message in (refusal(lambda: from_torch(module, tensors)),):
+        assert all(line in message for line in lines) and message.count("\n") == 5
+    message = refusal(lambda: load(write(path, tensors_of("timm_cls") | {"extra": tensors["extra"]}), num_heads=3))
+    assert str(path) in message and "left over   extra (3, 4)" in message
+
+
+def test_variables_that_are_not_the_modules_are_refused() -> None:
+    module, variables = example(depth=1)
+    params = dict(variables["params"])
+    params["heads"], params["cls"] = params.pop("head"), params["cls"][0]
+    message = refusal(lambda: to_torch(module, {"params": params}))
+    for line in ("missing     params/head/kernel (8, 5)", "left over   params/heads/bias (5,)"):
+        assert line in message
+    assert "wrong shape params/cls is (1, 8), wanted (1, 1, 8)" in message
+
+
+def test_a_module_or_a_network_that_is_none_of_these_is_told_so(tmp_path: Path) -> None:
+    resnet = {f"layer{i}.0.conv1.weight": np.zeros((4, 4, 3, 3), np.float32) for i in range(4)}
+    path = write(tmp_path / "a.safetensors", resnet | {"fc.weight": np.zeros((5, 4), np.float32)})
+    message = refusal(lambda: load(path))
+    assert "the tensors are those of no ViT" in message and "layer0.0.conv1.weight" in message
+    assert str(path) in message
+    from flax import linen as nn
+
+    assert "Dense is none that can be converted" in refusal(lambda: from_torch(nn.Dense(3), resnet))
+
+
+def test_heads_that_cannot_be_known_must_be_given(tmp_path: Path) -> None:
+    message = refusal(lambda: load(FIXTURES / "timm_cls"))
+    assert "number of heads" in message and "give num_heads" in message
+    assert load(FIXTURES / "timm_cls", num_heads=4)[0].num_heads == 4
+    # Of a width of whole 64s, heads of 64 are usual.
+    module, variables = example(depth=1, embed_dim=128)
+    assert load(write(tmp_path / "a.safetensors", to_torch(module, variables, "timm")))[0].num_heads == 2
+
+
+def test_a_head_of_other_classes_is_refused_dropped_or_made_anew() -> None:
+    folder, given = FIXTURES / "timm_cls", {"num_heads": 3}
+    whole = peer("timm_cls")
+    message = refusal(lambda: load(folder, **given, num_classes=4))
+    assert "wrong shape head.weight is (7, 48), wanted (4, 48)" in message
+    body = {name: value for name, value in whole.variables["params"].items() if name != "head"}
+    module, variables = load(folder, "drop", **given)
+    assert module == whole.module.clone(num_classes=0)
+    assert_same(variables, {"params": body})
+    for classes in (4, 7):  # as many as there were are made anew too
+        module, variables = load(folder, "reinit", **given, num_classes=classes)
+        assert module == whole.module.clone(num_classes=classes)
+        head = {"kernel": jnp.zeros((48, classes)), "bias": jnp.zeros(classes)}
+        assert_same(variables, {"params": body | {"head": head}})
+
+
+@pytest.mark.parametrize("format", ["timm", "huggingface", "torchvision", "google"])
+def test_every_familys_head_can_be_dropped(format: str) -> None:
+    module, variables = example(depth=1)
+    tensors = to_torch(module, variables, format)
+    body = {name: value for name, value in variables["params"].items() if name != "head"}
+    assert_same(from_torch(module.clone(num_classes=0), tensors, head="drop"), {"params": body})
+    assert "left over" in refusal(lambda: from_torch(module.clone(num_classes=0), tensors))
+
+
+def test_a_wrong_use_of_head_is_refused() -> None:
+    module, variables = example(depth=1)
+    tensors = to_torch(module, variables)
+    assert "num_classes=0" in refusal(lambda: from_torch(module, tensors, head="drop"))
+    from w2jax.rnn import GRU
+
+    assert "GRU has none" in refusal(lambda: from_torch(GRU(3), {}, head="drop"))
+
+
+def test_patches_that_are_no_squares_are_refused(tmp_path: Path) -> None:
+    module, variables = example(depth=1)
+    tensors = to_torch(module, variables, "timm")
+    tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].reshape(8, 2, 1, 4)
+    message = refusal(lambda: load(write(tmp_path / "a.safetensors", tensors), num_heads=2))
+    assert "patches must be square" in message and "(8, 2, 1, 4)" in message
+
+
+def test_a_field_that_a_vit_has_not_is_told_the_nearest() -> None:
+    assert 'did you mean "num_heads"?' in refusal(lambda: load(FIXTURES / "timm_cls", n_heads=3))
+    assert 'no field "parent"' in refusal(lambda: load(FIXTURES / "timm_cls", parent=None))
+
+
+@pytest.mark.parametrize(
+    ("description", "wanted"),
+    [
+        ("{", "wanted JSON, but"),
+        ("[]", "wanted a JSON object, got list"),
+        ('{"class": "Bert"}', "got 'Bert'"),
+        ('{"class": "ViT", "width": 3}', "ViT has no field 'width'"),
+        ('{"class": "ViT", "num_classes": 3}', "lacks a field"),
+        ('{"class": "ViT", "name": "a"}', "ViT has no field 'name'"),
+    ],
+)
+def test_a_broken_description_of_the_module_is_refused(tmp_path: Path, description: str, wanted: str) -> None:
+    module, variables = example(depth=1)
+    path = tmp_path / "a.safetensors"
+    metadata = {"w2jax": description}
+    safetensors.numpy.save_file(to_torch(module, variables), path, metadata)
+    message = refusal(lambda: load(path))
+    assert wanted in message and str(path) in message
+
+
+def test_a_file_of_ours_describes_its_module_and_what_is_given_counts_more(tmp_path: Path) -> None:
+    module, variables = example(depth=1, dropout=0.5)
+    path = tmp_path / "a.safetensors"
+    save(path, module, variables)
+    assert json.loads(read_weights(path).metadata["w2jax"])["dropout"] == 0.5
+    assert load(path, dropout=0.25, dtype="bfloat16")[0] == module.clone(dropout=0.25, dtype="bfloat16")

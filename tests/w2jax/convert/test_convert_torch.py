@@ -1,0 +1,248 @@
+"""Weights of torch.nn's own modules and of the course's autoencoder: the same outputs, and bit by bit back."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+from models import random_variables
+from torch import nn
+from torch_aae import TorchEncoder, hidden, images_of, torch_decoder, torch_discriminator
+from weights import DECODER, ENCODER, IMAGES, RNG, assert_same, converted, randomise, refusal
+
+from w2jax.aae import AAE, Discriminator, Encoder
+from w2jax.attention import MultiHeadAttention
+from w2jax.convert import from_torch, load, save, to_torch
+from w2jax.lstm import LSTM
+from w2jax.rnn import GRU, RNN
+from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
+from w2jax.transformer import Transformer
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+X = RNG.standard_normal((2, 4, 5)).astype(np.float32)  # [B, T, I]
+
+
+def close(found: Any, wanted: torch.Tensor) -> None:
+    np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=0, atol=1e-5)
+
+
+# torch's own remarks on which of its kernels it takes
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:enable_nested_tensor")
+RECURRENT = [
+    (LSTM, nn.LSTM, {"num_layers": 2, "bidirectional": True, "proj_size": 2}, 1),
+    (LSTM, nn.LSTM, {"num_layers": 2, "proj_size": 2, "bias": False}, 1),
+    (LSTM, nn.LSTM, {"bidirectional": True, "bias": False}, 2),
+    (LSTM, nn.LSTM, {}, 2),
+    (GRU, nn.GRU, {"num_layers": 2, "bidirectional": True}, 1),
+    (GRU, nn.GRU, {"bias": False}, 2),
+    (RNN, nn.RNN, {"num_layers": 2, "bidirectional": True}, 1),
+    (RNN, nn.RNN, {"nonlinearity": "relu", "bias": False}, 1),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options", "inputs"), RECURRENT, ids=str)
+def test_recurrent_networks_compute_as_torchs(ours: Any, theirs: Any, options: dict[str, Any], inputs: int) -> None:
+    x = X[:, :, :: 3 - inputs]
+    module, peer = ours(hidden_size=3, **options), randomise(theirs(x.shape[-1], 3, batch_first=True, **options))
+    variables = converted(module, peer)
+    found, state = jax.jit(module.apply)(variables, jnp.asarray(x))
+    wanted, last = peer(torch.from_numpy(np.ascontiguousarray(x)))
+    close(found, wanted)
+    for one, other in zip(jax.tree.leaves(state), last if isinstance(last, tuple) else [last], strict=True):
+        close(one, other)
+
+
+def test_a_file_of_an_lstm_gives_its_outputs_and_states_of_packed_sequences() -> None:
+    folder = FIXTURES / "lstm_2layer"
+    io, tensors = np.load(folder / "io.npz"), safetensors.numpy.load_file(folder / "model.safetensors")
+    module = LSTM(6, num_layers=2)
+    variables = from_torch(module, tensors)
+    assert_same(to_torch(module, variables), tensors)
+    run = jax.jit(module.apply)
+    initial = jnp.asarray(io["h0"]), jnp.asarray(io["c0"])
+    y, (h, c) = run(variables, jnp.asarray(io["x"]), initial)
+    packed, (hp, cp) = run(variables, jnp.asarray(io["x"]), initial, jnp.asarray(io["lengths"]))
+    for found, name in zip(
+        (y, h, c, packed, hp, cp), ("y", "hn", "cn", "y_packed", "hn_packed", "cn_packed"), strict=True
+    ):
+        np.testing.assert_allclose(found, io[name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_a_file_of_multi_head_attention_gives_its_outputs_and_weights() -> None:
+    folder = FIXTURES / "mha_self"
+    io, tensors = np.load(folder / "io.npz"), safetensors.numpy.load_file(folder / "model.safetensors")
+    module = MultiHeadAttention(3)
+    variables = from_torch(module, tensors)
+    assert_same(to_torch(module, variables), tensors)
+    mask = ~io["key_padding_mask_true_means_ignore"][:, None, None]
+    q, k, v = (jnp.asarray(io[name]) for name in "qkv")
+    out, weights = module.apply(variables, q, k, v, jnp.asarray(mask), return_weights=True)
+    np.testing.assert_allclose(out, io["out"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(weights, io["weights"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": False}, {"kdim": 5, "vdim": 7}, {"kdim": 5, "vdim": 7, "bias": False}]
+)
+def test_multi_head_attention_computes_as_torchs(options: dict[str, Any]) -> None:
+    widths = 6, options.get("kdim", 6), options.get("vdim", 6)
+    inputs = [RNG.standard_normal((2, 3 + (i > 0), width)).astype(np.float32) for i, width in enumerate(widths)]
+    peer = randomise(nn.MultiheadAttention(6, 2, batch_first=True, **options))
+    module = MultiHeadAttention(2, use_bias=options.get("bias", True))
+    out, weights = module.apply(converted(module, peer), *map(jnp.asarray, inputs), return_weights=True)
+    theirs = peer(*map(torch.from_numpy, inputs), average_attn_weights=False)
+    close(out, theirs[0])
+    close(weights, theirs[1])
+
+
+@pytest.mark.parametrize(("scan", "use_bias"), [(False, True), (True, False)])
+def test_a_transformer_computes_as_torchs(scan: bool, use_bias: bool) -> None:
+    layers = {"num_encoder_layers": 2, "num_decoder_layers": 1, "dropout": 0.0}
+    peer = randomise(nn.Transformer(6, 2, dim_feedforward=8, batch_first=True, bias=use_bias, **layers))
+    module = Transformer(2, 8, 2, 1, dropout=0.0, use_bias=use_bias, scan_layers=scan)
+    source, target = (RNG.standard_normal((2, n, 6)).astype(np.float32) for n in (4, 3))
+    out, _ = jax.jit(module.apply)(converted(module, peer), jnp.asarray(source), jnp.asarray(target))
+    causal = nn.Transformer.generate_square_subsequent_mask(3)
+    close(out, peer(torch.from_numpy(source), torch.from_numpy(target), tgt_mask=causal))
+
+
+def trained_decoder() -> nn.Sequential:
+    """A decoder whose batch norm has seen three batches."""
+    decoder = torch_decoder(3, (6, 4), 12)
+    randomise(decoder).train()
+    for _ in range(3):
+        decoder(torch.randn(5, 3))
+    return decoder.eval()
+
+
+DISCRIMINATOR = Discriminator((6, 4))
+
+
+def test_the_autoencoders_parts_compute_as_their_sequentials() -> None:
+    encoder, decoder = randomise(TorchEncoder(12, (7, 5), 3)), trained_decoder()
+    discriminator = randomise(torch_discriminator(3, (6, 4)))
+    code = ENCODER.apply(converted(ENCODER, encoder), IMAGES)
+    mean, log_variance = encoder(images_of(IMAGES))
+    close(code.mean, mean)
+    close(code.log_variance, log_variance)
+    variables = converted(DECODER, decoder)
+    assert int(variables["batch_stats"]["norm_1"]["count"]) == 3
+    images = DECODER.apply(variables, code.z)
+    close(np.asarray(images).reshape(2, 12), decoder(mean))
+    found = DISCRIMINATOR.apply(converted(DISCRIMINATOR, discriminator), code.z, method="predict")
+    close(found, discriminator(mean)[:, 0])
+
+
+def test_an_encoder_of_one_last_layer_is_one_sequential() -> None:
+    module, peer = Encoder(3, (7, 5), stochastic=False), nn.Sequential(*hidden(12, (7, 5), 0.2), nn.Linear(5, 3))
+    code = module.apply(converted(module, randomise(peer)), IMAGES)
+    close(code.mean, peer(images_of(IMAGES).flatten(1)))
+
+
+def test_sequentials_of_other_layers_and_names_are_read_in_their_order() -> None:
+    decoder = trained_decoder()
+    wanted = from_torch(DECODER, decoder.state_dict())
+    sparse = nn.Sequential(*(layer for layer in decoder if not isinstance(layer, nn.Dropout | nn.ReLU | nn.Tanh)))
+    assert_same(from_torch(DECODER, sparse.state_dict()), wanted)
+    assert_same(from_torch(DECODER, {f"net.main.{key}": x for key, x in sparse.state_dict().items()}), wanted)
+    padded = nn.Sequential(*(nn.Identity() for _ in range(9)), *sparse)  # numbers of one and of two digits
+    assert_same(from_torch(DECODER, padded.state_dict()), wanted)
+    encoder = TorchEncoder(12, (7, 5), 3)
+    state = encoder.state_dict()
+    renamed = {key.replace("hidden.3.", "hidden.1."): value for key, value in state.items()}
+    assert renamed.keys() != state.keys()
+    assert_same(from_torch(ENCODER, renamed), from_torch(ENCODER, state))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "encoder": Encoder(3, (7, 5), batch_norm=(0, 1), categories=2, normalize_categories=True),
+            "cluster_heads": True,
+        },
+    ],
+    ids=("plain", "categories"),
+)
+def test_a_whole_autoencoder_comes_back(tmp_path: Path, options: dict[str, Any]) -> None:
+    module = AAE(**({"encoder": ENCODER, "decoder": DECODER, "discriminator": DISCRIMINATOR} | options))
+    variables = random_variables(module, IMAGES)
+    tensors = to_torch(module, variables)
+    assert_same(tensors, to_torch(module, variables, "torch"))
+    assert tensors["decoder.4.num_batches_tracked"].dtype == np.int64
+    assert_same(from_torch(module, tensors), variables)
+    save(tmp_path / "a.safetensors", module, variables)
+    found = load(tmp_path / "a.safetensors")
+    assert found[0] == module
+    assert_same(found[1], variables)
+
+
+def test_parts_of_an_autoencoder_lie_in_its_file_as_they_are_alone() -> None:
+    module = AAE(ENCODER, DECODER, DISCRIMINATOR)
+    parts = {"encoder": TorchEncoder(12, (7, 5), 3), "decoder": trained_decoder()}
+    parts["discriminator"] = torch_discriminator(3, (6, 4))
+    whole = nn.ModuleDict(parts).state_dict()
+    variables = from_torch(module, whole)
+    for name, part in (("encoder", ENCODER), ("decoder", DECODER), ("discriminator", DISCRIMINATOR)):
+        alone = from_torch(part, parts[name].state_dict())
+        assert_same({kind: tree[name] for kind, tree in variables.items() if name in tree}, alone)
+    assert to_torch(module, variables).keys() == whole.keys()
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (LSTMClassifier(5, 3), (jnp.zeros((1, 4, 2)),)),
+        (AttentionClassifier(5, 6, 2, 2, 7), (jnp.zeros((1, 4, 3)),)),
+        (MultiHeadAttention(2, embed_dim=6, qk_dim=8, v_dim=4, qk_norm=True), (jnp.zeros((1, 2, 5)),)),
+        (MultiHeadAttention(4, num_kv_heads=2, qkv_bias=False), (jnp.zeros((1, 2, 8)),)),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_what_torch_has_no_module_for_comes_back_from_files_of_ours(tmp_path: Path, module: Any, inputs: Any) -> None:
+    variables = random_variables(module, *inputs)
+    save(tmp_path / "a.npz", module, variables)
+    found = load(tmp_path / "a.npz")
+    assert found[0] == module
+    assert_same(found[1], variables)
+
+
+def test_a_count_of_batches_that_is_no_integer_is_refused() -> None:
+    state = trained_decoder().state_dict()
+    (key,) = (key for key in state if key.endswith("num_batches_tracked"))
+    assert f"{key} is float32, wanted integers" in refusal(
+        lambda: from_torch(DECODER, state | {key: torch.tensor(1.0)})
+    )
+
+
+def test_every_module_takes_its_own_paths_too() -> None:
+    encoder = {
+        "hidden_0.weight": (7, 12),
+        "hidden_1.weight": (5, 7),
+        "mean.weight": (3, 5),
+        "log_variance.weight": (3, 5),
+    }
+    for module, shapes in [
+        (
+            ENCODER,
+            {
+                name: size
+                for weight, shape in encoder.items()
+                for name, size in ((weight, shape), (weight.replace("weight", "bias"), shape[:1]))
+            },
+        ),
+        (
+            MultiHeadAttention(2, use_bias=False),
+            {f"{name}.weight": (6, 6) for name in ("query", "key", "value", "out")},
+        ),
+    ]:
+        tensors = {name: RNG.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+        params = from_torch(module, tensors)["params"]
+        first = next(iter(tensors))
+        kernel = params[first.split(".")[0]]["kernel"]
+        np.testing.assert_array_equal(kernel.reshape(kernel.shape[0], -1), tensors[first].T)

@@ -1,0 +1,160 @@
+"""The encoder: its equation, its depth in two layouts, its random parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import linen as nn
+from models import random_variables, run
+
+from w2jax.blocks import DropPath, EncoderBlock, LayerScale, Mlp
+from w2jax.transformer import Encoder
+
+B, N, D, H, F = 2, 5, 12, 3, 20
+
+
+def tokens(seed=0):
+    return jax.random.normal(jax.random.key(seed), (B, N, D))
+
+
+def stacked(params, depth):
+    """Parameters of an unrolled encoder in the layout of a scanned one."""
+    return {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block_{i}"] for i in range(depth)))}
+
+
+@pytest.mark.parametrize("from_norm", [False, True])
+def test_a_block_is_the_papers_equation_or_the_courses_residual(from_norm):
+    block = EncoderBlock(H, F, residual_from_norm=from_norm)
+    z = tokens()
+    variables = random_variables(block, z)
+    p = variables["params"]
+
+    def norm(z, name):
+        mean, var = z.mean(-1, keepdims=True), z.var(-1, keepdims=True)
+        return (z - mean) / jnp.sqrt(var + 1e-6) * p[name]["scale"] + p[name]["bias"]
+
+    def attention(z):
+        q, k, v = (jnp.einsum("bnd,dhk->bhnk", z, p["attention"][n]["kernel"]) for n in ("query", "key", "value"))
+        q, k, v = (x + p["attention"][n]["bias"][:, None] for x, n in ((q, "query"), (k, "key"), (v, "value")))
+        mixed = jax.nn.softmax(q @ jnp.swapaxes(k, -1, -2) / np.sqrt(D / H)) @ v
+        return jnp.einsum("bhnk,hkd->bnd", mixed, p["attention"]["out"]["kernel"]) + p["attention"]["out"]["bias"]
+
+    def mlp(z):
+        z = jax.nn.gelu(z @ p["mlp"]["fc1"]["kernel"] + p["mlp"]["fc1"]["bias"], approximate=False)
+        return z @ p["mlp"]["fc2"]["kernel"] + p["mlp"]["fc2"]["bias"]
+
+    normed = norm(z, "norm1")
+    expected = attention(normed) + (normed if from_norm else z)
+    expected = mlp(norm(expected, "norm2")) + expected
+    out, weights = run(block, variables, z)
+    assert weights is None
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_residual_from_the_norm_is_refused_where_no_norm_stands_before_it():
+    block = EncoderBlock(H, F, pre_norm=False, residual_from_norm=True)
+    with pytest.raises(ValueError, match="residual_from_norm needs pre_norm True"):
+        jax.eval_shape(block.init, jax.random.key(0), tokens())
+
+
+@pytest.mark.parametrize(
+    ("activation", "torchs"),
+    [("gelu", torch.nn.GELU()), ("gelu_tanh", torch.nn.GELU(approximate="tanh")), ("relu", torch.nn.ReLU())],
+)
+def test_the_mlp_is_torchs_with_every_activation(activation, torchs):
+    mlp, x = Mlp(F, activation=activation), 3 * tokens()
+    variables = random_variables(mlp, x)
+    theirs = torch.nn.Sequential(torch.nn.Linear(D, F), torchs, torch.nn.Linear(F, D))
+    p = jax.tree.map(lambda a: torch.from_numpy(np.array(a)), variables["params"])
+    theirs.load_state_dict(
+        {
+            "0.weight": p["fc1"]["kernel"].T,
+            "0.bias": p["fc1"]["bias"],
+            "2.weight": p["fc2"]["kernel"].T,
+            "2.bias": p["fc2"]["bias"],
+        }
+    )
+    expected = theirs(torch.from_numpy(np.array(x))).detach()
+    np.testing.assert_allclose(run(mlp, variables, x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_layers_equal_unrolled_ones_in_value_attention_and_gradient(remat):
+    depth = 3
+    block = EncoderBlock(H, F, layer_scale=0.5)
+    unrolled, scanned = Encoder(block, depth), Encoder(block, depth, remat=remat, scan=True)
+    params = random_variables(unrolled, tokens())["params"]
+    assert jax.tree.map(jnp.shape, stacked(params, depth)) == jax.tree.map(
+        jnp.shape, jax.eval_shape(scanned.init, jax.random.key(2), tokens())["params"]
+    )
+
+    def loss(encoder, params):
+        out, attentions = encoder.apply({"params": params}, tokens(), return_attention=True)
+        return (out**2).sum() + (attentions[1] ** 2).sum(), (out, attentions)
+
+    gradients, (out, attentions) = jax.jit(jax.grad(lambda p: loss(unrolled, p), has_aux=True))(params)
+    gradients_, (out_, attentions_) = jax.jit(jax.grad(lambda p: loss(scanned, p), has_aux=True))(
+        stacked(params, depth)
+    )
+    np.testing.assert_allclose(out_, out, rtol=1e-5, atol=1e-5)
+    assert len(attentions_) == len(attentions) == depth
+    for a, b in zip(attentions_, attentions, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(gradients_), jax.tree.leaves(stacked(gradients, depth)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_rematerialised_layers_give_the_same_gradient_from_less_saved_memory():
+    def saved(remat):
+        encoder = Encoder(EncoderBlock(H, F), 3, remat=remat)
+        params = random_variables(encoder, tokens())
+
+        def loss(params):
+            return (encoder.apply(params, tokens())[0] ** 2).sum()
+
+        _, backward = jax.vjp(loss, params)
+        return jax.grad(loss)(params), sum(x.size for x in jax.tree.leaves(backward))
+
+    (plain, plain_size), (rematted, remat_size) = saved(False), saved(True)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert remat_size < plain_size / 2
+
+
+def test_drop_path_drops_whole_examples_keeps_the_mean_and_rises_with_depth():
+    x = jnp.ones((4000, 2, 3))
+    dropped = DropPath().apply({}, x, jnp.float32(0.25), rngs={"dropout": jax.random.key(0)})
+    kept = dropped[:, 0, 0] > 0
+    np.testing.assert_allclose(dropped, jnp.where(kept[:, None, None], 1 / 0.75, 0) * x, rtol=1e-6)
+    np.testing.assert_allclose(kept.mean(), 0.75, atol=0.03)
+
+    class AbstractSource(EncoderBlock):
+        """A block whose output tells the rate that it was given."""
+
+        @nn.compact
+        def __call__(self, x, drop_path, **options):
+            return x.at[:, 0, 0].add(drop_path).at[:, 0, 1].max(drop_path), None
+
+    for scan in (False, True):
+        encoder = Encoder(AbstractSource(H, F), 4, drop_path=0.3, scan=scan)
+        out, _ = run(encoder, {}, jnp.zeros((B, N, D)), train=True)
+        np.testing.assert_allclose(out[0, 0, :2], [0.0 + 0.1 + 0.2 + 0.3, 0.3], rtol=1e-6)
+
+
+def test_random_layers_are_still_in_evaluation_and_drawn_per_layer_in_training():
+    encoder = Encoder(EncoderBlock(H, F, dropout=0.3, attention_dropout=0.2), 2, drop_path=0.2)
+    variables = random_variables(encoder, tokens())
+    still = run(Encoder(EncoderBlock(H, F), 2), variables, tokens())[0]
+    np.testing.assert_array_equal(run(encoder, variables, tokens())[0], still)
+    draws = [run(encoder, variables, tokens(), train=True, rngs={"dropout": jax.random.key(s)})[0] for s in (1, 1, 2)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert not np.allclose(draws[0], draws[2])
+
+
+def test_layer_scale_multiplies_each_channel_by_its_own_factor():
+    x = tokens()
+    variables = random_variables(LayerScale(1e-3), x)
+    np.testing.assert_allclose(run(LayerScale(1e-3), variables, x), x * variables["params"]["gamma"], rtol=1e-6)
+    block = EncoderBlock(H, F, layer_scale=0.0)
+    np.testing.assert_array_equal(run(block, jax.jit(block.init)(jax.random.key(0), x), x)[0], x)

@@ -1,0 +1,161 @@
+"""The command line: a preset, options that change it, one clear line for a mistake."""
+
+import contextlib
+import difflib
+import io
+import os
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NoReturn, TypeVar
+
+from configs.base import Config
+from train.process.errors import Interrupted, RunStopped, UserError
+from train.process.signals import raise_on_signals
+from train.run.files import default_folder, flattened
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+Options = TypeVar("Options")
+
+
+def parse(
+    task: str,
+    presets: Mapping[str, AnyConfig],
+    arguments: Sequence[str] | None = None,
+    resolve: Callable[[AnyConfig, AnyConfig], AnyConfig] = lambda config, default: config,
+) -> AnyConfig:
+    """The config of `python -m train.TASK [PRESET] [--options]`; the preset is "sample" where none is named.
+
+    `resolve`, given that config and the preset, completes it by what does not stand on the command line.
+
+    Raises:
+        UserError: unknown preset or option (with the nearest that exists), or a value that does not fit its option.
+        SystemExit: after printing the help.
+    """
+    from train.config.help import (
+        short_help,  # Late, as JAX comes with them: programs that only look at files do without.
+    )
+    from train.run.folder import config_tree
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    preset = "sample" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
+    if preset not in presets:
+        near = _nearest(preset, presets, f"choose from {', '.join(presets)}")
+        raise UserError(f'there is no preset "{preset}"; {near}')
+    default = presets[preset]
+    if arguments and arguments[0].startswith("--tyro-"):
+        raise UserError("wanted an option of the training; a shell learns to complete all programs by train.completion")
+    if {"-h", "--help"} & set(arguments):
+        print(short_help(task, presets, preset))
+        raise SystemExit(0)
+    import tyro  # Late too: the short help does not wait for it.
+
+    with one_line_errors():
+        config, unknown = tyro.cli(
+            type(default),
+            default=default,
+            args=["--help"] if "--help-all" in arguments else arguments,
+            prog=f"python -m train.{task} {'[PRESET]' if preset == 'sample' else preset}",
+            description=f"{type(default).__doc__}\n\nPRESET: {', '.join(presets)} (default: sample).",
+            return_unknown_args=True,
+        )
+    if unknown and unknown[0] in presets:
+        raise UserError(f"the preset comes first and alone: python -m train.{task} {unknown[0]} [--options]")
+    if unknown:
+        options = ["--" + name.replace("_", "-") for name in flattened(config_tree(config))]
+        near = _nearest(unknown[0].split("=")[0], options, f"see python -m train.{task} --help-all")
+        raise UserError(f'there is no option "{unknown[0]}"; {near}')
+    here, there = (flattened(config_tree(one)) for one in (config, default))
+    run_dir = config.run.dir or default_folder(task, preset, here, there)
+    return resolve(replace(config, run=replace(config.run, dir=run_dir)), default)
+
+
+def read_options(
+    kind: type[Options], program: str, arguments: Sequence[str] | None, description: str | None = None
+) -> Options:
+    """The options of `python -m PROGRAM`, a program other than a training, as their dataclass.
+
+    Raises:
+        UserError: an option is unknown or missing, or a value does not fit.
+        SystemExit: after printing the help.
+    """
+    import tyro  # Late, as in `parse`.
+
+    with one_line_errors():
+        return tyro.cli(
+            kind,
+            args=arguments,
+            prog=f"python -m {program}",
+            description=description,
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+        )
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Makes tyro's framed complaint about an argument a UserError of one line; its help passes."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            yield
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise UserError(_first_section(errors.getvalue())) from None
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Runs a program's main and exits: 0 done, 2 the user's mistake, 1 a run that had to stop, 128 + N by signal N."""
+    raise_on_signals()
+    try:
+        status = main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        status = 2
+    except RunStopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        status = 1
+    except Interrupted as error:
+        print(f"interrupted by {error}", file=sys.stderr)
+        status = 128 + error.number
+    except Exception:
+        jax = sys.modules.get("jax")
+        if jax is None or not jax.distributed.is_initialized():
+            raise
+        from train.process.distributed import LOST
+
+        traceback.print_exc()
+        print(LOST, file=sys.stderr)
+        status = 1
+    _leave(status)
+
+
+def _leave(status: int | None) -> NoReturn:
+    """Exits. What ends early leaves at once.
+
+    In an orderly exit one of several processes would wait for the others, and threads of XLA that are at work still, as
+    after a signal, end the process by a segmentation fault.
+    """
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _nearest(name: str, known: Collection[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f'did you mean "{close[0]}"?' if close else otherwise
+
+
+def _first_section(box: str) -> str:
+    """Tyro's message without its frame, on one line: the text up to the first rule."""
+    lines = []
+    for line in box.splitlines():
+        text = line.strip().strip("│").strip()
+        if text.startswith("─"):
+            break
+        if text and text[0] not in "╭╰":
+            lines.append(text)
+    return " ".join(lines)

@@ -1,0 +1,215 @@
+"""Checkpoints by orbax: saved in the background with their checksums, checked before they are read.
+
+The latest two and the best are kept. One that is damaged is put aside, and the one before it is used.
+"""
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from train.process.distributed import barrier, is_main_process
+from train.process.errors import RunStopped, UserError
+from train.run.manifest import VERSION, checkpoint_steps, damage, has_manifest, write_manifest
+from train.task import State, named_leaves
+
+# Bytes of a part for devices with copies of an array to write a part each. Orbax would cut the smallest too, and JAX
+# compile a program for each shape that is cut.
+_LEAST_PART = 2**20
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a run: each step holds the State ("state") and the loop's own JSON ("progress")."""
+
+    def __init__(self, folder: Path, best_mode: Literal["max", "min"] = "max"):
+        """Looks for the last checkpoint that is whole; the damaged ones after it go to `damaged/` beside the folder.
+
+        Args:
+            folder: the run's folder of checkpoints, made if it is not there.
+            best_mode: which of the `scores` is best.
+
+        Raises:
+            RunStopped: there are checkpoints, and all are damaged; or one is of a later version. Nothing is changed.
+        """
+        self._folder = folder.absolute()
+        self.notes: list[str] = []
+        """What the user should know of the checkpoints that were found."""
+        self.scores: dict[int, float] = {}
+        """What the test split gave at each step, as far as it is known: what the best checkpoint is kept by."""
+        self._failure: RunStopped | None = None
+        self._saving: int | None = None
+        if is_main_process():
+            self._put_damaged_aside()
+        barrier("checkpoints")
+        self._kept = _LatestAndBest(self.scores, best_mode)
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
+        ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        ending = ocp.options.AsyncOptions(post_finalization_callback=self._list_files)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, async_options=ending)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+
+    def save(self, step: int, state: State, progress: dict[str, Any], first: Callable[[], None] = lambda: None) -> None:
+        """Starts to save; returns as soon as `state` and `progress` may be changed. Where it fails, `look` says so.
+
+        `first` is called first; if it raises OSError, nothing is saved.
+        """
+        self._end()
+        self._sweep()
+        self._saving = step
+        progress = deepcopy(progress) | {"version": VERSION}  # orbax writes it later, by a thread.
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+        try:
+            first()
+            self._manager.save(step, args=items, force=True)
+        except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
+            self._fail(error)
+
+    def look(self, wait: bool = False) -> RunStopped | None:
+        """Why a save failed, told once; None if none did. With `wait`, the one under way is waited for."""
+        if wait or not self._manager.is_saving_in_progress():
+            self._end()
+        failure, self._failure = self._failure, None
+        return failure
+
+    def drop(self, step: int) -> None:
+        """Removes the checkpoint of a step, if there is one."""
+        self._end()
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+
+    def _end(self) -> None:
+        """Waits until the save under way has come to its end."""
+        if self._saving is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+            if is_main_process():
+                write_manifest(self._folder / str(self._saving), finished=True)
+            self._saving = None
+        except (OSError, ValueError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        # The last part of tensorstore's long message is the system's word for it.
+        reason = getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1].split(" [os_error_code")[0]
+        self._failure = RunStopped(
+            f"the checkpoint of step {self._saving} cannot be written in {self._folder}: {reason}"
+        )
+        self._saving = None
+        with suppress(OSError, ValueError):  # The same again, of a thread that is late.
+            self._manager.close()
+        self._sweep()
+        # The old one takes what the new checkpoint was to replace for deleted, and would raise this error again.
+        self._manager = self._open()
+
+    def _sweep(self) -> None:
+        """Removes what saves left that did not come to their end; a full disk has need of it."""
+        if is_main_process():
+            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)  # A thread of orbax may be at it still: see the next call.
+
+    def _list_files(self) -> None:
+        """Writes the checksums of the checkpoint that orbax is about to move to its place."""
+        if is_main_process():
+            for folder in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+                write_manifest(folder, finished=False)
+
+    def latest_step(self) -> int | None:
+        """The last step that was saved whole."""
+        return self._manager.latest_step()
+
+    def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
+        """State and progress of `step`; `like` gives shapes, dtypes and shardings.
+
+        Raises:
+            UserError: the checkpoint is of other arrays; the text lists the differences.
+        """
+        differences = _differences(self._manager.item_metadata(step)["state"].tree, like)
+        if differences:
+            more = f" and {len(differences) - 6} more" if len(differences) > 6 else ""
+            raise UserError(
+                f"the checkpoint {self._folder / str(step)} does not fit this model and optimizer: "
+                f"{'; '.join(differences[:6])}{more}. Use the code that it was saved by, or another --run.dir"
+            )
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        return restored["state"], restored["progress"]
+
+    def _put_damaged_aside(self) -> None:
+        damaged: dict[int, str] = {}
+        for step in reversed(checkpoint_steps(self._folder)):
+            try:
+                fault = damage(self._folder / str(step))
+            except ValueError as error:
+                raise RunStopped(str(error)) from error
+            if fault is None:
+                if not has_manifest(self._folder / str(step)):
+                    self.notes.append(f"the checkpoint of step {step:,} is of an earlier version, without checksums")
+                break
+            damaged[step] = fault
+        else:
+            if damaged:
+                told = "; ".join(f"step {step}: {fault}" for step, fault in damaged.items())
+                raise RunStopped(
+                    f"every checkpoint in {self._folder} is damaged ({told}); nothing was changed. Bring the files "
+                    "back from a copy, or begin anew in another --run.dir"
+                )
+        for step, fault in damaged.items():
+            aside = _unused(self._folder.parent / "damaged" / str(step))
+            aside.parent.mkdir(exist_ok=True)
+            (self._folder / str(step)).rename(aside)
+            self.notes.append(f"warning: the checkpoint of step {step:,} is damaged, and now lies in {aside}: {fault}")
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._end()
+        self._manager.close()
+        self._sweep()
+
+
+class _LatestAndBest(preservation_policy.PreservationPolicy):
+    """Keeps the latest two checkpoints and the one of the best score."""
+
+    def __init__(self, scores: dict[int, float], mode: Literal["max", "min"]):
+        self._scores, self._best = scores, max if mode == "max" else min
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        scored = [step for step in steps if step in self._scores]
+        kept = {*steps[-2:], *([self._best(scored, key=self._scores.__getitem__)] if scored else [])}
+        return [step in kept for step in steps]
+
+
+def _differences(saved: Any, like: State) -> list[str]:
+    """How the arrays of a checkpoint differ from those that are wanted."""
+
+    def arrays(tree: Any) -> dict[str, str]:
+        return {
+            name: f"{leaf.dtype} [{', '.join(map(str, leaf.shape))}]"
+            for name, leaf in named_leaves(tree).items()
+            if hasattr(leaf, "shape")
+        }
+
+    there, here = arrays(saved), arrays(like)
+    return [
+        f"{name} is {there.get(name, 'not there')}, wanted {here.get(name, 'none')}"
+        for name in sorted(there.keys() | here.keys(), key=lambda name: (not name.startswith("params/"), name))
+        if there.get(name) != here.get(name)
+    ]
+
+
+def _unused(path: Path) -> Path:
+    """The path itself, or with a number behind it if there is such a file."""
+    return next(p for p in (path, *(path.with_name(f"{path.name}-{k}") for k in range(2, 10**6))) if not p.exists())

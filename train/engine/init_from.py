@@ -1,0 +1,131 @@
+"""A ViT that begins with the parameters of a file (`--init-from`), and is built as the file says."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+
+from configs.vit import Config
+from train.data import Source
+from train.process.errors import UserError
+from train.process.setup import silence_libraries
+from train.task import Start
+from w2jax import ViT
+from w2jax.convert.load_save import describe, load_described
+from w2jax.convert.schema import field_names
+
+# What is the config's, whatever the file says: how to train and to compute, and what to tell apart.
+_TRAINING = ("num_classes", "dropout", "attention_dropout", "drop_path", "dtype", "remat", "scan_layers")
+_ARCHITECTURE = [name for name in field_names(ViT) if name not in _TRAINING]
+
+
+def resolve(config: Config, default: Config) -> Config:
+    """`config` with the architecture of its file; `default` tells which options the user changed.
+
+    Of what the file does not tell, such as often the number of heads, a changed option is taken, or else what is usual
+    in the file's library. Only the file's description is read.
+
+    Raises:
+        UserError: if the file cannot be read, or tells something else than a changed option.
+    """
+    if config.init_from is None:
+        return config
+    model = config.model
+    changed = [name for name in _ARCHITECTURE if getattr(model, name) != getattr(default.model, name)]
+    module, untold = _agreed(config.init_from, model, changed)
+    kept = [*_TRAINING, *(name for name in changed if name in untold)]
+    return replace(config, model=module.clone(**{name: getattr(model, name) for name in kept}))
+
+
+def read_start(config: Config, source: Source) -> Start:
+    """What the model of a config that `resolve` made begins with, to see images like those of `source`.
+
+    Raises:
+        UserError: as `resolve`; or if the file's model cannot read such images.
+    """
+    path, model = str(config.init_from), config.model
+    _, untold = _agreed(path, model, _ARCHITECTURE)
+    with _users_mistakes():
+        loaded = load_described(path, **{name: getattr(model, name) for name in ("scan_layers", *untold)})
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), loaded.variables)
+    told = [f"{sum(x.size for x in jax.tree.leaves(variables)):,} parameters"]
+
+    height, width, channels = source.image_shape
+    patch = model.patch_size
+    reads = variables["params"]["patch_embed"]["projection"]["kernel"].shape[0] // patch**2
+    if reads != channels:
+        raise UserError(f"the model in {path} reads images of {reads} channel(s), dataset {source.name} has {channels}")
+    if height % patch or width % patch:
+        fitting = [max(round(side / patch), 1) * patch for side in (height, width)]
+        raise UserError(
+            f"the patches of {patch} pixels in {path} do not divide images of {height}×{width}; "
+            f"add --data.image-size {fitting[0]} {fitting[1]}"
+        )
+    if model.positions == "learned":
+        new = (height // patch, width // patch)
+        old = _grid(path, variables["params"]["positions"].shape[1] - model.prefix_positions, new)
+        variables = model.resize(variables, (old[0] * patch, old[1] * patch), (height, width))
+        told.append(f"positions {old[0]}×{old[1]}" + (f" → {new[0]}×{new[1]}" if old != new else ""))
+
+    params, classes = dict(variables["params"]), loaded.module.num_classes
+    if classes != model.num_classes:
+        params.pop("head", None)
+        told.append(f"head {classes or 'none'} → {model.num_classes} classes, new")
+    else:
+        told.append(f"head {classes} classes")
+    if untold:
+        told.append("not told by the file: " + ", ".join(f"{name} {getattr(model, name)}" for name in untold))
+    # Held by the host, so that each device is sent its own part only.
+    return Start(jax.device_get(params), f"init from {path} ({loaded.source}): {'; '.join([*loaded.notes, *told])}")
+
+
+def _agreed(path: str, model: ViT, wanted: list[str]) -> tuple[ViT, list[str]]:
+    """The file's model, and which of its fields the file does not tell; the others of `wanted` must be as in `model`.
+
+    Raises:
+        UserError: if they are not, or the file cannot be read.
+    """
+    silence_libraries()  # A run folder is read by orbax.
+    with _users_mistakes():
+        try:
+            module, assumed = describe(path)
+            untold = list(assumed)
+        except ValueError:
+            # No number of heads is usual for some widths. A file that is wrong otherwise is so with the config's too.
+            module, assumed = describe(path, num_heads=model.num_heads)
+            untold = ["num_heads", *assumed]
+    if not isinstance(module, ViT):
+        raise UserError(f"{path} holds no ViT but a {type(module).__name__}")
+    against = [
+        f"--model.{name.replace('_', '-')}: {path} has {getattr(module, name)}, wanted {getattr(model, name)}"
+        for name in wanted
+        if name not in untold and getattr(module, name) != getattr(model, name)
+    ]
+    if against:
+        raise UserError(f"{'; '.join(against)}. Leave the option out, or give another file")
+    return module, untold
+
+
+@contextmanager
+def _users_mistakes() -> Iterator[None]:
+    """Makes what the converter says of a file a UserError; it may list tensors in lines of their own."""
+    try:
+        yield
+    except (OSError, ImportError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _grid(path: str, patches: int, new: tuple[int, int]) -> tuple[int, int]:
+    """The rows and columns of patches that positions were learned for."""
+    if patches == new[0] * new[1]:
+        return new
+    side = math.isqrt(patches)
+    if side**2 == patches:
+        return side, side
+    raise UserError(
+        f"{path} has positions for {patches} patches, which are no square, so that they cannot be made ready for "
+        f"{new[0]}×{new[1]}; give images of as many patches by --data.image-size"
+    )

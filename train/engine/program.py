@@ -1,0 +1,137 @@
+"""A task on a mesh: where its state and batches lie, and its step, traced and ready to be compiled for it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import PyTree
+
+from configs.base import Config
+from train.data import Source
+from train.engine.sharding import batch_sharding, state_sharding
+from train.process.errors import as_user_error
+from train.task import Batch, State, Task, skip_nonfinite
+
+
+class Program:
+    """What the loop runs and the dry run compiles. Its devices need not be there until something is placed on them."""
+
+    def __init__(self, config: Config, task: Task, source: Source, mesh: jax.sharding.Mesh):
+        """Traces the step for images like those of `source`.
+
+        Raises:
+            UserError: if model, optimizer, images and mesh do not fit each other.
+        """
+        self.mesh, self._source = mesh, source
+        self._step = task.step if config.run.on_nan == "stop" else skip_nonfinite(task.step)
+        batch, size = batch_sharding(mesh), config.run.batch_size
+        self.batch_shapes = {
+            "image": jax.ShapeDtypeStruct((size, *source.image_shape), jnp.uint8, sharding=batch),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=batch),
+            "index": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=batch),
+        }
+        with as_user_error():
+            shapes = jax.eval_shape(task.init)
+            self.state_shapes: State = jax.tree.map(_placed, shapes, state_sharding(mesh, shapes))
+            self.lowered_step = self._step_jit(self._step).lower(self.state_shapes, self.batch_shapes)
+
+    def lower_many(self, most: int) -> jax.stages.Lowered:
+        """Up to `most` steps in one call, on a training split that lies whole on each device.
+
+        Returns:
+            (state, images [N, h, w, C], labels [N], indices [most, B] of examples, how many steps) ->
+            (state, metrics [most], of which the first so many count), to be compiled.
+        """
+        source, size, place = self._source, self.batch_shapes["index"].shape[0], self.batch_shapes["index"].sharding
+
+        def many(state, images, labels, indices, count):
+            def step(i, state):
+                index = jax.lax.with_sharding_constraint(indices[i], place)
+                return self._step(state, {"image": images[index], "label": labels[index], "index": index})
+
+            def body(i, carry):
+                state, metrics = carry
+                state, one = step(i, state)
+                return state, jax.tree.map(lambda all_, x: all_.at[i].set(x), metrics, one)
+
+            shapes = jax.eval_shape(step, 0, state)[1]
+            metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+            # How many is no constant, so that one program serves the rest before an evaluation too.
+            return jax.lax.fori_loop(0, count, body, (state, metrics))
+
+        def whole(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
+
+        data = whole((len(source), *source.image_shape), jnp.uint8), whole((len(source),), jnp.int32)
+        indices, count = whole((most, size), jnp.int32), whole((), jnp.int32)
+        return self._step_jit(many).lower(self.state_shapes, *data, indices, count)
+
+    def jit(self, function: Callable, places: PyTree[NamedSharding], **options: Any) -> jax.stages.Wrapped:
+        """`function` compiled for the mesh; its results lie in `places`."""
+
+        def on_mesh(*arguments):
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # `gathered_by_layer` asks for it.
+                return function(*arguments)
+
+        return jax.jit(on_mesh, out_shardings=places, **options)
+
+    @property
+    def run_once(self) -> dict[str, Any]:
+        """Compiler options of what is not run again and again: on CPU it would be optimized for longer than it runs."""
+        return {"xla_backend_optimization_level": 0} if self.mesh.devices.flat[0].platform == "cpu" else {}
+
+    def _step_jit(self, step: Callable) -> jax.stages.Wrapped:
+        return self.jit(step, (self.places, self.everywhere), donate_argnums=0)
+
+    def rows(self, size: int) -> np.ndarray:
+        """Which rows of a batch of `size` lie on this process's devices, rising."""
+        parts = self.batch_shapes["index"].sharding.addressable_devices_indices_map((size,)).values()
+        return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
+
+    def place(self, batch: Mapping[str, np.ndarray], rows: np.ndarray, size: int) -> Batch:
+        """A batch of `size` cut over the devices, of which this process has `rows`."""
+        sharding = self.batch_shapes["index"].sharding
+
+        def placed(x: np.ndarray) -> jax.Array:
+            def part(index: Any) -> np.ndarray:
+                start, stop, _ = index[0].indices(size)
+                return x[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+
+            return jax.make_array_from_callback((size, *x.shape[1:]), sharding, part)
+
+        return {name: placed(x) for name, x in batch.items()}
+
+    def copied(self, x: np.ndarray) -> jax.Array:
+        """The same array on every device of every process."""
+        return jax.make_array_from_callback(x.shape, self.everywhere, lambda index: x[index])
+
+    @property
+    def places(self) -> PyTree[NamedSharding]:
+        """The place of each leaf of the State."""
+        return jax.tree.map(lambda x: x.sharding, self.state_shapes)
+
+    @property
+    def devices(self) -> str:
+        """The devices in words."""
+        processes = len({device.process_index for device in self.mesh.devices.flat})
+        text = f"{self.mesh.size} {self.mesh.devices.flat[0].platform.upper()} device(s)"
+        axes = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items() if size > 1)
+        return text + (f" of {processes} processes" if processes > 1 else "") + (f" ({axes})" if axes else "")
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """A copy on each device, as metrics have it: any process can read them."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def gathered(self, state: State) -> State:
+        """A state that this process can read as a whole."""
+        if jax.process_count() == 1:
+            return state
+        return jax.device_get(jax.jit(lambda x: x, out_shardings=self.everywhere)(state))
+
+
+def _placed(x: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)

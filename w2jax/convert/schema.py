@@ -1,0 +1,252 @@
+"""What the converter must know of our modules: their parameters, and themselves as JSON."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from functools import lru_cache
+from types import UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.attention import MultiHeadAttention
+from w2jax.convert.lazy_tensor import LazyTensor
+from w2jax.lstm import LSTM
+from w2jax.recurrent import Recurrent
+from w2jax.rnn import GRU, RNN
+from w2jax.seq2seq import Seq2Seq
+from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
+from w2jax.transformer import Transformer
+from w2jax.vit import ViT
+
+MODULES: dict[str, type[nn.Module]] = {
+    cls.__name__: cls
+    for cls in (
+        *(AAE, Decoder, Discriminator, Encoder),
+        *(LSTM, GRU, RNN, LSTMClassifier),
+        *(MultiHeadAttention, AttentionClassifier, Transformer, Seq2Seq, ViT),
+    )
+}
+
+# (path of a parameter, axis, otherwise) -> the size of that axis
+Size = Callable[[str, int, int], int]
+
+
+class Leaf(NamedTuple):
+    """A parameter or a statistic. Layers that are stacked for a scan are leaves of their own."""
+
+    shape: tuple[int, ...]  # of the module's parameter
+    dtype: np.dtype  # as `init` makes it
+    place: tuple[str, ...]  # collection and names in the variables
+    layer: int | None  # along the first axis of what stands there, if layers are stacked
+    layers: int  # how many are stacked there
+
+
+def module_leaves(module: nn.Module, size: Size = lambda path, axis, otherwise: otherwise) -> dict[str, Leaf]:
+    """All leaves by path, such as "encoder/block_0/norm1/scale"; `size` tells what depends on the input's shape.
+
+    Raises:
+        ValueError: if the module is none that can be converted, or its options do not fit each other.
+    """
+    # Tracing one layer for all saves most of the time; the leaves are the same.
+    traced = module.clone(scan_layers=True) if hasattr(module, "scan_layers") else module
+    if isinstance(module, Seq2Seq) and module.positions == "sinusoidal":
+        traced = traced.clone(max_length=1)  # the table of positions is no parameter, and it is made on the host
+    try:
+        inputs = example_inputs(module, size)
+        try:
+            shapes = _initial_shapes(traced, *inputs)
+        except TypeError:  # a list among its fields cannot be remembered
+            shapes = _initial_shapes.__wrapped__(traced, *inputs)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the model's code ran into over fields and shapes that a file claims
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"no {type(module).__name__} has these fields and shapes: {reason}") from error
+    leaves = {}
+    for path, leaf in jax.tree.leaves_with_path(shapes):
+        collection, *names = (key.key for key in path)
+        if "blocks" not in names:
+            leaves["/".join(names)] = Leaf(leaf.shape, np.dtype(leaf.dtype), (collection, *names), None, 1)
+            continue
+        at, (count, *shape) = names.index("blocks"), leaf.shape
+        for i in range(count):
+            here = [*names[:at], f"block_{i}", *names[at + 1 :]]
+            stacked = getattr(module, "scan_layers", False)
+            place, index = (names, i) if stacked else (here, None)
+            leaves["/".join(here)] = Leaf(
+                tuple(shape), np.dtype(leaf.dtype), (collection, *place), index, count if stacked else 1
+            )
+    return leaves
+
+
+@lru_cache(maxsize=64)
+def _initial_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct | None) -> Any:
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)
+
+
+def assemble(leaves: Mapping[str, Leaf], values: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:
+    """Variables of values by path; each becomes a jax array as soon as it is whole."""
+    variables: dict[str, Any] = {}
+    unfinished: dict[tuple[str, ...], tuple[np.ndarray, set[int]]] = {}
+    for path, value in values:
+        leaf = leaves[path]
+        if np.issubdtype(leaf.dtype, np.integer):
+            value = value.astype(leaf.dtype)
+        if leaf.layer is not None:
+            stack, missing = unfinished.setdefault(
+                leaf.place, (np.empty((leaf.layers, *value.shape), value.dtype), set(range(leaf.layers)))
+            )
+            stack[leaf.layer] = value
+            missing.discard(leaf.layer)
+            if missing:
+                continue
+            value = unfinished.pop(leaf.place)[0]
+        node = variables
+        for name in leaf.place[:-1]:
+            node = node.setdefault(name, {})
+        node[leaf.place[-1]] = jnp.asarray(value)
+    return variables
+
+
+def take_apart(leaves: Mapping[str, Leaf], variables: Mapping[str, Any], what: str) -> dict[str, LazyTensor]:
+    """Arrays by path, read when they are wanted.
+
+    Raises:
+        ValueError: if the variables are not those of the leaves: every one that is missing, left over or of another
+            shape is listed.
+    """
+    given = {
+        tuple(key.key for key in path): value for path, value in jax.tree.leaves_with_path(dict(variables)) if path
+    }
+    wanted = {leaf.place: leaf.shape if leaf.layer is None else (leaf.layers, *leaf.shape) for leaf in leaves.values()}
+    lines = [f"missing     {'/'.join(place)} {wanted[place]}" for place in wanted if place not in given]
+    lines += [f"left over   {'/'.join(place)} {value.shape}" for place, value in given.items() if place not in wanted]
+    lines += [
+        f"wrong shape {'/'.join(place)} is {value.shape}, wanted {wanted[place]}"
+        for place, value in given.items()
+        if place in wanted and value.shape != wanted[place]
+    ]
+    if lines:
+        raise ValueError(f"the variables are not those of {what}:\n  " + "\n  ".join(lines))
+
+    def tensor(leaf: Leaf) -> LazyTensor:
+        value = given[leaf.place]
+        return LazyTensor(
+            leaf.shape,
+            np.dtype(value.dtype),
+            lambda: np.asarray(value if leaf.layer is None else value[leaf.layer]),
+        )
+
+    return {path: tensor(leaf) for path, leaf in leaves.items()}
+
+
+def example_inputs(module: nn.Module, size: Size) -> tuple[jax.ShapeDtypeStruct | None, ...]:
+    """Shapes of inputs for which `init` makes the right parameters, as small as they can be."""
+    if isinstance(module, ViT):
+        patch = module.patch_size
+        tokens = size("positions", 1, module.prefix_positions + 1) - module.prefix_positions
+        channels = size("patch_embed/projection/kernel", 0, 3 * patch**2) // patch**2
+        return (_abstract((1, patch, patch * max(tokens, 1), max(channels, 1))),)
+    if isinstance(module, Recurrent):
+        return (_abstract((1, 1, size("forward_0/input_kernel", 0, 1))),)
+    if isinstance(module, LSTMClassifier):
+        return (_abstract((1, 1, size("lstm/forward_0/input_kernel", 0, 1))),)
+    if isinstance(module, AttentionClassifier):
+        return (_abstract((1, size("positions", 1, 1), size("embed/kernel", 0, 1))),)
+    if isinstance(module, MultiHeadAttention):
+        width = module.embed_dim or size("query/kernel", 0, module.num_heads)
+        widths = (size(f"{name}/kernel", 0, width) for name in ("query", "key", "value"))
+        return tuple(_abstract((1, 1, width)) for width in widths)
+    if isinstance(module, Transformer):
+        width = size("encoder_norm/scale", 0, module.num_heads)
+        return _abstract((1, 1, width)), _abstract((1, 1, width))
+    if isinstance(module, Seq2Seq):
+        return _abstract((1, 1), jnp.int32), _abstract((1, 1), jnp.int32)
+    if isinstance(module, AAE):
+        return _autoencoder_inputs(module, size)
+    if isinstance(module, Encoder):
+        first = "hidden_0/kernel" if module.hidden_sizes else "mean/kernel"
+        return (_abstract((1, 1, 1, size(first, 0, 1))),)
+    if isinstance(module, Decoder | Discriminator):
+        return (_abstract((1, size("hidden_0/kernel" if module.hidden_sizes else "output/kernel", 0, 1))),)
+    raise ValueError(f"{type(module).__name__} is none that can be converted; those are {', '.join(MODULES)}")
+
+
+def _abstract(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def _autoencoder_inputs(module: AAE, size: Size) -> tuple[jax.ShapeDtypeStruct | None, ...]:
+    """Images; and y and the condition, where the first layers of decoder and discriminator are wider than the code."""
+    z = module.encoder.latent_size
+    told = []
+    for name, part in (("decoder", module.decoder), ("discriminator", module.discriminator)):
+        first = "hidden_0" if part.hidden_sizes else "output"
+        width = size(f"{name}/{first}/kernel", 0, z) - z
+        told.append(_abstract((1, width)) if width > 0 else None)
+    y, condition = told
+    return _abstract((1, *module.decoder.image_shape)), None if module.encoder.categories else y, condition
+
+
+def field_names(module: nn.Module | type[nn.Module]) -> list[str]:
+    """A module's own fields, without those that every Linen module has."""
+    return [field.name for field in fields(module) if field.name not in ("parent", "name")]
+
+
+def module_to_json(module: nn.Module) -> dict[str, Any]:
+    """The class and the fields of a module."""
+    values = {name: getattr(module, name) for name in field_names(module)}
+    return {"class": type(module).__name__} | {
+        name: module_to_json(value) if isinstance(value, nn.Module) else value for name, value in values.items()
+    }
+
+
+def module_from_json(tree: Mapping[str, Any]) -> nn.Module:
+    """The module that `module_to_json` wrote; fields that it does not name have their defaults.
+
+    Raises:
+        ValueError: if it is not what that wrote.
+    """
+    name = tree.get("class")
+    cls = MODULES.get(name) if isinstance(name, str) else None
+    if cls is None:
+        raise ValueError(f"a module's class is one of {', '.join(MODULES)}, got {name!r}")
+    values = {name: value for name, value in tree.items() if name != "class"}
+    unknown = values.keys() - set(field_names(cls))
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no field {', '.join(map(repr, sorted(unknown)))}")
+    kinds = get_type_hints(cls)
+    fitting = {name: _fitting(f"{cls.__name__}.{name}", value, kinds[name]) for name, value in values.items()}
+    try:
+        return cls(**fitting)
+    except TypeError as error:
+        raise ValueError(f"the description of {cls.__name__} lacks a field: {error}") from error
+
+
+def _fitting(where: str, value: Any, kind: Any) -> Any:
+    """A value of JSON as a field of that annotation has it; ValueError if it is none."""
+    part = isinstance(value, Mapping) and kind in MODULES.values()
+    if part and value.get("class") == kind.__name__:
+        return module_from_json(value)
+    value = tuple(value) if isinstance(value, list) else value
+    if not _is(value, kind):
+        raise ValueError(f"{where} is {getattr(kind, '__name__', kind)}, got {value!r}")
+    return value
+
+
+def _is(value: Any, kind: Any) -> bool:
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in arguments
+    if get_origin(kind) in (Union, UnionType):
+        return any(_is(value, argument) for argument in arguments)
+    if get_origin(kind) is tuple:
+        kinds = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[-1] is ... else arguments
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is, value, kinds))
+    if kind is float:
+        return type(value) in (int, float) and abs(value) < 1e30
+    return type(value) is kind and (kind is not int or 0 <= value < 2**31)  # true is no number
