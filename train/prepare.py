@@ -67,9 +67,9 @@ def own_images(options: Own) -> "Dataset":
     Raises:
         UserError: the folder is not as wanted, or a file is no whole image.
     """
-    from train.data import folder
+    from train.data.prepare import image_folder
 
-    found = folder.scan(options.source, options.test_fraction, options.seed)
+    found = image_folder.scan(options.source, options.test_fraction, options.seed)
     if found.corrupt and not options.skip_corrupt:
         more = f" and {len(found.corrupt) - 9} more" if len(found.corrupt) > 9 else ""
         raise UserError(
@@ -79,8 +79,10 @@ def own_images(options: Own) -> "Dataset":
     for file in found.corrupt:
         print(f"left out, no whole image: {file}")
     if found.ignored:
-        print(f"left out, neither .jpg nor .png: {len(found.ignored)} files such as {folder.shown(found.ignored[0])}")
-    return folder.dataset(options.name, found)
+        print(
+            f"left out, neither .jpg nor .png: {len(found.ignored)} files such as {image_folder.shown(found.ignored[0])}"
+        )
+    return image_folder.dataset(options.name, found)
 
 
 def _plain(name: str) -> str:

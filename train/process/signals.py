@@ -53,7 +53,7 @@ class DeferredSignals:
         self._number: int | None = None
         self._held = False
 
-    def __enter__(self) -> "Interrupts":
+    def __enter__(self) -> "DeferredSignals":
         import jax  # Late, as in `after`: programs that only look at files handle signals too, and do without it.
 
         handled = [number for number in _heeded() if jax.process_count() == 1 or number != signal.SIGTERM]

@@ -1,0 +1,27 @@
+"""Text for people: one line, not too long, sizes with units, and the nearest known name."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def one_line(text: str) -> str:
+    """`text` as one line for a terminal or a page; a character that cannot be printed becomes its escape sequence."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shorten(text: str, limit: int = 1000) -> str:
+    """`text` with its middle left out where it is longer than `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"
+
+
+def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """Up to `count` of the known names that are spelled most like `name`, the closest first; none if all are far."""
+    return get_close_matches(name, list(known), n=count, cutoff=0.5)
+
+
+def format_bytes(count: float) -> str:
+    """A size with three or four digits and a binary unit: 1536 becomes "1.50 KiB"."""
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{count:.0f} B" if size == count else f"{size:.{max(0, 3 - len(str(int(size))))}f} {units[0]}"
