@@ -43,7 +43,7 @@ def open_source(config: Data, split: str, train: bool = False) -> Source:
     from train.data.records import Records
 
     records = Records(f"dataset {config.name}, split {split}", part.file_instructions)
-    ours = {"sibling": partial(open_source, config), "records": records}
+    ours = {"open_split": partial(open_source, config), "records": records}
     stream = StreamingSource(**about, **ours, resize=config.image_size, crop=config.crop, train=train)
     if not stream.draws and len(stream) * math.prod(stream.image_shape) <= config.memory_limit * 2**20:
         settings = stream.image_shape, stream.num_classes, config.image_size

@@ -46,9 +46,9 @@ def read_torch(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     except Exception as error:  # torch raises whatever its walk through broken bytes ran into, KeyError(101) for one
         raise ValueError(f"{path} is not a whole file of torch.save ({_reason(error)}); fetch it again") from error
     try:
-        state = _state_dict(content, torch.LazyTensor)
+        state = _state_dict(content, torch.Tensor)
         # A file may give a tensor attributes of any name and value, an alias has none of them.
-        alone = {key: torch.LazyTensor.detach(x) if isinstance(x, torch.LazyTensor) else x for key, x in state.items()}
+        alone = {key: torch.Tensor.detach(x) if isinstance(x, torch.Tensor) else x for key, x in state.items()}
         return from_arrays(alone), {}
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,41 @@
+"""What holds for an option beside its type and default. It stands at the option's field, in an `Annotated` type.
+
+`train.config.options` reads it: for the checks, the short help, and the rules of a run that resumes.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from math import inf
+from typing import Annotated
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option accepts, from `low` to `high`."""
+
+    low: float
+    high: float = inf
+    includes_high: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value and (value <= self.high if self.includes_high else value < self.high)
+
+    def __str__(self) -> str:
+        if self.high == inf:
+            return f"at least {self.low}"
+        return f"from {self.low} to {self.high}" if self.includes_high else f"at least {self.low} and below {self.high}"
+
+
+class Rule(Enum):
+    """A rule of an option, or of all options of a group."""
+
+    COMMON = "the short help explains it"
+    CHANGEABLE_ON_RESUME = "it may change when a run resumes: it never changes what is computed"
+    PER_PROCESS = "it may differ between the processes of a run"
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+NonNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 1, includes_high=False)]
