@@ -28,7 +28,7 @@ def median_step(keep: bool) -> tuple[float, float]:
     """(milliseconds a step in this process, its peak MiB)."""
     if keep:
         keep_freed_memory()
-    config = PRESETS["sample"]
+    config = PRESETS["sample"].config
     source = open_source(config.data, "train")
     task = make_task(config, source)
     state, step, times = jax.jit(task.init)(), jax.jit(task.step, donate_argnums=0), []

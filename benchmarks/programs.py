@@ -25,7 +25,16 @@ EXAMPLES = 60_000
 GOALS = {"loader": 0.6, "memory": 1.0}
 # The models and optimizers of `benchmarks.inputs`, as options.
 CLASSIFIER = [
-    *("--optim.learning-rate", "1e-3", "--optim.warmup", "0", "--optim.final", "1", "--optim.clip", "None"),
+    *(
+        "--optim.learning-rate",
+        "1e-3",
+        "--optim.warmup-fraction",
+        "0",
+        "--optim.final-lr-fraction",
+        "1",
+        "--optim.clip",
+        "None",
+    ),
     *("--optim.ema", "None", "--augment.shift", "0", "--augment.rotate", "0", "--augment.scale", "0"),
     *("--augment.shear", "0", "--optim.weight-decay"),
 ]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from benchmarks.inputs import BATCH_SIZES, build
-from configs.base import Mesh, Run
+from configs.base import Mesh, RunConfig
 from train.data.source import AbstractSource
 from train.dryrun.flops import model_flops
 from train.engine.program import Program
@@ -34,7 +34,7 @@ class Step:
         )
         config_type = importlib.import_module(f"configs.{task}").Config
         make_task = importlib.import_module(f"train.{task}").make_task
-        run, one_device = Run(steps=10**6, batch_size=count), Mesh(1, 1, 1)
+        run, one_device = RunConfig(steps=10**6, batch_size=count), Mesh(1, 1, 1)
         config = config_type(model=build(task)[0].clone(**sizes), run=run, mesh=one_device)
         made = make_task(config, source)
         program = Program(config, made, source, make_mesh(config.mesh))

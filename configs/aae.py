@@ -1,10 +1,11 @@
-"""Adversarial autoencoder; each preset's measured results stand in the README."""
+"""Adversarial autoencoder. Measured results: docs/results.md."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from configs.base import DIGITS, AdamW, Augment, Data, Run
+from configs.base import DIGITS, AdamW, Augment, Data, Preset, RunConfig
 from configs.base import Config as BaseConfig
+from configs.options import Count, Decay, Natural, NonNegative, Rule
 from w2jax.aae import AAE, Decoder, Discriminator, Encoder
 from w2jax.priors import Prior
 
@@ -25,7 +26,7 @@ class Phases:
     """Of the encoder, against the discriminators."""
     classification: AdamW = ADAM
     """Of the encoder, to put labelled images into the category of their label, and all into a consistent one."""
-    ema: float | None = None
+    ema: Annotated[Decay | None, Rule.COMMON] = None
     """Decay of an average of the parameters, which is then what is evaluated; None: no average."""
 
 
@@ -35,23 +36,24 @@ class Config(BaseConfig):
 
     model: AAE = AAE()
     optim: Phases = Phases()
-    labels: Literal["unused", "prior", "decoder", "categories"] = "unused"
-    """What for: each class gets its part of the prior; the decoder is told them; the categories are taught them."""
-    num_labels: int | None = None
+    labels: Annotated[Literal["unused", "prior", "decoder", "categories"], Rule.COMMON] = "unused"
+    """How labels are used. prior: each class gets its own region of the prior; decoder: the decoder is conditioned on
+    the label; categories: labels supervise the encoder's categories."""
+    num_labels: Annotated[Natural | None, Rule.COMMON] = None
     """Training images whose label is known, as many of each class; None: all."""
-    consistency: float = 0.0
+    consistency: NonNegative = 0.0
     """Weight of the cross-entropy between an image's categories and those of the image augmented; not in the paper."""
     augment: Augment = Augment()
     """Of the images that categories are taught on."""
-    labelled_batch_size: int = 100
+    labelled_batch_size: Count = 100
     """Labelled examples a step, where not all are."""
-    category_noise: float = 0.0
+    category_noise: NonNegative = 0.0
     """Standard deviation of noise on the categories, real and fake, that their discriminator sees."""
-    head_distance: float = 0.0
+    head_distance: NonNegative = 0.0
     """Cluster heads that are closer to each other are pushed apart."""
     validation_split: str = "train[90%:]"
     """Images that the window of the Parzen likelihood and the clusters' labels are chosen on."""
-    metric_examples: int = 10_000
+    metric_examples: Count = 10_000
     """Samples drawn for the metrics at the end, and the most images of a split that they look at."""
 
 
@@ -91,7 +93,7 @@ PLANE = Config(
     data=SAMPLE,
     model=normalized(2),
     optim=Phases(ADAM, FAST_GAME, FAST_GAME, ema=0.998),
-    run=Run(steps=4000, batch_size=100, log_every=200, eval_every=2000, save_every=2000),
+    run=RunConfig(steps=4000, batch_size=100, log_every=200, eval_every=2000, save_every=2000),
 )
 # Augmentation teaches the categories what does not change a digit.
 TAUGHT = Config(
@@ -104,7 +106,7 @@ TAUGHT = Config(
     augment=DIGITS,
     category_noise=0.1,
     validation_split="train[50000:]",
-    run=Run(steps=6000, batch_size=128, log_every=200, eval_every=2000, save_every=2000),
+    run=RunConfig(steps=6000, batch_size=128, log_every=200, eval_every=2000, save_every=2000),
 )
 CLUSTERS = replace(TAUGHT, model=with_categories(30, 5), labels="unused", num_labels=None)
 
@@ -116,75 +118,69 @@ def in_plane(prior: Prior, labelled: bool) -> Config:
 
 
 PRESETS = {
-    "tiny": Config(
-        data=COURSE,
-        model=AAE(
-            Encoder(3, hidden_sizes=(64, 64)),
-            Decoder(hidden_sizes=(64, 64)),
-            Discriminator(hidden_sizes=(64, 32)),
+    "tiny": Preset(
+        Config(
+            data=COURSE,
+            model=AAE(
+                Encoder(3, hidden_sizes=(64, 64)),
+                Decoder(hidden_sizes=(64, 64)),
+                Discriminator(hidden_sizes=(64, 32)),
+            ),
+            optim=Phases(replace(ADAM, learning_rate=3e-3)),
+            metric_examples=1000,
+            run=RunConfig(steps=400, batch_size=64, log_every=50, eval_every=200, save_every=200),
         ),
-        optim=Phases(replace(ADAM, learning_rate=3e-3)),
-        metric_examples=1000,
-        run=Run(steps=400, batch_size=64, log_every=50, eval_every=200, save_every=200),
+        "to see that all works; 20 s",
     ),
-    "sample": Config(data=COURSE, run=Run(steps=6000, batch_size=64, log_every=200, eval_every=2000, save_every=2000)),
-    "mnist": Config(
-        data=replace(MNIST, image_size=(32, 32)),
-        validation_split="train[50000:]",
-        run=Run(steps=20_000, batch_size=64, log_every=500, eval_every=5000, save_every=5000),
+    "sample": Preset(
+        Config(data=COURSE, run=RunConfig(steps=6000, batch_size=64, log_every=200, eval_every=2000, save_every=2000)),
+        "the course's network; 104 s",
     ),
-    "paper": Config(
-        data=MNIST,
-        model=paper(8, 1000, prior_scale=5.0),
-        # So large a discriminator must learn slower than the encoder: else it wins, and the codes drift off the prior.
-        optim=Phases(ADAM, replace(GAME, learning_rate=1e-4), replace(GAME, learning_rate=4e-4), ema=0.999),
-        validation_split="train[50000:]",
-        run=Run(steps=10_000, batch_size=100, log_every=500, eval_every=2500, save_every=2500),
+    "mnist": Preset(
+        Config(
+            data=replace(MNIST, image_size=(32, 32)),
+            validation_split="train[50000:]",
+            run=RunConfig(steps=20_000, batch_size=64, log_every=500, eval_every=5000, save_every=5000),
+        ),
+        "the same on all of MNIST",
     ),
-    "gaussian": in_plane("gaussian", False),
-    "mixture": in_plane("mixture", False),
-    "swiss_roll": in_plane("swiss_roll", False),
-    "uniform": in_plane("uniform", False),
-    "gaussian_labels": in_plane("gaussian", True),
-    "mixture_labels": in_plane("mixture", True),
-    "swiss_roll_labels": in_plane("swiss_roll", True),
-    "uniform_labels": in_plane("uniform", True),
+    "paper": Preset(
+        Config(
+            data=MNIST,
+            model=paper(8, 1000, prior_scale=5.0),
+            # So large a discriminator must learn slower than the encoder: else it wins, and codes drift off the prior.
+            optim=Phases(ADAM, replace(GAME, learning_rate=1e-4), replace(GAME, learning_rate=4e-4), ema=0.999),
+            validation_split="train[50000:]",
+            run=RunConfig(steps=10_000, batch_size=100, log_every=500, eval_every=2500, save_every=2500),
+        ),
+        "the paper's likelihood; 13 min",
+    ),
+    "gaussian": Preset(in_plane("gaussian", False), "a prior in the plane"),
+    "mixture": Preset(in_plane("mixture", False), "ten petals"),
+    "swiss_roll": Preset(in_plane("swiss_roll", False), "a spiral"),
+    "uniform": Preset(in_plane("uniform", False), "a square"),
+    "gaussian_labels": Preset(in_plane("gaussian", True), "each class has its part of it"),
+    "mixture_labels": Preset(in_plane("mixture", True), "a petal for each class; 2 min"),
+    "swiss_roll_labels": Preset(in_plane("swiss_roll", True), "the spiral in ten pieces"),
+    "uniform_labels": Preset(in_plane("uniform", True), "the square in ten pieces"),
     # A small code and a fast game, so that z keeps little of what the label says.
-    "supervised": replace(
-        PLANE, model=normalized(4), optim=Phases(ADAM, FASTER_GAME, FASTER_GAME, ema=0.998), labels="decoder"
+    "supervised": Preset(
+        replace(PLANE, model=normalized(4), optim=Phases(ADAM, FASTER_GAME, FASTER_GAME, ema=0.998), labels="decoder"),
+        "the code keeps the style",
     ),
-    "semi_100": replace(TAUGHT, run=replace(TAUGHT.run, steps=10_000)),
-    "semi_1000": replace(TAUGHT, num_labels=1000),
-    "clusters_16": replace(CLUSTERS, model=with_categories(16, 5)),
-    "clusters_30": CLUSTERS,
-    "reduction": replace(
-        TAUGHT,
-        data=SAMPLE,
-        model=with_categories(10, 2, cluster_heads=True),
-        head_distance=4.0,
-        run=replace(TAUGHT.run, steps=4000),
-        validation_split="train[90%:]",
+    "semi_100": Preset(replace(TAUGHT, run=replace(TAUGHT.run, steps=10_000)), "100 labels: 1.8 % wrong; 10 min"),
+    "semi_1000": Preset(replace(TAUGHT, num_labels=1000), "1,000 labels: 1.8 %, 6 min"),
+    "clusters_16": Preset(replace(CLUSTERS, model=with_categories(16, 5)), "no labels, 16 clusters; 6 min"),
+    "clusters_30": Preset(CLUSTERS, "no labels, 30 clusters; 6 min"),
+    "reduction": Preset(
+        replace(
+            TAUGHT,
+            data=SAMPLE,
+            model=with_categories(10, 2, cluster_heads=True),
+            head_distance=4.0,
+            run=replace(TAUGHT.run, steps=4000),
+            validation_split="train[90%:]",
+        ),
+        "ten clusters in the plane",
     ),
-}
-
-# For `--help`: what each preset is, and how long it takes on two CPU cores where that was measured.
-ABOUT = {
-    "tiny": "to see that all works; 20 s",
-    "sample": "the course's network; 104 s",
-    "mnist": "the same on all of MNIST",
-    "paper": "the paper's likelihood; 13 min",
-    "gaussian": "a prior in the plane",
-    "mixture": "ten petals",
-    "swiss_roll": "a spiral",
-    "uniform": "a square",
-    "gaussian_labels": "each class has its part of it",
-    "mixture_labels": "a petal for each class; 2 min",
-    "swiss_roll_labels": "the spiral in ten pieces",
-    "uniform_labels": "the square in ten pieces",
-    "supervised": "the code keeps the style",
-    "semi_100": "100 labels: 1.8 % wrong; 10 min",
-    "semi_1000": "1,000 labels: 1.8 %, 6 min",
-    "clusters_16": "no labels, 16 clusters; 6 min",
-    "clusters_30": "no labels, 30 clusters; 6 min",
-    "reduction": "ten clusters in the plane",
 }

@@ -1,16 +1,20 @@
-"""What every task is configured by; each task's own file adds its model and presets."""
+"""The options that all tasks share; each task's own file adds its model and presets."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Generic, Literal, TypeVar
+
+from configs.options import Count, Decay, Fraction, Natural, NonNegative, Rule
+
+COMMON, CHANGEABLE, PER_PROCESS = Rule.COMMON, Rule.CHANGEABLE_ON_RESUME, Rule.PER_PROCESS
 
 
 @dataclass(frozen=True)
 class Data:
     """Labelled images."""
 
-    name: str = "mnist_sample"
+    name: Annotated[str, COMMON] = "mnist_sample"
     """A TFDS image-classification dataset: mnist_sample is bundled, `python -m train.prepare` makes others."""
-    dir: str | None = None
+    dir: Annotated[str | None, COMMON, CHANGEABLE, PER_PROCESS] = None
     """Folder of prepared datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     train_split: str = "train"
     """Split to train on, in TFDS notation such as train[:90%]."""
@@ -21,9 +25,9 @@ class Data:
     crop: float | None = None
     """Smallest part of a photograph's area that a random training crop takes, as 0.05; test images lose their border.
     None: whole images, stretched to the size."""
-    memory_limit: int = 1024
+    memory_limit: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 1024
     """MiB of decoded images up to which a split is decoded once and held in memory; larger ones are streamed."""
-    workers: int = 2
+    workers: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 2
     """Processes that decode a streamed split."""
 
 
@@ -31,23 +35,23 @@ class Data:
 class Augment:
     """Random changes to training images, drawn anew each step on the device; 0, False or None is off."""
 
-    shift: float = 0.0
+    shift: NonNegative = 0.0
     """Largest move along each side, in pixels; what leaves the frame is lost, what enters is 0."""
-    rotate: float = 0.0
+    rotate: NonNegative = 0.0
     """Largest turn, in degrees."""
-    scale: float = 0.0
+    scale: NonNegative = 0.0
     """Largest relative change of size: 0.1 draws factors from 0.9 to 1.1."""
-    shear: float = 0.0
+    shear: NonNegative = 0.0
     """Largest slant: horizontal move per vertical pixel."""
     flip: bool = False
     """Mirror half of the images left to right."""
-    erase: float = 0.0
+    erase: Fraction = 0.0
     """Largest side of a square that is blanked, as a part of the image side (random erasing)."""
-    mixup: float = 0.0
+    mixup: NonNegative = 0.0
     """α of the Beta distribution that neighbours in the batch, and their labels, are blended by."""
-    rand_augment: int = 0
+    rand_augment: Natural = 0
     """Random operations on each image, one after the other (RandAugment); meant for RGB."""
-    magnitude: float = 0.5
+    magnitude: Fraction = 0.5
     """Strength of RandAugment's operations, from 0 to 1."""
 
 
@@ -55,19 +59,19 @@ class Augment:
 class AdamW:
     """AdamW under a cosine schedule with linear warm-up."""
 
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[NonNegative, COMMON] = 1e-3
     """Peak learning rate."""
-    warmup: float = 0.05
-    """Part of the run over which the learning rate rises from 0."""
-    final: float = 0.01
-    """Learning rate at the end, as a part of the peak."""
-    b1: float = 0.9
+    warmup_fraction: Decay = 0.05
+    """Fraction of the run over which the learning rate rises from 0."""
+    final_lr_fraction: NonNegative = 0.01
+    """Learning rate at the end, as a fraction of the peak."""
+    b1: Decay = 0.9
     """Decay of Adam's first moment."""
-    b2: float = 0.999
+    b2: Decay = 0.999
     """Decay of Adam's second moment."""
-    weight_decay: float = 0.05
+    weight_decay: NonNegative = 0.05
     """Decoupled decay of matrices; biases, norms, positions and tokens are not decayed."""
-    clip: float | None = 1.0
+    clip: NonNegative | None = 1.0
     """Largest global norm of the gradients; None: no clipping."""
 
 
@@ -75,43 +79,43 @@ class AdamW:
 class Optim(AdamW):
     """The optimizer of a task with one loss."""
 
-    ema: float | None = None
+    ema: Annotated[Decay | None, COMMON] = None
     """Decay of an average of the parameters, which is then what is evaluated; None: no average."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts a batch is cut into, one after the other, to save memory; the gradient is the whole batch's."""
 
 
 @dataclass(frozen=True)
-class Run:
+class RunConfig:
     """Length, seed, folder and rhythm of a run."""
 
-    steps: int = 1000
+    steps: Annotated[Count, COMMON] = 1000
     """Optimizer steps in the whole run."""
-    batch_size: int = 128
+    batch_size: Annotated[Count, COMMON] = 128
     """Examples a step, over all devices."""
-    seed: int = 0
+    seed: Annotated[int, COMMON] = 0
     """Everything random follows from it and the step."""
-    dir: str | None = None
+    dir: Annotated[str | None, COMMON, CHANGEABLE] = None
     """Run folder; by default runs/TASK-PRESET and changes, as runs/vit-sample-depth6. The same command resumes."""
-    log_every: int = 50
+    log_every: Count = 50
     """Steps between two train lines in metrics.jsonl."""
-    eval_every: int = 500
+    eval_every: Count = 500
     """Steps between two evaluations of the whole test split; the last step is always evaluated."""
-    save_every: int = 500
+    save_every: Count = 500
     """Steps between two checkpoints; the last step is always saved."""
-    steps_per_call: int = 1
-    """Steps that the device takes in one go, on a training split that then lies whole in its memory. Above 1 it is
-    faster where a step takes milliseconds; the results are the same. A go ends where an evaluation or a checkpoint is
-    due, and metrics are looked at once a go."""
-    on_nan: Literal["stop", "skip"] = "stop"
-    """A step whose loss or gradients are not finite: stop the run, or change nothing, count the step and go on."""
-    on_save_error: Literal["stop", "retry"] = "stop"
-    """A checkpoint that cannot be written, as on a full disk: stop the run, or go on and try it again at the next."""
-    tensorboard: bool = False
-    """Write all metrics, the pictures and the config for TensorBoard too, into the run folder's tensorboard/."""
-    wandb: str | None = None
-    """Project of Weights & Biases that is told the same; offline with WANDB_MODE=offline in the environment."""
-    compilation_cache: Literal["auto", "on", "off"] = "auto"
+    steps_per_call: Annotated[Count, CHANGEABLE] = 1
+    """Training steps per device call; above 1 the training split must fit in device memory. Faster where a step takes
+    milliseconds; results are the same. A call ends early at an evaluation or a checkpoint. Metrics are read once per
+    call."""
+    on_nonfinite: Annotated[Literal["stop", "skip"], CHANGEABLE] = "stop"
+    """If a loss or gradient is NaN or infinite: stop the run, or skip the update, count the step and continue."""
+    on_save_error: Annotated[Literal["stop", "retry"], CHANGEABLE] = "stop"
+    """If a checkpoint cannot be written, as on a full disk: stop the run, or continue and retry at the next one."""
+    tensorboard: Annotated[bool, COMMON, CHANGEABLE] = False
+    """Also write metrics, pictures and config for TensorBoard, into the run folder's tensorboard/."""
+    wandb: Annotated[str | None, COMMON, CHANGEABLE] = None
+    """Log the same data to this Weights & Biases project; offline with WANDB_MODE=offline in the environment."""
+    compilation_cache: Annotated[Literal["auto", "on", "off"], CHANGEABLE] = "auto"
     """Keep compiled programs for later runs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/w2jax; auto: on accelerators."""
 
 
@@ -125,14 +129,15 @@ class Mesh:
     """Parts that large parameters and their optimizer state are cut into; the batch is cut too."""
     tensor: int = 1
     """Parts that attention heads and hidden widths are cut into."""
-    cpu_devices: int = 1
-    """Devices that a CPU counts as, each with its part of the batch: faster for some models and sizes, slower for
-    others. Fewer where it has fewer cores or the batch cannot be cut so; $JAX_NUM_CPU_DEVICES goes before."""
-    cpu_micro_batch: int | None = 8
-    """Examples, about, that each takes at a time where a CPU counts as several devices, to classify: so few stay in a
-    core's cache. The gradient is the whole batch's; dropout is drawn for each such part by itself. None: all it has."""
+    cpu_devices: Count = 1
+    """JAX devices to split the CPU into, each with its part of the batch: faster for some models and sizes, slower for
+    others. Fewer where the CPU has fewer cores or they do not divide the batch; $JAX_NUM_CPU_DEVICES overrides this."""
+    cpu_micro_batch: Count | Literal["auto"] | None = "auto"
+    """Approximate micro-batch per CPU device when training classifiers on several; small ones stay in the core's cache.
+    auto: 8 for a model without dropout or drop path, else off. With them a number also changes what dropout draws.
+    None: off."""
     show: bool = False
-    """Print where each parameter lies and the memory it takes there, and stop."""
+    """Print how each parameter is sharded and the memory it takes per device, and stop."""
 
 
 @dataclass(frozen=True)
@@ -143,32 +148,46 @@ class Distributed:
     """HOST:PORT of process 0, the port a free one."""
     num_processes: int | None = None
     """How many processes there are, each started by the same command."""
-    process_id: int | None = None
+    process_id: Annotated[int | None, PER_PROCESS] = None
     """Which of them this is, from 0."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """What every task's Config begins with."""
+    """The options of every task."""
 
     data: Data = field(default_factory=Data)
-    run: Run = field(default_factory=Run)
-    mesh: Mesh = field(default_factory=Mesh)
-    distributed: Distributed = field(default_factory=Distributed)
+    run: RunConfig = field(default_factory=RunConfig)
+    mesh: Annotated[Mesh, CHANGEABLE] = field(default_factory=Mesh)
+    distributed: Annotated[Distributed, CHANGEABLE] = field(default_factory=Distributed)
 
 
 @dataclass(frozen=True)
 class ClassifierConfig(Config):
-    """What the Config of every task that classifies images begins with."""
+    """The options of every task that classifies images."""
 
-    mesh: Mesh = field(default_factory=lambda: Mesh(cpu_devices=8))  # up to a third less time, on two cores
+    mesh: Annotated[Mesh, CHANGEABLE] = field(
+        default_factory=lambda: Mesh(cpu_devices=8)
+    )  # up to a third less time, on two cores
     optim: Optim = field(default_factory=Optim)
     augment: Augment = field(default_factory=Augment)
-    label_smoothing: float = 0.0
+    label_smoothing: Fraction = 0.0
     """Part of each target that is spread evenly over all classes."""
 
 
-# What the presets of several tasks share: augmentation by what the images show, and the optimizer.
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+@dataclass(frozen=True)
+class Preset(Generic[AnyConfig]):
+    """A config with a name of its own, as `python -m train.TASK PRESET` takes it."""
+
+    config: AnyConfig
+    about: str
+    """For the short help: what it is; and how long it takes on two CPU cores, where that was measured."""
+
+
+# Shared by the presets of several tasks: augmentation by what the images show, and the optimizer.
 DIGITS = Augment(shift=2, rotate=10, scale=0.1, shear=0.1)
 CLOTHES = Augment(shift=1, flip=True, erase=0.4)
 ADAMW = Optim(learning_rate=3e-3, ema=0.998)

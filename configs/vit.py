@@ -1,8 +1,9 @@
-"""Vision Transformers on images of digits and clothes; each preset's measured results stand in the README."""
+"""Vision Transformers on images of digits and clothes. Measured results: docs/results.md."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
-from configs.base import ADAMW, CLOTHES, DIGITS, Augment, ClassifierConfig, Data, Mesh, Optim, Run
+from configs.base import ADAMW, CLOTHES, COMMON, DIGITS, Augment, ClassifierConfig, Data, Mesh, Optim, Preset, RunConfig
 from w2jax import ViT
 
 # 28×28 images as 4×4 patches: a third of the tokens that patches of 4 pixels make.
@@ -14,7 +15,7 @@ class Config(ClassifierConfig):
     """A Vision Transformer that classifies images."""
 
     model: ViT = SMALL
-    init_from: str | None = None
+    init_from: Annotated[str | None, COMMON] = None
     """Weights to begin with: a file or folder of timm, Hugging Face, torchvision, Google or w2jax, or a run folder. The
     model is built as the file says; positions are resized, and the head is new if its number of classes differs."""
 
@@ -53,83 +54,103 @@ def imagenet_vit(name: str, **options) -> ViT:
 # imagenet_g14: 1.0 B parameters (Zhai et al. 2022), the same recipe; no figure is published for ImageNet-1k alone.
 SCRATCH = Config(
     data=IMAGENET,
-    optim=Optim(learning_rate=1.6e-3, warmup=0.067, final=0.0, b2=0.95, weight_decay=0.3, ema=0.9999),
+    optim=Optim(
+        learning_rate=1.6e-3, warmup_fraction=0.067, final_lr_fraction=0.0, b2=0.95, weight_decay=0.3, ema=0.9999
+    ),
     augment=Augment(flip=True, mixup=0.8, rand_augment=2),
     label_smoothing=0.1,
-    run=Run(steps=93_800, batch_size=4096, log_every=100, eval_every=3000, save_every=1000),
+    run=RunConfig(steps=93_800, batch_size=4096, log_every=100, eval_every=3000, save_every=1000),
 )
 
 PRESETS = {
-    "tiny": Config(
-        model=ViT(10, patch_size=7, embed_dim=32, depth=2, num_heads=2, mlp_dim=64),
-        optim=Optim(learning_rate=3e-3),
-        run=Run(steps=400, batch_size=64, log_every=50, eval_every=200, save_every=200),
+    "tiny": Preset(
+        Config(
+            model=ViT(10, patch_size=7, embed_dim=32, depth=2, num_heads=2, mlp_dim=64),
+            optim=Optim(learning_rate=3e-3),
+            run=RunConfig(steps=400, batch_size=64, log_every=50, eval_every=200, save_every=200),
+        ),
+        "to see that all works; 12 s",
     ),
-    "sample": Config(
-        optim=ADAMW, augment=DIGITS, run=Run(steps=2000, batch_size=100, log_every=100, eval_every=500, save_every=500)
+    "sample": Preset(
+        Config(
+            optim=ADAMW,
+            augment=DIGITS,
+            run=RunConfig(steps=2000, batch_size=100, log_every=100, eval_every=500, save_every=500),
+        ),
+        "98 % of real digits, 60 s",
     ),
-    "mnist": Config(
-        data=Data("mnist"),
-        optim=ADAMW,
-        augment=DIGITS,
-        run=Run(steps=30_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
+    "mnist": Preset(
+        Config(
+            data=Data("mnist"),
+            optim=ADAMW,
+            augment=DIGITS,
+            run=RunConfig(steps=30_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
+        ),
+        "99.5 %, 40 min",
     ),
-    "fashion_mnist": Config(
-        data=Data("fashion_mnist"),
-        model=SMALL.clone(embed_dim=96, mlp_dim=192),
-        optim=Optim(learning_rate=2e-3, ema=0.998),
-        augment=CLOTHES,
-        label_smoothing=0.1,
-        run=Run(steps=24_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
+    "fashion_mnist": Preset(
+        Config(
+            data=Data("fashion_mnist"),
+            model=SMALL.clone(embed_dim=96, mlp_dim=192),
+            optim=Optim(learning_rate=2e-3, ema=0.998),
+            augment=CLOTHES,
+            label_smoothing=0.1,
+            run=RunConfig(steps=24_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
+        ),
+        "91 % of clothes; 46 min",
     ),
-    "cifar10": Config(
-        data=Data("cifar10"),
-        model=COLOUR,
-        optim=Optim(learning_rate=1e-3, ema=0.999),
-        augment=PHOTOS,
-        run=Run(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),
+    "cifar10": Preset(
+        Config(
+            data=Data("cifar10"),
+            model=COLOUR,
+            optim=Optim(learning_rate=1e-3, ema=0.999),
+            augment=PHOTOS,
+            run=RunConfig(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),
+        ),
+        "colours, for an accelerator",
     ),
-    "cifar100": Config(
-        data=Data("cifar100"),
-        model=COLOUR.clone(num_classes=100),
-        optim=Optim(learning_rate=1e-3, ema=0.999),
-        augment=PHOTOS,
-        run=Run(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),
+    "cifar100": Preset(
+        Config(
+            data=Data("cifar100"),
+            model=COLOUR.clone(num_classes=100),
+            optim=Optim(learning_rate=1e-3, ema=0.999),
+            augment=PHOTOS,
+            run=RunConfig(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),
+        ),
+        "the same, 100 classes",
     ),
-    "imagenet_s16": Config(
-        data=IMAGENET,
-        model=imagenet_vit("S/16"),
-        optim=Optim(learning_rate=1e-3, warmup=0.089, final=0.0, weight_decay=0.1, accumulate=8),
-        augment=Augment(flip=True, mixup=0.2, rand_augment=2),
-        run=Run(steps=112_600, batch_size=1024, log_every=100, eval_every=5000, save_every=1000),
+    "imagenet_s16": Preset(
+        Config(
+            data=IMAGENET,
+            model=imagenet_vit("S/16"),
+            optim=Optim(
+                learning_rate=1e-3, warmup_fraction=0.089, final_lr_fraction=0.0, weight_decay=0.1, accumulate=8
+            ),
+            augment=Augment(flip=True, mixup=0.2, rand_augment=2),
+            run=RunConfig(steps=112_600, batch_size=1024, log_every=100, eval_every=5000, save_every=1000),
+        ),
+        "ViT-S/16, for TPUs",
     ),
-    "imagenet_b16": replace(
-        SCRATCH, model=imagenet_vit("B/16", drop_path=0.1), optim=replace(SCRATCH.optim, accumulate=16)
+    "imagenet_b16": Preset(
+        replace(SCRATCH, model=imagenet_vit("B/16", drop_path=0.1), optim=replace(SCRATCH.optim, accumulate=16)),
+        "ViT-B/16, for TPUs",
     ),
-    "imagenet_l16": replace(
-        SCRATCH,
-        model=imagenet_vit("L/16", drop_path=0.2, remat=True),
-        mesh=Mesh(data=-1, fsdp=4),
-        run=replace(SCRATCH.run, steps=62_600),
+    "imagenet_l16": Preset(
+        replace(
+            SCRATCH,
+            model=imagenet_vit("L/16", drop_path=0.2, remat=True),
+            mesh=Mesh(data=-1, fsdp=4),
+            run=replace(SCRATCH.run, steps=62_600),
+        ),
+        "ViT-L/16, for TPUs",
     ),
-    "imagenet_g14": replace(
-        SCRATCH,
-        model=imagenet_vit("g/14", drop_path=0.2, remat=True),
-        mesh=Mesh(data=-1, fsdp=16),
-        run=replace(SCRATCH.run, steps=62_600),
+    "imagenet_g14": Preset(
+        replace(
+            SCRATCH,
+            model=imagenet_vit("g/14", drop_path=0.2, remat=True),
+            mesh=Mesh(data=-1, fsdp=16),
+            run=replace(SCRATCH.run, steps=62_600),
+        ),
+        "ViT-g/14, for a TPU pod",
     ),
-}
-
-# For `--help`: what each preset is, and how long it takes on two CPU cores where that was measured.
-ABOUT = {
-    "tiny": "to see that all works; 12 s",
-    "sample": "98 % of real digits, 60 s",
-    "mnist": "99.5 %, 40 min",
-    "fashion_mnist": "91 % of clothes; 46 min",
-    "cifar10": "colours, for an accelerator",
-    "cifar100": "the same, 100 classes",
-    "imagenet_s16": "ViT-S/16, for TPUs",
-    "imagenet_b16": "ViT-B/16, for TPUs",
-    "imagenet_l16": "ViT-L/16, for TPUs",
-    "imagenet_g14": "ViT-g/14, for a TPU pod",
 }

@@ -4,6 +4,7 @@ Makhzani et al. 2015, arXiv 1511.05644: section 2 (reconstruction and the game),
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import jax
@@ -18,11 +19,13 @@ from train.config.cli import parse, run_main
 from train.data import Source
 from train.data.augment import augment
 from train.data.labels import UNKNOWN, known_labels
+from train.engine.main import train_program
 from train.engine.optim import make_optimizer
 from train.engine.sharding import gathered_by_layer
-from train.evaluation.aae import evaluated, make_assess, make_figures, to_range
+from train.engine.step import nonfinite, squared_norms, update_ema
+from train.evaluation.aae import evaluated, make_assess, make_figures, sampled, to_range, to_unit
 from train.process.errors import UserError
-from train.task import NONFINITE, Batch, Metrics, Params, State, Task, nonfinite, squared_norms, update_ema
+from train.task import NONFINITE, Batch, Metrics, Params, State, Task
 from w2jax.aae import AAE, Code
 from w2jax.priors import sample_prior
 
@@ -100,6 +103,12 @@ def make_task(config: Config, source: Source) -> Task:
             values["accuracy"] = (code.logits.argmax(-1) == batch["label"]).astype(jnp.float32)
         return values
 
+    def reconstruct(state: State, images: Array) -> Float[Array, "B h w C"]:
+        return to_unit(model, evaluated(model, state, lambda aae: aae.reconstruct(to_range(aae, images))))
+
+    def sample(state: State, key: Key[Array, ""], count: int) -> Float[Array, "B h w C"]:
+        return sampled(config, source.num_classes, state, count, key)
+
     best, mode = ("accuracy", "max") if config.labels == "categories" else ("reconstruction", "min")
     return Task(
         init,
@@ -108,8 +117,11 @@ def make_task(config: Config, source: Source) -> Task:
         figures=make_figures(config, source.num_classes),
         best=best,
         best_mode=mode,
-        assess=make_assess(config, source),
+        final_metrics=make_assess(config, source),
         figure_examples=2000,
+        # A decoder of labels reconstructs no image whose label is unknown.
+        reconstruct=None if config.labels == "decoder" else reconstruct,
+        sample=sample,
     )
 
 
@@ -120,12 +132,19 @@ class Losses:
     """
 
     def __init__(self, config: Config, source: Source):
-        """Chooses the examples whose label is known, where that is not all of them."""
-        self.config, self.model, self.num_classes = config, config.model, source.num_classes
-        self.known, self.labelled = None, None
-        if config.num_labels is not None:
-            self.known = known_labels(source, config.num_labels, config.run.seed)
-            self.labelled = source.gather(np.flatnonzero(self.known != UNKNOWN))
+        """The labels of the training split are read when a step is traced."""
+        self.config, self.model, self.source, self.num_classes = config, config.model, source, source.num_classes
+
+    @cached_property
+    def known(self) -> Int[np.ndarray, "N"] | None:
+        """The label of each training example as far as it is known; None: all are."""
+        count = self.config.num_labels
+        return None if count is None else known_labels(self.source, count, self.config.run.seed)
+
+    @cached_property
+    def labelled(self) -> dict[str, np.ndarray] | None:
+        """The training examples whose label is known; None: all are."""
+        return None if self.known is None else self.source.gather(np.flatnonzero(self.known != UNKNOWN))
 
     def reconstruction(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Mean squared error of the pixels; and cluster heads too close to each other."""
@@ -139,7 +158,7 @@ class Losses:
         loss = jnp.square(reconstructions - images).mean()
         metrics = {"reconstruction": loss}
         if self.config.head_distance:
-            metrics["crowding"] = crowding(params["heads"]["kernel"], self.config.head_distance)
+            metrics["head_distance_loss"] = head_distance_loss(params["heads"]["kernel"], self.config.head_distance)
         return sum(metrics.values(), jnp.zeros(())), (metrics, stats)
 
     def discriminator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
@@ -158,7 +177,7 @@ class Losses:
         logits = self.judge(params, keys["discriminate"], jnp.concatenate([z, code.z]), y, labels)
         is_real = jnp.arange(2 * count) < count
         loss = optax.sigmoid_binary_cross_entropy(logits, is_real).mean(axis=1).sum()
-        return loss, ({"told_apart": ((logits > 0.0) == is_real).mean()}, stats)
+        return loss, ({"discriminator_accuracy": ((logits > 0.0) == is_real).mean()}, stats)
 
     def generator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Cross-entropy of the encoder's codes with being real."""
@@ -236,7 +255,7 @@ class Losses:
         return nn.one_hot(labels, self.num_classes) if self.config.labels == "decoder" else None
 
 
-def crowding(heads: Float[Array, "K Z"], distance: float) -> Float[Array, ""]:
+def head_distance_loss(heads: Float[Array, "K Z"], distance: float) -> Float[Array, ""]:
     """By how much pairs of cluster heads are closer than `distance`, in the mean (section 7)."""
     first, second = np.triu_indices(len(heads), 1)
     apart = optax.safe_norm(heads[first] - heads[second], 1e-6, axis=-1)
@@ -281,10 +300,7 @@ def check(config: Config, source: Source) -> None:
 
 
 def main() -> None:
-    config = parse("aae", PRESETS)
-    from train.engine.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
-
-    fit(config, make_task)
+    train_program(parse("aae", PRESETS), make_task)
 
 
 if __name__ == "__main__":

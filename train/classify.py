@@ -1,4 +1,4 @@
-"""What the tasks that classify images share: all of a task but how its model reads an image and what it shows of it."""
+"""What all tasks that classify images share; a task adds how its model reads an image, and its pictures."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -14,8 +14,9 @@ from train.data import Source
 from train.data.augment import augment
 from train.engine.optim import make_optimizer
 from train.engine.sharding import gathered_by_layer
+from train.engine.step import init_state, make_train_step
 from train.process.errors import UserError
-from train.task import Params, Picture, Task, init_state, make_train_step
+from train.task import Params, Picture, State, Task
 
 Images = Float[Array, "B h w C"]
 # (images in [0, 1], further arguments of the model) -> what the model returns
@@ -23,7 +24,7 @@ Forward = Callable[..., tuple[Array, Any]]
 
 
 class Classifier(Protocol):
-    """A Linen module that returns logits [B, V], and whatever it has to show."""
+    """A Linen module that returns (logits [B, V], anything its pictures need)."""
 
     @property
     def num_classes(self) -> int: ...
@@ -41,19 +42,21 @@ def classification_task(
     model: Classifier,
     prepare: Callable[[Images], Array],
     figures: Callable[[Forward, Params, Images], Mapping[str, Picture]],
+    overlay: Callable[[Forward, Images], Float[Array, "B h w 3"]] | None = None,
 ) -> Task:
     """The task of classifying images like those of `source`: cross-entropy on augmented images.
 
     Args:
-        config: all but the model.
+        config: everything but the model.
         source: the training images.
-        model: what is trained.
-        prepare: makes the model's input of images in [0, 1].
-        figures: what the report draws of some test images, given the trained model as a function of images, and its
+        model: the model to train.
+        prepare: turns images in [0, 1] into the model's input.
+        figures: the pictures of some test images in [0, 1], given the trained model as a function of images, and its
             parameters.
+        overlay: images in [0, 1] with the trained model's attention in red, if it has any to show.
 
     Raises:
-        UserError: if the model's number of classes is not that of the source.
+        UserError: the model's number of classes is not that of the source.
     """
     if model.num_classes != source.num_classes:
         raise UserError(
@@ -65,10 +68,10 @@ def classification_task(
     def forward(params, images, **options):
         return model.apply({"params": gathered_by_layer(params)}, prepare(images), **options)
 
-    def init(start: Params | None = None):
+    def init(initial: Params | None = None):
         images = jnp.zeros((1, *source.image_shape))
         params = model.init(jax.random.key(config.run.seed), prepare(images))["params"]
-        return init_state({**params, **(start or {})}, optimizer, config.optim)
+        return init_state({**params, **(initial or {})}, optimizer, config.optim)
 
     def augmented(batch, key):
         targets = jax.nn.one_hot(batch["label"], model.num_classes)
@@ -88,24 +91,27 @@ def classification_task(
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
         }
 
+    def trained(state: State) -> Forward:
+        return lambda images, **options: forward(state.eval_params, images, **options)
+
     def draw(state, batch):
-        params = state.eval_params
-        return figures(lambda images, **options: forward(params, images, **options), params, batch["image"] / 255.0)
+        return figures(trained(state), state.eval_params, batch["image"] / 255.0)
 
     def probabilities(state, images):
-        return jax.nn.softmax(forward(state.eval_params, images / 255.0)[0])
+        return jax.nn.softmax(trained(state)(images / 255.0)[0])
 
-    micro_batch = config.mesh.cpu_micro_batch
-    step = make_train_step(loss, optimizer, config.optim, config.run.seed, augmented, micro_batch)
-    return Task(init, step, evaluate, draw, probabilities=probabilities)
+    seed, micro_batch = config.run.seed, config.mesh.cpu_micro_batch
+    step = make_train_step(loss, optimizer, config.optim, seed, augmented, micro_batch)
+    shown = None if overlay is None else lambda state, images: overlay(trained(state), images / 255.0)
+    return Task(init, step, evaluate, draw, probabilities=probabilities, overlay=shown)
 
 
 def rows(images: Images) -> Float[Array, "B h I"]:
-    """Each image as the sequence of its rows, from top to bottom."""
+    """Each image as a sequence of its rows, from top to bottom."""
     return rearrange(images, "b h w c -> b h (w c)")
 
 
 def beside(images: Images, maps: Float[Array, "B K h w"]) -> Float[Array, "B 1+K h w"]:
-    """One row of cells an example: the image in gray, then its maps."""
+    """One row of cells per example: the image in gray, then its maps."""
     gray = rearrange(images.mean(axis=-1), "b h w -> b 1 h w")
     return jnp.concatenate([gray, maps], axis=1)

@@ -27,7 +27,7 @@ from train.predict import Predictor, load
 from train.process.errors import UserError
 from train.process.setup import silence_libraries
 from train.run.atomic import write_atomic
-from train.run.folder import IMAGES
+from train.run.files import IMAGES
 from w2jax import convert
 
 PROGRAM, WEIGHTS = "model.stablehlo", "model.safetensors"

@@ -8,6 +8,7 @@ from configs.lstm import PRESETS, Config
 from train.classify import beside, classification_task, rows
 from train.config.cli import parse, run_main
 from train.data import Source
+from train.engine.main import train_program
 from train.task import Grid, Task
 from w2jax.lstm import LSTMLayer
 
@@ -67,10 +68,7 @@ def spread(opened, most: int):
 
 
 def main() -> None:
-    config = parse("lstm", PRESETS)
-    from train.engine.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
-
-    fit(config, make_task)
+    train_program(parse("lstm", PRESETS), make_task)
 
 
 if __name__ == "__main__":

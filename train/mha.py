@@ -6,6 +6,7 @@ from configs.mha import PRESETS, Config
 from train.classify import beside, classification_task, rows
 from train.config.cli import parse, run_main
 from train.data import Source
+from train.engine.main import train_program
 from train.task import Grid, Task
 
 
@@ -30,10 +31,7 @@ def row_attention_grid(images, weights):
 
 
 def main() -> None:
-    config = parse("mha", PRESETS)
-    from train.engine.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
-
-    fit(config, make_task)
+    train_program(parse("mha", PRESETS), make_task)
 
 
 if __name__ == "__main__":

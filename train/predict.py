@@ -1,4 +1,4 @@
-"""What a trained model says of images: python -m train.predict RUN_DIR [IMAGE|FOLDER ...] [--options]
+"""Predictions of a trained model: python -m train.predict RUN_DIR [IMAGE|FOLDER ...] [--options]
 
     python -m train.predict runs/vit-sample digit.png photos/     # a table
     python -m train.predict runs/vit-sample digit.png --attention looked.png
@@ -8,7 +8,6 @@
 In Python: `predictor = train.predict.load("runs/vit-sample"); probabilities = predictor(images)`.
 """
 
-import importlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,18 +25,17 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from train.config.cli import read_options, run_main
+from train.config.tasks import task_config_type, task_maker, task_names, task_of
 from train.data.crops import central_box
 from train.data.decode import BROKEN, MODES, decode, encoded
 from train.data.source import AbstractSource
-from train.evaluation.aae import evaluated, sampled, to_range, to_unit
 from train.process.errors import UserError, as_user_error
 from train.process.setup import silence_libraries
-from train.run.files import TASKS, printable
-from train.run.folder import ImageInfo, read_config, read_image_info, read_model
+from train.run.files import read_config_tree
+from train.run.folder import ImageInfo, read_config, read_image_info
 from train.run.weights import read_variables
-from train.task import State
-from w2jax.aae import AAE
-from w2jax.vit import ViT
+from train.task import State, Task
+from w2jax.text import one_line
 
 _SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _AT_ONCE = 256  # images
@@ -47,44 +45,67 @@ _AT_ONCE = 256  # images
 class Predictor:
     """A trained model as a function of images."""
 
+    task: Task
     config: Any
     """Of the run: that of its task."""
     image_shape: tuple[int, int, int]
-    """(h, w, C) of the images that it takes."""
+    """(h, w, C) of the images that it reads."""
     label_names: list[str]
-    """What each class is called."""
+    """The name of each class."""
     note: str
-    """Which parameters they are, in words."""
+    """Which parameters of the run these are, in words."""
     state: State
     """The parameters that the run evaluated, without the optimizer's state."""
-    apply: Callable[[State, Any], Any]
-    """(state, uint8 [B, h, w, C]) -> what a call gives, as a function to be jitted."""
-    attention: Callable[[State, Any], Any] | None
-    """(state, uint8 [B, h, w, C]) -> images from 0 to 1 [B, h, w, 3], red where a ViT looked; None: no ViT."""
 
     @property
     def classifies(self) -> bool:
-        """Whether a call gives probabilities; else it gives reconstructions."""
-        return not isinstance(self.config.model, AAE)
+        """Whether a call returns probabilities; else it returns reconstructions."""
+        return self.task.probabilities is not None
+
+    @property
+    def apply(self) -> Callable[[State, Any], Any]:
+        """(state, uint8 [B, h, w, C]) -> what a call returns, as a function to jit.
+
+        Raises:
+            UserError: the model neither classifies nor reconstructs images.
+        """
+        apply = self.task.probabilities or self.task.reconstruct
+        if apply is None:
+            hint = ", it draws them: use --sample N" if self.task.sample else ""
+            raise UserError(f"this model is not a function of images alone{hint}")
+        return apply
 
     def __call__(self, images: UInt8[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B ..."]:
         """Probabilities [B, V]; of an autoencoder, reconstructions [B, h, w, C] in [0, 1].
 
         Raises:
-            ValueError: if the images have another shape or type.
+            ValueError: the images have another shape or type.
+            UserError: the model neither classifies nor reconstructs images.
         """
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
-            raise ValueError(f"wanted uint8 images [B, *{self.image_shape}], got {images.dtype} {images.shape}")
+            raise ValueError(f"images must be uint8 [B, *{self.image_shape}], got {images.dtype} {images.shape}")
         parts = [images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE)]
         apply = jax.jit(self.apply)
         return np.concatenate([np.asarray(apply(self.state, part)) for part in parts])
 
-    def read(self, paths: Sequence[Path]) -> UInt8[np.ndarray, "B h w C"]:
-        """The images of files, of any size and mode, converted as the training's were.
+    def sample(self, count: int, seed: int = 0) -> Float[np.ndarray, "B h w C"]:
+        """Images drawn from a generative model, in [0, 1].
 
         Raises:
-            UserError: a file is no whole image.
+            UserError: the model generates no images, or count is not positive.
+        """
+        if self.task.sample is None:
+            raise UserError(f"--sample needs a generative model, such as a run of train.aae; got {_kind(self.config)}")
+        if count < 1:
+            raise UserError(f"--sample must be at least 1, got {count}")
+        return np.asarray(self.task.sample(self.state, jax.random.key(seed), count))
+
+    def read(self, paths: Sequence[Path]) -> UInt8[np.ndarray, "B h w C"]:
+        """The images of files, of any size and mode, converted as those of the training were.
+
+        Raises:
+            UserError: a file is not a complete image.
         """
         height, width, channels = self.image_shape
         data = self.config.data
@@ -94,79 +115,47 @@ class Predictor:
             try:
                 images.append(decode(encoded(path, MODES[channels]), channels, (height, width), part))
             except BROKEN as error:
-                raise UserError(f"{path} is no whole image that can be read ({error})") from error
+                raise UserError(f"{path} is not a complete image that can be read ({error})") from error
         return np.stack(images)
 
 
 def load(run_dir: str | Path) -> Predictor:
-    """The model of a run at its last whole checkpoint.
+    """The model of a run at its last undamaged checkpoint.
 
     Raises:
-        UserError: if it is no run folder, has no checkpoint yet, or is not of this version.
+        UserError: it is not a run folder, has no checkpoint yet, or is of another version.
     """
     path = Path(run_dir)
-    model = read_model(path)
-    if type(model).__name__ not in TASKS:
-        raise UserError(f"{path} is a run of a {type(model).__name__}; wanted one of {', '.join(TASKS)}")
-    task = TASKS[type(model).__name__]
-    config: Any = read_config(path, importlib.import_module(f"configs.{task}").Config)
-    seen = read_image_info(path)
+    task = read_config_tree(path)["task"]
+    if task is None:
+        raise UserError(f"{path} is a run of no task here; choose one of {', '.join(task_names())}")
+    config = read_config(path, task_config_type(task))
+    images = read_image_info(path)
     with as_user_error():
         variables, notes = read_variables(path)
-    return predictor_of(config, seen, variables, "; ".join(notes))
+    return make_predictor(config, images, variables, "; ".join(notes))
 
 
-def predictor_of(config: Any, seen: ImageInfo, variables: Mapping[str, Any], note: str) -> Predictor:
-    """The model of a task's config with these variables, for images as `seen` describes them."""
-    variables = jax.device_put(variables)  # Once, and not at every call.
-    state = State(jnp.zeros((), jnp.int32), variables["params"], None, None, variables.get("batch_stats", {}))
-    task = TASKS[type(config.model).__name__]
-    apply, attention = (_autoencoder(config), None) if task == "aae" else _classifier(config, task, *seen)
-    return Predictor(config, *seen, note, state, apply, attention)
-
-
-def _classifier(config: Any, task: str, image_shape: tuple[int, int, int], label_names: list[str]) -> tuple[Any, Any]:
-    """(`apply`, `attention`), by the task itself, for images like those that it was trained on."""
-    source = AbstractSource(config.data.name, "train", image_shape, len(label_names), label_names, count=1)
-    made = importlib.import_module(f"train.{task}").make_task(config, source)
-    return made.probabilities, partial(_overlaid, config.model) if task == "vit" else None
-
-
-def _overlaid(model: ViT, state: State, images: Any) -> Any:
-    """Images, red where a ViT looked in them."""
-    from train.vit import looked, overlay
-
-    pixels = images / 255.0
-    return overlay(pixels, looked(model, state.eval_params, pixels))
-
-
-def _autoencoder(config: Any) -> Callable[[State, Any], Any]:
-    """Reconstructions."""
-    model = config.model
-
-    def reconstruct(state: State, images: Any) -> Any:
-        if config.labels == "decoder":
-            raise UserError(
-                "this run's decoder is told each image's label, so it reconstructs none without; "
-                "train.predict --sample draws images"
-            )
-        return to_unit(model, evaluated(model, state, lambda aae: aae.reconstruct(to_range(aae, images))))
-
-    return reconstruct
-
-
-def drawn(predictor: Predictor, count: int, seed: int = 0) -> Float[np.ndarray, "B h w C"]:
-    """Images of `count` codes drawn from an autoencoder's prior, in [0, 1]; each class in turn, where it is told one.
+def make_predictor(config: Any, images: ImageInfo, variables: Mapping[str, Any], note: str) -> Predictor:
+    """The model of a task's config with these variables, for such images.
 
     Raises:
-        UserError: if the model is none, or count is not positive.
+        UserError: the config is of no task.
     """
-    if predictor.classifies:
-        raise UserError(f"--sample wants a run of train.aae, got one of a {type(predictor.config.model).__name__}")
-    if count < 1:
-        raise UserError(f"--sample: wanted at least 1 image, got {count}")
-    classes, key = len(predictor.label_names), jax.random.key(seed)
-    return np.asarray(sampled(predictor.config, classes, predictor.state, count, key))
+    name = task_of(config)
+    if name is None:
+        raise UserError(f"{type(config).__module__} is not the file of a task; choose one of {', '.join(task_names())}")
+    shape, labels = images.image_shape, images.label_names
+    source = AbstractSource(
+        config.data.name, "train", shape, len(labels), labels, count=1, open_split=lambda split: source
+    )
+    variables = jax.device_put(variables)  # Once, and not at every call.
+    state = State(jnp.zeros((), jnp.int32), variables["params"], None, None, variables.get("batch_stats", {}))
+    return Predictor(task_maker(name)(config, source), config, shape, labels, note, state)
+
+
+def _kind(config: Any) -> str:
+    return f"a {type(config.model).__name__}"
 
 
 def files(places: Sequence[Path]) -> list[Path]:
@@ -187,7 +176,7 @@ def files(places: Sequence[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class Options:
-    """What a trained model says of images: classes with their probabilities, or an autoencoder's reconstructions."""
+    """Predictions of a trained model: classes with their probabilities, or an autoencoder's reconstructions."""
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
     """Folder of a training, such as runs/vit-sample."""
@@ -200,7 +189,7 @@ class Options:
     json: bool = False
     """Print one JSON object a line instead of a table."""
     attention: Path | None = None
-    """PNG to write: each image with what a ViT looked at in red (the last block, mean over its heads)."""
+    """PNG to write: each image with the model's attention in red (a ViT's last block, mean over its heads)."""
     out: Path | None = None
     """PNG to write: an autoencoder's images, each above its reconstruction, or its samples."""
     sample: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
@@ -211,35 +200,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(Options, "train.predict", arguments, __doc__)
     silence_libraries()
     predictor = load(options.run_dir)
-    if predictor.classifies and options.out is not None:
-        raise UserError("--out is for runs of train.aae; what a ViT looked at is written by --attention")
-    if not predictor.classifies and options.json:
-        raise UserError("--json tells classes, and an autoencoder has none; its images are written by --out again.png")
-    if not predictor.classifies and options.out is None:
-        raise UserError("wanted a PNG to write the autoencoder's images to; name it by --out again.png")
-    if options.attention is not None and predictor.attention is None:
-        raise UserError("--attention wants a run of train.vit")
+    check_options(options, predictor)
     if options.sample is not None:
-        if options.images:
-            raise UserError(f"--sample draws from the prior, of no image: leave out {options.images[0]}, or --sample")
-        images = drawn(predictor, options.sample)
-        _write(cast(Path, options.out), _rows(images))
+        _write(cast(Path, options.out), _rows(predictor.sample(options.sample)))
         return
-    if not options.images:
-        raise UserError("wanted images or folders of them after the run folder")
     paths = files(options.images)
     images = predictor.read(paths)
+    results = predictor(images)
     if predictor.classifies:
-        _tell(predictor, paths, predictor(images), options)
+        _print_classes(predictor, paths, results, options)
     else:
-        _write(cast(Path, options.out), _above(images / 255.0, predictor(images)))
-    if predictor.attention is not None and options.attention is not None:
-        looked = np.asarray(jax.jit(predictor.attention)(predictor.state, images))
-        _write(options.attention, _above(np.broadcast_to(images[..., :3] / 255.0, looked.shape), looked))
+        _write(cast(Path, options.out), _above(images / 255.0, results))
+    if options.attention is not None:
+        overlaid = np.asarray(jax.jit(cast(Callable, predictor.task.overlay))(predictor.state, images))
+        _write(options.attention, _above(np.broadcast_to(images[..., :3] / 255.0, overlaid.shape), overlaid))
+
+
+def check_options(options: Options, predictor: Predictor) -> None:
+    """UserError if the options do not fit each other or the model."""
+    if predictor.classifies and options.out is not None:
+        raise UserError("--out is for autoencoders, such as a run of train.aae; --attention writes a ViT's attention")
+    if not predictor.classifies and options.json:
+        raise UserError("--json prints classes, and this model has none; --out again.png writes its images")
+    if not predictor.classifies and options.out is None:
+        raise UserError("the model's images need a PNG to be written to: add --out again.png")
+    if options.attention is not None and predictor.task.overlay is None:
+        raise UserError(
+            f"--attention needs a model with attention, such as a run of train.vit; got {_kind(predictor.config)}"
+        )
+    if options.sample is not None and options.images:
+        raise UserError(f"--sample draws images from nothing: leave out {options.images[0]}, or --sample")
+    if options.sample is None and not options.images:
+        raise UserError("give images, or folders of them, after the run folder")
 
 
 def _above(images: Float[np.ndarray, "B h w C"], others: Float[np.ndarray, "B h w C"]) -> UInt8[np.ndarray, "H W C"]:
-    """Images in rows, each above its other."""
+    """Images in rows, each above its counterpart."""
     return _rows(np.concatenate([images, others], axis=1))
 
 
@@ -261,7 +257,7 @@ def _write(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> None:
     print(f"wrote {path}", file=sys.stderr)
 
 
-def _tell(predictor: Predictor, paths: Sequence[Path], probabilities: np.ndarray, options: Options) -> None:
+def _print_classes(predictor: Predictor, paths: Sequence[Path], probabilities: np.ndarray, options: Options) -> None:
     """Prints the likeliest classes of each image."""
     count = len(predictor.label_names)
     if not 1 <= options.top_k <= count:
@@ -280,7 +276,7 @@ def _tell(predictor: Predictor, paths: Sequence[Path], probabilities: np.ndarray
 
     table = Table("image", *(f"{k}." for k in range(1, options.top_k + 1)), caption=predictor.note)
     for path, row in zip(paths, rows, strict=True):
-        table.add_row(printable(str(path)), *(f"{x['label']}  {x['probability']:.1%}" for x in row))
+        table.add_row(one_line(str(path)), *(f"{x['label']}  {x['probability']:.1%}" for x in row))
     Console(highlight=False, markup=False).print(table)
 
 

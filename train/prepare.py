@@ -141,7 +141,7 @@ def training_command(card: "Card", directory: str | None) -> str:
     if card.name in PRESETS:
         words.append(card.name)
     else:
-        model, features = PRESETS["sample"].model, card.features
+        model, features = PRESETS["sample"].config.model, card.features
         sides: Any = features["image"].shape
         label: Any = features["label"]
         words.append(f"--data.name {card.name}")

@@ -23,15 +23,14 @@ from train.run.files import (
     CONFIG,
     LOCK,
     METRICS,
-    TASKS,
     TIMING,
     format_duration,
     is_number,
-    printable,
+    read_config_tree,
     read_lines,
-    read_tree,
 )
 from train.run.lock import holder
+from w2jax.text import one_line
 
 BEST = {"accuracy": max, "reconstruction": min}
 """What a run is judged by, the first that its evaluations have, and which is best; a test holds it against each Task's
@@ -100,9 +99,9 @@ def _read_run(folder: Path) -> Run:
     for name in (CONFIG, METRICS, TIMING, LOCK):  # To read a pipe would take for ever.
         if not (folder / name).is_file() and (name == CONFIG or (folder / name).exists()):
             raise UserError(f"{folder / name} is no file")
-    config = read_tree(folder)
+    config = read_config_tree(folder)
     model, data, run = (part if isinstance(part := config.get(name), dict) else {} for name in ("model", "data", "run"))
-    task, steps, seed = TASKS.get(str(model.get("class"))), run.get("steps"), run.get("seed")
+    task, steps, seed = config.get("task"), run.get("steps"), run.get("seed")
     if task is None or type(steps) is not int:
         raise UserError(f"{folder / CONFIG} is another program's: it names no model and steps of ours")
     lines, timing = read_lines(folder / METRICS), read_lines(folder / TIMING)
@@ -178,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = in_order([run for folder in dict.fromkeys(options.dirs) for run in found(folder)], options.sort)
     if not runs:
         where = ", ".join(map(str, options.dirs))
-        print(printable(f"no run in {where}; {_MAKE_ONE}"), file=sys.stderr)
+        print(one_line(f"no run in {where}; {_MAKE_ONE}"), file=sys.stderr)
     elif options.json:
         try:
             print("\n".join(json.dumps(asdict(run)) for run in runs), flush=True)
@@ -217,11 +216,11 @@ def show(runs: Sequence[Run]) -> None:
             "took": None if run.seconds is None else format_duration(run.seconds),
             "seed": None if run.seed is None else str(run.seed),
         }
-        table.add_row(*(printable(cells[name] or "") for name in columns))
+        table.add_row(*(one_line(cells[name] or "") for name in columns))
     console.print(table, soft_wrap=False)
     for run in runs:
         if run.note is not None:
-            console.print(printable(f"{run.path}: {run.state}: {run.note}"))
+            console.print(one_line(f"{run.path}: {run.state}: {run.note}"))
 
 
 def _ago(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
@@ -11,11 +10,11 @@ from configs.vit import PRESETS, Config
 from train.classify import classification_task
 from train.config.cli import parse, run_main
 from train.data import Source
-from train.engine.init_from import read_start, resolve
+from train.engine.init_from import read_initial_params, resolve
+from train.engine.main import train_program
 from train.task import Grid, Task
-from w2jax.vit import ViT
 
-PIXELS = 2**20  # of a picture of attention: of large images fewer are shown, as the report holds them all
+PIXELS = 2**20  # of a picture of attention; of large images fewer are drawn, as the report contains them all
 
 
 def make_task(config: Config, source: Source) -> Task:
@@ -30,7 +29,7 @@ def make_task(config: Config, source: Source) -> Task:
         flow = attention_grid(images, rollout(attentions)[:, None], size, token)
         pictures = {
             "attention": Grid(
-                grid, "Attention of the last block: the image, then the same, red where each of its heads looked."
+                grid, "Attention of the last block: the image, then the same, red where each of its heads attends."
             ),
             "attention_rollout": Grid(
                 rearrange(flow, "b k h w c -> k b h w c"),
@@ -50,42 +49,43 @@ def make_task(config: Config, source: Source) -> Task:
             pictures["position_similarity"] = Grid(similarity, caption)
         return pictures
 
-    task = classification_task(config, source, model, in_range, figures)
-    return task if config.init_from is None else replace(task, start=partial(read_start, config, source))
+    def overlay(forward, images):
+        _, attentions = forward(images, return_attention=True)
+        return red_overlay(
+            images, attention_maps(images, attentions[-1], model.patch_size, model.class_token).mean(axis=1)
+        )
+
+    task = classification_task(config, source, model, to_model_range, figures, overlay)
+    if config.init_from is None:
+        return task
+    return replace(task, initial_params=partial(read_initial_params, config, source))
 
 
-def in_range(images):
-    """Images in [0, 1] as the model wants them."""
+def to_model_range(images):
+    """Images in [0, 1] as pixels in [-1, 1]."""
     return 2.0 * images - 1.0
 
 
-def looked(model: ViT, params, images):
-    """Where a model looked [B, h, w] in images in [0, 1]: the mean over the heads of its last block."""
-    answer: Any = model.apply({"params": params}, in_range(images), return_attention=True)
-    _, attentions = answer
-    return attention_maps(images, attentions[-1], model.patch_size, model.class_token).mean(axis=1)
-
-
 def attention_grid(images, weights, patch_size: int, class_token: bool):
-    """One row an example [B, 1 + H, h, w, 3]: the image, then the same for each head, red where it looked."""
+    """One row an example [B, 1 + H, h, w, 3]: the image, then the same for each head, red where it attends."""
     maps = attention_maps(images, weights, patch_size, class_token)
     image = jnp.broadcast_to(images[..., :3], (*images.shape[:3], 3))
-    return jnp.concatenate([image[:, None], overlay(images[:, None], maps)], axis=1)
+    return jnp.concatenate([image[:, None], red_overlay(images[:, None], maps)], axis=1)
 
 
 def attention_maps(images, weights, patch_size: int, class_token: bool):
-    """Where each head of a block looked in the images [B, H, h, w], its brightest patch = 1.
+    """Where each head of a block attends in the images [B, H, h, w], its brightest patch = 1.
 
     That is the class token's attention to the patches, or without one the mean attention that a patch receives.
     """
     height, width = images.shape[1] // patch_size, images.shape[2] // patch_size
-    seen = weights[:, :, 0] if class_token else reduce(weights, "b h t s -> b h s", "mean")
-    seen = seen[..., -height * width :]
-    seen = seen / seen.max(axis=-1, keepdims=True)
-    return repeat(seen, "b h (n m) -> b h (n p1) (m p2)", n=height, p1=patch_size, p2=patch_size)
+    received = weights[:, :, 0] if class_token else reduce(weights, "b h t s -> b h s", "mean")
+    received = received[..., -height * width :]
+    received = received / received.max(axis=-1, keepdims=True)
+    return repeat(received, "b h (n m) -> b h (n p1) (m p2)", n=height, p1=patch_size, p2=patch_size)
 
 
-def overlay(images, maps):
+def red_overlay(images, maps):
     """Images [..., h, w, C] in gray, red where their maps [..., h, w] are near 1: [..., h, w, 3]."""
     share = 0.65 * maps[..., None]
     return images.mean(axis=-1, keepdims=True) * (1.0 - share) + jnp.array([1.0, 0.24, 0.12]) * share
@@ -119,10 +119,7 @@ def position_similarity(positions, rows: int):
 
 
 def main() -> None:
-    config = parse("vit", PRESETS, resolve=resolve)
-    from train.engine.loop import fit  # Imported late: --help and a mistake in the options should not wait for orbax.
-
-    fit(config, make_task)
+    train_program(parse("vit", PRESETS, resolve=resolve), make_task)
 
 
 if __name__ == "__main__":

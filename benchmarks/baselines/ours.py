@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.baselines.with_jax import attended, compiled_update, images, inferred, stepping, trained
 from benchmarks.inputs import HEADS, Arrays, build, our_params
 from benchmarks.worker import Contender
-from configs.base import Optim, Run
+from configs.base import Optim, RunConfig
 from train.data.source import InMemorySource
 from train.engine.loop import placed_params
 from train.engine.program import Program
@@ -21,7 +21,7 @@ from train.process.setup import split_cpu_into_devices
 from w2jax import MultiHeadAttention
 from w2jax.aae import AAE, Decoder, Discriminator, Encoder
 
-ADAM = Optim(learning_rate=1e-3, warmup=0.0, final=1.0, weight_decay=0.0, clip=None)
+ADAM = Optim(learning_rate=1e-3, warmup_fraction=0.0, final_lr_fraction=1.0, weight_decay=0.0, clip=None)
 ADAMW = replace(ADAM, weight_decay=0.01)
 
 
@@ -44,7 +44,7 @@ def source(given: Arrays) -> InMemorySource:
 def classifier(program: str, given: Arrays, optim: Optim) -> tuple[Any, Any]:
     """(the config, its task)."""
     config_type = importlib.import_module(f"configs.{program}").Config
-    run = Run(steps=10**6, batch_size=len(given["label"]))
+    run = RunConfig(steps=10**6, batch_size=len(given["label"]))
     config = config_type(model=build(program)[0], optim=optim, run=run)
     return config, importlib.import_module(f"train.{program}").make_task(config, source(given))
 
@@ -97,9 +97,9 @@ def aae_step(given: Arrays) -> Contender:
     from train.aae import make_task
 
     size = len(given["label"])
-    run = Run(steps=10**6, batch_size=size)
-    game = replace(Phases().generator, learning_rate=5e-4, warmup=0.0, final=1.0)
-    optim = Phases(replace(Phases().reconstruction, warmup=0.0, final=1.0), game, game)
+    run = RunConfig(steps=10**6, batch_size=size)
+    game = replace(Phases().generator, learning_rate=5e-4, warmup_fraction=0.0, final_lr_fraction=1.0)
+    optim = Phases(replace(Phases().reconstruction, warmup_fraction=0.0, final_lr_fraction=1.0), game, game)
     parts = [part(dropout=0.0) for part in (Decoder, Discriminator)]
     quiet = Config(model=AAE(Encoder(8, dropout=0.0, stochastic=False), *parts), optim=optim, run=run)
     params = our_params(given)

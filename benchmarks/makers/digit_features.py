@@ -23,8 +23,8 @@ from configs.base import ADAMW, DIGITS, Data
 from train.data import Source, batches, open_source
 from train.data.augment import augment
 from train.engine.optim import make_optimizer
+from train.engine.step import init_state, make_train_step
 from train.evaluation.frechet import SIDE, WEIGHTS, DigitNet, classify, load_weights
-from train.task import init_state, make_train_step
 
 _SEED = 0
 _STEPS = 12_000  # 26 passes over MNIST

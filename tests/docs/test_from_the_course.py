@@ -111,7 +111,9 @@ def test_the_commands_have_the_courses_settings():
     reader, run = configs["lstm"], configs["lstm"].run
     assert (reader.model.num_layers, reader.model.hidden_size, run.batch_size) == (2, 256, 256)
     assert run.steps == 5 * -(-60_000 // run.batch_size)
-    assert reader.optim == vit.Optim(learning_rate=1e-3, warmup=0.0, final=1.0, weight_decay=0.0, clip=None, ema=None)
+    assert reader.optim == vit.Optim(
+        learning_rate=1e-3, warmup_fraction=0.0, final_lr_fraction=1.0, weight_decay=0.0, clip=None, ema=None
+    )
 
     model = configs["vit"].model
     assert model.pool == "cls" and model.class_token and model.residual_from_norm and model.norm_eps == 1e-5

@@ -17,7 +17,7 @@ import tyro
 from PIL import Image
 
 from train import export, predict, prepare
-from train.config.checks import check_numbers
+from train.config.checks import check_ranges
 from train.data import abstract_source, open_source
 from train.dryrun.__main__ import TASKS, read_task
 from train.dryrun.__main__ import main as dryrun
@@ -162,7 +162,7 @@ def try_training(task, arguments):
         assert not end.value.code
         return
     config, make_task = read_task(task, arguments)
-    check_numbers(config)
+    check_ranges(config)
     made = make_task(config, abstract_source(config.data, config.data.train_split))
     state = jax.eval_shape(made.init, *([] if made.start is None else [made.start().params]))
     assert sum(x.size for x in jax.tree.leaves(state.params)) > 0
@@ -254,7 +254,7 @@ def test_each_program_that_a_page_mentions_exists_with_the_preset_and_options_it
     task = module.removeprefix("train.")
     form = re.search(r"…|\b[A-Z]{3,}\b|\[", " ".join(arguments))  # holds a word that stands for others
     if task in TASKS and not form and arguments != ["--help"]:
-        check_numbers(read_task(task, arguments)[0])
+        check_ranges(read_task(task, arguments)[0])
 
 
 def test_every_promise_of_the_page_on_reliability_is_held_by_a_test_that_exists():

@@ -35,7 +35,7 @@ def a_plane(rows=3, columns=5):
 
 def a_run_folder(path):
     """A run folder whose metrics are two train lines and a test line with a metric of its own."""
-    tiny = PRESETS["tiny"]
+    tiny = PRESETS["tiny"].config
     RunFolder(dataclasses.replace(tiny, run=dataclasses.replace(tiny.run, dir=str(path))))
     lines = [
         {"step": 2, "split": "train", "loss": 2.0},

@@ -8,7 +8,7 @@ from configs.vit import PRESETS
 
 
 def small(folder, **data_options):
-    tiny = PRESETS["tiny"]
+    tiny = PRESETS["tiny"].config
     return dataclasses.replace(
         tiny,
         model=tiny.model.clone(embed_dim=8, mlp_dim=8, depth=1),

@@ -21,8 +21,8 @@ from torch_aae import (
 )
 
 from configs.aae import ADAM, PRESETS, Config, Phases
-from configs.base import Augment, Run
-from train.aae import KEYS, PHASES, crowding, make_task
+from configs.base import Augment, RunConfig
+from train.aae import KEYS, PHASES, head_distance_loss, make_task
 from train.data.labels import UNKNOWN, known_labels
 from train.data.source import InMemorySource
 from train.process.errors import UserError
@@ -35,7 +35,7 @@ RNG = np.random.default_rng(0)
 LABELS = (np.arange(N) % K).astype(np.int32)
 IMAGES = RNG.integers(0, 256, (N, *SHAPE)).astype(np.uint8)
 SOURCE = InMemorySource("shapes", "train", SHAPE, K, list("abc"), IMAGES, LABELS, open_split=lambda _: SOURCE)
-STEADY = dataclasses.replace(ADAM, warmup=0.0, final=1.0)  # a constant learning rate
+STEADY = dataclasses.replace(ADAM, warmup_fraction=0.0, final_lr_fraction=1.0)  # a constant learning rate
 STILL = dataclasses.replace(ADAM, learning_rate=0.0)
 ALL_STILL = Phases(STILL, STILL, STILL, STILL)
 
@@ -61,7 +61,7 @@ def model(categories=0, dropout=0.2, stochastic=True, **options):
 
 
 def config(of=None, **options):
-    return Config(model=model() if of is None else of, run=Run(steps=20, batch_size=B), **options)
+    return Config(model=model() if of is None else of, run=RunConfig(steps=20, batch_size=B), **options)
 
 
 def after(task, steps=1, state=None, change=None):
@@ -250,16 +250,16 @@ def test_consistency_pulls_an_augmented_image_to_the_category_of_the_image_and_n
 
 def test_cluster_heads_are_pushed_apart_up_to_the_distance_and_no_further():
     heads = jnp.array([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
-    assert crowding(heads, 2.0) == pytest.approx((0 + 1.0 + 0) / 3)
-    assert crowding(heads, 6.0) == pytest.approx((1.0 + 5.0 + (6 - 18**0.5)) / 3)
-    gradient = jax.grad(crowding)(heads, 2.0)
+    assert head_distance_loss(heads, 2.0) == pytest.approx((0 + 1.0 + 0) / 3)
+    assert head_distance_loss(heads, 6.0) == pytest.approx((1.0 + 5.0 + (6 - 18**0.5)) / 3)
+    gradient = jax.grad(head_distance_loss)(heads, 2.0)
     np.testing.assert_allclose(gradient, np.array([[0, 1], [0, 0], [0, -1]]) / 3, atol=1e-6)
-    assert np.isfinite(jax.grad(crowding)(jnp.zeros((3, 2)), 2.0)).all()
+    assert np.isfinite(jax.grad(head_distance_loss)(jnp.zeros((3, 2)), 2.0)).all()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_fits_the_images_it_is_made_for(preset):
-    config = PRESETS[preset]
+    config = PRESETS[preset].config
     shape = (*(config.data.image_size or (28, 28)), 1)
     labels = np.repeat(np.arange(10), 300).astype(np.int32)
     images = np.zeros((3000, *shape), np.uint8)

@@ -21,9 +21,9 @@ def make_task(name, config, source):
     return importlib.import_module(f"train.{name}").make_task(config, source)
 
 
-@pytest.mark.parametrize(("name", "preset"), [(name, preset) for name in TASKS for preset in PRESETS[name]])
+@pytest.mark.parametrize(("name", "preset"), [(name, preset) for name in TASKS for preset in PRESETS[name].config])
 def test_every_preset_fits_the_images_it_is_made_for(name, preset):
-    config = PRESETS[name][preset]
+    config = PRESETS[name].config[preset]
     source = abstract_source(config.data, config.data.train_split)
     task, size = make_task(name, config, source), config.run.batch_size
     state = jax.eval_shape(task.init)
@@ -38,7 +38,7 @@ def test_every_preset_fits_the_images_it_is_made_for(name, preset):
 
 
 def test_augmentation_and_smoothing_change_training_and_never_evaluation():
-    tiny = PRESETS["lstm"]["tiny"]  # the quickest to compile; what is tested is the same for all
+    tiny = PRESETS["lstm"].config["tiny"]  # the quickest to compile; what is tested is the same for all
     source = open_source(tiny.data, "test[:16]")
     batch = {k: jnp.asarray(x) for k, x in source.gather(np.arange(16)).items()}
 
@@ -61,8 +61,8 @@ def test_augmentation_and_smoothing_change_training_and_never_evaluation():
 @pytest.mark.parametrize("name", TASKS)
 def test_colour_images_of_any_shape_are_classified_and_drawn(name):
     height, width, classes = (14, 21, 3)
-    model = PRESETS[name]["tiny"].model.clone(num_classes=classes)
-    config = dataclasses.replace(PRESETS[name]["tiny"], model=model)
+    model = PRESETS[name].config["tiny"].model.clone(num_classes=classes)
+    config = dataclasses.replace(PRESETS[name].config["tiny"], model=model)
     images = np.random.default_rng(0).integers(0, 256, (5, height, width, 3), np.uint8)
     source = InMemorySource("colours", "train", images.shape[1:], classes, [], images, np.arange(5) % classes)
     task, batch = make_task(name, config, source), source.gather(np.arange(5))

@@ -54,7 +54,7 @@ CASES = {  # preset, its model if it is another one, shape of the images
 
 
 def preset(task, name):
-    return importlib.import_module(f"configs.{task}").PRESETS[name]
+    return importlib.import_module(f"configs.{task}").PRESETS[name].config
 
 
 def untrained(case):

@@ -28,7 +28,7 @@ def test_the_preset_mnist_trains_as_the_courses_program_does():
     images = torch.from_numpy(batch["image"][..., 0] / np.float32(255))
     labels = torch.from_numpy(batch["label"]).long()
 
-    config = PRESETS["mnist"]
+    config = PRESETS["mnist"].config
     task = make_task(dataclasses.replace(config, run=dataclasses.replace(config.run, steps=4)), source)
     state, step = task.init().replace(params=theirs.our_params()), jax.jit(task.step)
     for _ in range(4):
@@ -61,7 +61,7 @@ def test_of_many_units_some_are_shown_from_the_most_forgetful_to_the_least():
 
 def test_a_line_of_the_figure_is_what_is_believed_of_the_image_cut_below_it():
     source, batch = sample(3)
-    config = PRESETS["tiny"]
+    config = PRESETS["tiny"].config
     task = make_task(config, source)
     state = task.init()
     pictures = jax.jit(task.figures)(state, batch)

@@ -24,7 +24,7 @@ def test_a_map_lights_on_each_line_the_row_that_is_looked_at():
 
 
 def test_the_figure_is_the_image_and_the_attention_of_the_last_block_to_its_rows():
-    config = PRESETS["tiny"]
+    config = PRESETS["tiny"].config
     source = open_source(config.data, "test[:3]")
     batch = source.gather(np.arange(3))
     task = make_task(config, source)

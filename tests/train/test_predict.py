@@ -22,9 +22,11 @@ from train.vit import make_task
 
 def trained(task, folder, **model):
     """The config of a run of six steps, large ones for classifiers, whose heads begin as zeros."""
-    tiny = importlib.import_module(f"configs.{task}").PRESETS["tiny"]
+    tiny = importlib.import_module(f"configs.{task}").PRESETS["tiny"].config
     large = (
-        {} if task == "aae" else {"optim": dataclasses.replace(tiny.optim, learning_rate=0.02, warmup=0.0, ema=None)}
+        {}
+        if task == "aae"
+        else {"optim": dataclasses.replace(tiny.optim, learning_rate=0.02, warmup_fraction=0.0, ema=None)}
     )
     config = dataclasses.replace(
         tiny,
@@ -201,9 +203,9 @@ def test_images_of_another_shape_or_type_are_refused(vit, digits):
 
 @pytest.mark.parametrize("task", ["aae", "lstm", "mha", "vit"])
 def test_every_presets_config_comes_back_from_its_json(task, tmp_path):
-    from train.run.folder import config_tree
+    from train.config.tree import config_to_tree
 
     presets = importlib.import_module(f"configs.{task}").PRESETS
     for config in presets.values():
-        (tmp_path / "config.json").write_text(json.dumps(config_tree(config)))
+        (tmp_path / "config.json").write_text(json.dumps(config_to_tree(config)))
         assert read_config(tmp_path, type(config)) == config

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from train import runs
+from train.config.tree import config_to_tree
 from train.data import open_source
 from train.data.source import AbstractSource
 from train.process.errors import UserError
-from train.run.folder import config_tree
 from train.run.lock import Lock
 from train.runs import BEST, found, main
 
@@ -27,7 +27,7 @@ TASKS = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py") if pat
 
 def a_run(folder, task="vit", saved=(200, 400), accuracies=((200, 0.75), (400, 0.5)), preset="tiny", metric="accuracy"):
     """The folder of a run of 400 steps, as far as the list looks at it."""
-    config = config_tree(importlib.import_module(f"configs.{task}").PRESETS[preset])
+    config = config_to_tree(importlib.import_module(f"configs.{task}").PRESETS[preset].config)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     lines = [{"step": step, "split": "test", "loss": 9.0, metric: score} for step, score in accuracies]

@@ -16,8 +16,9 @@ from train.engine.checkpoint import Checkpoints
 from train.engine.loop import fit
 from train.engine.program import Program
 from train.engine.sharding import make_mesh
+from train.engine.step import skip_nonfinite
 from train.report.metric_descriptions import METRIC_DESCRIPTIONS
-from train.task import NONFINITE, skip_nonfinite
+from train.task import NONFINITE
 
 ROOT = Path(__file__).parents[2]
 TASKS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "base")
@@ -28,7 +29,7 @@ class Trained:
 
     def __init__(self, name):
         self.make_task = importlib.import_module(f"train.{name}").make_task
-        self.config = importlib.import_module(f"configs.{name}").PRESETS["tiny"]
+        self.config = importlib.import_module(f"configs.{name}").PRESETS["tiny"].config
         self.source = open_source(self.config.data, "train[:512]")
         self.task = self.make_task(self.config, self.source)
         self.step = jax.jit(self.task.step)
@@ -113,7 +114,7 @@ def test_several_steps_in_one_call_are_the_same_steps_bit_for_bit(trained):
     for start, count in ((0, 3), (3, 2)):
         indices = np.array([order(start + i % count) for i in range(3)])  # those behind `count` are not to be used
         given = (data["image"], data["label"], indices, np.array(count, np.int32))
-        state, metrics = steps(state, *map(program.copied, given))
+        state, metrics = steps(state, *map(program.replicate, given))
         several += [{name: value[i] for name, value in metrics.items()} for i in range(count)]
     assert_same(state, expected)
     for one, other in zip(several, single, strict=True):
@@ -156,5 +157,5 @@ def test_an_interrupted_run_ends_with_the_same_state_and_the_same_metrics_file(t
     )
     assert_same(resumed, whole)
     assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
-    assert "goes on at step 7" in capsys.readouterr().out
+    assert "resumes at step 7" in capsys.readouterr().out
     assert (tmp_path / "b" / "report.html").stat().st_size > 10_000

@@ -51,9 +51,9 @@ def test_the_digits_themselves_are_red_where_each_head_looked_and_else_as_they_a
 
 
 def test_of_large_images_fewer_are_shown_so_that_the_page_stays_small(monkeypatch):
-    model = PRESETS["tiny"].model
-    source = open_source(PRESETS["tiny"].data, "test[:5]")
-    task, batch = make_task(PRESETS["tiny"], source), jax.device_put(source.gather(np.arange(5)))
+    model = PRESETS["tiny"].config.model
+    source = open_source(PRESETS["tiny"].config.data, "test[:5]")
+    task, batch = make_task(PRESETS["tiny"].config, source), jax.device_put(source.gather(np.arange(5)))
     state = State(jnp.zeros((), jnp.int32), random_variables(model, jnp.zeros((1, 28, 28, 1)))["params"], None)
     for allowed, shown in ((3 * (1 + model.num_heads) * 28 * 28, 3), (1, 1)):
         monkeypatch.setattr(vit, "PIXELS", allowed)
@@ -110,7 +110,7 @@ def test_a_map_of_positions_stands_at_its_patch_and_is_brightest_there():
 @pytest.mark.parametrize("positions", ["learned", "sincos2d"])
 def test_every_vit_has_its_pictures(scan, positions):
     model = ViT(3, patch_size=4, embed_dim=8, depth=2, num_heads=2, mlp_dim=8, positions=positions, scan_layers=scan)
-    config = dataclasses.replace(PRESETS["tiny"], model=model)
+    config = dataclasses.replace(PRESETS["tiny"].config, model=model)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 12, 3), np.uint8)
     source = InMemorySource("colours", "train", images.shape[1:], 3, [], images, np.arange(5) % 3)
     task = make_task(config, source)

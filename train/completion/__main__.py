@@ -19,10 +19,10 @@ import tyro
 
 from train import export, predict, prepare, runs
 from train.config.cli import read_options, run_main
+from train.config.tasks import task_names
 from train.data.locate import PREPARABLE
 from train.dryrun import __main__ as dryrun
 from train.report import __main__ as report
-from train.run.files import TASKS
 
 Shell = Literal["bash", "zsh"]
 
@@ -42,9 +42,11 @@ def programs() -> dict[str, Program]:
     """All of them by what stands behind `python -m`; what has other options by its first word, as NAME.WORD."""
     no_pairs = {"config": (tyro.conf.FlagCreatePairsOff,)}
     found = {}
-    for task in TASKS.values():
+    for task in task_names():
         presets = importlib.import_module(f"configs.{task}").PRESETS
-        found[f"train.{task}"] = Program(type(presets["sample"]), tuple(presets), {"default": presets["sample"]})
+        found[f"train.{task}"] = Program(
+            type(presets["sample"].config), tuple(presets), {"default": presets["sample"].config}
+        )
     return found | {
         "train.predict": Program(predict.Options, given=no_pairs),
         "train.export": Program(export.Options),
@@ -52,7 +54,7 @@ def programs() -> dict[str, Program]:
         "train.prepare.folder": Program(prepare.Own, given=no_pairs),
         "train.report": Program(report.Options),
         "train.runs": Program(runs.Options, given=no_pairs),
-        "train.dryrun": Program(dryrun.Options, dryrun.TASKS, no_pairs),
+        "train.dryrun": Program(dryrun.Options, task_names(), no_pairs),
         "train.completion": Program(Options, ("bash", "zsh")),
     }
 

@@ -1,4 +1,4 @@
-"""What a config must satisfy before a run begins, apart from what its model and data have to say."""
+"""What a config must satisfy before a run begins, apart from what its model and data demand."""
 
 import json
 
@@ -6,43 +6,22 @@ import jax
 import numpy as np
 
 from configs.base import Config
-from train.data.source import InMemorySource, Source
+from configs.options import Rule
+from train.config.flat import differing
+from train.config.options import names_with, options_of
+from train.config.tree import flat_config
 from train.process.errors import UserError
-from train.run.files import differing, flattened
-from train.run.folder import config_tree
-
-# By the end of an option's name, in these groups.
-_GROUPS = ("run.", "optim.", "augment.", "data.", "mesh.")
-_COUNTS = (
-    *("steps", "batch_size", "log_every", "eval_every", "save_every", "steps_per_call"),
-    *("accumulate", "cpu_devices", "cpu_micro_batch"),
-)
-_PARTS = ("warmup", "b1", "b2", "ema")
-_SIZES = ("learning_rate", "weight_decay", "final", "clip", "workers")
-_SHARES = ("magnitude", "erase")
-
-# What each of several processes may have of its own.
-_OWN = ("distributed.process_id", "data.dir", "data.workers", "data.memory_limit")
 
 
-def check_numbers(config: Config) -> None:
-    """UserError if a number lies outside of what it can be."""
-    for name, value in flattened(config_tree(config)).items():
-        if not name.startswith(_GROUPS) or value is None:
-            continue
-        last = name.split(".")[-1]
-        for names, fits, wanted in (
-            (_COUNTS, lambda x: x >= 1, "at least 1"),
-            (_PARTS, lambda x: 0 <= x < 1, "at least 0 and below 1"),
-            (_SIZES, lambda x: x >= 0, "at least 0"),
-            (_SHARES, lambda x: 0 <= x <= 1, "from 0 to 1"),
-        ):
-            if last in names and not fits(value):
-                raise UserError(f"--{name.replace('_', '-')} must be {wanted}, got {value}")
+def check_ranges(config: Config) -> None:
+    """UserError if a number is outside the range of its option."""
+    for option in options_of(config).values():
+        if option.range is not None and isinstance(option.value, int | float) and option.value not in option.range:
+            raise UserError(f"{option.flag} must be {option.range}, got {option.value}")
 
 
 def check_batch(config: Config, parts: int) -> None:
-    """UserError if a batch cannot be cut over the devices and the parts of an accumulated step."""
+    """UserError if the batch cannot be divided over the devices and the parts of an accumulated step."""
     size, unit = config.run.batch_size, batch_unit(config, parts)
     if size % unit:
         raise UserError(
@@ -52,43 +31,34 @@ def check_batch(config: Config, parts: int) -> None:
 
 
 def batch_unit(config: Config, parts: int) -> int:
-    """What the size of a batch is a multiple of: the devices, and the parts of an accumulated step."""
-    return parts * flattened(config_tree(config)).get("optim.accumulate", 1)
-
-
-def check_held(config: Config, source: Source) -> None:
-    """UserError if several steps are to be done in a call on a training split that is not held in memory."""
-    if config.run.steps_per_call > 1 and not isinstance(source, InMemorySource):
-        raise UserError(
-            f"--run.steps-per-call above 1 keeps the training split on the device, but {source.name} is streamed; "
-            "leave it 1, or raise --data.memory-limit if it fits"
-        )
+    """What the batch size must be a multiple of: the devices times the parts of an accumulated step."""
+    return parts * flat_config(config).get("optim.accumulate", 1)
 
 
 def check_same(config: Config) -> None:
-    """UserError, in every process, unless all were started by the config of the first, and it is for several."""
+    """UserError, in every process, unless all were started with the options of process 0 and may run together."""
     if jax.process_count() == 1:
         return
     if config.run.on_save_error == "retry":
         raise UserError("--run.on-save-error retry is for one process: several would not agree on what was saved")
     from jax.experimental import multihost_utils
 
-    here = {name: value for name, value in flattened(config_tree(config)).items() if name not in _OWN}
-    text = np.frombuffer(json.dumps(here).encode(), np.uint8)
+    own = names_with(config, Rule.PER_PROCESS)
+    ours = json.loads(json.dumps({name: value for name, value in flat_config(config).items() if name not in own}))
+    text = np.frombuffer(json.dumps(ours).encode(), np.uint8)
     length = int(multihost_utils.broadcast_one_to_all(np.asarray(len(text))))
     text = multihost_utils.broadcast_one_to_all(np.resize(text, length))
     first = json.loads(np.asarray(text, np.uint8).tobytes())
-    here = json.loads(json.dumps(here))
-    differ = [
-        f"--{name.replace('_', '-')} is {here.get(name)} here, {first.get(name)} there"
-        for name in differing(here, first)
+    differences = [
+        f"--{name.replace('_', '-')} is {ours.get(name)} here, {first.get(name)} there"
+        for name in differing(ours, first)
     ]
-    same = np.asarray(multihost_utils.process_allgather(np.asarray(not differ))).reshape(-1)
-    if differ:
+    same = np.asarray(multihost_utils.process_allgather(np.asarray(not differences))).reshape(-1)
+    if differences:
         raise UserError(
-            f"process {jax.process_index()} was started by other options than process 0: {'; '.join(differ)}. "
-            "Give all of them the same"
+            f"process {jax.process_index()} was started with other options than process 0: {'; '.join(differences)}. "
+            "Give all processes the same options"
         )
     if not same.all():
         others = ", ".join(map(str, np.flatnonzero(~same)))
-        raise UserError(f"process {others} of {len(same)} was started by other options than this one; it says which")
+        raise UserError(f"process {others} of {len(same)} was started with other options than this one; it says which")

@@ -1,7 +1,6 @@
-"""The command line: a preset, options that change it, one clear line for a mistake."""
+"""The command line: a preset, options that change it, one line for a mistake."""
 
 import contextlib
-import difflib
 import io
 import os
 import sys
@@ -10,10 +9,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn, TypeVar
 
-from configs.base import Config
+from configs.base import Config, Preset
+from configs.options import Rule
+from train.config.flat import differing
+from train.config.run_name import default_folder
 from train.process.errors import Interrupted, RunStopped, UserError
 from train.process.signals import raise_on_signals
-from train.run.files import default_folder, flattened
+from w2jax.text import nearest
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 Options = TypeVar("Options")
@@ -21,31 +23,31 @@ Options = TypeVar("Options")
 
 def parse(
     task: str,
-    presets: Mapping[str, AnyConfig],
+    presets: Mapping[str, Preset[AnyConfig]],
     arguments: Sequence[str] | None = None,
     resolve: Callable[[AnyConfig, AnyConfig], AnyConfig] = lambda config, default: config,
 ) -> AnyConfig:
     """The config of `python -m train.TASK [PRESET] [--options]`; the preset is "sample" where none is named.
 
-    `resolve`, given that config and the preset, completes it by what does not stand on the command line.
+    `resolve(config, preset's config)` completes the config by what is not on the command line.
 
     Raises:
         UserError: unknown preset or option (with the nearest that exists), or a value that does not fit its option.
         SystemExit: after printing the help.
     """
-    from train.config.help import (
-        short_help,  # Late, as JAX comes with them: programs that only look at files do without.
-    )
-    from train.run.folder import config_tree
+    # Late, as JAX comes with them: programs that only read files do without.
+    from train.config.help import short_help
+    from train.config.options import names_with, options_of
+    from train.config.tree import flat_config
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     preset = "sample" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
     if preset not in presets:
-        near = _nearest(preset, presets, f"choose from {', '.join(presets)}")
-        raise UserError(f'there is no preset "{preset}"; {near}')
-    default = presets[preset]
+        hint = _did_you_mean(preset, presets, f"choose from {', '.join(presets)}")
+        raise UserError(f'there is no preset "{preset}"; {hint}')
+    default = presets[preset].config
     if arguments and arguments[0].startswith("--tyro-"):
-        raise UserError("wanted an option of the training; a shell learns to complete all programs by train.completion")
+        raise UserError("this must be an option of the training; shell completion is set up by train.completion")
     if {"-h", "--help"} & set(arguments):
         print(short_help(task, presets, preset))
         raise SystemExit(0)
@@ -63,12 +65,15 @@ def parse(
     if unknown and unknown[0] in presets:
         raise UserError(f"the preset comes first and alone: python -m train.{task} {unknown[0]} [--options]")
     if unknown:
-        options = ["--" + name.replace("_", "-") for name in flattened(config_tree(config))]
-        near = _nearest(unknown[0].split("=")[0], options, f"see python -m train.{task} --help-all")
-        raise UserError(f'there is no option "{unknown[0]}"; {near}')
-    here, there = (flattened(config_tree(one)) for one in (config, default))
-    run_dir = config.run.dir or default_folder(task, preset, here, there)
-    return resolve(replace(config, run=replace(config.run, dir=run_dir)), default)
+        flags = [option.flag for option in options_of(config).values()]
+        hint = _did_you_mean(unknown[0].split("=")[0], flags, f"see python -m train.{task} --help-all")
+        raise UserError(f'there is no option "{unknown[0]}"; {hint}')
+    values, of_preset = flat_config(config), flat_config(default)
+    changed = differing(values, of_preset, ignored=names_with(config, Rule.CHANGEABLE_ON_RESUME))
+    folder = config.run.dir or default_folder(
+        task, preset, {name: values.get(name, "absent") for name in changed}, values.keys() | of_preset.keys()
+    )
+    return resolve(replace(config, run=replace(config.run, dir=folder)), default)
 
 
 def read_options(
@@ -144,8 +149,8 @@ def _leave(status: int | None) -> NoReturn:
     sys.exit(status)
 
 
-def _nearest(name: str, known: Collection[str], otherwise: str) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+def _did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
+    close = nearest(name, known)
     return f'did you mean "{close[0]}"?' if close else otherwise
 
 

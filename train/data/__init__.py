@@ -7,4 +7,4 @@ from train.data.batches import batches, eval_batches, example_order
 from train.data.open import abstract_source, open_source
 from train.data.source import Source
 
-__all__ = ["Source", "batches", "abstract_source", "eval_batches", "example_order", "open_source"]
+__all__ = ["Source", "abstract_source", "batches", "eval_batches", "example_order", "open_source"]

@@ -24,8 +24,9 @@ import tyro
 from rich.console import Console
 
 from configs.base import Config
-from train.config.checks import batch_unit, check_batch, check_numbers
+from train.config.checks import batch_unit, check_batch, check_ranges
 from train.config.cli import one_line_errors, parse, run_main
+from train.config.tasks import check_task
 from train.data import Source, abstract_source
 from train.dryrun.report import Report, measure, show, size
 from train.dryrun.target import FORMS, GIB, Target, open_target
@@ -34,7 +35,6 @@ from train.process.errors import UserError, as_user_error
 from train.process.setup import silence_libraries
 from train.task import Task
 
-TASKS = ("vit", "lstm", "mha", "aae")
 TRIES = 12  # Compilations of a search; each takes a minute or more.
 
 
@@ -60,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if task in ("-h", "--help"):
         print(__doc__)
         return 0
-    if task not in TASKS:
-        raise UserError(f"wanted a task of {', '.join(TASKS)}, got {task!r}")
+    check_task(task)
     with one_line_errors():
         options, rest = tyro.cli(
             Options,
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.topology != "gpu":
         jax.config.update("jax_platforms", "cpu")  # The compiler needs no TPU; one that is there stays free.
     config, make_task = read_task(task, rest)
-    check_numbers(config)
+    check_ranges(config)
     target = open_target(options.topology, options.slices)
     limit = options.hbm * GIB if options.hbm is not None else target.chip and target.chip.hbm
     console = Console(highlight=False, soft_wrap=True, stderr=options.json == "-")

@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.base import Config
+from train.config.flat import flatten
+from train.config.tree import config_to_tree
 from train.data import Source
 from train.dryrun.flops import model_flops
 from train.dryrun.hlo import Counts, count
 from train.dryrun.target import GIB, Chip, Target
 from train.engine.program import Program
 from train.engine.sharding import batch_parts
-from train.run.files import flattened
-from train.run.folder import config_tree
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZE = r"([\d.]+)([BKMGT]?)"
@@ -108,7 +108,7 @@ def _bytes(number: str, unit: str) -> int:
 
 def advice(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
     """Options that are not on yet and save memory, those that cost least first."""
-    options = flattened(config_tree(config))
+    options = flatten(config_to_tree(config))
     tries = {
         "--model.dtype bfloat16": options.get("model.dtype") == "float32",
         "--mesh.fsdp -1 --mesh.data 1": mesh.shape["data"] > 1 and mesh.shape["fsdp"] == 1,

@@ -1,0 +1,1 @@
+"""The training loop and its parts: setup, steps, evaluation, publishing, checkpoints, sharding."""

@@ -58,10 +58,12 @@ class Checkpoints:
         handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
-    def save(self, step: int, state: State, progress: dict[str, Any], first: Callable[[], None] = lambda: None) -> None:
-        """Starts to save; returns as soon as `state` and `progress` may be changed. Where it fails, `look` says so.
+    def save(
+        self, step: int, state: State, progress: dict[str, Any], before: Callable[[], None] = lambda: None
+    ) -> None:
+        """Starts to save; returns as soon as `state` and `progress` may be changed. If it fails, `failure` says so.
 
-        `first` is called first; if it raises OSError, nothing is saved.
+        `before` is called first; if it raises OSError, nothing is saved.
         """
         self._end()
         self._sweep()
@@ -69,12 +71,12 @@ class Checkpoints:
         progress = deepcopy(progress) | {"version": VERSION}  # orbax writes it later, by a thread.
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
         try:
-            first()
+            before()
             self._manager.save(step, args=items, force=True)
         except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
             self._fail(error)
 
-    def look(self, wait: bool = False) -> RunStopped | None:
+    def failure(self, wait: bool = False) -> RunStopped | None:
         """Why a save failed, told once; None if none did. With `wait`, the one under way is waited for."""
         if wait or not self._manager.is_saving_in_progress():
             self._end()

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from configs.vit import Config
 from train.data import Source
 from train.process.errors import UserError
-from train.process.setup import silence_libraries
-from train.task import Start
+from train.task import InitialParams
 from w2jax import ViT
 from w2jax.convert.load_save import describe, load_described
 from w2jax.convert.schema import field_names
@@ -40,7 +39,7 @@ def resolve(config: Config, default: Config) -> Config:
     return replace(config, model=module.clone(**{name: getattr(model, name) for name in kept}))
 
 
-def read_start(config: Config, source: Source) -> Start:
+def read_initial_params(config: Config, source: Source) -> InitialParams:
     """What the model of a config that `resolve` made begins with, to see images like those of `source`.
 
     Raises:
@@ -79,7 +78,9 @@ def read_start(config: Config, source: Source) -> Start:
     if untold:
         told.append("not told by the file: " + ", ".join(f"{name} {getattr(model, name)}" for name in untold))
     # Held by the host, so that each device is sent its own part only.
-    return Start(jax.device_get(params), f"init from {path} ({loaded.source}): {'; '.join([*loaded.notes, *told])}")
+    return InitialParams(
+        jax.device_get(params), f"init from {path} ({loaded.source}): {'; '.join([*loaded.notes, *told])}"
+    )
 
 
 def _agreed(path: str, model: ViT, wanted: list[str]) -> tuple[ViT, list[str]]:
@@ -88,7 +89,6 @@ def _agreed(path: str, model: ViT, wanted: list[str]) -> tuple[ViT, list[str]]:
     Raises:
         UserError: if they are not, or the file cannot be read.
     """
-    silence_libraries()  # A run folder is read by orbax.
     with _users_mistakes():
         try:
             module, assumed = describe(path)

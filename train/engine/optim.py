@@ -7,10 +7,10 @@ from configs.base import AdamW
 
 
 def make_schedule(config: AdamW, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 over the warm-up, then a cosine to its final part."""
+    """Learning rate by step: linear from 0 over the warm-up, then a cosine to its final value."""
     peak = config.learning_rate
     return optax.warmup_cosine_decay_schedule(
-        0.0, peak, int(config.warmup * steps), max(steps, 1), end_value=peak * config.final
+        0.0, peak, int(config.warmup_fraction * steps), max(steps, 1), end_value=peak * config.final_lr_fraction
     )
 
 

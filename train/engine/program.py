@@ -12,8 +12,9 @@ from jaxtyping import PyTree
 from configs.base import Config
 from train.data import Source
 from train.engine.sharding import batch_sharding, state_sharding
+from train.engine.step import skip_nonfinite
 from train.process.errors import as_user_error
-from train.task import Batch, State, Task, skip_nonfinite
+from train.task import Batch, State, Task
 
 
 class Program:
@@ -26,7 +27,7 @@ class Program:
             UserError: if model, optimizer, images and mesh do not fit each other.
         """
         self.mesh, self._source = mesh, source
-        self._step = task.step if config.run.on_nan == "stop" else skip_nonfinite(task.step)
+        self._step = task.step if config.run.on_nonfinite == "stop" else skip_nonfinite(task.step)
         batch, size = batch_sharding(mesh), config.run.batch_size
         self.batch_shapes = {
             "image": jax.ShapeDtypeStruct((size, *source.image_shape), jnp.uint8, sharding=batch),
@@ -63,7 +64,7 @@ class Program:
             return jax.lax.fori_loop(0, count, body, (state, metrics))
 
         def whole(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, dtype, sharding=self.everywhere)
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=self.replicated)
 
         data = whole((len(source), *source.image_shape), jnp.uint8), whole((len(source),), jnp.int32)
         indices, count = whole((most, size), jnp.int32), whole((), jnp.int32)
@@ -84,7 +85,7 @@ class Program:
         return {"xla_backend_optimization_level": 0} if self.mesh.devices.flat[0].platform == "cpu" else {}
 
     def _step_jit(self, step: Callable) -> jax.stages.Wrapped:
-        return self.jit(step, (self.places, self.everywhere), donate_argnums=0)
+        return self.jit(step, (self.places, self.replicated), donate_argnums=0)
 
     def rows(self, size: int) -> np.ndarray:
         """Which rows of a batch of `size` lie on this process's devices, rising."""
@@ -104,9 +105,9 @@ class Program:
 
         return {name: placed(x) for name, x in batch.items()}
 
-    def copied(self, x: np.ndarray) -> jax.Array:
+    def replicate(self, x: np.ndarray) -> jax.Array:
         """The same array on every device of every process."""
-        return jax.make_array_from_callback(x.shape, self.everywhere, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, self.replicated, lambda index: x[index])
 
     @property
     def places(self) -> PyTree[NamedSharding]:
@@ -122,15 +123,15 @@ class Program:
         return text + (f" of {processes} processes" if processes > 1 else "") + (f" ({axes})" if axes else "")
 
     @property
-    def everywhere(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding:
         """A copy on each device, as metrics have it: any process can read them."""
         return NamedSharding(self.mesh, PartitionSpec())
 
-    def gathered(self, state: State) -> State:
+    def gather(self, state: State) -> State:
         """A state that this process can read as a whole."""
         if jax.process_count() == 1:
             return state
-        return jax.device_get(jax.jit(lambda x: x, out_shardings=self.everywhere)(state))
+        return jax.device_get(jax.jit(lambda x: x, out_shardings=self.replicated)(state))
 
 
 def _placed(x: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:

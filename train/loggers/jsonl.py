@@ -18,10 +18,10 @@ from train.run.files import read_lines
 from train.task import NONFINITE, Metrics
 
 ANEW = "begin anew in another --run.dir with a lower learning rate"
-REMEDY = f"go on without such steps by --run.on-nan skip, or {ANEW}"
+FINITE_REMEDY = f"skip such steps by --run.on-nonfinite skip, or {ANEW}"
 
 
-def listed(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first few of the names."""
     return ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
 
@@ -96,16 +96,16 @@ class Window:
         sums: dict[str, float],
         count: int,
         parameters: Sequence[str] = (),
-        on_nan: Literal["stop", "skip"] = "stop",
+        on_nonfinite: Literal["stop", "skip"] = "stop",
     ):
         """`sums` over `count` steps are what an interrupted run had gathered at its checkpoint.
 
-        `parameters` names the leaves that NOT_FINITE is about. What `on_nan` skips is in no mean; `emit` is given the
+        `parameters` names the leaves that NOT_FINITE is about. What `on_nonfinite` skips is in no mean; `emit` is given the
         number of such steps as "skipped".
         """
         self.sums, self.count = dict(sums), count
         self._every, self._last, self._emit = every, last, emit
-        self._parameters, self._skips = parameters, on_nan == "skip"
+        self._parameters, self._skips = parameters, on_nonfinite == "skip"
         self._pending: deque[tuple[int, Metrics, int]] = deque()
         self._timed, self._busy, self._since = 0, 0.0, time.perf_counter()
 
@@ -120,12 +120,12 @@ class Window:
             self._take()
 
     def drain(self) -> None:
-        """Waits for all steps that were added; the clock stands still until `go_on`."""
+        """Waits for all steps that were added; the clock stands still until `resume`."""
         while self._pending:
             self._take()
         self._busy += time.perf_counter() - self._since
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Starts the clock again after a drain."""
         self._since = time.perf_counter()
 
@@ -147,7 +147,7 @@ class Window:
             elif self._skips:
                 self.sums["skipped"] = self.sums.get("skipped", 0.0) + 1
             else:
-                raise RunStopped(f"step {step}: {fault}; {REMEDY}")
+                raise RunStopped(f"step {step}: {fault}; {FINITE_REMEDY}")
             if step % self._every == 0 or step == self._last:
                 skipped = {"skipped": self.sums.pop("skipped", 0.0)} if self._skips else {}
                 means = {name: total / self.count for name, total in self.sums.items()}
@@ -161,5 +161,5 @@ def _fault(values: dict[str, float], broken: Sequence[str], parameters: int) -> 
     faults = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if broken:
         which = "all" if len(broken) == parameters else f"{len(broken)} of {parameters}"
-        faults.append(f"the gradients of {which} parameters are not ({listed(broken)})")
+        faults.append(f"the gradients of {which} parameters are not ({first_few(broken)})")
     return "; ".join(faults) or None

@@ -18,12 +18,13 @@ from typing import Any, NamedTuple, Protocol
 from PIL import Image
 
 from configs.base import Config
+from train.config.flat import flatten
+from train.config.tree import config_to_tree
 from train.process.distributed import is_main_process
 from train.process.errors import UserError
 from train.report.pictures import picture_path
 from train.run.atomic import write_atomic
-from train.run.files import flattened
-from train.run.folder import RunFolder, config_tree
+from train.run.folder import RunFolder
 from train.task import Picture
 
 
@@ -163,7 +164,7 @@ class _TensorBoard:
         self._summary: Any = import_module("tensorboardX.proto.summary_pb2")
         self._path = folder.tensorboard / "events.out.tfevents.run"
         folder.tensorboard.mkdir(exist_ok=True)
-        options = flattened(config_tree(config))
+        options = flatten(config_to_tree(config))
         # Markdown shows what is indented by four as it is.
         text = "".join(f"    {name}: {json.dumps(value)}\n" for name, value in options.items())
         began = rows[0].wall_time if rows else time.time()
@@ -238,7 +239,7 @@ class _WandB:
                     reinit="create_new",  # A run of the caller's own stays as it is.
                     name=folder.path.name,
                     dir=str(folder.path.absolute()),  # It adds "wandb".
-                    config=flattened(config_tree(config)),
+                    config=flatten(config_to_tree(config)),
                     allow_val_change=True,  # What may differ when a run goes on.
                     settings=wandb.Settings(console="off", silent=True),
                 )

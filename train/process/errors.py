@@ -1,5 +1,6 @@
-"""The three ways in which a program ends early, each told to the user in one line and without a traceback."""
+"""The three ways in which a program ends early, each reported in one line and without a traceback."""
 
+import errno
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,3 +31,12 @@ def as_user_error() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(str(error).splitlines()[0]) from error
+
+
+# A full disk, an exceeded quota, a read-only or a failing file system.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def cannot_write(error: OSError) -> bool:
+    """Whether an error says that the disk takes no more, rather than that the program is wrong."""
+    return error.errno in _CANNOT_WRITE

@@ -15,6 +15,8 @@ import jaxlib.version
 
 from configs.base import Config
 from train.config.checks import batch_unit
+from train.process.distributed import connect
+from train.process.malloc import keep_freed_memory, trim_after_compiling
 
 
 def silence_libraries() -> None:
@@ -74,3 +76,13 @@ def split_cpu_into_devices(config: Config) -> None:
     fitting = (n for n in range(most, 1, -1) if size % batch_unit(config, n) == 0)
     with contextlib.suppress(RuntimeError):  # It has started, as in a notebook: the devices it has then have to do.
         jax.config.update("jax_num_cpu_devices", next(fitting, 1))
+
+
+def prepare_process(config: Config) -> None:
+    """Settings of a training program's process, before JAX starts."""
+    silence_libraries()
+    keep_freed_memory()
+    trim_after_compiling()
+    connect(config.distributed)
+    split_cpu_into_devices(config)
+    enable_compilation_cache(config.run.compilation_cache)

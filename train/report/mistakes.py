@@ -13,8 +13,7 @@ from train.data import Source
 from train.process.errors import UserError
 from train.report.pictures import encoded_png
 from train.run.atomic import write_atomic
-from train.run.files import read_json
-from train.run.folder import MISTAKES
+from train.run.files import MISTAKES, read_json
 
 WORST = 24  # images
 _SIDE = 96  # pixels that a small image is enlarged to

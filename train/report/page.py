@@ -10,13 +10,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from train.config.flat import flatten
 from train.report.metric_descriptions import METRIC_DESCRIPTIONS
 from train.report.mistakes import read_mistakes
 from train.report.pictures import class_colors, picture_path, read_pictures
 from train.report.reproduce import command
 from train.run.atomic import write_atomic
-from train.run.files import METRICS, TIMING, flattened, format_duration, is_number, printable, read_lines, read_tree
+from train.run.files import METRICS, TIMING, format_duration, is_number, read_config_tree, read_lines
 from train.run.folder import read_image_info
+from w2jax.text import one_line
 
 REPORT = "report.html"
 _ASSETS = Path(__file__).parent / "assets"
@@ -76,7 +78,7 @@ def read_run(folder: Path) -> Run:
         UserError: if it is no run folder, or what it holds is damaged.
     """
     name = folder.resolve().name
-    return Run(name, read_tree(folder), read_lines(folder / METRICS), read_lines(folder / TIMING))
+    return Run(name, read_config_tree(folder), read_lines(folder / METRICS), read_lines(folder / TIMING))
 
 
 def write_report(folder: Path) -> None:
@@ -106,7 +108,7 @@ def run_page(folder: Path) -> str:
         + _mistakes(folder)
         + "".join(_picture(folder, name, about, data) for name, about in read_pictures(folder).items())
         + "<details><summary>Config</summary>"
-        + _table({name: (str(value), "") for name, value in flattened(run.config).items()})
+        + _table({name: (str(value), "") for name, value in flatten(run.config).items()})
         + "</details>"
     )
     return _page(run.name, body, data, refresh=not run.is_finished)
@@ -133,7 +135,7 @@ def comparison(folders: Sequence[Path]) -> str:
     speed = [(label, color, False, run.timing, None) for run, label, color in zip(runs, labels, colors, strict=True)]
     curves.append(data.curve("examples_per_second", speed))
     results = [_results(run) for run in runs]
-    configs = [flattened(run.config) for run in runs]
+    configs = [flatten(run.config) for run in runs]
     shared = set.intersection(*map(set, configs)) - {"run.dir"}
     changed = {
         name: [str(config[name]) for config in configs]
@@ -348,7 +350,7 @@ def _command(words: str) -> str:
 
 def _text(text: str) -> str:
     """Text of the user's as HTML, between tags or in an attribute."""
-    return html.escape(printable(text))
+    return html.escape(one_line(text))
 
 
 def _png(content: str) -> str:

@@ -16,8 +16,7 @@ from PIL import Image
 
 from train.process.errors import UserError
 from train.run.atomic import write_atomic
-from train.run.files import read_json
-from train.run.folder import PICTURES
+from train.run.files import PICTURES, read_json
 from train.task import Grid, Picture, Plane, Scatter
 
 if TYPE_CHECKING:

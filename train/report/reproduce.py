@@ -1,41 +1,49 @@
-"""The command that a run can be made by again, from its config alone."""
+"""The command that reproduces a run, from its config alone."""
 
-import importlib
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from train.run.files import FREE_GROUPS, TASKS, default_folder, differing, flattened
-from train.run.folder import config_tree
+from configs.options import Rule
+from train.config.flat import differing, flatten
+from train.config.options import changeable_groups, names_with
+from train.config.run_name import default_folder
+from train.config.tasks import task_names, task_presets
+from train.config.tree import flat_config
 
 
 def command(tree: Mapping[str, Any]) -> str | None:
-    """`python -m train.TASK PRESET --options`, by the preset that the config is nearest to.
+    """`python -m train.TASK PRESET --options`, with the preset that is nearest to the config.
 
-    Machines are left out, as another one may have to do. None: no options of ours make that config.
+    Options of the machine (mesh, processes) are left out, as another machine may need others. None if no options of
+    ours make that config.
     """
-    model = tree.get("model")
-    task = TASKS.get(str(model.get("class"))) if isinstance(model, Mapping) else None
-    if task is None:
+    task = tree.get("task")
+    if task not in task_names():
         return None
-    presets = importlib.import_module(f"configs.{task}").PRESETS
-    wanted = _options(dict(tree))
-    near = {name: _options(config_tree(preset)) for name, preset in presets.items()}
-    preset = min(near, key=lambda name: len(differing(wanted, near[name])))
+    presets = task_presets(task)
+    sample = next(iter(presets.values())).config
+    # A model that comes from a file is built as the file says.
+    ignored = (*changeable_groups(sample), "task", *(["model."] if tree.get("init_from") is not None else []))
+
+    def options(flat: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in flat.items() if not name.startswith(ignored)}
+
+    wanted = options(flatten(dict(tree)))
+    of_presets = {name: options(flat_config(preset.config)) for name, preset in presets.items()}
+    preset = min(of_presets, key=lambda name: len(differing(wanted, of_presets[name])))
+    values = of_presets[preset]
     words = ["python", "-m", f"train.{task}", preset]
-    for name in differing(wanted, near[preset]):
-        if name not in wanted or name not in near[preset]:
+    changed = differing(wanted, values, ignored=names_with(sample, Rule.CHANGEABLE_ON_RESUME))
+    for name in differing(wanted, values):
+        if name not in wanted or name not in values:
             return None
-        if name == "run.dir" and wanted[name] == default_folder(task, preset, wanted, near[preset]):
+        if name == "run.dir" and wanted[name] == default_folder(
+            task, preset, {option: wanted[option] for option in changed}, wanted.keys() | values.keys()
+        ):
             continue
         words += _words(name.replace("_", "-"), wanted[name])
     return shlex.join(words)
-
-
-def _options(tree: dict[str, Any]) -> dict[str, Any]:
-    """The options of a config that say what is computed; a file's model is built as the file says."""
-    left_out = FREE_GROUPS if tree.get("init_from") is None else (*FREE_GROUPS, "model.")
-    return {name: value for name, value in flattened(tree).items() if not name.startswith(left_out)}
 
 
 def _words(name: str, value: Any) -> list[str]:

@@ -12,11 +12,11 @@ import pytest
 from configs.base import Mesh
 from configs.vit import PRESETS
 from train.config.cli import parse
+from train.config.flat import flatten
 from train.config.help import OFTEN
+from train.config.tree import config_to_tree
 from train.engine.loop import fit
 from train.process.errors import RunStopped, UserError
-from train.run.files import flattened
-from train.run.folder import config_tree
 from train.vit import make_task
 
 ROOT = Path(__file__).parents[3]
@@ -32,7 +32,7 @@ def test_options_change_the_preset_and_nothing_else(tmp_path):
     config = parse(
         "vit", PRESETS, ["tiny", "--run.steps", "7", "--model.embed-dim", "24", "--data.image-size", "14", "21"]
     )
-    tiny = PRESETS["tiny"]
+    tiny = PRESETS["tiny"].config
     assert (config.run.steps, config.model.embed_dim, config.data.image_size) == (7, 24, (14, 21))
     assert config.optim == tiny.optim and config.model.clone(embed_dim=tiny.model.embed_dim) == tiny.model
     assert parse("vit", PRESETS, []).run.dir == "runs/vit-sample"
@@ -76,7 +76,7 @@ def test_a_wrong_word_on_the_command_line_is_answered_in_one_line_with_the_neare
         (["--model.patch-size", "5"], "patch_size 5 and an image of 28×28"),
         (["--model.num-heads", "3"], "embed_dim must be divisible by num_heads, got 32 and 3"),
         (["--model.dropout", "1.5"], "dropout is a rate of at least 0 and below 1, got 1.5"),
-        (["--optim.warmup", "2"], "--optim.warmup must be at least 0 and below 1, got 2.0"),
+        (["--optim.warmup-fraction", "2"], "--optim.warmup-fraction must be at least 0 and below 1, got 2.0"),
         (["--optim.learning-rate", "-1"], "--optim.learning-rate must be at least 0, got -1.0"),
         (["--model.num-classes", "7"], "add --model.num-classes 10"),
         (["--data.name", "mnist", "--data.dir", "."], "python -m train.prepare mnist"),
@@ -126,7 +126,7 @@ def test_what_any_model_refuses_is_refused_before_anything_is_written(task, argu
 
 
 def small(folder, **run_options):
-    tiny = PRESETS["tiny"]
+    tiny = PRESETS["tiny"].config
     run_options = {"steps": 3, "batch_size": 8, "dir": str(folder)} | run_options
     return dataclasses.replace(
         tiny,
@@ -162,7 +162,7 @@ def test_a_finished_run_does_no_step_again_and_tells_its_result(tmp_path, capsys
 def test_a_run_whose_loss_is_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     config = small(tmp_path / "run", steps=40, save_every=1, eval_every=1)
     config = dataclasses.replace(
-        config, optim=dataclasses.replace(config.optim, learning_rate=1e38, clip=None, warmup=0.5)
+        config, optim=dataclasses.replace(config.optim, learning_rate=1e38, clip=None, warmup_fraction=0.5)
     )
     with pytest.raises(RunStopped, match=r"step \d+.*; .*begin anew.* is saved up to step \d+$") as error:
         fit(config, make_task)
@@ -187,7 +187,7 @@ def test_help_all_lists_presets_and_explains_every_option(task):
     presets = importlib.import_module(f"configs.{task}").PRESETS
     assert f"train.{task} [PRESET]" in result.stdout
     assert f"PRESET: {', '.join(presets)} (default: sample)" in " ".join(result.stdout.split())
-    for name in set(flattened(config_tree(presets["sample"]))) - {"model.category_discriminator"}:
+    for name in set(flatten(config_to_tree(presets["sample"].config))) - {"model.category_discriminator"}:
         assert f"--{name.replace('_', '-')}" in result.stdout
 
 
@@ -210,7 +210,7 @@ def test_help_fits_a_screen_and_names_every_preset_and_every_option(task, capsys
             for names, options in re.findall(r"((?:--[\w.-]+\.\* )+)((?:[\w-]+(?:, )?)+)", text)
             for group in names.split()
         }
-        for name, value in flattened(config_tree(presets[preset])).items():
+        for name, value in flatten(config_to_tree(presets[preset])).items():
             group, _, last = name.replace("_", "-").rpartition(".")
             alone = f"--{name.replace('_', '-')}"
             assert re.search(rf"{re.escape(alone)}(,| |$)", text) or last in groups[f"--{group}.*"], name
@@ -229,7 +229,7 @@ def test_help_tells_the_presets_own_values_and_the_text_under_the_field(capsys):
 
 
 def test_what_help_shows_exists(capsys):
-    names = {name for task in TASKS for name in flattened(config_tree(vars(_presets(task))["PRESETS"]["sample"]))}
+    names = {name for task in TASKS for name in flatten(config_to_tree(vars(_presets(task))["PRESETS"]["sample"]))}
     assert set(OFTEN) <= names
     for task in TASKS:
         assert list(_presets(task).ABOUT) == list(_presets(task).PRESETS)
@@ -277,14 +277,17 @@ def test_a_run_folder_is_named_by_what_is_changed_in_the_preset(task, arguments,
 def test_what_may_differ_when_a_run_goes_on_changes_no_name():
     options = ["--mesh.data", "4", "--mesh.fsdp", "2", "--distributed.process-id", "1", "--data.dir", "/mnt/data"]
     options += ["--data.workers", "7", "--data.memory-limit", "9", "--run.steps-per-call", "5", "--run.wandb", "x"]
-    options += ["--run.tensorboard", "--run.on-nan", "skip", "--run.on-save-error", "retry"]
+    options += ["--run.tensorboard", "--run.on-nonfinite", "skip", "--run.on-save-error", "retry"]
     options += ["--run.compilation-cache", "on"]
     assert parse("vit", PRESETS, ["tiny", *options]).run.dir == "runs/vit-tiny"
 
 
 def test_a_name_has_a_bound_and_no_two_configs_share_one():
     names = set()
-    many = [f"--{group}.{name}" for group, name in (("optim", "warmup"), ("optim", "final"), ("augment", "rotate"))]
+    many = [
+        f"--{group}.{name}"
+        for group, name in (("optim", "warmup-fraction"), ("optim", "final-lr-fraction"), ("augment", "rotate"))
+    ]
     many += ["--augment.magnitude", "--model.dropout", "--model.attention-dropout", "--model.drop-path"]
     splits = ["train", "train[:1%]", "train[:1]", "train[1:]", "train_1_", "Train[:1]", "train[:1]+test", "a/b", "b"]
     for split in splits:

@@ -89,11 +89,11 @@ def test_bash_offers_programs_presets_options_and_choices(scripts, here, line, o
 
 def test_bash_offers_every_option_and_no_word_of_their_texts(scripts, here):
     from configs.aae import PRESETS
-    from train.run.files import flattened
-    from train.run.folder import config_tree
+    from train.config.flat import flatten
+    from train.config.tree import config_to_tree
 
     offered = in_bash(scripts, here, "python", "-m", "train.aae", "tiny", "-")
-    names = set(flattened(config_tree(PRESETS["sample"]))) - {"model.category_discriminator"}
+    names = set(flatten(config_to_tree(PRESETS["sample"].config))) - {"model.category_discriminator"}
     assert {f"--{name.replace('_', '-')}" for name in names} <= set(offered)
     assert all(word.startswith("-") and " " not in word for word in offered)
     assert in_bash(scripts, here, "python", "-m", "train.aae", "tiny", "--run.steps", "5", "") == offered

@@ -69,7 +69,7 @@ def test_what_changes_after_a_save_began_is_not_in_it(tmp_path):
         for step in range(1, 6):
             checkpoints.save(step, state(step), {"sums": sums})
             sums["metric 1"] += 1.0
-            assert checkpoints.look(wait=True) is None
+            assert checkpoints.failure(wait=True) is None
             assert checkpoints.restore(step, LIKE)[1]["sums"] == {**sums, "metric 1": float(step)}
 
 
@@ -117,7 +117,7 @@ def test_a_step_that_was_damaged_is_done_and_saved_again(saved):
     flip(saved / "7" / "progress" / "metadata")
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(7, state(7), {"seconds": 7.0})
-        assert checkpoints.look(wait=True) is None
+        assert checkpoints.failure(wait=True) is None
     assert assert_restores(saved, 7) == []
 
 
@@ -207,11 +207,11 @@ def test_a_save_that_cannot_be_written_is_told_and_leaves_the_others_whole_and_t
     with Checkpoints(saved) as checkpoints:
         with no_file_above(size):
             checkpoints.save(9, state(9), {"seconds": 9.0})
-            failure = checkpoints.look(wait=True)
+            failure = checkpoints.failure(wait=True)
         assert "the checkpoint of step 9 cannot be written in" in str(failure) and "File too large" in str(failure)
-        assert checkpoints.look() is None and checkpoints.latest_step() == 7
+        assert checkpoints.failure() is None and checkpoints.latest_step() == 7
         assert damage(saved / "3") is None and damage(saved / "7") is None
         checkpoints.save(9, state(9), {"seconds": 9.0})
-        assert checkpoints.look(wait=True) is None
+        assert checkpoints.failure(wait=True) is None
     assert sorted(path.name for path in saved.iterdir()) == ["7", "9"]
     assert_restores(saved, 9)

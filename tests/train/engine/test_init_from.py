@@ -79,7 +79,7 @@ def test_the_architecture_is_the_files_and_what_matters_in_training_only_is_the_
     training = ["--model.dropout", "0.1", "--model.drop-path", "0.2", "--model.scan-layers"]
     config = parsed(tmp_path / "vit.safetensors", *training, "--model.num-classes", "4", "--model.depth", "1")
     assert config.model == model.clone(dropout=0.1, drop_path=0.2, scan_layers=True, num_classes=4)
-    assert config.optim == PRESETS["tiny"].optim
+    assert config.optim == PRESETS["tiny"].config.optim
 
 
 def test_layers_are_stacked_for_a_scan_if_the_config_scans(tmp_path):
@@ -125,7 +125,7 @@ def test_options_that_contradict_the_file_are_refused_with_both_values(described
 
 def test_a_config_made_without_the_command_line_must_be_the_files(tmp_path):
     written(tmp_path / "vit.safetensors")
-    config = dataclasses.replace(PRESETS["tiny"], init_from=str(tmp_path / "vit.safetensors"))
+    config = dataclasses.replace(PRESETS["tiny"].config, init_from=str(tmp_path / "vit.safetensors"))
     with pytest.raises(UserError, match=r"--model.depth: .* has 1, wanted 2"):
         make_task(config, nothing()).start()
     make_task(dataclasses.replace(config, model=model), nothing()).start()
@@ -268,5 +268,5 @@ def test_a_mistake_is_told_with_the_file_before_there_is_a_run_folder(tmp_path, 
 
 def test_without_a_file_nothing_is_read_and_all_is_new():
     config = parse("vit", PRESETS, ["tiny"], pretrained.resolve)
-    assert config.model == PRESETS["tiny"].model and make_task(config, nothing()).start is None
+    assert config.model == PRESETS["tiny"].config.model and make_task(config, nothing()).start is None
     assert config.optim == Optim(learning_rate=3e-3)

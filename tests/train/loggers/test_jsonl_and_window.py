@@ -51,7 +51,7 @@ def test_a_window_taken_up_again_gives_bit_equal_lines(values, every, data):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_stops_the_run_naming_metric_and_step(bad):
     window, _ = windows([1.0, 2.0, bad], 10)
-    with pytest.raises(RunStopped, match=f"^step 3: x is {bad}; go on without such steps by --run.on-nan skip"):
+    with pytest.raises(RunStopped, match=f"^step 3: x is {bad}; go on without such steps by --run.on-nonfinite skip"):
         window.drain()
 
 

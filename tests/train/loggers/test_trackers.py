@@ -17,13 +17,13 @@ from runs import interrupted_at, lines, small, with_run
 from tensorboardX.proto.event_pb2 import Event
 from wandb.proto.wandb_internal_pb2 import Record
 
+from train.config.flat import flatten
+from train.config.tree import config_to_tree
 from train.engine import loop
 from train.engine.loop import fit
 from train.loggers import trackers
 from train.loggers.trackers import check_trackers
 from train.process.errors import Interrupted, UserError
-from train.run.files import flattened
-from train.run.folder import config_tree
 from train.vit import make_task
 
 ROOT = Path(__file__).parents[3]
@@ -153,7 +153,7 @@ def test_tensorboard_shows_the_config_as_it_is(tracked):
     assert (step, plugin) == (0, "text")
     shown = dict(line.removeprefix("    ").split(": ", 1) for line in text.decode().splitlines())
     saved = json.loads(Path(tracked.run.dir, "config.json").read_text())
-    assert {name: json.loads(value) for name, value in shown.items()} == flattened(saved)
+    assert {name: json.loads(value) for name, value in shown.items()} == flatten(saved)
 
 
 def test_weights_and_biases_holds_every_number_the_pictures_and_the_config(tracked):
@@ -166,7 +166,7 @@ def test_weights_and_biases_holds_every_number_the_pictures_and_the_config(track
     assert run.project == "project" and run.display_name == "run"
     assert run.run_id == json.loads(Path(tracked.run.dir, "wandb", "run.json").read_text())["id"]
     config = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in run.config.update}
-    wanted = flattened(json.loads(json.dumps(config_tree(tracked))))
+    wanted = flatten(json.loads(json.dumps(config_to_tree(tracked))))
     assert {name: config[name] for name in wanted} == wanted
     (axis,) = (record.metric for record in records if record.HasField("metric"))
     assert (axis.glob_name, axis.step_metric) == ("*", "step")

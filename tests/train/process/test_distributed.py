@@ -28,7 +28,7 @@ from train.process.errors import UserError
 from train.vit import make_task
 
 ROOT = Path(__file__).parents[3]
-TINY = PRESETS["tiny"]
+TINY = PRESETS["tiny"].config
 CONFIG = replace(
     TINY,
     data=Data(train_split="train[:300]", test_split="test[:100]"),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.base import Mesh, Run
+from configs.base import Mesh, RunConfig
 from configs.vit import PRESETS
-from train.config.checks import check_numbers
+from train.config.checks import check_ranges
 from train.process.errors import UserError
 
 # With three cores, whatever this machine has: in turn the devices asked for and the size of a batch, or "start".
@@ -19,10 +19,10 @@ PROGRAM = """
 import json, os, sys
 os.sched_getaffinity = lambda _: {0, 1, 2}
 import jax
-from configs.base import Config, Mesh, Run
-from train.process.setup import split_cpu
+from configs.base import Config, Mesh, RunConfig
+from train.process.setup import split_cpu_into_devices
 for asked, size in json.loads(sys.argv[1]):
-    split_cpu(Config(mesh=Mesh(cpu_devices=asked), run=Run(batch_size=size)))
+    split_cpu_into_devices(Config(mesh=Mesh(cpu_devices=asked), run=RunConfig(batch_size=size)))
     print(jax.device_count())
 """
 
@@ -47,6 +47,6 @@ def test_a_cpu_counts_as_the_devices_asked_for_if_its_cores_the_batch_and_jax_al
 
 
 def test_no_device_at_all_is_a_mistake():
-    config = replace(PRESETS["tiny"], mesh=Mesh(cpu_devices=0), run=Run())
+    config = replace(PRESETS["tiny"].config, mesh=Mesh(cpu_devices=0), run=RunConfig())
     with pytest.raises(UserError, match=r"--mesh\.cpu-devices must be at least 1, got 0"):
-        check_numbers(config)
+        check_ranges(config)

@@ -21,12 +21,12 @@ import configs.mha
 import configs.vit
 from configs.vit import PRESETS
 from train.config.cli import parse
+from train.config.tree import config_to_tree
 from train.process.errors import UserError
 from train.report.mistakes import Predictions, read_mistakes, write_mistakes
 from train.report.page import comparison, run_page, write_report
 from train.report.pictures import write_pictures
 from train.report.reproduce import command
-from train.run.folder import config_tree
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_point(folder):
 
 def test_only_the_page_of_a_run_that_goes_on_is_read_again_by_itself(folder):
     assert "http-equiv=refresh" in run_page(folder)
-    steps = PRESETS["tiny"].run.steps
+    steps = PRESETS["tiny"].config.run.steps
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": steps, "split": "train", "loss": 0.5}) + "\n")
     assert "http-equiv=refresh" in run_page(folder)  # its last evaluation is missing
@@ -207,20 +207,20 @@ def test_the_reports_command_makes_the_same_config_again(module, tmp_path):
             options += ["--model.decoder.hidden-sizes", "9", "8", "7", "--model.decoder.batch-norm"]
         for arguments in ([preset], [preset, *options]):
             config = parse(task, module.PRESETS, arguments)
-            words = shlex.split(command(config_tree(config)))
+            words = shlex.split(command(config_to_tree(config)))
             assert words[:3] == ["python", "-m", f"train.{task}"]
             again = parse(task, module.PRESETS, words[3:])
             assert dataclasses.replace(again, mesh=config.mesh) == config
             made += 1
         assert words[3] == preset and len(words) < 40
-        assert shlex.split(command(config_tree(parse(task, module.PRESETS, [preset])))) == [*words[:3], preset]
+        assert shlex.split(command(config_to_tree(parse(task, module.PRESETS, [preset])))) == [*words[:3], preset]
     assert made == 2 * len(module.PRESETS)
 
 
 def test_a_config_that_no_option_makes_has_no_command():
     assert command({"model": {"class": "Unknown"}}) is None
     assert command({"model": {"class": {}}}) is None
-    tree = config_tree(configs.aae.PRESETS["tiny"])
+    tree = config_to_tree(configs.aae.PRESETS["tiny"].config)
     tree["model"]["invented"] = 3
     assert command(tree) is None
 

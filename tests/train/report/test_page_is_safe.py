@@ -63,7 +63,7 @@ class Page(HTMLParser):
 
 
 def run_folder(path, **data):
-    tiny = PRESETS["tiny"]
+    tiny = PRESETS["tiny"].config
     run = dataclasses.replace(tiny.run, dir=str(path))
     return RunFolder(dataclasses.replace(tiny, run=run, data=dataclasses.replace(tiny.data, **data)))
 

@@ -13,7 +13,7 @@ from train.process.errors import UserError
 from train.run.folder import RunFolder
 from train.vit import make_task
 
-TINY = PRESETS["tiny"]
+TINY = PRESETS["tiny"].config
 
 
 def config(folder, **run):
@@ -21,7 +21,7 @@ def config(folder, **run):
 
 
 def test_a_run_of_the_first_layout_goes_on(tmp_path, capsys):
-    """The folder was written before checkpoints had checksums and --run.on-nan was an option; it had come to step 2."""
+    """The folder was written before checkpoints had checksums and --run.on-nonfinite was an option; it had come to step 2."""
     with tarfile.open(Path(__file__).parents[2] / "fixtures" / "run_layout_1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     run = config(tmp_path / "run", steps=4, batch_size=8, log_every=1, eval_every=2, save_every=2)
@@ -97,5 +97,5 @@ def test_a_config_of_something_else_is_another_config(tmp_path, content):
 def test_a_field_of_the_loop_that_changes_no_step_may_differ(tmp_path):
     with RunFolder(config(tmp_path / "run")):
         pass
-    with RunFolder(config(tmp_path / "run", on_nan="skip", on_save_error="retry")):
+    with RunFolder(config(tmp_path / "run", on_nonfinite="skip", on_save_error="retry")):
         pass

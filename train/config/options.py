@@ -1,0 +1,87 @@
+"""The options of a config: what stands at each field (`configs/options.py`), by the option's dotted name."""
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+from configs.options import Range, Rule
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a config."""
+
+    name: str
+    """Dotted, as in run.batch_size."""
+    value: Any
+    type: Any
+    """Without what `Annotated` adds."""
+    text: str
+    """The text below its field; "" for a field of a model, which has a comment."""
+    range: Range | None
+    rules: frozenset[Rule]
+    """Its own, and those of the groups it belongs to."""
+
+    @property
+    def flag(self) -> str:
+        """As on the command line: --run.batch-size."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+def options_of(config: Any) -> dict[str, Option]:
+    """All options of a config by their dotted names, in the order of the fields."""
+    return {option.name: option for option in _options(config, "", frozenset())}
+
+
+def names_with(config: Any, rule: Rule) -> set[str]:
+    """The names of the options that a rule holds for."""
+    return {name for name, option in options_of(config).items() if rule in option.rules}
+
+
+def changeable_groups(config: Any) -> tuple[str, ...]:
+    """The groups, as "mesh.", of which every option may change when a run resumes."""
+    annotated = get_type_hints(type(config), include_extras=True)
+    return tuple(f"{name}." for name, kind in annotated.items() if Rule.CHANGEABLE_ON_RESUME in _extras(kind))
+
+
+def _options(config: Any, prefix: str, inherited: frozenset[Rule]) -> Iterator[Option]:
+    annotated, plain = get_type_hints(type(config), include_extras=True), get_type_hints(type(config))
+    texts = _texts(type(config))
+    for field in fields(config):
+        if field.name in ("parent", "name") and hasattr(config, "clone"):  # of every Linen module
+            continue
+        value, extras = getattr(config, field.name), list(_extras(annotated[field.name]))
+        rules = inherited | {extra for extra in extras if isinstance(extra, Rule)}
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from _options(value, f"{prefix}{field.name}.", rules)
+            continue
+        range_ = next((extra for extra in extras if isinstance(extra, Range)), None)
+        text = texts.get(field.name, "")
+        yield Option(prefix + field.name, value, plain[field.name], text, range_, rules)
+
+
+def _extras(annotation: Any) -> Iterator[Any]:
+    """What `Annotated` adds to a type or to the members of a union."""
+    if get_origin(annotation) is Annotated:
+        yield from annotation.__metadata__
+        annotation = annotation.__origin__
+    for argument in get_args(annotation):
+        yield from _extras(argument)
+
+
+@cache
+def _texts(config_type: type) -> dict[str, str]:
+    """The texts below the fields of a class and of those that it extends."""
+    texts = {}
+    for cls in (cls for cls in reversed(config_type.__mro__) if is_dataclass(cls)):
+        module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+        classes = {node.name: node.body for node in module.body if isinstance(node, ast.ClassDef)}
+        for field, text in pairwise(classes.get(cls.__name__, [])):
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                texts[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+    return texts

@@ -1,0 +1,48 @@
+"""The training steps as calls of the device: one step on a batch from the host, or several on data it holds."""
+
+from collections.abc import Generator
+from contextlib import closing
+
+import numpy as np
+
+from train.data import batches, example_order
+from train.engine.setup import Setup
+from train.task import Metrics, State
+
+Call = tuple[State, int, int, Metrics]
+"""(state, number of the last step, number of steps, their metrics: stacked if there are several)."""
+
+
+def train_calls(setup: Setup, state: State, done: int) -> Generator[Call]:
+    """Runs the steps after step `done`, from the `state` there. Each state is valid until the next call."""
+    if done == setup.config.run.steps:
+        return  # Nothing needs to be compiled.
+    yield from (_single_steps if setup.config.run.steps_per_call == 1 else _several_steps)(setup, state, done)
+
+
+def _single_steps(setup: Setup, state: State, done: int) -> Generator[Call]:
+    run, program = setup.config.run, setup.program
+    train_step, rows = program.lowered_step.compile(), program.rows(run.batch_size)
+    workers = setup.config.data.workers
+    with closing(batches(setup.source, run.batch_size, run.seed, done, run.steps, rows, workers)) as feed:
+        for step, batch in enumerate(feed, done + 1):
+            state, metrics = train_step(state, program.place(batch, rows, run.batch_size))
+            yield state, step, 1, metrics
+
+
+def _several_steps(setup: Setup, state: State, done: int) -> Generator[Call]:
+    run, program, source = setup.config.run, setup.program, setup.source
+    most = run.steps_per_call
+    train_steps = program.lower_many(most).compile()
+    examples = source.gather(np.arange(len(source)))
+    images, labels = (program.replicate(examples[name]) for name in ("image", "label"))
+    order = example_order(len(source), run.batch_size, run.seed)
+    while done < run.steps:
+        # A call ends where an evaluation or a checkpoint is due.
+        count = min(most, run.steps - done, *(every - done % every for every in (run.eval_every, run.save_every)))
+        indices = np.zeros((most, run.batch_size), np.int32)
+        indices[:count] = [order(step) for step in range(done, done + count)]
+        arguments = program.replicate(indices), program.replicate(np.asarray(count, np.int32))
+        state, metrics = train_steps(state, images, labels, *arguments)
+        done += count
+        yield state, done, count, metrics

@@ -1,0 +1,90 @@
+"""Evaluation of a state on the test split: metrics, predictions, pictures."""
+
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from train.data import eval_batches
+from train.engine.setup import Setup
+from train.engine.step import nonfinite_leaves
+from train.report.mistakes import Predictions
+from train.task import Batch, Picture, State, Task, named_leaves
+
+
+class Evaluation(NamedTuple):
+    """The test split as a trained model sees it."""
+
+    metrics: dict[str, float]
+    predictions: Predictions | None
+    """None: the model does not classify."""
+
+
+class Evaluator:
+    """Compiled evaluation of a task, on the mesh that trains it."""
+
+    def __init__(self, setup: Setup):
+        """Nothing is compiled before its first use."""
+        self._setup, program, task = setup, setup.program, setup.task
+        once = program.run_once
+        self._eval_step = program.jit(partial(eval_step, task), program.replicated)
+        self._nonfinite = program.jit(nonfinite_leaves, program.replicated, compiler_options=once)
+        self._figures = program.jit(task.figures, program.replicated, compiler_options=once)
+
+    def evaluate(self, state: State, is_last: bool = False) -> Evaluation:
+        """Means over every example of the test split, and the predictions of a classifier.
+
+        With `is_last` the metrics include `Task.final_metrics`.
+        """
+        setup = self._setup
+        with closing(self._batches(setup.config.run.batch_size)) as feed:
+            sums, predictions = zip(*(jax.device_get(self._eval_step(state, batch)) for batch in feed), strict=True)
+        metrics = {name: sum(float(part[name]) for part in sums) / len(setup.test_source) for name in sums[0]}
+        if is_last and setup.task.final_metrics is not None:
+            metrics |= setup.task.final_metrics(setup.program.gather(state), setup.test_source)
+        if predictions[0] is None:
+            return Evaluation(metrics, None)
+        labels, predicted, probability = map(np.concatenate, zip(*predictions, strict=True))
+        is_real = predicted >= 0
+        return Evaluation(metrics, Predictions(*(x[is_real] for x in (labels, predicted, probability))))
+
+    def figures(self, state: State) -> Mapping[str, Picture]:
+        """The pictures of the report, on the host."""
+        parts = self._setup.batch_parts
+        examples = -(-self._setup.task.figure_examples // parts) * parts
+        with closing(self._batches(examples)) as feed:
+            return jax.device_get(self._figures(state, next(feed)))
+
+    def nonfinite_names(self, state: State) -> list[str]:
+        """The leaves of the state that have a NaN or infinite value."""
+        names = list(named_leaves(state))
+        return [names[i] for i in np.flatnonzero(self._nonfinite(state))]
+
+    def _batches(self, size: int) -> Generator[Batch]:
+        """The test split, sharded over the devices."""
+        setup, rows = self._setup, self._setup.program.rows(size)
+        with closing(eval_batches(setup.test_source, size, rows, setup.config.data.workers)) as feed:
+            for batch in feed:
+                yield setup.program.place(batch, rows, size)
+
+
+def eval_step(task: Task, state: State, batch: Batch) -> tuple[dict[str, jax.Array], tuple[jax.Array, ...] | None]:
+    """The sums of the metrics over a batch, and a classifier's predictions as the fields of Predictions.
+
+    The predicted class of an example that only fills up the batch is -1.
+    """
+    sums = masked_sums(task.evaluate(state, batch), batch["mask"])
+    if task.probabilities is None:
+        return sums, None
+    probabilities = task.probabilities(state, batch["image"])  # XLA computes only once what `evaluate` computes too.
+    predicted = jnp.where(batch["mask"], probabilities.argmax(axis=-1), -1)
+    return sums, (batch["label"], predicted, probabilities.max(axis=-1))
+
+
+def masked_sums(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:
+    """Sum of each metric over the examples where the mask is True."""
+    return {name: jnp.where(mask, value, 0).sum() for name, value in values.items()}

@@ -1,0 +1,21 @@
+"""The main of every training program, `python -m train.TASK [PRESET] [--options]`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from configs.base import Config
+from train.config.checks import check_ranges
+from train.process.setup import prepare_process
+
+
+def train_program(config: Config, make_task: Callable[..., Any]) -> None:
+    """Trains the task of a config in a process of its own, whose settings it may change.
+
+    Raises:
+        UserError, RunStopped, Interrupted: as `train.engine.loop.fit`.
+    """
+    check_ranges(config)
+    prepare_process(config)
+    from train.engine.loop import fit  # Late: --help and a mistake in the options should not wait for orbax.
+
+    fit(config, make_task)

@@ -1,0 +1,115 @@
+"""What a run reports while it trains: lines on disk, the terminal, trackers, pictures and the page."""
+
+import time
+from collections.abc import Mapping
+
+from train.engine.evaluator import Evaluator
+from train.engine.setup import Setup
+from train.loggers.console import RunConsole
+from train.loggers.jsonl import JsonLines
+from train.loggers.trackers import Trackers
+from train.process.distributed import is_main_process
+from train.process.errors import RunStopped, cannot_write
+from train.report.mistakes import Predictions, write_mistakes
+from train.report.page import write_report
+from train.report.pictures import write_pictures
+from train.run.files import format_duration, read_lines
+from train.run.folder import RunFolder
+from train.task import Picture, State
+
+
+class Publisher:
+    """Writes metrics.jsonl, timing.jsonl, pictures and report.html, prints, and feeds the trackers.
+
+    A context manager: inside it the files are open and the progress bar is shown.
+    """
+
+    def __init__(self, setup: Setup, folder: RunFolder, trackers: Trackers, done: int, seconds_before: float):
+        """Resumes after step `done`: later lines are dropped, as their steps are repeated.
+
+        `seconds_before` is the wall time of the run before this process.
+        """
+        self._setup, self._folder, self._trackers, self._done = setup, folder, trackers, done
+        self._began = setup.started - seconds_before
+        self.lines = JsonLines(folder.metrics, done, is_main_process())
+        self._timing = JsonLines(folder.timing, done, is_main_process())
+        self.console = RunConsole(setup.config.run.steps, done, is_main_process())
+
+    def __enter__(self) -> "Publisher":
+        self.lines.__enter__()
+        self._timing.__enter__()
+        self.console.__enter__()
+        self._trackers.begin(self.lines.kept, self._timing.kept, self.seconds, self.console.say)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.console.__exit__(*error)
+        self._timing.__exit__(*error)
+        self.lines.__exit__(*error)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run so far, over all its resumptions."""
+        return time.perf_counter() - self._began
+
+    def train_line(self, step: int, means: dict[str, float], steps_per_second: float) -> None:
+        """The means of the training metrics up to a step."""
+        run, devices = self._setup.config.run, self._setup.program.devices
+        speed = steps_per_second * run.batch_size
+        self.lines.write(step=step, split="train", **means)
+        self._timing.write(step=step, seconds=self.seconds, examples_per_second=speed, devices=devices)
+        self._trackers.line(step, "train", means | {"examples_per_second": speed})
+        left = format_duration((run.steps - step) / steps_per_second)
+        self.console.speed(speed)
+        self.console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
+
+    def test_line(self, step: int, metrics: dict[str, float]) -> None:
+        """The metrics of the test split after a step."""
+        self.lines.write(step=step, split="test", **metrics)
+        self._trackers.line(step, "test", metrics)
+        self.console.line(step, "test", metrics)
+
+    def sync(self) -> None:
+        """Returns when all lines are on disk; OSError if they cannot be written."""
+        self.lines.sync()
+        self._timing.sync()
+
+    def save_failed(self, failure: RunStopped | None) -> None:
+        """Stops the run, or warns and continues, if a checkpoint could not be written."""
+        if failure is None:
+            return
+        if self._setup.config.run.on_save_error == "stop":
+            raise RunStopped(f"{failure}; free some space or mend the disk, then start the same command to resume")
+        self.console.say(f"warning: {failure}; continuing, the next checkpoint tries again")
+
+    def report(self, evaluator: Evaluator, state: State) -> None:
+        """Writes the report of a run that is still training, for a browser that watches it."""
+        try:
+            self._write_report(evaluator, state)
+        except OSError as error:
+            if not cannot_write(error) or self._setup.config.run.on_save_error == "stop":
+                raise
+            place = error.filename or self._folder.path
+            self.console.say(f"warning: {place} cannot be written: {error.strerror}; continuing")
+
+    def finish(self, evaluator: Evaluator, state: State, predictions: Predictions | None) -> None:
+        """Writes mistakes, pictures and report.html, and prints the final table."""
+        if is_main_process() and predictions is not None:
+            write_mistakes(self._folder.path, predictions, self._setup.test_source)
+        pictures = self._write_report(evaluator, state)
+        if not is_main_process():
+            return
+        self._trackers.pictures(pictures)
+        is_new = self._done < self._setup.config.run.steps
+        wall = self.seconds if is_new else self._setup.started - self._began
+        last = [line for line in read_lines(self._folder.metrics) if line.get("split") == "test"][-1]
+        metrics = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
+        rows = {"wall time": format_duration(wall), "run folder": str(self._folder.path)}
+        self.console.table(metrics | rows)
+
+    def _write_report(self, evaluator: Evaluator, state: State) -> Mapping[str, Picture]:
+        pictures = evaluator.figures(state)
+        if is_main_process():
+            write_pictures(self._folder.path, pictures, self._setup.source.label_names)
+            write_report(self._folder.path)
+        return pictures

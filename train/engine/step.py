@@ -1,0 +1,168 @@
+"""The training step of a task with one loss: gradient, update, moving average."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+from configs.base import Optim
+from train.task import NONFINITE, Batch, Metrics, Params, State
+
+Step = Callable[[State, Batch], tuple[State, Metrics]]
+# (parameters, batch, key) -> (mean loss over the batch, mean metrics)
+Loss = Callable[[Params, Batch, Key[Array, ""]], tuple[Float[Array, ""], Metrics]]
+# (parameters, batch, key) -> means over the batch: (metrics with "loss", gradients)
+Gradient = Callable[[Params, Batch, Key[Array, ""]], tuple[Metrics, Params]]
+MicroBatch = int | Literal["auto"] | None
+
+AUTO_MICRO_BATCH = 8  # examples whose activations stay in a core's cache (benchmarks/README.md)
+
+
+def init_state(params: Params, optimizer: optax.GradientTransformation, config: Optim) -> State:
+    """The State before the first step."""
+    ema = None if config.ema is None else jax.tree.map(jnp.copy, params)
+    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+
+
+def make_train_step(
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    config: Optim,
+    seed: int,
+    augment: Callable[[Batch, Key[Array, ""]], Batch] = lambda batch, key: batch,
+    micro_batch: MicroBatch = None,
+) -> Step:
+    """`step` of a task with one loss.
+
+    Args:
+        loss: `loss(params, batch, key)` returns the mean over the batch and metrics, which are means too.
+        optimizer: the update rule.
+        config: how many parts a batch is accumulated over, and the decay of the moving average.
+        seed: of everything random.
+        augment: `augment(batch, key)` changes a batch before `loss` sees it, or parts of it.
+        micro_batch: approximate number of examples that each of several CPU devices processes at a time. "auto":
+            `AUTO_MICRO_BATCH` if `loss` draws nothing from its key, else all; None: all.
+    """
+
+    def gradient(params: Params, batch: Batch, key: Key[Array, ""]):
+        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        return {"loss": value, **metrics}, gradients
+
+    def augmented_gradient(params: Params, batch: Batch, key: Key[Array, ""]):
+        augment_key, loss_key = jax.random.split(key)
+        return _in_micro_batches(gradient, params, augment(batch, augment_key), loss_key, micro_batch)
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        metrics, gradients = _accumulated(augmented_gradient, state.params, batch, key, config.accumulate)
+        squares = squared_norms(gradients)
+        metrics["grad_norm"] = jnp.sqrt(sum(jax.tree.leaves(squares)))
+        metrics[NONFINITE] = nonfinite(squares)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(state.step + 1, params, opt_state, update_ema(state, params, config.ema)), metrics
+
+    return step
+
+
+def update_ema(state: State, params: Params, decay: float | None) -> Params | None:
+    """The moving average of the parameters after the step from `state` to `params`."""
+    if decay is None or state.ema is None:
+        return None
+    # The early average follows closely, or it would long remember the initial parameters.
+    decay_now = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    return optax.incremental_update(params, state.ema, 1.0 - decay_now)
+
+
+def skip_nonfinite(step: Step) -> Step:
+    """`step`, but if a gradient, metric or new parameter is not finite, only the step counter changes."""
+
+    def careful(state: State, batch: Batch) -> tuple[State, Metrics]:
+        after, metrics = step(state, batch)
+        broken = metrics[NONFINITE] | nonfinite_leaves(after.params)
+        scalars = jnp.stack([value for name, value in metrics.items() if name != NONFINITE])
+        is_finite = ~broken.any() & jnp.isfinite(scalars).all()
+        result = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), after, state)
+        return result.replace(step=after.step), {**metrics, NONFINITE: broken}
+
+    return careful
+
+
+def squared_norms(gradients: Params) -> PyTree[Float[Array, ""]]:
+    """The sum of the squares of each leaf. It is not finite if one of its values is not, or too large to be squared."""
+    return jax.tree.map(lambda x: jnp.sum(jnp.square(x)), gradients)
+
+
+def nonfinite(values: PyTree[Float[Array, ""]]) -> Bool[Array, "P"]:
+    """For each leaf, a scalar, whether it is NaN or infinite."""
+    return ~jnp.isfinite(jnp.stack(jax.tree.leaves(values)))
+
+
+def nonfinite_leaves(tree: PyTree[Array]) -> Bool[Array, "L"]:
+    """For each leaf, whether one of its values is NaN or infinite."""
+    return jnp.stack([~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
+
+
+def _accumulated(gradient: Gradient, params: Params, batch: Batch, key: Key[Array, ""], parts: int):
+    """`gradient` of a batch, as the mean over `parts` equal parts of it."""
+    if parts == 1:
+        return gradient(params, batch, key)
+    # Each part takes every parts-th example, so that a sharded batch stays where it is.
+    split = jax.tree.map(lambda x: rearrange(x, "(b p) ... -> p b ...", p=parts), dict(batch))
+    return _mean(gradient, params, split, jax.random.split(key, parts))
+
+
+def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key[Array, ""], size: MicroBatch):
+    """`gradient` of a batch; each of several CPU devices computes about `size` of its examples at a time.
+
+    The activations of a micro-batch stay in a core's cache, and the devices exchange gradients once a step. Only on a
+    mesh (`jax.sharding.use_abstract_mesh`) whose devices all hold the whole parameters.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if size is None or mesh.size < 2 or mesh.abstract_device.device_kind != "cpu" or mesh.shape["data"] != mesh.size:
+        return gradient(params, batch, key)
+    gradient = jax.jit(gradient, inline=True)  # so that it is traced once, wherever it is used below
+    examples = jax.tree.leaves(batch)[0].shape[0] // mesh.size
+    target = AUTO_MICRO_BATCH if size == "auto" else size
+    divisors = (count for count in range(1, examples + 1) if examples % count == 0)
+    count = min(divisors, key=lambda count: abs(math.log(examples / count / target)))
+    micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples // count, *x.shape[1:]), x.dtype), dict(batch))
+    # Each micro-batch would draw numbers of its own: another dropout than on one device or an accelerator.
+    if count == 1 or (size == "auto" and _uses_last_argument(gradient, params, micro, key)):
+        return gradient(params, batch, key)
+    replicated, sharded = PartitionSpec(), PartitionSpec("data")
+
+    # Not checked, or JAX would sum over the devices whenever a gradient of replicated parameters is taken.
+    @partial(jax.shard_map, in_specs=(replicated, sharded, sharded), out_specs=replicated, check_vma=False)
+    def on_each_device(params, batch, keys):
+        split = jax.tree.map(lambda x: rearrange(x, "(p b) ... -> p b ...", p=count), batch)
+        return jax.lax.pmean(_mean(gradient, params, split, keys), "data")
+
+    return on_each_device(params, dict(batch), jax.random.split(key, mesh.size * count))
+
+
+def _uses_last_argument(function: jax.stages.Wrapped, *arguments) -> bool:
+    """Whether the last argument, a single array, takes part in what `function` computes."""
+    jaxpr = function.trace(*arguments).jaxpr.jaxpr
+    used = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
+    return id(jaxpr.invars[-1]) in used
+
+
+def _mean(gradient: Gradient, params: Params, parts: Batch, keys: Key[Array, "P"]):
+    """The mean of `gradient` over equal parts of a batch [P, ...], computed one after the other."""
+    gradient = jax.jit(gradient, inline=True)  # so that it is traced once for both, its shapes and the loop
+    shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], (parts, keys)))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(total, inputs):
+        return jax.tree.map(jnp.add, total, gradient(params, *inputs)), None
+
+    total, _ = jax.lax.scan(add, zeros, (parts, keys))
+    return jax.tree.map(lambda x: x / len(keys), total)
