@@ -17,8 +17,9 @@ def short_help(task: str, presets: Mapping[str, Preset], preset: str) -> str:
     """The help of a task, for a terminal of 80 columns; its values are those of the preset."""
     config = presets[preset].config
     options = options_of(config)
-    # What is special to the task comes first.
-    shown = sorted((o for o in options.values() if Rule.COMMON in o.rules), key=lambda option: "." in option.name)
+    # The task's own come first; those of nested groups, such as the AAE's phases, would fill the screen.
+    common = (option for option in options.values() if Rule.COMMON in option.rules and option.name.count(".") < 2)
+    shown = sorted(common, key=lambda option: "." in option.name)
     return "\n".join(
         [
             f"usage: python -m train.{task} [PRESET] [--OPTION VALUE ...]",

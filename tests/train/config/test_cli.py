@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from configs.base import Mesh
+from configs.options import Rule
 from configs.vit import PRESETS
 from train.config.cli import parse
-from train.config.flat import flatten
-from train.config.help import OFTEN
-from train.config.tree import config_to_tree
+from train.config.options import names_with, options_of
+from train.config.tree import flat_config
 from train.engine.loop import fit
 from train.process.errors import RunStopped, UserError
 from train.vit import make_task
@@ -64,6 +64,8 @@ def test_a_wrong_word_on_the_command_line_is_answered_in_one_line_with_the_neare
     ("arguments", "message"),
     [
         (["--run.steps", "0"], "--run.steps must be at least 1, got 0"),
+        (["--augment.rotate", "-3"], "--augment.rotate must be at least 0, got -3.0"),
+        (["--optim.clip", "nan"], "--optim.clip must be at least 0, got nan"),
         (["--run.steps", "-5"], "--run.steps must be at least 1, got -5"),
         (["--run.eval-every", "0"], "--run.eval-every must be at least 1, got 0"),
         (["--optim.accumulate", "0"], "--optim.accumulate must be at least 1, got 0"),
@@ -87,7 +89,7 @@ def test_a_wrong_word_on_the_command_line_is_answered_in_one_line_with_the_neare
         (["--run.dir", "pyproject.toml"], "must be a folder"),
         (["--run.dir", "pyproject.toml/run"], "must be a folder"),
         (["--run.dir", "/proc/run"], "the run folder /proc/run cannot be written"),
-        (["--run.dir", "tests"], "holds other things and no config.json"),
+        (["--run.dir", "tests"], "is not empty and has no config.json"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
@@ -187,7 +189,7 @@ def test_help_all_lists_presets_and_explains_every_option(task):
     presets = importlib.import_module(f"configs.{task}").PRESETS
     assert f"train.{task} [PRESET]" in result.stdout
     assert f"PRESET: {', '.join(presets)} (default: sample)" in " ".join(result.stdout.split())
-    for name in set(flatten(config_to_tree(presets["sample"].config))) - {"model.category_discriminator"}:
+    for name in set(flat_config(presets["sample"].config)) - {"model.category_discriminator"}:
         assert f"--{name.replace('_', '-')}" in result.stdout
 
 
@@ -210,11 +212,15 @@ def test_help_fits_a_screen_and_names_every_preset_and_every_option(task, capsys
             for names, options in re.findall(r"((?:--[\w.-]+\.\* )+)((?:[\w-]+(?:, )?)+)", text)
             for group in names.split()
         }
-        for name, value in flatten(config_to_tree(presets[preset])).items():
+        for name, value in flat_config(config_to_tree(presets[preset])).items():
             group, _, last = name.replace("_", "-").rpartition(".")
             alone = f"--{name.replace('_', '-')}"
             assert re.search(rf"{re.escape(alone)}(,| |$)", text) or last in groups[f"--{group}.*"], name
-            if name in OFTEN and value is not None and not isinstance(value, bool):
+            if (
+                name in names_with(presets[preset].config, Rule.COMMON)
+                and value is not None
+                and not isinstance(value, bool)
+            ):
                 assert f"{alone} {value} " in text
 
 
@@ -228,11 +234,24 @@ def test_help_tells_the_presets_own_values_and_the_text_under_the_field(capsys):
     assert "cifar10 cifar10 78,000 × 128 colours" in text and "sample (default) mnist_sample 2,000 × 100" in text
 
 
-def test_what_help_shows_exists(capsys):
-    names = {name for task in TASKS for name in flatten(config_to_tree(vars(_presets(task))["PRESETS"]["sample"]))}
-    assert set(OFTEN) <= names
-    for task in TASKS:
-        assert list(_presets(task).ABOUT) == list(_presets(task).PRESETS)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_option_has_a_text_and_every_preset_a_description(task):
+    for preset in _presets(task).PRESETS.values():
+        assert preset.about
+        options = options_of(preset.config).values()
+        assert [o.name for o in options if not o.text and not o.name.startswith("model.")] == []
+
+
+def test_the_rules_of_an_option_stand_at_its_field():
+    options = options_of(PRESETS["tiny"].config)
+    changeable = {name for name, option in options.items() if Rule.CHANGEABLE_ON_RESUME in option.rules}
+    groups = {name for name in options if name.startswith(("mesh.", "distributed."))}
+    assert changeable == groups | {
+        *("run.dir", "run.steps_per_call", "run.compilation_cache", "run.on_nonfinite", "run.on_save_error"),
+        *("run.tensorboard", "run.wandb", "data.dir", "data.workers", "data.memory_limit"),
+    }
+    own = {name for name, option in options.items() if Rule.PER_PROCESS in option.rules}
+    assert own == {"distributed.process_id", "data.dir", "data.workers", "data.memory_limit"}
 
 
 def _presets(task):

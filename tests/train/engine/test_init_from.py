@@ -223,7 +223,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_asks_the_file_for_its_arc
     assert_same(fit(parsed(path, *RUN, str(folder / "b")), make_task), state)
     assert (folder / "a" / "metrics.jsonl").read_bytes() == (folder / "b" / "metrics.jsonl").read_bytes()
     out = capsys.readouterr().out
-    assert "goes on at step 2" in out and "init from" not in out
+    assert "resumes at step 2" in out and "init from" not in out
 
 
 def command(monkeypatch, *arguments):

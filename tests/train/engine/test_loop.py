@@ -162,7 +162,7 @@ def test_a_report_that_finds_no_room_stops_a_run_unless_it_is_to_go_on(tmp_path,
             raise error
         write_report(folder)
 
-    monkeypatch.setattr("train.engine.loop.write_report", write)
+    monkeypatch.setattr("train.engine.publisher.write_report", write)
     if on_save_error == "stop":
         with pytest.raises(RunStopped, match=r"report\.html cannot be written: No space left"):
             fit(config, make_task)

@@ -56,7 +56,7 @@ def test_an_interrupted_run_is_saved_and_goes_on_to_the_same_bits(whole, tmp_pat
         with pytest.raises(Interrupted) as error:
             fit(config, make_task)
     assert error.value.number == number
-    assert f"{tmp_path / 'run'} is saved up to step {done}; the same command goes on" in str(error.value)
+    assert f"{tmp_path / 'run'} is saved up to step {done}; start the same command to resume" in str(error.value)
     assert signal.getsignal(number) is before
     for a, b in zip(jax.tree.leaves(fit(config, make_task)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -38,7 +38,7 @@ def test_a_run_of_the_first_layout_goes_on(tmp_path, capsys):
     fit(run, make_task)
     told = capsys.readouterr().out
     assert "the checkpoint of step 2 is of an earlier version, without checksums" in told
-    assert "goes on at step 2" in told
+    assert "resumes at step 2" in told
     after = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in after] == [json.loads(line)["step"] for line in before]
     assert after[:3] == before[:3]
