@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from configs.base import DIGITS, AdamW, Augment, Data, Preset, RunConfig
 from configs.base import Config as BaseConfig
 from configs.options import Count, Decay, Natural, NonNegative, Rule
-from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.priors import Prior
 
 ADAM = AdamW(weight_decay=0.0, clip=None)
@@ -65,9 +65,9 @@ MNIST = Data("mnist", train_split="train[:50000]")
 def paper(latent_size: int, width: int = 512, **fields) -> AAE:
     """The paper's networks: two hidden layers each, no dropout, a linear code, pixels in [0, 1]."""
     return AAE(
-        Encoder(latent_size, (width, width), dropout=0.0, stochastic=False),
-        Decoder((28, 28, 1), (width, width), dropout=0.0, batch_norm=(), activation="sigmoid"),
-        Discriminator((width, width), dropout=0.0),
+        AAEEncoder(latent_size, (width, width), dropout=0.0, stochastic=False),
+        AAEDecoder((28, 28, 1), (width, width), dropout=0.0, batch_norm=(), activation="sigmoid"),
+        AAEDiscriminator((width, width), dropout=0.0),
         **fields,
     )
 
@@ -83,7 +83,7 @@ def with_categories(categories: int, latent_size: int, **fields) -> AAE:
     model = normalized(latent_size, **fields)
     encoder = model.encoder.clone(categories=categories, normalize_categories=True)
     # Two instances: Flax would share the parameters of one.
-    of_z, of_y = Discriminator((256, 256), dropout=0.0), Discriminator((256, 256), dropout=0.0)
+    of_z, of_y = AAEDiscriminator((256, 256), dropout=0.0), AAEDiscriminator((256, 256), dropout=0.0)
     return model.clone(encoder=encoder, discriminator=of_z, category_discriminator=of_y)
 
 
@@ -122,9 +122,9 @@ PRESETS = {
         Config(
             data=COURSE,
             model=AAE(
-                Encoder(3, hidden_sizes=(64, 64)),
-                Decoder(hidden_sizes=(64, 64)),
-                Discriminator(hidden_sizes=(64, 32)),
+                AAEEncoder(3, hidden_sizes=(64, 64)),
+                AAEDecoder(hidden_sizes=(64, 64)),
+                AAEDiscriminator(hidden_sizes=(64, 32)),
             ),
             optim=Phases(replace(ADAM, learning_rate=3e-3)),
             metric_examples=1000,

@@ -34,7 +34,7 @@ class Code(NamedTuple):
         return None if self.logits is None else nn.softmax(self.logits)
 
 
-class Encoder(nn.Module):
+class AAEEncoder(nn.Module):
     """Images → hidden layers (linear → dropout → ReLU) → mean and log-variance, from which z is drawn in training.
 
     Equation 1 of the paper with a Gaussian q(z|x), by the reparameterisation of Kingma & Welling (2014, arXiv
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         return Code(z, mean, log_variance, logits)
 
 
-class Decoder(nn.Module):
+class AAEDecoder(nn.Module):
     """Code → hidden layers (linear → batch norm where it is on → dropout → ReLU) → an image.
 
     Pixels lie in the range of the `activation`. Parameters `hidden_0`, `hidden_1` …, `output`; `norm_1` … where batch
@@ -104,7 +104,7 @@ class Decoder(nn.Module):
         return nn.tanh(x) if self.activation == "tanh" else nn.sigmoid(x)
 
 
-class Discriminator(nn.Module):
+class AAEDiscriminator(nn.Module):
     """Code → hidden layers (linear → dropout → ReLU) → the logit of having come from the prior.
 
     There is no batch norm to choose: it would see the prior and the codes mixed, and let the game stall.
@@ -137,10 +137,10 @@ class AAE(nn.Module):
     W·y + z, where W holds a point, learned too, for each category.
     """
 
-    encoder: Encoder = Encoder(8)  # images to codes
-    decoder: Decoder = Decoder()  # codes to images; its image_shape is that of the images
-    discriminator: Discriminator = Discriminator()  # of z, and of the label if z is to follow it
-    category_discriminator: Discriminator = Discriminator()  # of y, if the encoder has categories
+    encoder: AAEEncoder = AAEEncoder(8)  # images to codes
+    decoder: AAEDecoder = AAEDecoder()  # codes to images; its image_shape is that of the images
+    discriminator: AAEDiscriminator = AAEDiscriminator()  # of z, and of the label if z is to follow it
+    category_discriminator: AAEDiscriminator = AAEDiscriminator()  # of y, if the encoder has categories
     cluster_heads: bool = False  # each category is a learned point, which z is added to
     prior: Prior = "gaussian"  # of z
     prior_scale: float = 1.0  # standard deviation of the Gaussian; for the others see `priors.place_codes`

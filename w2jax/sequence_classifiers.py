@@ -13,7 +13,7 @@ from w2jax.blocks import EncoderBlock
 from w2jax.lstm import LSTM
 from w2jax.norm import LayerNorm
 from w2jax.recurrent import uniform_init
-from w2jax.transformer import Encoder
+from w2jax.transformer import TransformerEncoder
 
 
 class AttentionClassifier(nn.Module):
@@ -58,7 +58,7 @@ class AttentionClassifier(nn.Module):
             dtype=self.dtype,
             parent=None,
         )
-        encoder = Encoder(block, self.depth, self.drop_path, name="encoder")
+        encoder = TransformerEncoder(block, self.depth, self.drop_path, name="encoder")
         x, attentions = encoder(x, train=train, return_attention=return_attention)
         x = LayerNorm(1e-6, dtype=self.dtype, name="norm")(x).mean(axis=1)
         x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, dtype=dtype, name="head")(x)

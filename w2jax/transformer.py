@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from w2jax.blocks import Activation, DecoderBlock, EncoderBlock, inside, layer_norm
 
 
-class Encoder(nn.Module):
+class TransformerEncoder(nn.Module):
     """`depth` copies of `block`, each with parameters of its own.
 
     Parameters lie under `block_0` … `block_{depth-1}`, or, with `scan`, under `blocks` with the depth as first axis:
@@ -49,8 +49,8 @@ class Encoder(nn.Module):
         return x, attentions if return_attention else None
 
 
-class Decoder(nn.Module):
-    """`depth` copies of `block`, each with parameters of its own, which lie as an `Encoder`'s do."""
+class TransformerDecoder(nn.Module):
+    """`depth` copies of `block`, each with parameters of its own, which lie as a `TransformerEncoder`'s do."""
 
     block: DecoderBlock  # what is copied
     depth: int  # how often
@@ -111,9 +111,13 @@ class Transformer(nn.Module):
             "dtype": self.dtype,
             "parent": None,
         }
-        self.encoder = Encoder(EncoderBlock(**block), self.encoder_depth, remat=self.remat, scan=self.scan_layers)
+        self.encoder = TransformerEncoder(
+            EncoderBlock(**block), self.encoder_depth, remat=self.remat, scan=self.scan_layers
+        )
         self.encoder_norm = layer_norm(self)
-        self.decoder = Decoder(DecoderBlock(**block), self.decoder_depth, remat=self.remat, scan=self.scan_layers)
+        self.decoder = TransformerDecoder(
+            DecoderBlock(**block), self.decoder_depth, remat=self.remat, scan=self.scan_layers
+        )
         self.decoder_norm = layer_norm(self)
 
     def __call__(

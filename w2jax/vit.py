@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from w2jax.attention import MultiHeadAttention
 from w2jax.blocks import Activation, EncoderBlock, Mlp
 from w2jax.norm import LayerNorm
-from w2jax.transformer import Encoder
+from w2jax.transformer import TransformerEncoder
 
 SIZES = {
     "Ti": (192, 12, 3, 768),
@@ -164,7 +164,7 @@ class ViT(nn.Module):
             dtype=self.dtype,
             parent=None,
         )
-        encoder = Encoder(block, self.depth, self.drop_path, self.remat, self.scan_layers, name="encoder")
+        encoder = TransformerEncoder(block, self.depth, self.drop_path, self.remat, self.scan_layers, name="encoder")
         x, attentions = encoder(x, train=train, return_attention=return_attention)
 
         x = x[:, 0] if self.pool == "cls" else x[:, self.class_token + self.num_registers :]

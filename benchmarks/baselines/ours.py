@@ -19,7 +19,7 @@ from train.engine.program import Program
 from train.engine.sharding import make_mesh
 from train.process.setup import split_cpu_into_devices
 from w2jax import MultiHeadAttention
-from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 
 ADAM = Optim(learning_rate=1e-3, warmup_fraction=0.0, final_lr_fraction=1.0, weight_decay=0.0, clip=None)
 ADAMW = replace(ADAM, weight_decay=0.01)
@@ -100,8 +100,8 @@ def aae_step(given: Arrays) -> Contender:
     run = RunConfig(steps=10**6, batch_size=size)
     game = replace(Phases().generator, learning_rate=5e-4, warmup_fraction=0.0, final_lr_fraction=1.0)
     optim = Phases(replace(Phases().reconstruction, warmup_fraction=0.0, final_lr_fraction=1.0), game, game)
-    parts = [part(dropout=0.0) for part in (Decoder, Discriminator)]
-    quiet = Config(model=AAE(Encoder(8, dropout=0.0, stochastic=False), *parts), optim=optim, run=run)
+    parts = [part(dropout=0.0) for part in (AAEDecoder, AAEDiscriminator)]
+    quiet = Config(model=AAE(AAEEncoder(8, dropout=0.0, stochastic=False), *parts), optim=optim, run=run)
     params = our_params(given)
     without_variance = {name: x for name, x in params["encoder"].items() if name != "log_variance"}
     task = make_task(quiet, source(given))

@@ -11,7 +11,7 @@ import torch
 from models import random_variables
 from torch import nn
 
-from w2jax.aae import Decoder, Encoder
+from w2jax.aae import AAEDecoder, AAEEncoder
 from w2jax.convert import from_torch, to_torch
 from w2jax.convert.files import read_weights
 from w2jax.convert.load_save import Loaded, load_described
@@ -116,4 +116,4 @@ def converted(ours: Any, theirs: nn.Module) -> dict[str, Any]:
 IMAGES = jnp.asarray(RNG.random((2, 3, 4, 1)), jnp.float32)
 
 
-ENCODER, DECODER = Encoder(3, (7, 5)), Decoder((3, 4, 1), (6, 4))
+ENCODER, DECODER = AAEEncoder(3, (7, 5)), AAEDecoder((3, 4, 1), (6, 4))

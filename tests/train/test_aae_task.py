@@ -27,7 +27,7 @@ from train.data.labels import UNKNOWN, known_labels
 from train.data.source import InMemorySource
 from train.process.errors import UserError
 from train.task import NONFINITE, named_leaves
-from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.priors import sample_prior
 
 SHAPE, N, B, K, Z = (5, 4, 1), 60, 12, 3, 2
@@ -50,12 +50,12 @@ def placed(step=0):
 
 
 def model(categories=0, dropout=0.2, stochastic=True, **options):
-    encoder = Encoder(Z, (9, 8), dropout, stochastic=stochastic, categories=categories)
+    encoder = AAEEncoder(Z, (9, 8), dropout, stochastic=stochastic, categories=categories)
     return AAE(
         encoder,
-        Decoder(SHAPE, (7, 10), dropout),
-        Discriminator((6, 5), dropout),
-        Discriminator((5, 6), dropout),
+        AAEDecoder(SHAPE, (7, 10), dropout),
+        AAEDiscriminator((6, 5), dropout),
+        AAEDiscriminator((5, 6), dropout),
         **{"prior_classes": K, **options},
     )
 
@@ -165,7 +165,7 @@ def test_twenty_steps_of_all_three_phases_are_those_of_the_courses_torch_program
 
 
 def test_running_statistics_follow_the_reconstruction_alone():
-    encoder = Encoder(Z, (9, 8), 0.0, batch_norm=(0,), stochastic=False)
+    encoder = AAEEncoder(Z, (9, 8), 0.0, batch_norm=(0,), stochastic=False)
     of = model(dropout=0.0).clone(encoder=encoder)
     start, step = None, []
     for phases in (Phases(), Phases(discriminator=STILL, generator=STILL)):
@@ -279,10 +279,10 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
     ("options", "message"),
     [
         (
-            {"of": model().clone(decoder=Decoder((4, 5, 1)))},
+            {"of": model().clone(decoder=AAEDecoder((4, 5, 1)))},
             "images 4×5×1, dataset shapes has 5×4×1; add --data.image-size 4 5",
         ),
-        ({"of": model(prior="mixture").clone(encoder=Encoder(8))}, "lies in a plane: latent_size must be 2, got 8"),
+        ({"of": model(prior="mixture").clone(encoder=AAEEncoder(8))}, "lies in a plane: latent_size must be 2, got 8"),
         ({"of": model(categories=4), "labels": "categories"}, "has 3 classes, the encoder 4 categories"),
         ({"of": model(prior_classes=4), "labels": "prior"}, "has 3 classes, the prior 4; add --model.prior-classes 3"),
         ({"labels": "prior", "num_labels": 63}, "multiple of the 3 classes up to 60"),

@@ -17,7 +17,7 @@ from train.predict import load, predictor_of
 from train.process.errors import UserError
 from train.run.folder import ImageInfo, read_image_info
 from w2jax import ViT, convert
-from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 
 # Of every exported model in a folder what it gives for one image, for three and for the rest.
 PROGRAM = """
@@ -34,10 +34,10 @@ assert not {"flax", "w2jax", "train"} & set(sys.modules)
 VIT = ViT(10, 7, 16, 2, 2, 16)
 SCANNED = VIT.clone(pool="map", num_registers=2, embed_norm=True, scan_layers=True)
 CATEGORIES = AAE(
-    Encoder(3, hidden_sizes=(16,), categories=4, normalize_categories=True),
-    Decoder((28, 28, 1), hidden_sizes=(16,), batch_norm=(0,), activation="sigmoid"),
-    Discriminator(hidden_sizes=(8,)),
-    Discriminator(hidden_sizes=(8,)),
+    AAEEncoder(3, hidden_sizes=(16,), categories=4, normalize_categories=True),
+    AAEDecoder((28, 28, 1), hidden_sizes=(16,), batch_norm=(0,), activation="sigmoid"),
+    AAEDiscriminator(hidden_sizes=(8,)),
+    AAEDiscriminator(hidden_sizes=(8,)),
 )
 GRAY, RGB = (28, 28, 1), (28, 28, 3)
 CASES = {  # preset, its model if it is another one, shape of the images
@@ -49,7 +49,7 @@ CASES = {  # preset, its model if it is another one, shape of the images
     "mha": (("mha", "tiny"), None, GRAY),
     "aae": (("aae", "tiny"), None, (32, 32, 1)),
     "aae_semi": (("aae", "semi_100"), CATEGORIES, GRAY),
-    "aae_clusters": (("aae", "reduction"), CATEGORIES.clone(cluster_heads=True, decoder=Decoder(GRAY)), GRAY),
+    "aae_clusters": (("aae", "reduction"), CATEGORIES.clone(cluster_heads=True, decoder=AAEDecoder(GRAY)), GRAY),
 }
 
 
@@ -187,7 +187,9 @@ def test_without_flatbuffers_one_line_says_what_to_install(run, tmp_path):
 
 
 def test_a_decoder_that_is_told_the_label_is_refused(tmp_path):
-    model = AAE(Encoder(3, hidden_sizes=(8,)), Decoder(GRAY, hidden_sizes=(8,)), Discriminator(hidden_sizes=(8,)))
+    model = AAE(
+        AAEEncoder(3, hidden_sizes=(8,)), AAEDecoder(GRAY, hidden_sizes=(8,)), AAEDiscriminator(hidden_sizes=(8,))
+    )
     config = dataclasses.replace(preset("aae", "supervised"), model=model)
     predictor = predictor_of(config, ImageInfo(GRAY, list("0123456789")), {"params": {}}, "none")
     with pytest.raises(UserError, match="told each image's label"):

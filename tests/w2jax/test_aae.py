@@ -18,7 +18,8 @@ from torch_aae import (
     torch_discriminator,
 )
 
-from w2jax import AAE, Decoder, Discriminator, Encoder
+import w2jax
+from w2jax import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.aae import BatchNorm
 
 B, SHAPE, Z, K = 7, (4, 6, 1), 3, 5
@@ -29,9 +30,9 @@ CODES = jax.random.normal(KEY, (B, Z))
 
 
 def aae(encoder=None, decoder=None, **options):
-    encoder = Encoder(**({"latent_size": Z, "hidden_sizes": (10, 8)} | (encoder or {})))
-    decoder = Decoder(**({"image_shape": SHAPE, "hidden_sizes": (9, 12)} | (decoder or {})))
-    return AAE(encoder, decoder, Discriminator((6, 7)), Discriminator((7, 6)), **options)
+    encoder = AAEEncoder(**({"latent_size": Z, "hidden_sizes": (10, 8)} | (encoder or {})))
+    decoder = AAEDecoder(**({"image_shape": SHAPE, "hidden_sizes": (9, 12)} | (decoder or {})))
+    return AAE(encoder, decoder, AAEDiscriminator((6, 7)), AAEDiscriminator((7, 6)), **options)
 
 
 def assert_close(ours, theirs, tolerance=1e-5):
@@ -44,7 +45,7 @@ def test_the_encoder_gives_torchs_mean_and_log_variance_and_every_gradient():
     sum((i + 1) * (x**2).sum() for i, x in enumerate(expected)).backward()
 
     def loss(params):
-        code = Encoder(Z, SIZES).apply({"params": params}, IMAGES)
+        code = AAEEncoder(Z, SIZES).apply({"params": params}, IMAGES)
         return (code.mean**2).sum() + 2 * (code.log_variance**2).sum(), code
 
     gradients, code = jax.grad(loss, has_aux=True)(our_params(theirs, ENCODER))
@@ -67,7 +68,7 @@ def test_the_decoder_gives_torchs_images_and_every_gradient_with_batch_norm(trai
 
     def loss(params):
         variables = {"params": params, "batch_stats": statistics}
-        decoder = Decoder(SHAPE, SIZES, dropout=0.0)
+        decoder = AAEDecoder(SHAPE, SIZES, dropout=0.0)
         images, changed = decoder.apply(variables, CODES, train=train, mutable=["batch_stats"])
         return (images**3).sum(), (images, changed["batch_stats"])
 
@@ -81,7 +82,7 @@ def test_the_discriminators_logit_is_that_of_torchs_probability_and_predict_is_t
     theirs = torch_discriminator(Z, SIZES).eval()
     expected = theirs(torch.from_numpy(np.array(CODES)))[:, 0]
     expected.log().sum().backward()
-    module = Discriminator(SIZES)
+    module = AAEDiscriminator(SIZES)
 
     def loss(params):
         return jax.nn.log_sigmoid(module.apply({"params": params}, CODES)).sum()
@@ -109,7 +110,7 @@ def test_batch_norm_keeps_torchs_running_statistics_over_several_batches():
 
 
 def test_parameters_start_within_torchs_bounds():
-    params = Encoder(Z, (50, 40)).init(KEY, IMAGES)["params"]
+    params = AAEEncoder(Z, (50, 40)).init(KEY, IMAGES)["params"]
     for name, fan_in in (("hidden_0", 24), ("hidden_1", 50), ("mean", 40)):
         for leaf in params[name].values():
             np.testing.assert_array_less(np.abs(leaf), fan_in**-0.5)
@@ -117,7 +118,7 @@ def test_parameters_start_within_torchs_bounds():
 
 
 def test_a_code_in_training_is_drawn_around_the_mean_with_the_variance_told():
-    module = Encoder(Z, SIZES, dropout=0.0)
+    module = AAEEncoder(Z, SIZES, dropout=0.0)
     variables = random_variables(module, IMAGES)
 
     def draw(key):
@@ -129,7 +130,7 @@ def test_a_code_in_training_is_drawn_around_the_mean_with_the_variance_told():
 
 
 def test_a_code_in_training_carries_gradients_to_mean_and_variance_by_the_same_noise():
-    module = Encoder(Z, SIZES, dropout=0.0)
+    module = AAEEncoder(Z, SIZES, dropout=0.0)
     params = random_variables(module, IMAGES)["params"]
 
     def z(params):
@@ -144,7 +145,7 @@ def test_a_code_in_training_carries_gradients_to_mean_and_variance_by_the_same_n
 
 
 def test_a_deterministic_encoder_has_no_variance_and_needs_no_randomness():
-    module = Encoder(Z, SIZES, dropout=0.0, stochastic=False)
+    module = AAEEncoder(Z, SIZES, dropout=0.0, stochastic=False)
     variables = random_variables(module, IMAGES)
     assert set(variables["params"]) == {"hidden_0", "hidden_1", "mean"}
     code = module.apply(variables, IMAGES, train=True)
@@ -153,10 +154,11 @@ def test_a_deterministic_encoder_has_no_variance_and_needs_no_randomness():
 
 
 @pytest.mark.parametrize(
-    "module", [Encoder(Z, (13,), 0.4, stochastic=False), Decoder(SHAPE, (13,), 0.4, ()), Discriminator((13,), 0.4)]
+    "module",
+    [AAEEncoder(Z, (13,), 0.4, stochastic=False), AAEDecoder(SHAPE, (13,), 0.4, ()), AAEDiscriminator((13,), 0.4)],
 )
 def test_dropout_blanks_its_part_of_the_hidden_units_and_keeps_their_mean(module):
-    x = IMAGES if isinstance(module, Encoder) else CODES
+    x = IMAGES if isinstance(module, AAEEncoder) else CODES
     variables = random_variables(module, x)
 
     def layer(name, **options):
@@ -185,7 +187,7 @@ def test_categories_are_probabilities_and_join_the_code_in_front_of_z():
 
 
 def test_normalized_categories_have_logits_of_mean_0_and_variance_1_over_the_batch():
-    model = Encoder(Z, SIZES, dropout=0.0, categories=K, normalize_categories=True)
+    model = AAEEncoder(Z, SIZES, dropout=0.0, categories=K, normalize_categories=True)
     variables = model.init({"params": KEY}, IMAGES)
     code, _ = model.apply(variables, IMAGES, train=True, rngs={"sample": KEY}, mutable=["batch_stats"])
     np.testing.assert_allclose(code.logits.mean(0), 0, atol=1e-5)
@@ -208,7 +210,7 @@ def test_the_discriminator_sees_the_condition_beside_the_code():
     condition = jax.nn.one_hot(jnp.arange(B) % 3, 3)
     variables = random_variables(model, IMAGES, None, condition)
     logits = model.apply(variables, CODES, condition, method="discriminate")
-    expected = Discriminator((6, 7)).apply(
+    expected = AAEDiscriminator((6, 7)).apply(
         {"params": variables["params"]["discriminator"]}, jnp.hstack([CODES, condition])
     )
     np.testing.assert_allclose(logits, expected, rtol=1e-6)
@@ -239,7 +241,7 @@ def test_samples_of_a_model_with_categories_show_each_as_often():
 
 @pytest.mark.parametrize(("activation", "low"), [("tanh", -1.0), ("sigmoid", 0.0)])
 def test_images_come_in_the_range_and_in_the_shape_of_the_decoder(activation, low):
-    decoder = Decoder((2, 3, 5), (4,), batch_norm=(), activation=activation)
+    decoder = AAEDecoder((2, 3, 5), (4,), batch_norm=(), activation=activation)
     variables = random_variables(decoder, CODES)
     images = np.asarray(decoder.apply(variables, 100.0 * CODES))
     assert images.shape == (B, 2, 3, 5)
@@ -278,3 +280,11 @@ def test_bfloat16_changes_the_products_and_keeps_parameters_and_results_float32(
 def test_what_does_not_fit_is_refused_with_what_was_got(model, message):
     with pytest.raises(ValueError, match=message):
         model.init(KEY, IMAGES)
+
+
+def test_old_names_of_the_parts_warn_and_name_the_new_ones():
+    for name, part in (("Encoder", AAEEncoder), ("Decoder", AAEDecoder), ("Discriminator", AAEDiscriminator)):
+        with pytest.warns(DeprecationWarning, match=f"use w2jax.AAE{name}"):
+            assert getattr(w2jax, name) is part
+    with pytest.raises(AttributeError, match="no attribute 'Coder'"):
+        _ = w2jax.Coder

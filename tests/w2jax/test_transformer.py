@@ -9,7 +9,7 @@ from flax import linen as nn
 from models import random_variables, run
 
 from w2jax.blocks import DropPath, EncoderBlock, LayerScale, Mlp
-from w2jax.transformer import Encoder
+from w2jax.transformer import TransformerEncoder
 
 B, N, D, H, F = 2, 5, 12, 3, 20
 
@@ -83,7 +83,7 @@ def test_the_mlp_is_torchs_with_every_activation(activation, torchs):
 def test_scanned_layers_equal_unrolled_ones_in_value_attention_and_gradient(remat):
     depth = 3
     block = EncoderBlock(H, F, layer_scale=0.5)
-    unrolled, scanned = Encoder(block, depth), Encoder(block, depth, remat=remat, scan=True)
+    unrolled, scanned = TransformerEncoder(block, depth), TransformerEncoder(block, depth, remat=remat, scan=True)
     params = random_variables(unrolled, tokens())["params"]
     assert jax.tree.map(jnp.shape, stacked(params, depth)) == jax.tree.map(
         jnp.shape, jax.eval_shape(scanned.init, jax.random.key(2), tokens())["params"]
@@ -107,7 +107,7 @@ def test_scanned_layers_equal_unrolled_ones_in_value_attention_and_gradient(rema
 
 def test_rematerialised_layers_give_the_same_gradient_from_less_saved_memory():
     def saved(remat):
-        encoder = Encoder(EncoderBlock(H, F), 3, remat=remat)
+        encoder = TransformerEncoder(EncoderBlock(H, F), 3, remat=remat)
         params = random_variables(encoder, tokens())
 
         def loss(params):
@@ -137,15 +137,15 @@ def test_drop_path_drops_whole_examples_keeps_the_mean_and_rises_with_depth():
             return x.at[:, 0, 0].add(drop_path).at[:, 0, 1].max(drop_path), None
 
     for scan in (False, True):
-        encoder = Encoder(AbstractSource(H, F), 4, drop_path=0.3, scan=scan)
+        encoder = TransformerEncoder(AbstractSource(H, F), 4, drop_path=0.3, scan=scan)
         out, _ = run(encoder, {}, jnp.zeros((B, N, D)), train=True)
         np.testing.assert_allclose(out[0, 0, :2], [0.0 + 0.1 + 0.2 + 0.3, 0.3], rtol=1e-6)
 
 
 def test_random_layers_are_still_in_evaluation_and_drawn_per_layer_in_training():
-    encoder = Encoder(EncoderBlock(H, F, dropout=0.3, attention_dropout=0.2), 2, drop_path=0.2)
+    encoder = TransformerEncoder(EncoderBlock(H, F, dropout=0.3, attention_dropout=0.2), 2, drop_path=0.2)
     variables = random_variables(encoder, tokens())
-    still = run(Encoder(EncoderBlock(H, F), 2), variables, tokens())[0]
+    still = run(TransformerEncoder(EncoderBlock(H, F), 2), variables, tokens())[0]
     np.testing.assert_array_equal(run(encoder, variables, tokens())[0], still)
     draws = [run(encoder, variables, tokens(), train=True, rngs={"dropout": jax.random.key(s)})[0] for s in (1, 1, 2)]
     np.testing.assert_array_equal(draws[0], draws[1])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.attention import MultiHeadAttention
 from w2jax.convert.lazy_tensor import LazyTensor
 from w2jax.lstm import LSTM
@@ -25,7 +25,7 @@ from w2jax.vit import ViT
 MODULES: dict[str, type[nn.Module]] = {
     cls.__name__: cls
     for cls in (
-        *(AAE, Decoder, Discriminator, Encoder),
+        *(AAE, AAEDecoder, AAEDiscriminator, AAEEncoder),
         *(LSTM, GRU, RNN, LSTMClassifier),
         *(MultiHeadAttention, AttentionClassifier, Transformer, Seq2Seq, ViT),
     )
@@ -168,10 +168,10 @@ def example_inputs(module: nn.Module, size: Size) -> tuple[jax.ShapeDtypeStruct 
         return _abstract((1, 1), jnp.int32), _abstract((1, 1), jnp.int32)
     if isinstance(module, AAE):
         return _autoencoder_inputs(module, size)
-    if isinstance(module, Encoder):
+    if isinstance(module, AAEEncoder):
         first = "hidden_0/kernel" if module.hidden_sizes else "mean/kernel"
         return (_abstract((1, 1, 1, size(first, 0, 1))),)
-    if isinstance(module, Decoder | Discriminator):
+    if isinstance(module, AAEDecoder | AAEDiscriminator):
         return (_abstract((1, size("hidden_0/kernel" if module.hidden_sizes else "output/kernel", 0, 1))),)
     raise ValueError(f"{type(module).__name__} is none that can be converted; those are {', '.join(MODULES)}")
 

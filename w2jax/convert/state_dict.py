@@ -30,7 +30,7 @@ def from_torch(
 
     Args:
         module: one of ours. A ViT takes the names of timm, Hugging Face, torchvision and Google; LSTM, GRU, RNN,
-            MultiHeadAttention and Transformer those of torch.nn; Encoder, Decoder and Discriminator those of a
+            MultiHeadAttention and Transformer those of torch.nn; AAEEncoder, AAEDecoder and AAEDiscriminator those of a
             `torch.nn.Sequential`. Every module takes its own paths too, as "head.weight" for the path "head/kernel".
         state_dict: torch tensors, numpy or jax arrays by name. Their dtypes are kept.
         rename: the user's own names. A key is a parameter's or a layer's name in `state_dict`, with `{i}` for the

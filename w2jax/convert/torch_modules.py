@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from flax import linen as nn
 
-from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.attention import MultiHeadAttention
 from w2jax.convert.layouts import MULTIHEAD, MULTIHEAD_SEPARATE, Format
 from w2jax.convert.rules import Rule, Table
@@ -49,7 +49,7 @@ def torch_formats(module: nn.Module, keys: Collection[str] = ()) -> tuple[Format
         below = {name: [key[len(name) + 1 :] for key in keys if key.startswith(name + ".")] for name in parts}
         rows = [Rule(name, name, sequential(part, below[name])) for name, part in parts.items()]
         return Format("torch", (*rows, Rule("", ""))), paths
-    if isinstance(module, Encoder | Decoder | Discriminator):
+    if isinstance(module, AAEEncoder | AAEDecoder | AAEDiscriminator):
         return Format("torch", sequential(module, keys)), paths
     return (paths,)
 
@@ -60,14 +60,14 @@ def _has_torchs_widths(module: MultiHeadAttention) -> bool:
     return module.num_kv_heads in (None, module.num_heads) and len(widths) == 1
 
 
-def sequential(module: Encoder | Decoder | Discriminator, keys: Collection[str] = ()) -> Table:
+def sequential(module: AAEEncoder | AAEDecoder | AAEDiscriminator, keys: Collection[str] = ()) -> Table:
     """Layers by their number in a Sequential: linear, batch norm where it is on, dropout, ReLU; then the last linear.
 
     An encoder with more than one last layer has `hidden`, that Sequential, and `mean`, `log_variance`, `logits`.
     Numbers in `keys` count before those: layers are then taken in their order, so that a Sequential without dropout,
     or with other layers that have no parameters, is read too.
     """
-    norms = () if isinstance(module, Discriminator) else module.batch_norm
+    norms = () if isinstance(module, AAEDiscriminator) else module.batch_norm
     layers, numbers, number = [], [], 0
     for i in range(len(module.hidden_sizes)):
         here = [f"hidden_{i}", f"norm_{i}"] if i in norms else [f"hidden_{i}"]
@@ -75,10 +75,10 @@ def sequential(module: Encoder | Decoder | Discriminator, keys: Collection[str] 
         numbers += range(number, number + len(here))
         number += len(here) + 2
     prefix = ""
-    if isinstance(module, Encoder) and (module.stochastic or module.categories):
+    if isinstance(module, AAEEncoder) and (module.stochastic or module.categories):
         prefix = "hidden."
     else:
-        layers.append("mean" if isinstance(module, Encoder) else "output")
+        layers.append("mean" if isinstance(module, AAEEncoder) else "output")
         numbers.append(number)
     found = _numbered(keys)
     if len(found) == len(layers):

@@ -18,7 +18,7 @@ from train.engine.program import Program
 from train.engine.sharding import batch_sharding, make_mesh
 from train.task import State
 from w2jax import ViT
-from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
 
 STEPS, BATCH = 20, 48
@@ -41,10 +41,10 @@ OPTIONS = {
     },
     "aae": {
         "model": AAE(
-            Encoder(3, (64, 40, 32), batch_norm=(0, 1), categories=10),
-            Decoder((8, 8, 1), (32, 64)),
-            Discriminator((48, 32)),
-            Discriminator((40, 16, 24)),
+            AAEEncoder(3, (64, 40, 32), batch_norm=(0, 1), categories=10),
+            AAEDecoder((8, 8, 1), (32, 64)),
+            AAEDiscriminator((48, 32)),
+            AAEDiscriminator((40, 16, 24)),
         ),
         "labels": "categories",
     },

@@ -15,7 +15,7 @@ from train.evaluation.mmd import mmd
 from train.evaluation.parzen import parzen
 from train.report.metric_descriptions import METRIC_DESCRIPTIONS
 from train.task import State
-from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 
 SHAPE, K, N = (4, 5, 1), 3, 64
 RNG = np.random.default_rng(0)
@@ -32,9 +32,11 @@ TRAIN, VALIDATION, TEST = (source(split, count) for split, count in (("train", 9
 
 
 def autoencoder(latent=2, categories=0, **options):
-    encoder = Encoder(latent, (8,), stochastic=False, categories=categories)
-    small = Discriminator((4,)), Discriminator((4,))
-    return AAE(encoder, Decoder(SHAPE, (6,), batch_norm=(), activation="sigmoid"), *small, **options, prior_classes=K)
+    encoder = AAEEncoder(latent, (8,), stochastic=False, categories=categories)
+    small = AAEDiscriminator((4,)), AAEDiscriminator((4,))
+    return AAE(
+        encoder, AAEDecoder(SHAPE, (6,), batch_norm=(), activation="sigmoid"), *small, **options, prior_classes=K
+    )
 
 
 def trained(model, *inputs):
@@ -135,7 +137,7 @@ def test_below_a_clusters_head_stand_its_surest_images_and_nothing_where_it_has_
 
 
 def test_each_row_of_classes_comes_from_the_classes_part_of_the_prior_and_the_manifold_walks_through_them():
-    model = autoencoder(prior="uniform").clone(decoder=Decoder(SHAPE, (), batch_norm=(), activation="sigmoid"))
+    model = autoencoder(prior="uniform").clone(decoder=AAEDecoder(SHAPE, (), batch_norm=(), activation="sigmoid"))
     state = trained(model)
     kernel = np.zeros((2, 20), np.float32)
     kernel[0, 0] = kernel[1, 1] = 1.0  # the first two pixels show the code

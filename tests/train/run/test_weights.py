@@ -17,7 +17,7 @@ from weights import assert_same, refusal
 
 from train.engine.checkpoint import Checkpoints
 from train.task import State
-from w2jax.aae import AAE, Decoder, Discriminator, Encoder
+from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.convert import load, save, to_torch
 from w2jax.convert.load_save import load_described
 from w2jax.convert.schema import module_to_json
@@ -70,7 +70,7 @@ def test_a_trained_vit_computes_the_same_in_timm(tmp_path: Path, options: dict[s
 
 
 def test_a_run_without_an_average_gives_its_parameters_and_statistics(tmp_path: Path) -> None:
-    module = AAE(Encoder(3, (7, 5)), Decoder((2, 3, 1), (6, 4)), Discriminator((6, 4)))
+    module = AAE(AAEEncoder(3, (7, 5)), AAEDecoder((2, 3, 1), (6, 4)), AAEDiscriminator((6, 4)))
     variables = random_variables(module, jnp.zeros((1, 2, 3, 1)))
     assert variables.keys() == {"params", "batch_stats"}
     loaded = load_described(write_run(tmp_path / "run", module, {3: state_of(variables)}))

@@ -14,7 +14,7 @@ from torch import nn
 from torch_aae import TorchEncoder, hidden, images_of, torch_decoder, torch_discriminator
 from weights import DECODER, ENCODER, IMAGES, RNG, assert_same, converted, randomise, refusal
 
-from w2jax.aae import AAE, Discriminator, Encoder
+from w2jax.aae import AAE, AAEDiscriminator, AAEEncoder
 from w2jax.attention import MultiHeadAttention
 from w2jax.convert import from_torch, load, save, to_torch
 from w2jax.lstm import LSTM
@@ -119,7 +119,7 @@ def trained_decoder() -> nn.Sequential:
     return decoder.eval()
 
 
-DISCRIMINATOR = Discriminator((6, 4))
+DISCRIMINATOR = AAEDiscriminator((6, 4))
 
 
 def test_the_autoencoders_parts_compute_as_their_sequentials() -> None:
@@ -138,7 +138,7 @@ def test_the_autoencoders_parts_compute_as_their_sequentials() -> None:
 
 
 def test_an_encoder_of_one_last_layer_is_one_sequential() -> None:
-    module, peer = Encoder(3, (7, 5), stochastic=False), nn.Sequential(*hidden(12, (7, 5), 0.2), nn.Linear(5, 3))
+    module, peer = AAEEncoder(3, (7, 5), stochastic=False), nn.Sequential(*hidden(12, (7, 5), 0.2), nn.Linear(5, 3))
     code = module.apply(converted(module, randomise(peer)), IMAGES)
     close(code.mean, peer(images_of(IMAGES).flatten(1)))
 
@@ -163,7 +163,7 @@ def test_sequentials_of_other_layers_and_names_are_read_in_their_order() -> None
     [
         {},
         {
-            "encoder": Encoder(3, (7, 5), batch_norm=(0, 1), categories=2, normalize_categories=True),
+            "encoder": AAEEncoder(3, (7, 5), batch_norm=(0, 1), categories=2, normalize_categories=True),
             "cluster_heads": True,
         },
     ],

@@ -388,14 +388,14 @@ def test_a_description_that_no_module_has_takes_no_memory(tmp_path: Path, fields
 @pytest.mark.parametrize(
     "tree",
     [
-        {"class": "Encoder", "latent_size": 3, "hidden_sizes": [1] * 10_000},
-        {"class": "Decoder", "image_shape": [2**30] * 3},
+        {"class": "AAEEncoder", "latent_size": 3, "hidden_sizes": [1] * 10_000},
+        {"class": "AAEDecoder", "image_shape": [2**30] * 3},
         {"class": "Seq2Seq", "vocab_size": 9, "embed_dim": 2**30, "num_heads": 1, "mlp_dim": 1},
         {"class": "Seq2Seq", "vocab_size": 9, "embed_dim": 8, "num_heads": 1, "mlp_dim": 1, "max_length": 2**30},
         {"class": "LSTM", "hidden_size": 2**30, "num_layers": 10_000},
         {"class": "MultiHeadAttention", "num_heads": 2**30},
-        {"class": "AAE", "encoder": {"class": "Discriminator"}},
-        {"class": "AAE", "encoder": "Encoder"},
+        {"class": "AAE", "encoder": {"class": "AAEDiscriminator"}},
+        {"class": "AAE", "encoder": "AAEEncoder"},
         "[" * 10_000,
         '{"class":"AAE","encoder":' * 400 + "3" + "}" * 400,
         "\ud800",
