@@ -71,7 +71,10 @@ def test_files_that_differ_are_told_apart_tensor_by_tensor(tmp_path, capsys):
     [
         (["missing.safetensors", "a.npz"], "missing.safetensors does not exist"),
         ([str(FIXTURES / "timm_cls"), "a.npz"], "give num_heads"),
-        ([str(FIXTURES / "hf_vit"), "a.npz", "--format", "keras"], 'must be one of timm, timm_no_embed_class, huggingface, '),
+        (
+            [str(FIXTURES / "hf_vit"), "a.npz", "--format", "keras"],
+            "must be one of timm, timm_no_embed_class, huggingface, ",
+        ),
         ([str(FIXTURES / "hf_vit"), "a.txt", "--format", "timm"], "got .txt"),
     ],
 )

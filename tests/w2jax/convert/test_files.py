@@ -514,9 +514,15 @@ def test_a_folder_written_again_holds_the_new_weights_alone(tmp_path: Path) -> N
     ("change", "wrong"),
     [
         ({"a": "absent.safetensors"}, "the shards absent.safetensors are missing. Download them"),
-        ({"a": "two.safetensors"}, "'a' must be in the shard that the index names, but two.safetensors does not have it"),
+        (
+            {"a": "two.safetensors"},
+            "'a' must be in the shard that the index names, but two.safetensors does not have it",
+        ),
         ({"b": None}, "'b' must be in the shard that the index names, but two.safetensors has it"),
-        ({"d": "two.safetensors"}, "'d' must be in the shard that the index names, but two.safetensors does not have it"),
+        (
+            {"d": "two.safetensors"},
+            "'d' must be in the shard that the index names, but two.safetensors does not have it",
+        ),
         ({"a": "../one.safetensors"}, r"beside it, got '../one.safetensors'"),
         ({"a": "..\\one.safetensors"}, r"beside it, got '..\\one.safetensors'"),
         ({"a": "/etc/one.safetensors"}, r"beside it, got '/etc/one.safetensors'"),

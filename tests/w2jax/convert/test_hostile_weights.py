@@ -399,7 +399,11 @@ def test_a_description_that_no_module_has_takes_no_memory(tmp_path: Path, fields
         {"class": "AAE", "encoder": "AAEEncoder"},
         {"class": "HeadProjection"},
         {"class": "Recurrent", "hidden_size": 2**30},
-        {"class": "TransformerEncoder", "block": {"class": "EncoderBlock", "num_heads": 2, "mlp_dim": 2**30}, "depth": 1},
+        {
+            "class": "TransformerEncoder",
+            "block": {"class": "EncoderBlock", "num_heads": 2, "mlp_dim": 2**30},
+            "depth": 1,
+        },
         "[" * 10_000,
         '{"class":"AAE","encoder":' * 400 + "3" + "}" * 400,
         "\ud800",
