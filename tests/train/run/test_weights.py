@@ -99,7 +99,8 @@ def test_a_broken_run_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model": module_to_json(ViT(5, 2, 8, 1, 2, 12))}))
     assert "has no checkpoint yet" in refusal(lambda: load_run(tmp_path))
     (tmp_path / "checkpoints" / "4").mkdir()
-    assert "every checkpoint is damaged: step 4: progress/metadata cannot be read" in refusal(lambda: load_run(tmp_path))
+    message = refusal(lambda: load_run(tmp_path))
+    assert "every checkpoint is damaged: step 4: progress/metadata cannot be read" in message
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
