@@ -126,7 +126,7 @@ def desk(tmp_path_factory):
             if task == "aae":
                 small += ["--validation-split", "train[64:96]", "--metric-examples", "32"]
             fit(*read_task(task, ["tiny", "--run.steps", "2", "--run.dir", f"runs/{task}-sample", *small]))
-        assert convert(["runs/vit-sample", "vit.safetensors", "--format", "timm"]) == 0
+        export.main(["runs/vit-sample", "--format", "timm", "--out", "vit.safetensors"])
         shutil.copytree("runs/vit-sample", "runs/mine")
 
         config, _ = read_task("vit", ["tiny"])
@@ -200,7 +200,9 @@ def try_command(words, tmp_path, patch):
                         assert min(image.size) >= 28
         case ["python", "-m", "train.export", *arguments]:
             export.main(arguments)
-            assert Path(arguments[0], "exported", "model.stablehlo").stat().st_size > 1000
+            default = Path(arguments[0], "exported", "model.stablehlo")
+            out = Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else default
+            assert (out / "model.safetensors" if out.is_dir() else out).stat().st_size > 1000
         case ["python", "-m", "train.report" | "train.runs" as module, *_]:
             patch.setattr("sys.argv", words[2:])
             program = importlib.import_module("train.report.__main__" if module == "train.report" else module)

@@ -2,22 +2,29 @@
 
 import dataclasses
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from models import random_variables
 
 from configs.base import Mesh
 from train import export
+from train.engine.checkpoint import Checkpoints
 from train.engine.loop import fit
 from train.predict import load, predictor_of
 from train.process.errors import UserError
 from train.run.folder import ImageInfo, read_image_info
+from train.task import State
 from w2jax import ViT, convert
 from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
+from w2jax.serialize import module_to_json
 
 # Of every exported model in a folder what it gives for one image, for three and for the rest.
 PROGRAM = """
@@ -51,6 +58,16 @@ CASES = {  # preset, its model if it is another one, shape of the images
     "aae_semi": (("aae", "semi_100"), CATEGORIES, GRAY),
     "aae_clusters": (("aae", "reduction"), CATEGORIES.clone(cluster_heads=True, decoder=AAEDecoder(GRAY)), GRAY),
 }
+
+
+def write_run(folder, module, variables):
+    """A run folder as the loop leaves it, as far as its weights are concerned."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model": module_to_json(module)}))
+    state = State(jnp.asarray(3), variables["params"], optax.sgd(1.0).init(variables["params"]), None, None)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(3, state, {"seconds": 1.0})
+    return folder
 
 
 def preset(task, name):
@@ -147,8 +164,39 @@ def test_a_run_folder_may_be_exported_into_itself(run):
 
 
 @pytest.mark.parametrize(
+    ("form", "name"),
+    [("torch", "torch.safetensors"), ("google", "google.npz"), ("huggingface", "huggingface/model.safetensors")],
+)
+def test_with_a_format_only_the_weights_are_written(form, name, tmp_path, capfd):
+    module = VIT.clone(depth=1, pool="gap", class_token=False) if form == "google" else VIT.clone(depth=1)
+    variables = random_variables(module, np.zeros((1, *GRAY), np.float32))
+    run = write_run(tmp_path / "run", module, variables)
+    export.main([str(run), "--format", form])
+    written = sorted(path.relative_to(run / "exported") for path in (run / "exported").rglob("*") if path.is_file())
+    assert written == sorted(map(Path, [name, *["huggingface/config.json"] * (form == "huggingface")]))
+    out = capfd.readouterr().out
+    assert "the parameters of step 3" in out and str(run / "exported") in out
+    found, weights = convert.load(run / "exported" / name)
+    assert found == module
+    jax.tree.map(np.testing.assert_array_equal, weights, variables)
+
+
+def test_weights_are_exported_to_the_path_that_is_given_with_the_call_that_builds_them_in_timm(tmp_path, capfd):
+    run = write_run(tmp_path / "run", VIT, random_variables(VIT, np.zeros((1, *GRAY), np.float32)))
+    export.main([str(run), "--format", "timm", "--out", str(tmp_path / "new" / "vit.pt")])
+    assert (tmp_path / "new" / "vit.pt").is_file() and not (run / "exported").exists()
+    assert "VisionTransformer(img_size=(28, 28), patch_size=7, in_chans=1" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["{run}", "--format", "timm"], 'the format "timm" has no place for .* of this ViT'),
+        (["{run}", "--format", "keras"], 'must be one of timm, .*, got "keras"'),
+        (["{run}", "--format", "torch", "--out", "{file}/deeper.npz"], "cannot be written: .* Choose another --out"),
+        (["{run}", "--format", "torch", "--out", "a.txt"], "got .txt"),
+        (["{fresh}", "--format", "torch"], "has no checkpoint yet"),
+        (["{file}", "--format", "torch"], "is no run folder|config.json"),
         (["{run}", "--out", "{file}"], "cannot be written: .*; choose another --out"),
         (["{run}", "--out", "{file}/deeper"], "cannot be written: .*; choose another --out"),
         (["{fresh}"], "has no checkpoint yet"),
@@ -174,7 +222,9 @@ def test_a_model_larger_than_the_format_holds_is_refused_before_it_is_made(monke
     assert export.stablehlo(predictor)
     monkeypatch.setattr(export, "MOST_BYTES", held - 1)
     monkeypatch.setattr("jax.export.export", None)
-    with pytest.raises(UserError, match=r"GiB of parameters, .* less than 2; python -m w2jax.convert"):
+    with pytest.raises(
+        UserError, match=r"GiB of parameters, .* less than 2; python -m train.export RUN_DIR --format torch writes"
+    ):
         export.stablehlo(predictor)
 
 

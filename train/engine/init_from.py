@@ -4,17 +4,21 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from configs.vit import Config
 from train.data import Source
 from train.process.errors import UserError
+from train.run.weights import describe_run, is_run_folder, load_run
 from train.task import InitialParams
 from w2jax import ViT
 from w2jax.convert.load_save import describe, load_described
-from w2jax.convert.schema import field_names
+from w2jax.serialize import field_names
 
 # What is the config's, whatever the file says: how to train and to compute, and what to tell apart.
 _TRAINING = ("num_classes", "dropout", "attention_dropout", "drop_path", "dtype", "remat", "scan_layers")
@@ -48,8 +52,10 @@ def read_initial_params(config: Config, source: Source) -> InitialParams:
     path, model = str(config.init_from), config.model
     _, untold = _agreed(path, model, _ARCHITECTURE)
     with _users_mistakes():
-        loaded = load_described(path, **{name: getattr(model, name) for name in ("scan_layers", *untold)})
-    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), loaded.variables)
+        module, variables, source_note, notes = _read(
+            path, {name: getattr(model, name) for name in ("scan_layers", *untold)}
+        )
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
     told = [f"{sum(x.size for x in jax.tree.leaves(variables)):,} parameters"]
 
     height, width, channels = source.image_shape
@@ -69,7 +75,7 @@ def read_initial_params(config: Config, source: Source) -> InitialParams:
         variables = model.resize(variables, (old[0] * patch, old[1] * patch), (height, width))
         told.append(f"positions {old[0]}×{old[1]}" + (f" → {new[0]}×{new[1]}" if old != new else ""))
 
-    params, classes = dict(variables["params"]), loaded.module.num_classes
+    params, classes = dict(variables["params"]), module.num_classes
     if classes != model.num_classes:
         params.pop("head", None)
         told.append(f"head {classes or 'none'} → {model.num_classes} classes, new")
@@ -78,9 +84,7 @@ def read_initial_params(config: Config, source: Source) -> InitialParams:
     if untold:
         told.append("not told by the file: " + ", ".join(f"{name} {getattr(model, name)}" for name in untold))
     # Held by the host, so that each device is sent its own part only.
-    return InitialParams(
-        jax.device_get(params), f"init from {path} ({loaded.source}): {'; '.join([*loaded.notes, *told])}"
-    )
+    return InitialParams(jax.device_get(params), f"init from {path} ({source_note}): {'; '.join([*notes, *told])}")
 
 
 def _agreed(path: str, model: ViT, wanted: list[str]) -> tuple[ViT, list[str]]:
@@ -91,11 +95,11 @@ def _agreed(path: str, model: ViT, wanted: list[str]) -> tuple[ViT, list[str]]:
     """
     with _users_mistakes():
         try:
-            module, assumed = describe(path)
+            module, assumed = _describe(path)
             untold = list(assumed)
         except ValueError:
             # No number of heads is usual for some widths. A file that is wrong otherwise is so with the config's too.
-            module, assumed = describe(path, num_heads=model.num_heads)
+            module, assumed = _describe(path, num_heads=model.num_heads)
             untold = ["num_heads", *assumed]
     if not isinstance(module, ViT):
         raise UserError(f"{path} holds no ViT but a {type(module).__name__}")
@@ -107,6 +111,20 @@ def _agreed(path: str, model: ViT, wanted: list[str]) -> tuple[ViT, list[str]]:
     if against:
         raise UserError(f"{'; '.join(against)}. Leave the option out, or give another file")
     return module, untold
+
+
+def _describe(path: str, **fields: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """The model of a weights file or a run folder, and those of its fields that are only assumed."""
+    return (describe_run(Path(path), **fields), {}) if is_run_folder(Path(path)) else describe(path, **fields)
+
+
+def _read(path: str, fields: dict[str, Any]) -> tuple[Any, dict[str, Any], str, list[str]]:
+    """The model of a weights file or a run folder, its variables, what kind of source it is, and notes on it."""
+    if is_run_folder(Path(path)):
+        module, variables, notes = load_run(Path(path), **fields)
+        return module, variables, "a run folder", notes
+    loaded = load_described(path, **fields)
+    return loaded.module, loaded.variables, loaded.source, loaded.notes
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from train.run.atomic import write_atomic
 from train.run.files import CHECKPOINTS, CONFIG, IMAGES, LOCK, METRICS, TASK, TIMING, read_config_tree
 from train.run.lock import Lock
 from train.run.manifest import checkpoint_steps
-from w2jax.convert.schema import module_from_json
+from w2jax.files import is_temporary
+from w2jax.serialize import module_from_json
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -95,6 +96,8 @@ class RunFolder:
         self._lock = Lock(self.path / LOCK)
         try:
             self._check(config)  # Again: until now another process could have begun here, and ended.
+            for path in filter(_is_leftover, self.path.iterdir()):
+                path.unlink()
             # Written each time: it says what the run does now, and fails early if nothing can be written here.
             self._write_json(CONFIG, {"task": task_of(config), **config_to_tree(config)})
         except BaseException:
@@ -119,7 +122,7 @@ class RunFolder:
             )
         if not self._config.exists():
             # A process that is killed as it begins leaves only these.
-            if {path.name for path in entries} - {LOCK, f"{self._config.name}.new"}:
+            if any(path.name != LOCK and not _is_leftover(path) for path in entries):
                 raise UserError(f"{self.path} is not empty and has no config.json; choose another --run.dir")
             return
         try:
@@ -151,6 +154,11 @@ class RunFolder:
 def has_checkpoint(config: Config) -> bool:
     """Whether `config.run.dir` has a checkpoint to resume from."""
     return bool(checkpoint_steps(Path(str(config.run.dir), CHECKPOINTS)))
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a killed process left the file half written; the second name is that of older versions."""
+    return is_temporary(path.name) or path.name == f"{CONFIG}.new"
 
 
 def read_image_info(folder: Path) -> ImageInfo:

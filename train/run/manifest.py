@@ -1,52 +1,52 @@
-"""The checksums of a checkpoint: written into its folder before it counts as saved, checked before it is read."""
+"""The checksums of a checkpoint: written into its folder before it counts as saved, verified before it is read."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from w2jax.convert.files.safe_io import json_object, write_files_atomic
+from train.run.atomic import write_atomic
+from w2jax.files import json_object, read_json
 
 VERSION = 2
-"""Of a checkpoint's layout. Version 1 had no manifest: its bytes are taken as they are."""
+"""Of a checkpoint's layout. Version 1 had no manifest: its bytes cannot be verified."""
 
 _MANIFEST = "manifest.json"
-_PROGRESS = "progress/metadata"  # JSON of the training loop, as orbax calls its file
-_LATE = "_CHECKPOINT_METADATA"  # orbax writes the time into it when the checkpoint is in its place
+_PROGRESS = "progress/metadata"  # JSON of the training loop; the name is orbax's
+_LATE = "_CHECKPOINT_METADATA"  # orbax writes the time into it after it has renamed the checkpoint's folder
 
 
 def checkpoint_steps(checkpoints: Path) -> list[int]:
-    """The steps that a folder of checkpoints has, rising; one that is still being written does not count."""
+    """The steps in a folder of checkpoints, ascending, without one that is still being written."""
     return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal() and path.is_dir())
 
 
 def write_manifest(checkpoint: Path, finished: bool) -> None:
-    """Lists each file of a checkpoint with its size and SHA-256; those that are listed already are not read again.
+    """Lists each file of a checkpoint with its size and SHA-256; files in an existing list are not read again.
 
-    `finished` says whether orbax is done with it: until then one file may change, which is left out.
+    Until orbax has `finished` the checkpoint, one file may still change and is left out.
     """
     manifest = checkpoint / _MANIFEST
-    files = json_object(str(manifest), manifest.read_bytes())["files"] if manifest.exists() else {}
+    files = read_json(manifest)["files"] if manifest.exists() else {}
     for path in sorted(checkpoint.rglob("*")):
         name = path.relative_to(checkpoint).as_posix()
         if path.is_file() and name not in files and name != _MANIFEST and (finished or name != _LATE):
             files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    content = json.dumps({"version": VERSION, "files": files}, indent=1) + "\n"
-    write_files_atomic({manifest: lambda file: file.write(content.encode())})
+    write_atomic(manifest, json.dumps({"version": VERSION, "files": files}, indent=1) + "\n")
 
 
 def has_manifest(checkpoint: Path) -> bool:
-    """Whether its bytes can be checked."""
+    """Whether its bytes can be verified."""
     return (checkpoint / _MANIFEST).is_file()
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, naming the first; None if they are those that were saved.
+    """The first file of a checkpoint that is not as it was saved, and why; None if all are.
 
     Raises:
-        ValueError: it was saved by a later version of this code.
+        ValueError: the checkpoint was saved by a later version of this code.
     """
-    # Only the first version has no manifest: later ones come into their place with it.
+    # Only version 1 has no manifest: later ones are written before the checkpoint is renamed into its place.
     first = _MANIFEST if has_manifest(checkpoint) else _PROGRESS
     try:
         content = json_object(first, (checkpoint / first).read_bytes())
@@ -54,7 +54,7 @@ def damage(checkpoint: Path) -> str | None:
         return f"{first} cannot be read ({error})"
     version = content.get("version", 1)
     if isinstance(version, int) and version > VERSION:
-        raise ValueError(f"{checkpoint} has layout {version}, this w2jax knows those up to {VERSION}: upgrade it")
+        raise ValueError(f"the layout of {checkpoint} must be at most {VERSION}, got {version}. Upgrade w2jax")
     if first == _PROGRESS:
         return None if version == 1 else f"{_MANIFEST} is missing"
     try:

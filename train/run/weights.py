@@ -1,48 +1,81 @@
-"""The run folder of a training by this project's `train`, read without it."""
+"""The weights of a run folder, without the task and the data that they were trained with."""
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
+from orbax import checkpoint as ocp
 
 from train.run.manifest import checkpoint_steps, damage
+from w2jax.convert.load_save import without_classes
+from w2jax.convert.state_dict import Head, write_tensors
+from w2jax.convert.state_dict import read_variables as read_tensors
+from w2jax.files import read_json
+from w2jax.serialize import module_from_json, with_fields
+
+
+class RunWeights(NamedTuple):
+    """A run's model and its weights."""
+
+    module: nn.Module
+    variables: dict[str, Any]
+    notes: list[str]
+    """Which checkpoint and parameters these are, and which checkpoints were damaged."""
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether a training left its config and its checkpoints there."""
+    """Whether it has the config and the checkpoints of a run."""
     return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
 
 
-def read_module(path: Path) -> dict[str, Any]:
-    """The class and the fields of the module that the run trains.
+def load_run(path: Path, head: Head = None, **fields: Any) -> RunWeights:
+    """The model of a run with the weights that it evaluated at its last intact checkpoint.
+
+    Args:
+        path: the run folder.
+        head: "drop" leaves the classifier out; "reinit" makes a new one with `num_classes`.
+        **fields: other values of the module's fields, such as num_classes, dropout or scan_layers.
 
     Raises:
-        ValueError: if its config describes none.
+        ValueError: if the config describes no model, the module has no such field, or there is no intact checkpoint.
+        OSError: if the config cannot be read.
     """
+    trained = describe_run(path)
+    variables, notes = read_variables(path)
+    tensors = write_tensors(trained, variables, "torch")
+    module = with_fields(trained, fields)
+    module = without_classes(module) if head == "drop" else module
+    return RunWeights(module, read_tensors(module, tensors, head=head)[0], notes)
+
+
+def describe_run(path: Path, **fields: Any) -> nn.Module:
+    """The module that `load_run` returns; no checkpoint is read.
+
+    Raises:
+        ValueError: if the config describes no model, or the module has no such field.
+        OSError: if the config cannot be read.
+    """
+    config = path / "config.json"
     try:
-        return json.loads((path / "config.json").read_text())["model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / 'config.json'} describes no model: {error!r}") from error
+        module = module_from_json(read_json(config)["model"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{config} describes no model: {error!r}") from error
+    return with_fields(module, fields)
 
 
 def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """What the run evaluated at its last whole checkpoint, as numpy arrays, and what that is in words.
+    """The parameters that the run evaluated at its last intact checkpoint, as numpy arrays, and notes on them.
 
     Only parameters and statistics are read, not the optimizer's state.
 
     Raises:
-        ValueError: if there is no checkpoint yet, or all are damaged, or one is of a later version.
-        ImportError: if orbax is not installed.
+        ValueError: if there is no checkpoint yet, all are damaged, or one has a later version.
     """
-    try:
-        from orbax import checkpoint as ocp
-    except ImportError as error:
-        raise ImportError(f"{path} is a run folder, reading it needs orbax: pip install orbax-checkpoint") from error
     steps = checkpoint_steps(path / "checkpoints")
     if not steps:
-        raise ValueError(f"{path} has no checkpoint yet; train it to its first one")
+        raise ValueError(f"{path} has no checkpoint yet. Train until its first one")
     damaged = []
     while (fault := damage(path / "checkpoints" / str(steps[-1]))) is not None:
         damaged.append(f"step {steps.pop()}: {fault}")
@@ -54,14 +87,14 @@ def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
             tree = checkpointer.metadata(folder).item_metadata.tree
             params = "params" if tree.get("ema") is None else "ema"
             names = [params, "batch_stats"] if tree.get("batch_stats") else [params]
-            wanted = {name: jax.tree.map(lambda x: np.zeros((), x.dtype), tree[name]) for name in names}
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-            arguments = ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
-            found = checkpointer.restore(folder, args=arguments)
+            targets = {name: jax.tree.map(lambda x: np.zeros((), x.dtype), tree[name]) for name in names}
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), targets)
+            arguments = ocp.args.PyTreeRestore(targets, restore_args=as_numpy, partial_restore=True)
+            state = checkpointer.restore(folder, args=arguments)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"the checkpoint {folder} cannot be read: {error}") from error
     what = "the parameters" if params == "params" else "the average of the parameters"
-    return {"params": found.pop(params), **found}, [
+    return {"params": state.pop(params), **state}, [
         f"{what} of step {steps[-1]}",
-        *(f"passed over as damaged: {told}" for told in damaged),
+        *(f"skipped as damaged: {fault}" for fault in damaged),
     ]

@@ -1,7 +1,6 @@
 """python -m w2jax.convert SRC DST --format F: a model's weights as another library names and lays them out."""
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,26 +12,27 @@ from flax import linen as nn
 
 from w2jax.blocks import Activation
 from w2jax.convert.files import read_weights
-from w2jax.convert.load_save import Loaded, load_described, parameters_in, save, usual_format
-from w2jax.convert.schema import take_apart
-from w2jax.convert.state_dict import read_variables, variable_leaves, write_tensors
-from w2jax.convert.vit_tables import FORMATS, constructor, unusual
+from w2jax.convert.load_save import Loaded, load_described, parameters_in, save_described
+from w2jax.convert.schema import split_variables
+from w2jax.convert.state_dict import read_variables
+from w2jax.convert.vit_tables import FORMATS
 from w2jax.vit import ViT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Converts, compares, or both; the exit status is 0, 1 if the files differ, or 2 for a mistake."""
+    """Converts, compares, or both; the exit status is 0, 1 if the files differ, or 2 for the user's mistake."""
     options = _parser().parse_args(arguments)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of files that it does not need
     names = ("num_heads", "activation", "norm_eps", "pool", "image_size")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:
-        source = load_described(options.src, options.head, **given)
-        _table(_described(options.src, source))
+        source = load_described(options.src, options.head, **fields)
+        _print_table(_source_rows(options.src, source))
         if options.format or not options.check:
-            form, size = options.format or usual_format(source.module, options.dst), options.image_size
-            save(options.dst, source.module, source.variables, form, options.shard_bytes, size)
-            _table(_written(options.dst, source, form, size))
+            shard_bytes, size = options.shard_bytes, options.image_size
+            saved = save_described(
+                options.dst, source.module, source.variables, options.format, shard_bytes, size, source.leaves
+            )
+            _print_table(saved.rows(options.dst))
         if options.check:
             return _compare(source, options)
     except (ValueError, OSError, ImportError) as error:
@@ -47,47 +47,47 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m w2jax.convert",
         description="Converts the weights of a Vision Transformer between timm, Hugging Face, torchvision, Google and "
-        "w2jax, and those of any run folder of this project to PyTorch's names.",
+        "w2jax.",
         epilog="For example: python -m w2jax.convert vit.safetensors vit.npz --format google",
     )
     parser.add_argument(
         "src",
         type=Path,
         metavar="SRC",
-        help="a .safetensors, .safetensors.index.json, .npz, .pt or .pth file, a folder with one, or a run folder",
+        help="a .safetensors, .safetensors.index.json, .npz, .pt or .pth file, or a folder with one",
     )
     parser.add_argument(
         "dst",
         type=Path,
         metavar="DST",
-        help="a .safetensors, .npz, .pt or .pth file; or a folder, which gets model.safetensors",
+        help="a .safetensors, .npz, .pt or .pth file; or a folder, for model.safetensors",
     )
     parser.add_argument(
         "--format",
-        help=f"whose names and layouts DST gets: {', '.join(families)}; or a variant of them: {variants}. "
-        "By default timm's, in an .npz Google's; for models that are no ViT \"torch\", torch.nn's",
+        help=f"library whose names and layouts DST has: {', '.join(families)}; or a variant: {variants}. "
+        "Default: timm, in an .npz google; torch (the names of torch.nn) for models that are not a ViT",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="read DST again and compare it with SRC, tensor by tensor; without --format, only that",
+        help="read DST and compare it with SRC, tensor by tensor; without --format, write nothing",
     )
     parser.add_argument("--head", choices=["drop"], help="leave the classifier out")
     parser.add_argument(
-        "--shard-bytes", type=int, metavar="N", help="cut a folder's weights into files of at most N bytes"
+        "--shard-bytes", type=int, metavar="N", help="split a folder's weights into files of at most N bytes"
     )
-    unknown = parser.add_argument_group("what a file cannot tell, where it is not as usual in its library")
+    unknown = parser.add_argument_group("what a file does not contain, if it differs from its library's default")
     unknown.add_argument("--num-heads", type=int, metavar="N", help="attention heads")
     unknown.add_argument("--activation", choices=get_args(Activation), help="of the MLPs")
     unknown.add_argument("--norm-eps", type=float, metavar="E", help="epsilon of every LayerNorm")
     unknown.add_argument("--pool", choices=["cls", "gap", "map"], help="class token, mean, or attention")
     unknown.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels of the images that the model was made for"
+        "--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels of the images that the model was trained on"
     )
     return parser
 
 
-def _described(path: Path, source: Loaded) -> dict[str, str]:
+def _source_rows(path: Path, source: Loaded) -> dict[str, str]:
     leaves = jax.tree.leaves(source.variables)
     dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
     rows = {
@@ -109,30 +109,15 @@ def _architecture(module: nn.Module) -> str:
     )
 
 
-def _written(path: Path, source: Loaded, form: str, image_size: tuple[int, int] | None) -> dict[str, str]:
-    tensors = write_tensors(source.module, source.variables, form)
-    rows = {"written": f"{path}: {len(tensors)} tensors, the first of them {next(iter(tensors))}"}
-    if not isinstance(source.module, ViT):
-        return rows
-    configured = not path.suffix and form.startswith("huggingface")  # its config.json says it
-    if not configured and (differs := unusual(form, source.module)):
-        rows["unlike it"] = f"{differs}: build the model there alike, or its numbers will differ"
-    if form.startswith("timm"):
-        leaves = variable_leaves(source.module, source.variables)
-        rows["in timm"] = constructor(source.module, leaves, image_size)
-    return rows
-
-
 def _compare(source: Loaded, options: argparse.Namespace) -> int:
-    """0 if every tensor of DST, read as SRC's model, is the same to the bit."""
+    """0 if every tensor of DST, read as SRC's model, has the same bits; else 1."""
     try:
-        target = read_variables(source.module, parameters_in(read_weights(options.dst).tensors)[0])
+        target, _ = read_variables(source.module, parameters_in(read_weights(options.dst).tensors)[0])
     except ValueError as error:
         raise ValueError(f"{options.dst}: {error}") from error
-    leaves = variable_leaves(source.module, source.variables)
-    ours, theirs = (take_apart(leaves, side, "the file") for side in (source.variables, target))
+    ours, theirs = (split_variables(source.leaves, side, "the file") for side in (source.variables, target))
     different = []
-    for path in leaves:
+    for path in source.leaves:
         one, other = ours[path].read(), theirs[path].read()
         if one.dtype != other.dtype:
             different.append(f"{path} is {one.dtype} and {other.dtype}")
@@ -141,11 +126,12 @@ def _compare(source: Loaded, options: argparse.Namespace) -> int:
             different.append(f"{path} differs, at most by {gap:.3g}")
     for line in different:
         print(f"  {line}")
-    _table({"compared": f"{len(ours)} tensors of {options.src} and {options.dst}: {len(different) or 'none'} differ"})
+    count = len(different) or "none"
+    _print_table({"compared": f"{len(ours)} tensors of {options.src} and {options.dst}: {count} differ"})
     return 1 if different else 0
 
 
-def _table(rows: dict[str, Any]) -> None:
+def _print_table(rows: dict[str, Any]) -> None:
     for name, text in rows.items():
         print(f"{name:<12}{text}")
 

@@ -1,4 +1,4 @@
-"""How libraries name and lay out parameters: the general part. A model's own tables stand in a file of their own."""
+"""How libraries name and lay out parameters in general; the tables of single models are in files of their own."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -75,17 +75,17 @@ class Format:
     name: str
     table: Table = (Rule("", ""),)
     family: str = ""
-    """A name that several formats share; whichever fits is written. Its own name, if none is given."""
+    """The name that variants of a library's format share; the first variant that fits is written. Default: `name`."""
     layout: Layout = torch_layout
     separator: str = "."
     assumed: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the module that no tensor tells, as that library's code has them by default."""
+    """Fields of the module that no tensor determines, with the defaults of that library's code."""
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Fields of the module that the library has not every value of, with those that it has."""
+    """Fields of the module of which the library supports only some values, with those values."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
 
     def pairs(self, leaves: Mapping[str, Shape], keys: Collection[str] = (), rename: Table = ()) -> list[Pair]:
-        """What each leaf is called; the rows of `rename` come before the format's own."""
+        """The name of each leaf; the rows of `rename` come before the format's own."""
         return pairs((*rename, *self.table), leaves, self.layout, self.separator, keys, MARKED if rename else None)

@@ -1,12 +1,12 @@
 """The engine: a conversion is a table, read forwards into our parameters and backwards out of them.
 
-A table's rows name the same thing twice. Everything else follows from the rows and from the shapes of our parameters:
-which keys must be there, of which shapes, what is left over, and both directions of every value.
+Each row has their name and our path of the same parameter or layer. Everything else follows from the rows and from the
+shapes of our parameters: which keys must exist, with which shapes, which are left over, and both directions of the
+values.
 """
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from difflib import get_close_matches
 from itertools import chain, islice
 from math import prod
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
-from w2jax.convert.lazy_tensor import LazyTensor, brief
+from w2jax.convert.lazy_tensor import LazyTensor
+from w2jax.text import nearest, shorten
 
 Shape = tuple[int, ...]
 # (our path, its rank) -> (their name for its last parts, einops pattern from theirs to ours or "" for the same)
@@ -22,21 +23,21 @@ Layout = Callable[[str, int], tuple[str, str]]
 
 
 class Rule(NamedTuple):
-    """One row: a parameter, or a layer with all that is in it, by their name and by our path.
+    """One row: a parameter, or a layer with everything in it, by their name and by our path.
 
-    `{i}` stands for the number of a layer. `{query,key,value}` in `ours` stands for several of our parameters that are
-    one of theirs; they are the first axis on our side of the pattern.
+    `{i}` is the number of a layer. `{query,key,value}` in `ours` means several of our parameters that are one of
+    theirs; they are the first axis on our side of the pattern.
     """
 
     theirs: str  # their name
     ours: str  # our path
-    how: "str | Table" = ""  # pattern from theirs to ours; a table of what is below; "": as their library lays it out
+    how: "str | Table" = ""  # einops pattern from theirs to ours; a table of the parts; "": their library's layout
 
 
 Table = tuple[Rule, ...]
 
-_LINES = 200  # that a list of what is wrong may have
-_NEAR, _LONG = 500, 100  # names, and characters of each, among which the nearest is looked for
+_MAX_LINES = 200  # of an error
+_MAX_NEAR, _MAX_NAME = 500, 100  # names, and characters of each, that are searched for the nearest
 
 
 class Pair(NamedTuple):
@@ -55,22 +56,22 @@ def pairs(
     keys: Collection[str] = (),
     marked: Mapping[str, Table] | None = None,
 ) -> list[Pair]:
-    """What each of our parameters is called and how it lies there; the first row of a parameter and of a name counts.
+    """The name and the layout of each of our parameters in their library; the first row that fits wins.
 
     Args:
         table: the rows.
         leaves: our parameters, shape by path such as "encoder/block_0/norm1/scale".
-        layout: of the rows that leave it open.
+        layout: names and patterns for rows that have none.
         separator: between the parts of their names.
-        keys: their names that are known to exist.
-        marked: tables of layers that are recognised by a key in them, where the row leaves it open.
+        keys: their names that exist.
+        marked: tables of layers that are recognised by a key in them, for rows that have no pattern.
 
     Returns:
         Pairs in the order of the rows. Parameters that no row names are in none.
     """
     found: dict[str, Pair] = {}
     taken = set()
-    inside: dict[str, dict[str, str]] = {}  # what is in each layer, by path, and its path from there
+    inside: dict[str, dict[str, str]] = {}  # the parameters in each layer: path, and path relative to the layer
     for path in leaves:
         for top in (*_parents(path), path):
             inside.setdefault(top, {})[path] = path[len(top) :].strip("/")
@@ -111,21 +112,21 @@ def read(
     found: list[Pair],
     leaves: Mapping[str, Shape],
     sizes: Mapping[str, int],
-    what: str,
+    target: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Our parameters by path, one after the other, in memory of their own.
+    """Our parameters by path, one after the other, each a copy.
 
     Args:
         tensors: theirs by name.
         found: the pairs of all of `leaves`.
         leaves: shapes of ours.
-        sizes: axes that neither side's shape tells.
-        what: is converted into, for the error.
+        sizes: axes that neither side's shape determines.
+        target: what they are converted into, for the error.
 
     Raises:
         ValueError: before the first, if a tensor is missing, left over or of another shape: all of them are listed.
     """
-    check(tensors, found, leaves, sizes, what)
+    check(tensors, found, leaves, sizes, target)
 
     def values() -> Iterator[tuple[str, np.ndarray]]:
         for pair in found:
@@ -164,38 +165,38 @@ def check(
     found: list[Pair],
     leaves: Mapping[str, Shape],
     sizes: Mapping[str, int],
-    what: str,
+    target: str,
 ) -> None:
-    """ValueError that lists what is missing, left over or of another shape, with the nearest name."""
-    wanted = {pair.theirs: their_shape(pair, leaves, sizes) for pair in found}
-    missing, left = wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys()
+    """ValueError that lists every tensor that is missing, left over or of another shape, with the nearest name."""
+    expected = {pair.theirs: their_shape(pair, leaves, sizes) for pair in found}
+    missing, left = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     unnamed = sorted(leaves.keys() - {path for pair in found for path in pair.ours})
 
     def near(name: str, others: Collection[str]) -> str:
-        few = islice((other for other in others if len(other) <= _LONG >= len(name)), _NEAR)
-        close = get_close_matches(name, few, n=1)
+        few = islice((other for other in others if len(other) <= _MAX_NAME >= len(name)), _MAX_NEAR)
+        close = nearest(name, few)
         return f" (nearest here: {close[0]})" if close else ""
 
     ours = {pair.theirs: ", ".join(pair.ours) for pair in found}
-    wrong = [key for key in wanted if key not in missing and tensors[key].shape != wanted[key]]
+    wrong = [key for key in expected if key not in missing and tensors[key].shape != expected[key]]
     lines = chain(
-        (f"missing     {key} {wanted[key]}, for {ours[key]}{near(key, left)}" for key in wanted if key in missing),
-        (f"left over   {brief(key)} {tensors[key].shape}{near(key, missing)}" for key in tensors if key in left),
-        (f"wrong shape {key} is {tensors[key].shape}, wanted {wanted[key]}, for {ours[key]}" for key in wrong),
-        (f"without a name for {path} {leaves[path]}" for path in unnamed),
+        (f"missing     {key} {expected[key]}, for {ours[key]}{near(key, left)}" for key in expected if key in missing),
+        (f"left over   {shorten(key)} {tensors[key].shape}{near(key, missing)}" for key in tensors if key in left),
+        (f"wrong shape {key} must be {expected[key]}, got {tensors[key].shape}, for {ours[key]}" for key in wrong),
+        (f"not named   {path} {leaves[path]}" for path in unnamed),
     )
-    shown = list(islice(lines, _LINES))
+    shown = list(islice(lines, _MAX_LINES))
     more = len(missing) + len(left) + len(wrong) + len(unnamed) - len(shown)
     if shown:
         lines = [*shown, f"and {more} more"] if more else shown
-        raise ValueError(f"the tensors are not those of {what}:\n  " + "\n  ".join(lines))
+        raise ValueError(f"the tensors are not those of {target}:\n  " + "\n  ".join(lines))
 
 
 def their_shape(pair: Pair, leaves: Mapping[str, Shape], sizes: Mapping[str, int]) -> Shape:
     """The shape that theirs has, given ours.
 
     Raises:
-        ValueError: if the pattern does not fit our shape, or leaves a size open.
+        ValueError: if the pattern does not fit our shape, or does not determine a size.
     """
     if not pair.pattern:
         return leaves[pair.ours[0]]
@@ -204,13 +205,13 @@ def their_shape(pair: Pair, leaves: Mapping[str, Shape], sizes: Mapping[str, int
     if unknown:
         ours = f"{', '.join(pair.ours)} {leaves[pair.ours[0]]}"
         raise ValueError(
-            f'the pattern "{pair.pattern}" does not tell the size of {", ".join(sorted(unknown))} for {ours}'
+            f'the pattern "{pair.pattern}" does not determine the size of {", ".join(sorted(unknown))} for {ours}'
         )
     return tuple(prod(axes[name] for name in group) for group in groups(pair.pattern.split("->")[0]))
 
 
 def our_size(pair: Pair, shape: Shape, axis: int) -> int:
-    """The size of one axis of ours, 0 if the shape of theirs does not tell it."""
+    """The size of one axis of ours, 0 if the shape of theirs does not determine it."""
     if not pair.pattern:
         return shape[axis] if axis < len(shape) else 0
     theirs, ours = pair.pattern.split("->")
@@ -220,7 +221,7 @@ def our_size(pair: Pair, shape: Shape, axis: int) -> int:
 
 
 def axis_sizes(side: str, shape: Shape, known: Mapping[str, int]) -> dict[str, int]:
-    """Size of every axis in one side of a pattern that `shape` and what is known tell; {} if the ranks differ."""
+    """The sizes of the axes in one side of a pattern, from `shape` and known sizes; {} if the ranks differ."""
     parts = groups(side)
     sizes: dict[str, int] = {}
     if len(parts) != len(shape):
@@ -239,7 +240,7 @@ def _axes_of_ours(pair: Pair, leaves: Mapping[str, Shape], sizes: Mapping[str, i
 
 
 def _needed(pair: Pair, side: int, leaves: Mapping[str, Shape], sizes: Mapping[str, int]) -> dict[str, int]:
-    """The axes that einops must be told to take that side of the pattern apart."""
+    """The sizes that einops needs to split that side of the pattern."""
     named = {name for group in groups(pair.pattern.split("->")[side]) if len(group) > 1 for name in group}
     return {name: size for name, size in _axes_of_ours(pair, leaves, sizes).items() if name in named}
 
@@ -250,7 +251,7 @@ def groups(side: str) -> list[list[str]]:
 
 
 def flat(table: Table, separator: str, theirs: str = "", ours: str = "") -> Iterator[Rule]:
-    """The rows of a table and of those inside it, with whole names."""
+    """The rows of a table and of the tables inside it, with full names."""
     for rule in table:
         names = join(separator, theirs, rule.theirs), join("/", ours, rule.ours)
         if isinstance(rule.how, str):
@@ -260,7 +261,7 @@ def flat(table: Table, separator: str, theirs: str = "", ours: str = "") -> Iter
 
 
 def instances(rule: Rule, leaves: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Their name and our paths for each number of a layer that our parameters have."""
+    """Their name and our paths, once for each layer number that our parameters have."""
     alternatives = _alternatives(rule.ours)
     expression = re.escape(alternatives[0]).replace(re.escape("{i}"), r"(?P<i>\d+)", 1)
     matcher = re.compile(expression + r"(?:/.*)?" if alternatives[0] else r".*")

@@ -1,10 +1,8 @@
-"""What the converter must know of our modules: their parameters, and themselves as JSON."""
+"""The parameters of our modules, one by one: their paths, shapes and places in the variables."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from functools import lru_cache
-from types import UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +17,7 @@ from w2jax.recurrent import Recurrent
 from w2jax.rnn import GRU, RNN
 from w2jax.seq2seq import Seq2Seq
 from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
+from w2jax.text import shorten
 from w2jax.transformer import Transformer
 from w2jax.vit import ViT
 
@@ -31,7 +30,7 @@ MODULES: dict[str, type[nn.Module]] = {
     )
 }
 
-# (path of a parameter, axis, otherwise) -> the size of that axis
+# (path of a parameter, axis, default) -> the size of that axis
 Size = Callable[[str, int, int], int]
 
 
@@ -41,15 +40,15 @@ class Leaf(NamedTuple):
     shape: tuple[int, ...]  # of the module's parameter
     dtype: np.dtype  # as `init` makes it
     place: tuple[str, ...]  # collection and names in the variables
-    layer: int | None  # along the first axis of what stands there, if layers are stacked
+    layer: int | None  # index along the first axis of the array at that place, if layers are stacked
     layers: int  # how many are stacked there
 
 
-def module_leaves(module: nn.Module, size: Size = lambda path, axis, otherwise: otherwise) -> dict[str, Leaf]:
-    """All leaves by path, such as "encoder/block_0/norm1/scale"; `size` tells what depends on the input's shape.
+def module_leaves(module: nn.Module, size: Size = lambda path, axis, default: default) -> dict[str, Leaf]:
+    """All leaves by path, such as "encoder/block_0/norm1/scale"; `size` returns sizes that depend on the input.
 
     Raises:
-        ValueError: if the module is none that can be converted, or its options do not fit each other.
+        ValueError: if the module cannot be converted, or its options do not fit each other.
     """
     # Tracing one layer for all saves most of the time; the leaves are the same.
     traced = module.clone(scan_layers=True) if hasattr(module, "scan_layers") else module
@@ -59,12 +58,12 @@ def module_leaves(module: nn.Module, size: Size = lambda path, axis, otherwise: 
         inputs = example_inputs(module, size)
         try:
             shapes = _initial_shapes(traced, *inputs)
-        except TypeError:  # a list among its fields cannot be remembered
+        except TypeError:  # a list among its fields cannot be hashed
             shapes = _initial_shapes.__wrapped__(traced, *inputs)
     except ValueError:
         raise
-    except Exception as error:  # whatever the model's code ran into over fields and shapes that a file claims
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except Exception as error:  # the model's code may raise anything for the fields and shapes that a file claims
+        reason = shorten((str(error) or type(error).__name__).splitlines()[0])
         raise ValueError(f"no {type(module).__name__} has these fields and shapes: {reason}") from error
     leaves = {}
     for path, leaf in jax.tree.leaves_with_path(shapes):
@@ -74,10 +73,10 @@ def module_leaves(module: nn.Module, size: Size = lambda path, axis, otherwise: 
             continue
         at, (count, *shape) = names.index("blocks"), leaf.shape
         for i in range(count):
-            here = [*names[:at], f"block_{i}", *names[at + 1 :]]
+            single = [*names[:at], f"block_{i}", *names[at + 1 :]]
             stacked = getattr(module, "scan_layers", False)
-            place, index = (names, i) if stacked else (here, None)
-            leaves["/".join(here)] = Leaf(
+            place, index = (names, i) if stacked else (single, None)
+            leaves["/".join(single)] = Leaf(
                 tuple(shape), np.dtype(leaf.dtype), (collection, *place), index, count if stacked else 1
             )
     return leaves
@@ -89,7 +88,7 @@ def _initial_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct | None) -> 
 
 
 def assemble(leaves: Mapping[str, Leaf], values: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:
-    """Variables of values by path; each becomes a jax array as soon as it is whole."""
+    """Variables of values by path; each becomes a jax array as soon as all its layers are there."""
     variables: dict[str, Any] = {}
     unfinished: dict[tuple[str, ...], tuple[np.ndarray, set[int]]] = {}
     for path, value in values:
@@ -112,29 +111,29 @@ def assemble(leaves: Mapping[str, Leaf], values: Iterable[tuple[str, np.ndarray]
     return variables
 
 
-def take_apart(leaves: Mapping[str, Leaf], variables: Mapping[str, Any], what: str) -> dict[str, LazyTensor]:
-    """Arrays by path, read when they are wanted.
+def split_variables(leaves: Mapping[str, Leaf], variables: Mapping[str, Any], owner: str) -> dict[str, LazyTensor]:
+    """The arrays of `variables` by path, layers one by one; each is read lazily.
 
     Raises:
         ValueError: if the variables are not those of the leaves: every one that is missing, left over or of another
-            shape is listed.
+            shape is listed. `owner` names the module in the message.
     """
-    given = {
+    arrays = {
         tuple(key.key for key in path): value for path, value in jax.tree.leaves_with_path(dict(variables)) if path
     }
-    wanted = {leaf.place: leaf.shape if leaf.layer is None else (leaf.layers, *leaf.shape) for leaf in leaves.values()}
-    lines = [f"missing     {'/'.join(place)} {wanted[place]}" for place in wanted if place not in given]
-    lines += [f"left over   {'/'.join(place)} {value.shape}" for place, value in given.items() if place not in wanted]
+    shapes = {leaf.place: leaf.shape if leaf.layer is None else (leaf.layers, *leaf.shape) for leaf in leaves.values()}
+    lines = [f"missing     {'/'.join(place)} {shapes[place]}" for place in shapes if place not in arrays]
+    lines += [f"left over   {'/'.join(place)} {value.shape}" for place, value in arrays.items() if place not in shapes]
     lines += [
-        f"wrong shape {'/'.join(place)} is {value.shape}, wanted {wanted[place]}"
-        for place, value in given.items()
-        if place in wanted and value.shape != wanted[place]
+        f"wrong shape {'/'.join(place)} must be {shapes[place]}, got {value.shape}"
+        for place, value in arrays.items()
+        if place in shapes and value.shape != shapes[place]
     ]
     if lines:
-        raise ValueError(f"the variables are not those of {what}:\n  " + "\n  ".join(lines))
+        raise ValueError(f"the variables are not those of {owner}:\n  " + "\n  ".join(lines))
 
     def tensor(leaf: Leaf) -> LazyTensor:
-        value = given[leaf.place]
+        value = arrays[leaf.place]
         return LazyTensor(
             leaf.shape,
             np.dtype(value.dtype),
@@ -190,63 +189,3 @@ def _autoencoder_inputs(module: AAE, size: Size) -> tuple[jax.ShapeDtypeStruct |
         told.append(_abstract((1, width)) if width > 0 else None)
     y, condition = told
     return _abstract((1, *module.decoder.image_shape)), None if module.encoder.categories else y, condition
-
-
-def field_names(module: nn.Module | type[nn.Module]) -> list[str]:
-    """A module's own fields, without those that every Linen module has."""
-    return [field.name for field in fields(module) if field.name not in ("parent", "name")]
-
-
-def module_to_json(module: nn.Module) -> dict[str, Any]:
-    """The class and the fields of a module."""
-    values = {name: getattr(module, name) for name in field_names(module)}
-    return {"class": type(module).__name__} | {
-        name: module_to_json(value) if isinstance(value, nn.Module) else value for name, value in values.items()
-    }
-
-
-def module_from_json(tree: Mapping[str, Any]) -> nn.Module:
-    """The module that `module_to_json` wrote; fields that it does not name have their defaults.
-
-    Raises:
-        ValueError: if it is not what that wrote.
-    """
-    name = tree.get("class")
-    cls = MODULES.get(name) if isinstance(name, str) else None
-    if cls is None:
-        raise ValueError(f"a module's class is one of {', '.join(MODULES)}, got {name!r}")
-    values = {name: value for name, value in tree.items() if name != "class"}
-    unknown = values.keys() - set(field_names(cls))
-    if unknown:
-        raise ValueError(f"{cls.__name__} has no field {', '.join(map(repr, sorted(unknown)))}")
-    kinds = get_type_hints(cls)
-    fitting = {name: _fitting(f"{cls.__name__}.{name}", value, kinds[name]) for name, value in values.items()}
-    try:
-        return cls(**fitting)
-    except TypeError as error:
-        raise ValueError(f"the description of {cls.__name__} lacks a field: {error}") from error
-
-
-def _fitting(where: str, value: Any, kind: Any) -> Any:
-    """A value of JSON as a field of that annotation has it; ValueError if it is none."""
-    part = isinstance(value, Mapping) and kind in MODULES.values()
-    if part and value.get("class") == kind.__name__:
-        return module_from_json(value)
-    value = tuple(value) if isinstance(value, list) else value
-    if not _is(value, kind):
-        raise ValueError(f"{where} is {getattr(kind, '__name__', kind)}, got {value!r}")
-    return value
-
-
-def _is(value: Any, kind: Any) -> bool:
-    arguments = get_args(kind)
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in arguments
-    if get_origin(kind) in (Union, UnionType):
-        return any(_is(value, argument) for argument in arguments)
-    if get_origin(kind) is tuple:
-        kinds = arguments[:1] * len(value) if isinstance(value, tuple) and arguments[-1] is ... else arguments
-        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is, value, kinds))
-    if kind is float:
-        return type(value) in (int, float) and abs(value) < 1e30
-    return type(value) is kind and (kind is not int or 0 <= value < 2**31)  # true is no number

@@ -156,7 +156,7 @@ def test_a_checkpoint_of_the_first_layout_is_read_as_it_is(saved):
 def test_a_checkpoint_of_a_later_layout_is_left_alone(saved):
     manifest = saved / "7" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
-    with pytest.raises(RunStopped, match=r"checkpoints/7 has layout 3, this w2jax knows those up to 2: upgrade it"):
+    with pytest.raises(RunStopped, match=r"the layout of .*checkpoints/7 must be at most 2, got 3. Upgrade w2jax"):
         Checkpoints(saved)
     assert (saved / "7").exists()
 

@@ -20,9 +20,10 @@ from train.engine import init_from as pretrained
 from train.engine.loop import fit, placed_params
 from train.engine.sharding import make_mesh, state_sharding
 from train.process.errors import UserError
+from train.run.weights import load_run
 from train.vit import main, make_task
 from w2jax import LSTM, ViT
-from w2jax.convert import load, save, to_torch
+from w2jax.convert import save, to_torch
 
 # Of the preset "tiny" nothing but the classes and the patches; as another library builds it, but for `usual`.
 usual = ViT(10, patch_size=7, embed_dim=12, depth=1, num_heads=2, mlp_dim=20)
@@ -238,7 +239,7 @@ def test_a_run_begins_with_the_average_of_another(whole, tmp_path, monkeypatch, 
     assert not command(monkeypatch, *options, "--init-from", folder / "a")
     told = f"init from {folder / 'a'} (a run folder): the average of the parameters of step 4; "
     assert told in capsys.readouterr().out
-    module, variables = load(tmp_path / "run")
+    module, variables, _ = load_run(tmp_path / "run")
     assert module == model
     assert_same(variables, {"params": state.ema})
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -255,9 +256,9 @@ def test_a_mistake_is_told_with_the_file_before_there_is_a_run_folder(tmp_path, 
     for path, words in (
         (tmp_path / "none.safetensors", ["does not exist"]),
         (lstm, ["holds no ViT but a LSTM"]),
-        (foreign, ["those of no ViT"]),
+        (foreign, ["must be those of a ViT of"]),
         (broken, ["blocks.0.extra", "blocks.0.norm2.bias"]),
-        (tmp_path, ["wanted"]),
+        (tmp_path, ["is not a weights file or folder"]),
     ):
         with pytest.raises(UserError) as error:
             command(monkeypatch, "--init-from", path, "--run.dir", tmp_path / "run")

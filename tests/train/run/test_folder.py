@@ -61,9 +61,10 @@ def test_a_field_that_is_younger_than_the_folder_counts_as_its_default_and_no_ot
         RunFolder(other)
 
 
-def test_what_a_process_leaves_that_is_killed_as_it_begins_is_no_hindrance(tmp_path):
+@pytest.mark.parametrize("leftover", [".0123456789abcdef.tmp", "config.json.new"])
+def test_what_a_process_leaves_that_is_killed_as_it_begins_is_no_hindrance(leftover, tmp_path):
     (tmp_path / "lock").write_text('{"pid": 1, "host": "gone", "since": "2026-01-01"}')
-    (tmp_path / "config.json.new").write_text('{"da')
+    (tmp_path / leftover).write_text('{"da')
     with RunFolder(config(tmp_path)) as folder:
         assert "process 1 of gone" in str(folder.left_by)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

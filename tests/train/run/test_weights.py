@@ -1,4 +1,4 @@
-"""The folder of a training here is read without its code, and its model goes on in timm."""
+"""The weights of a run folder: read as they were evaluated, changed on request, and exported to other libraries."""
 
 import json
 from pathlib import Path
@@ -16,11 +16,11 @@ from torch_timm import TimmViT
 from weights import assert_same, refusal
 
 from train.engine.checkpoint import Checkpoints
+from train.run.weights import describe_run, load_run
 from train.task import State
 from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.convert import load, save, to_torch
-from w2jax.convert.load_save import load_described
-from w2jax.convert.schema import module_to_json
+from w2jax.serialize import module_to_json
 from w2jax.vit import ViT
 
 IMAGES = np.random.default_rng(3).random((3, 4, 6, 2)).astype(np.float32)
@@ -56,7 +56,7 @@ def test_a_trained_vit_computes_the_same_in_timm(tmp_path: Path, options: dict[s
     module = ViT(5, 2, 8, 2, 2, 12, dropout=0.25, **options)
     older, params, average = (random_variables(module, jnp.asarray(IMAGES), seed=i)["params"] for i in range(3))
     states = {9: state_of({"params": older}, older), 10: state_of({"params": params}, average)}
-    loaded = load_described(write_run(tmp_path / "run", module, states))
+    loaded = load_run(write_run(tmp_path / "run", module, states))
     assert loaded.module == module and loaded.notes == ["the average of the parameters of step 10"]
     assert_same(loaded.variables, {"params": average})
     wanted, _ = jax.jit(module.apply)(loaded.variables, jnp.asarray(IMAGES))
@@ -73,7 +73,7 @@ def test_a_run_without_an_average_gives_its_parameters_and_statistics(tmp_path: 
     module = AAE(AAEEncoder(3, (7, 5)), AAEDecoder((2, 3, 1), (6, 4)), AAEDiscriminator((6, 4)))
     variables = random_variables(module, jnp.zeros((1, 2, 3, 1)))
     assert variables.keys() == {"params", "batch_stats"}
-    loaded = load_described(write_run(tmp_path / "run", module, {3: state_of(variables)}))
+    loaded = load_run(write_run(tmp_path / "run", module, {3: state_of(variables)}))
     assert loaded.module == module and loaded.notes == ["the parameters of step 3"]
     assert_same(loaded.variables, variables)
     assert_same(to_torch(module, loaded.variables), to_torch(module, variables))
@@ -84,10 +84,10 @@ def test_a_runs_classifier_can_be_dropped_or_made_anew(tmp_path: Path) -> None:
     params = random_variables(module, jnp.asarray(IMAGES))["params"]
     run = write_run(tmp_path / "run", module, {1: state_of({"params": params})})
     body = {name: value for name, value in params.items() if name != "head"}
-    found, variables = load(run, "drop")
+    found, variables, _ = load_run(run, "drop")
     assert found == module.clone(num_classes=0)
     assert_same(variables, {"params": body})
-    found, variables = load(run, "reinit", num_classes=3, dropout=0.5)
+    found, variables, _ = load_run(run, "reinit", num_classes=3, dropout=0.5)
     assert found == module.clone(num_classes=3, dropout=0.5)
     assert_same(variables, {"params": body | {"head": {"kernel": jnp.zeros((8, 3)), "bias": jnp.zeros(3)}}})
 
@@ -95,11 +95,12 @@ def test_a_runs_classifier_can_be_dropped_or_made_anew(tmp_path: Path) -> None:
 def test_a_broken_run_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text("{}")
-    assert "describes no model" in refusal(lambda: load(tmp_path))
+    assert "describes no model" in refusal(lambda: load_run(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model": module_to_json(ViT(5, 2, 8, 1, 2, 12))}))
-    assert "has no checkpoint yet" in refusal(lambda: load(tmp_path))
+    assert "has no checkpoint yet" in refusal(lambda: load_run(tmp_path))
     (tmp_path / "checkpoints" / "4").mkdir()
-    assert "every checkpoint is damaged: step 4: progress/metadata cannot be read" in refusal(lambda: load(tmp_path))
+    message = refusal(lambda: load_run(tmp_path))
+    assert "every checkpoint is damaged: step 4: progress/metadata cannot be read" in message
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
@@ -108,12 +109,31 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
     states = {2: state_of({"params": older}), 6: state_of({"params": newer})}
     run = write_run(tmp_path / "run", module, states)
     (run / "checkpoints" / "6" / "state" / "_METADATA").write_text("{}")
-    loaded = load_described(run)
+    loaded = load_run(run)
     assert_same(loaded.variables, {"params": older})
     assert loaded.notes == [
         "the parameters of step 2",
-        "passed over as damaged: step 6: state/_METADATA has 2 bytes, "
+        "skipped as damaged: step 6: state/_METADATA has 2 bytes, "
         f"{json.loads((run / 'checkpoints' / '6' / 'manifest.json').read_text())['files']['state/_METADATA']['bytes']}"
         " were saved",
     ]
     assert (run / "checkpoints" / "6").exists()
+
+
+def test_a_run_is_described_without_its_checkpoints_and_with_other_fields(tmp_path: Path) -> None:
+    module = ViT(5, 2, 8, 1, 2, 12)
+    params = random_variables(module, jnp.asarray(IMAGES))["params"]
+    run = write_run(tmp_path / "run", module, {1: state_of({"params": params})})
+    found = load_run(run, scan_layers=True)
+    assert found.module == module.clone(scan_layers=True)
+    assert found.variables["params"]["encoder"]["blocks"]["norm1"]["scale"].shape == (1, 8)
+    (run / "checkpoints" / "1" / "manifest.json").unlink()
+    assert describe_run(run) == module and describe_run(run, dropout=0.5) == module.clone(dropout=0.5)
+    assert 'did you mean "depth"?' in refusal(lambda: describe_run(run, deph=3))
+
+
+def test_the_converter_names_the_command_that_exports_a_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", ViT(5, 2, 8, 1, 2, 12), {})
+    message = refusal(lambda: load(run))
+    assert f"{run} is not a weights file or folder" in message
+    assert "python -m train.export DIR --format F --out FILE" in message

@@ -30,8 +30,8 @@ def test_one_error_lists_all_that_is_missing_left_over_or_of_another_shape(tmp_p
         "missing     blocks.0.norm1.weight (48,), for encoder/block_0/norm1/scale (nearest here: blocks.0.norm1.wieg",
         "left over   blocks.0.norm1.wieght (48,) (nearest here: blocks.0.norm1.weight)",
         "left over   extra (3, 4)",
-        "wrong shape head.weight is (7, 47), wanted (7, 48), for head/kernel",
-        "wrong shape blocks.1.attn.qkv.weight is (48, 144), wanted (144, 48), for encoder/block_1/",
+        "wrong shape head.weight must be (7, 48), got (7, 47), for head/kernel",
+        "wrong shape blocks.1.attn.qkv.weight must be (144, 48), got (48, 144), for encoder/block_1/",
     ]
     path = write(tmp_path / "a.safetensors", tensors)
     module = peer("timm_cls").module
@@ -48,14 +48,14 @@ def test_variables_that_are_not_the_modules_are_refused() -> None:
     message = refusal(lambda: to_torch(module, {"params": params}))
     for line in ("missing     params/head/kernel (8, 5)", "left over   params/heads/bias (5,)"):
         assert line in message
-    assert "wrong shape params/cls is (1, 8), wanted (1, 1, 8)" in message
+    assert "wrong shape params/cls must be (1, 1, 8), got (1, 8)" in message
 
 
 def test_a_module_or_a_network_that_is_none_of_these_is_told_so(tmp_path: Path) -> None:
     resnet = {f"layer{i}.0.conv1.weight": np.zeros((4, 4, 3, 3), np.float32) for i in range(4)}
     path = write(tmp_path / "a.safetensors", resnet | {"fc.weight": np.zeros((5, 4), np.float32)})
     message = refusal(lambda: load(path))
-    assert "the tensors are those of no ViT" in message and "layer0.0.conv1.weight" in message
+    assert "the tensors must be those of a ViT of timm, huggingface" in message and "layer0.0.conv1.weight" in message
     assert str(path) in message
     from flax import linen as nn
 
@@ -75,7 +75,7 @@ def test_a_head_of_other_classes_is_refused_dropped_or_made_anew() -> None:
     folder, given = FIXTURES / "timm_cls", {"num_heads": 3}
     whole = peer("timm_cls")
     message = refusal(lambda: load(folder, **given, num_classes=4))
-    assert "wrong shape head.weight is (7, 48), wanted (4, 48)" in message
+    assert "wrong shape head.weight must be (4, 48), got (7, 48)" in message
     body = {name: value for name, value in whole.variables["params"].items() if name != "head"}
     module, variables = load(folder, "drop", **given)
     assert module == whole.module.clone(num_classes=0)
@@ -121,8 +121,8 @@ def test_a_field_that_a_vit_has_not_is_told_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("description", "wanted"),
     [
-        ("{", "wanted JSON, but"),
-        ("[]", "wanted a JSON object, got list"),
+        ("{", "must be valid JSON: "),
+        ("[]", "must be a JSON object, got a list"),
         ('{"class": "Bert"}', "got 'Bert'"),
         ('{"class": "ViT", "width": 3}', "ViT has no field 'width'"),
         ('{"class": "ViT", "num_classes": 3}', "lacks a field"),

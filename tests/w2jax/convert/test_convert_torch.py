@@ -215,7 +215,7 @@ def test_what_torch_has_no_module_for_comes_back_from_files_of_ours(tmp_path: Pa
 def test_a_count_of_batches_that_is_no_integer_is_refused() -> None:
     state = trained_decoder().state_dict()
     (key,) = (key for key in state if key.endswith("num_batches_tracked"))
-    assert f"{key} is float32, wanted integers" in refusal(
+    assert f"{key} must be integers, got float32" in refusal(
         lambda: from_torch(DECODER, state | {key: torch.tensor(1.0)})
     )
 

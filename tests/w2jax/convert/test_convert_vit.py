@@ -93,9 +93,12 @@ def test_huggingfaces_config_counts(tmp_path: Path) -> None:
         (folder / path.name).write_bytes(path.read_bytes())
     config = json.loads((folder / "config.json").read_text())
     for change, wanted in [
-        ({"hidden_act": "silu"}, "'silu', wanted"),
-        ({"pooler_act": "relu"}, "'relu', wanted"),
-        ({"model_type": "bert"}, "'bert', wanted vit"),
+        (
+            {"hidden_act": "silu"},
+            "hidden_act must be gelu or gelu_new or gelu_fast or gelu_accurate or gelu_pytorch_tanh or quick_gelu or relu, got 'silu'",
+        ),
+        ({"pooler_act": "relu"}, "pooler_act must be tanh, got 'relu'"),
+        ({"model_type": "bert"}, "model_type must be vit, got 'bert'"),
     ]:
         (folder / "config.json").write_text(json.dumps(config | change))
         assert wanted in refusal(lambda: load(folder))
@@ -152,7 +155,7 @@ def test_big_visions_pooling_is_written_under_its_names() -> None:
 
 
 def test_a_format_that_there_is_not_is_refused_with_those_there_are() -> None:
-    assert '"keras"; it has timm, ' in refusal(lambda: to_torch(*example(), "keras"))
+    assert "must be one of timm, timm_no_embed_class, huggingface, " in refusal(lambda: to_torch(*example(), "keras"))
 
 
 def test_stacked_layers_hold_the_same_and_are_written_the_same() -> None:
@@ -182,7 +185,7 @@ def test_halves_keep_their_dtype_and_bits_and_doubles_are_refused() -> None:
     message = refusal(lambda: from_torch(module, tensors | {"norm.bias": tensors["norm.bias"].astype(np.float64)}))
     assert message.startswith("norm.bias is float64")
     message = refusal(lambda: from_torch(module, tensors | {"norm.bias": tensors["norm.bias"].astype(np.int32)}))
-    assert message == "norm.bias is int32, wanted floats"
+    assert message == "norm.bias must be floats, got int32"
 
 
 OPTIONS = st.fixed_dictionaries(

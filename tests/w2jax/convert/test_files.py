@@ -137,7 +137,7 @@ def test_torch_and_jax_arrays_are_tensors_as_they_are() -> None:
     ],
 )
 def test_what_is_no_array_of_numbers_is_named(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"^'the key': wanted "):
+    with pytest.raises(ValueError, match=r"^'the key' must be "):
         from_arrays({"the key": value})
 
 
@@ -222,12 +222,12 @@ def test_a_state_dict_is_found_in_a_checkpoint(tmp_path: Path, wrapper: str | No
 @pytest.mark.parametrize(
     ("content", "wrong"),
     [
-        (torch.zeros(2), "wanted a dict of tensors by name, got Tensor"),
+        (torch.zeros(2), "must hold a dict of tensors by name, got Tensor"),
         ({"a": torch.zeros(2), "epoch": 3}, "got a int under 'epoch' and such a dict under none"),
         ({1: torch.zeros(2)}, "got a Tensor under 1"),
         ({"model": {"a": torch.zeros(2)}, "state_dict": {"b": torch.zeros(3)}}, r"under \['state_dict', 'model'\]"),
-        ({"model": {"a": torch.zeros(2), "b": [1]}}, "'b': wanted an array of numpy, jax or torch, got list"),
-        ({"a": torch.eye(3).to_sparse()}, "'a': wanted a dense torch tensor"),
+        ({"model": {"a": torch.zeros(2), "b": [1]}}, "'b' must be an array of numpy, jax or torch, got list"),
+        ({"a": torch.eye(3).to_sparse()}, "'a' must be a dense torch tensor"),
     ],
 )
 def test_a_pt_file_of_anything_else_is_refused(tmp_path: Path, content: Any, wrong: str) -> None:
@@ -280,7 +280,7 @@ def test_a_file_cut_short_anywhere_is_named(tmp_path: Path, name: str) -> None:
     for cut in (0, 1, 7, 8, 9, 60, len(content) // 3, len(content) // 2, len(content) - 9, len(content) - 1):
         message = refused(tmp_path / name, content[:cut])
         if name == "a.safetensors" and cut > 8:
-            assert f"is truncated: its header wants {len(content) if cut > 2000 else ''}" in message
+            assert f"is truncated: its header needs {len(content) if cut > 2000 else ''}" in message
             assert message.endswith(f"bytes, the file has {cut}")
 
 
@@ -290,34 +290,34 @@ ONE = {"a": entry([2], [0, 8])}
 @pytest.mark.parametrize(
     ("content", "wrong"),
     [
-        (b"\x80\x02}q\0. a pickle", "is no safetensors file: its header would have"),
-        (struct.pack("<Q", 100_000_001), "is no safetensors file: its header would have 100000001 bytes"),
-        (container(ONE, bytes(9)), "has bytes that belong to no tensor: its header wants 77 bytes, the file has 78"),
-        (container(ONE, bytes(7)), "is truncated: its header wants 77 bytes, the file has 76"),
-        (container([]), "header: wanted a JSON object, got list"),
-        (container(b"{"), "header: wanted JSON, but"),
-        (container(b"{\xff}"), "header: wanted JSON, but"),
-        (container(b"[" * 100_000), "header: wanted JSON, but"),
-        (container(b'{"a": 1, "b": 2, "a": 3}'), "header: wanted JSON, but the key 'a' stands twice"),
-        (container({"a": {"dtype": "F32", "dtypo": 1}}), "'a': wanted an object of dtype, shape and data_offsets"),
-        (container({"a": 3}), "'a': wanted an object of dtype, shape and data_offsets"),
-        (container({"__metadata__": {"a": 1}}), "wanted __metadata__ as an object of strings"),
-        (container({"a": entry([2], [0, 4], "F16x")}, bytes(4)), "'a': wanted a dtype of F64, .*, got 'F16x'"),
-        (container({"a": entry([2], [0, 4], [])}, bytes(4)), "'a': wanted a dtype of"),
-        (container({"a": entry([-2, -1], [0, 8])}, bytes(8)), "'a': wanted a shape of"),
-        (container({"a": entry([2.0], [0, 8])}, bytes(8)), "'a': wanted a shape of"),
-        (container({"a": entry([True], [0, 4])}, bytes(4)), "'a': wanted a shape of"),
-        (container({"a": entry(2, [0, 8])}, bytes(8)), "'a': wanted a shape of"),
-        (container({"a": entry([1] * 65, [0, 4])}, bytes(4)), "'a': wanted a shape of at most 64"),
+        (b"\x80\x02}q\0. a pickle", "is not a safetensors file: its header would have"),
+        (struct.pack("<Q", 100_000_001), "is not a safetensors file: its header would have 100000001 bytes"),
+        (container(ONE, bytes(9)), "has bytes that belong to no tensor: its header needs 77 bytes, the file has 78"),
+        (container(ONE, bytes(7)), "is truncated: its header needs 77 bytes, the file has 76"),
+        (container([]), "header must be a JSON object, got a list"),
+        (container(b"{"), "header must be valid JSON: "),
+        (container(b"{\xff}"), "header must be valid JSON: "),
+        (container(b"[" * 100_000), "header must be valid JSON: "),
+        (container(b'{"a": 1, "b": 2, "a": 3}'), "header must be valid JSON: duplicate key 'a'"),
+        (container({"a": {"dtype": "F32", "dtypo": 1}}), "'a' must be an object of dtype, shape and data_offsets"),
+        (container({"a": 3}), "'a' must be an object of dtype, shape and data_offsets"),
+        (container({"__metadata__": {"a": 1}}), "__metadata__ must be an object of strings"),
+        (container({"a": entry([2], [0, 4], "F16x")}, bytes(4)), "'a': the dtype must be one of F64, .*, got 'F16x'"),
+        (container({"a": entry([2], [0, 4], [])}, bytes(4)), "'a': the dtype must be one of F64, "),
+        (container({"a": entry([-2, -1], [0, 8])}, bytes(8)), "'a': the shape must be at most"),
+        (container({"a": entry([2.0], [0, 8])}, bytes(8)), "'a': the shape must be at most"),
+        (container({"a": entry([True], [0, 4])}, bytes(4)), "'a': the shape must be at most"),
+        (container({"a": entry(2, [0, 8])}, bytes(8)), "'a': the shape must be at most"),
+        (container({"a": entry([1] * 65, [0, 4])}, bytes(4)), "'a': the shape must be at most 64"),
         (container({"a": entry([0, 2**62, 2], [0, 0])}), "'a': the shape .* is larger than an array can be"),
-        (container({"a": entry([0, 10**4000, 2], [0, 0])}), "'a': wanted a shape of"),
-        (container({"a": entry([2], [0, 8, 9])}, bytes(8)), "'a': wanted two data_offsets"),
-        (container({"a": entry([2], [-8, 0])}, bytes(8)), "'a': wanted two data_offsets"),
-        (container({"a": entry([2], [8, 0])}, bytes(8)), "'a': wanted 8 bytes for F32 of shape"),
-        (container({"a": entry([2], [0, 12])}, bytes(12)), "'a': wanted 8 bytes for F32 of shape"),
-        (container({"a": entry([2], [1, 9])}, bytes(9)), "'a': wanted it to begin at byte 0"),
-        (container(ONE | {"b": entry([1], [4, 8])}, bytes(8)), "'b': wanted it to begin at byte 8"),
-        (container(ONE | {"b": entry([1], [9, 13])}, bytes(13)), "'b': wanted it to begin at byte 8"),
+        (container({"a": entry([0, 10**4000, 2], [0, 0])}), "'a': the shape must be at most"),
+        (container({"a": entry([2], [0, 8, 9])}, bytes(8)), "'a': data_offsets must be two"),
+        (container({"a": entry([2], [-8, 0])}, bytes(8)), "'a': data_offsets must be two"),
+        (container({"a": entry([2], [8, 0])}, bytes(8)), "'a' must have 8 bytes for F32 of shape"),
+        (container({"a": entry([2], [0, 12])}, bytes(12)), "'a' must have 8 bytes for F32 of shape"),
+        (container({"a": entry([2], [1, 9])}, bytes(9)), "'a' must begin at byte 0"),
+        (container(ONE | {"b": entry([1], [4, 8])}, bytes(8)), "'b' must begin at byte 8"),
+        (container(ONE | {"b": entry([1], [9, 13])}, bytes(13)), "'b' must begin at byte 8"),
         (container(ONE | {"b": entry([2**40], [8, 8 + 2**42])}, bytes(8)), "is truncated"),
     ],
 )
@@ -352,18 +352,18 @@ def test_any_flipped_bytes_read_or_are_refused(whole: dict[Path, bytes], flips: 
 @pytest.mark.parametrize(
     ("member", "content", "wrong"),
     [
-        ("a.txt", b"text", "wanted a .npz of .npy files alone"),
-        ("a.npy", b"text", "is not a whole .npz file"),
-        ("a.npy", b"", "is not a whole .npz file"),
-        ("a.npy", npy("(2,)", bytes(7)), "'a.npy': its header wants 74 bytes, the archive has 73 for it"),
-        ("a.npy", npy("(2,)", bytes(9)), "'a.npy': its header wants 74 bytes, the archive has 75 for it"),
-        ("a.npy", npy("(2,", bytes(8)), "is not a whole .npz file"),
-        ("a.npy", npy("(-2, -1)", bytes(8)), "wanted a shape of integers from 0"),
-        ("a.npy", npy("(0, 10000000000000000000000)"), "is not a whole .npz file"),
-        ("a.npy", npy(f"({'0, ' * 99})"), "is not a whole .npz file"),
+        ("a.txt", b"text", "must be a .npy file"),
+        ("a.npy", b"text", "is not a complete .npz file"),
+        ("a.npy", b"", "is not a complete .npz file"),
+        ("a.npy", npy("(2,)", bytes(7)), "'a.npy': its header needs 74 bytes, the archive has 73 for it"),
+        ("a.npy", npy("(2,)", bytes(9)), "'a.npy': its header needs 74 bytes, the archive has 75 for it"),
+        ("a.npy", npy("(2,", bytes(8)), "is not a complete .npz file"),
+        ("a.npy", npy("(-2, -1)", bytes(8)), "the shape must be integers from 0"),
+        ("a.npy", npy("(0, 10000000000000000000000)"), "is not a complete .npz file"),
+        ("a.npy", npy(f"({'0, ' * 99})"), "is not a complete .npz file"),
         ("a.npy", npy("-" * 9000 + "1"), "has a broken header"),
-        ("a.npy", npy("(2,)", bytes(8), "<U1"), "wanted an array of numbers, got the dtype <U1"),
-        ("a.npy", npy("(2,)", bytes(8), "V4"), "wanted an array of numbers, got the dtype"),
+        ("a.npy", npy("(2,)", bytes(8), "<U1"), "must be an array of numbers, got the dtype <U1"),
+        ("a.npy", npy("(2,)", bytes(8), "V4"), "must be an array of numbers, got the dtype"),
         ("a.npy", b"\x93NUMPY\3\0" + npy("(2,)", bytes(8))[8:], "got the .npy version"),
     ],
 )
@@ -376,11 +376,11 @@ def test_a_broken_member_of_an_npz_is_named(tmp_path: Path, member: str, content
 def test_a_compression_that_numpy_never_uses_and_a_name_that_stands_twice_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("a.npy", npy("(2,)", bytes(8)))
-    assert "wanted it stored or deflated, got the compression 12" in refused(tmp_path / "a.npz")
+    assert "must be stored or deflated, got the compression 12" in refused(tmp_path / "a.npz")
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("a.npy", npy("(2,)", bytes(8)))
         archive.writestr("a.npy", npy("(3,)", bytes(12)))
-    assert "has members of the same name" in refused(tmp_path / "a.npz")
+    assert "must have one array a name, got members of the same name" in refused(tmp_path / "a.npz")
 
 
 def test_an_npz_that_claims_more_than_deflate_can_hold_takes_no_memory(tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_a_file_that_changed_after_its_header_was_read_is_not_misread(tmp_path: 
     write_weights(tmp_path / name, from_arrays({"a": np.zeros(2), "b": np.ones(3)}))
     found = read_weights(tmp_path / name)
     write_weights(tmp_path / name, from_arrays({"b": np.ones(3), "a": np.zeros(2)}))
-    with pytest.raises(ValueError, match=f"{name} has changed since its header was read; read it anew"):
+    with pytest.raises(ValueError, match=f"{name} has changed since its header was read. Read it again"):
         found.tensors["a"].read()
 
 
@@ -446,10 +446,10 @@ def test_a_write_that_fails_leaves_the_old_files_whole(tmp_path: Path, name: str
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (LazyTensor((2,), np.dtype(object), lambda: np.array([None, None])), "'wrong': a .* holds .*, not object"),
-        (LazyTensor((2,), np.dtype("U1"), lambda: np.array(["a", "b"])), "'wrong': a .* holds .*, not <U1"),
-        (TENSORS["half"]._replace(shape=(8,)), r"'wrong': wanted float16 of shape \(8,\), its read\(\) gave"),
-        (TENSORS["half"]._replace(dtype=BFLOAT16), "'wrong': wanted bfloat16 of shape"),
+        (LazyTensor((2,), np.dtype(object), lambda: np.array([None, None])), "'wrong' must be .*, got object"),
+        (LazyTensor((2,), np.dtype("U1"), lambda: np.array(["a", "b"])), "'wrong' must be .*, got <U1"),
+        (TENSORS["half"]._replace(shape=(8,)), r"'wrong' must be float16 of shape \(8,\), its read\(\) gave"),
+        (TENSORS["half"]._replace(dtype=BFLOAT16), "'wrong' must be bfloat16 of shape"),
     ],
 )
 def test_a_tensor_that_a_file_cannot_hold_is_named(tmp_path: Path, name: str, wrong: LazyTensor, message: str) -> None:
@@ -461,16 +461,16 @@ def test_a_tensor_that_a_file_cannot_hold_is_named(tmp_path: Path, name: str, wr
 def test_a_write_names_what_its_path_cannot_keep(tmp_path: Path) -> None:
     complexes = from_arrays({"c": np.array([1j])})
     for name, tensors, options, wrong in (
-        ("a.safetensors", complexes, {}, "'c': a safetensors file holds .*, not complex128"),
-        ("a.safetensors", {"__metadata__": TENSORS["half"]}, {}, "'__metadata__' is no tensor's name"),
-        ("a.npz", {"a\0b": TENSORS["half"]}, {}, r"'a\\x00b': zip cuts names"),
-        ("a.npz", {}, {"metadata": {"a": "x" * 65_536}}, "at most 65535 bytes, got 65545; shorten it"),
-        ("a.npz", {}, {"metadata": {"a": "b", "c": 1}}, "wanted metadata as strings by name"),
-        ("a.npz", {}, {"config": {}}, "a config is kept beside model.safetensors"),
-        ("a.npz", {}, {"shard_bytes": 9}, "shard_bytes is a number from 1 for a folder's files"),
-        ("folder", {}, {"shard_bytes": 0}, "shard_bytes is a number from 1 for a folder's files"),
-        ("folder", TENSORS, {"config": {"a": {1, 2}}}, "wanted a config that JSON can hold"),
-        ("a.h5", {}, {}, "wanted a folder or one of .safetensors, .npz, .pt, .pth, .bin, got .h5"),
+        ("a.safetensors", complexes, {}, "'c' must be one of .* for a safetensors file, got complex128"),
+        ("a.safetensors", {"__metadata__": TENSORS["half"]}, {}, "must not have the name '__metadata__'. Rename it"),
+        ("a.npz", {"a\0b": TENSORS["half"]}, {}, r"'a\\x00b' must not have the character 0, at which zip cuts names"),
+        ("a.npz", {}, {"metadata": {"a": "x" * 65_536}}, "at most 65535 bytes, got 65545. Shorten it"),
+        ("a.npz", {}, {"metadata": {"a": "b", "c": 1}}, "metadata must be strings by name"),
+        ("a.npz", {}, {"config": {}}, "must be a folder or model.safetensors to have a config"),
+        ("a.npz", {}, {"shard_bytes": 9}, "shard_bytes must be a number from 1, for a folder"),
+        ("folder", {}, {"shard_bytes": 0}, "shard_bytes must be a number from 1, for a folder"),
+        ("folder", TENSORS, {"config": {"a": {1, 2}}}, "the config must be JSON"),
+        ("a.h5", {}, {}, "must be a folder or one of .safetensors, .npz, .pt, .pth, .bin, got .h5"),
     ):
         with pytest.raises(ValueError, match=wrong):
             write_weights(tmp_path / name, tensors, **options)
@@ -513,16 +513,22 @@ def test_a_folder_written_again_holds_the_new_weights_alone(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("change", "wrong"),
     [
-        ({"a": "absent.safetensors"}, "missing absent.safetensors; fetch them"),
-        ({"a": "two.safetensors"}, "'a': wanted each key where the index says, but two.safetensors does not hold it"),
-        ({"b": None}, "'b': wanted each key where the index says, but two.safetensors holds it"),
-        ({"d": "two.safetensors"}, "'d': wanted each key where the index says, but two.safetensors does not hold it"),
+        ({"a": "absent.safetensors"}, "the shards absent.safetensors are missing. Download them"),
+        (
+            {"a": "two.safetensors"},
+            "'a' must be in the shard that the index names, but two.safetensors does not have it",
+        ),
+        ({"b": None}, "'b' must be in the shard that the index names, but two.safetensors has it"),
+        (
+            {"d": "two.safetensors"},
+            "'d' must be in the shard that the index names, but two.safetensors does not have it",
+        ),
         ({"a": "../one.safetensors"}, r"beside it, got '../one.safetensors'"),
         ({"a": "..\\one.safetensors"}, r"beside it, got '..\\one.safetensors'"),
         ({"a": "/etc/one.safetensors"}, r"beside it, got '/etc/one.safetensors'"),
         ({"a": ".."}, r"beside it, got '..'"),
         ({"a": "one.pt"}, r"beside it, got 'one.pt'"),
-        ({"a": 3}, "wanted weight_map as an object of file names by key"),
+        ({"a": 3}, "weight_map must be an object of file names by key"),
     ],
 )
 def test_an_index_that_does_not_fit_its_shards_is_named(tmp_path: Path, change: dict[str, Any], wrong: str) -> None:
@@ -536,8 +542,8 @@ def test_an_index_that_does_not_fit_its_shards_is_named(tmp_path: Path, change: 
     assert list(read_weights(index).tensors) == ["a", "b", "c"]
     changed = {key: name for key, name in (places | change).items() if name is not None}
     assert wrong in refused(index, json.dumps({"weight_map": changed}).encode())
-    assert "wanted weight_map" in refused(index, b"{}")
-    assert "wanted JSON" in refused(index, b"{")
+    assert "weight_map must be" in refused(index, b"{}")
+    assert "must be valid JSON" in refused(index, b"{")
 
 
 def test_a_folder_is_read_by_its_best_known_file_or_its_only_one(tmp_path: Path) -> None:
@@ -564,16 +570,16 @@ def test_a_config_belongs_to_files_named_as_on_the_hub(tmp_path: Path) -> None:
     write_weights(tmp_path / "other.safetensors", TENSORS)
     assert read_weights(tmp_path / "other.safetensors").config is None
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"config.json: wanted a JSON object, got list"):
+    with pytest.raises(ValueError, match=r"config.json must be a JSON object, got a list"):
         read_weights(tmp_path / "model.safetensors")
 
 
 def test_a_path_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"absent.npz does not exist; give a file of weights or a folder"):
+    with pytest.raises(FileNotFoundError, match=r"absent.npz does not exist. Give a weights file or a folder"):
         read_weights(tmp_path / "absent.npz")
     assert "got .h5" in refused(tmp_path / "a.h5", b"")
     assert "got no suffix" in refused(tmp_path / "a", b"")
-    known = "wanted a folder or one of .safetensors, .safetensors.index.json, .npz, .pt, .pth, .bin"
+    known = "must be a folder or one of .safetensors, .safetensors.index.json, .npz, .pt, .pth, .bin"
     assert known in refused(tmp_path / "config.json", b"{}")
 
 

@@ -198,12 +198,13 @@ def test_a_path_that_is_none_of_ours_is_told_the_nearest() -> None:
     for rename, near in [
         ({"blocks.{i}.n": "encoder/block_{i}/norm3"}, "norm"),
         ({"pos": "position"}, "the nearest is positions"),
-        ({"pos": ("pos_embed", "1 n d -> 1 n d")}, "none of ViT"),
+        ({"pos": ("pos_embed", "1 n d -> 1 n d")}, "must be one of ViT"),
     ]:
         theirs, ours = next(iter(rename.items()))
         for work in (lambda: from_torch(VIT, {}, rename), lambda: to_torch(VIT, variables, "torch", rename)):  # noqa: B023
             message = refusal(work)
-            assert f'rename gives "{theirs}" the path "{ours if isinstance(ours, str) else ours[0]}"' in message
+            assert f'the path of "{theirs}" in rename must be one of ViT' in message
+            assert f'got "{ours if isinstance(ours, str) else ours[0]}"' in message
             assert near in message
 
 

@@ -1,6 +1,6 @@
-"""safetensors: 8 bytes of the header's length, little-endian, a JSON header, then the tensors' bytes without gaps.
+"""safetensors: 8 bytes with the header's length, little-endian, a JSON header, then the tensors' bytes without gaps.
 
-Ours, not the library's: its writer wants all tensors in memory at once, and older ones know no bfloat16 of numpy.
+Not by the library of that name: its writer needs all tensors in memory at once, and its reader accepts duplicate names.
 """
 
 import io
@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from w2jax.convert.files.safe_io import MAX_JSON, FileVersion, json_object, reopened, seen, strings
+from w2jax.convert.files.file_version import FileVersion, file_version, reopen
 from w2jax.convert.lazy_tensor import BFLOAT16, LazyTensor, byte_size, read_checked
+from w2jax.files import MAX_JSON, json_object, string_map
 
 _DTYPES = {
     "F64": np.dtype("<f8"),
@@ -49,85 +50,84 @@ def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]
         ValueError: the file breaks the format in any way.
     """
     with path.open("rb") as file:
-        before = seen(file)
+        version = file_version(file)
         prefix = file.read(8)
         length = int.from_bytes(prefix, "little")
         if len(prefix) == 8 and length > MAX_JSON:
-            raise ValueError(f"{path} is no safetensors file: its header would have {length} bytes, over {MAX_JSON}")
+            raise ValueError(f"{path} is not a safetensors file: its header would have {length} bytes, over {MAX_JSON}")
         start = 8 + length
-        if len(prefix) < 8 or before.size < start:
-            raise ValueError(f"{path} is truncated: its header wants {start} bytes, the file has {before.size}")
+        if len(prefix) < 8 or version.size < start:
+            raise ValueError(f"{path} is truncated: its header needs {start} bytes, the file has {version.size}")
         header = json_object(f"{path}, header", file.read(length))
 
-    metadata = strings(header.pop("__metadata__", {}))
+    metadata = string_map(header.pop("__metadata__", {}))
     if metadata is None:
-        raise ValueError(f"{path}: wanted __metadata__ as an object of strings")
+        raise ValueError(f"{path}: __metadata__ must be an object of strings")
     entries = {key: _entry(f"{path}, {key!r}", value) for key, value in header.items()}
     end = 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != end:
             raise ValueError(
-                f"{path}, {key!r}: wanted it to begin at byte {end} of the data, where the last one ends, "
-                f"got {entry.begin}; the file is broken"
+                f"{path}, {key!r} must begin at byte {end} of the data, where the last tensor ends, got {entry.begin}"
             )
         end = entry.end
-    if start + end != before.size:
-        problem = "is truncated" if start + end > before.size else "has bytes that belong to no tensor"
-        raise ValueError(f"{path} {problem}: its header wants {start + end} bytes, the file has {before.size}")
+    if start + end != version.size:
+        problem = "is truncated" if start + end > version.size else "has bytes that belong to no tensor"
+        raise ValueError(f"{path} {problem}: its header needs {start + end} bytes, the file has {version.size}")
     tensors = {
-        key: LazyTensor(entry.shape, entry.dtype.newbyteorder("="), partial(_read, path, before, start, entry))
+        key: LazyTensor(entry.shape, entry.dtype.newbyteorder("="), partial(_read, path, version, start, entry))
         for key, entry in entries.items()
     }
     return tensors, metadata
 
 
-def _entry(where: str, value: Any) -> _Entry:
+def _entry(name: str, value: Any) -> _Entry:
     if not isinstance(value, dict) or not value.keys() >= {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{where}: wanted an object of dtype, shape and data_offsets in the header")
-    name, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(name, str) or name not in _DTYPES:
-        raise ValueError(f"{where}: wanted a dtype of {', '.join(_DTYPES)}, got {name!r}")
+        raise ValueError(f"{name} must be an object of dtype, shape and data_offsets in the header")
+    kind, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise ValueError(f"{name}: the dtype must be one of {', '.join(_DTYPES)}, got {kind!r}")
     if not _are_counts(shape) or len(shape) > _MAX_AXES:
-        raise ValueError(f"{where}: wanted a shape of at most {_MAX_AXES} integers from 0, got {shape!r}")
+        raise ValueError(f"{name}: the shape must be at most {_MAX_AXES} integers from 0, got {shape!r}")
     if not _are_counts(offsets) or len(offsets) != 2:
-        raise ValueError(f"{where}: wanted two data_offsets, integers from 0, got {offsets!r}")
-    dtype, (begin, end) = _DTYPES[name], offsets
+        raise ValueError(f"{name}: data_offsets must be two integers from 0, got {offsets!r}")
+    dtype, (begin, end) = _DTYPES[kind], offsets
     if end - begin != math.prod(shape) * dtype.itemsize:
         raise ValueError(
-            f"{where}: wanted {math.prod(shape) * dtype.itemsize} bytes for {name} of shape {shape}, got {end - begin}"
+            f"{name} must have {math.prod(shape) * dtype.itemsize} bytes for {kind} of shape {shape}, got {end - begin}"
         )
     if math.prod(size or 1 for size in shape) * dtype.itemsize >= 2**63:  # numpy refuses empty ones too
-        raise ValueError(f"{where}: the shape {shape} is larger than an array can be")
+        raise ValueError(f"{name}: the shape {shape} is larger than an array can be")
     return _Entry(dtype, tuple(shape), begin, end)
 
 
 def _are_counts(values: Any) -> bool:
-    """Whether it is a list of integers (true is none) that a file's size could be."""
+    """Whether it is a list of integers (true is not one) that could be sizes in a file."""
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 
-def _read(path: Path, before: FileVersion, start: int, entry: _Entry) -> np.ndarray:
+def _read(path: Path, version: FileVersion, start: int, entry: _Entry) -> np.ndarray:
     content = np.empty(entry.end - entry.begin, np.uint8)
-    with reopened(path, before) as file:
+    with reopen(path, version) as file:
         file.seek(start + entry.begin)
         got = file.readinto(content.data) if content.size else 0
     if got != content.size:
-        raise ValueError(f"{path} is truncated: wanted {content.size} bytes, got {got}")
+        raise ValueError(f"{path} is truncated: a tensor must have {content.size} bytes, got {got}")
     array = content.view(entry.dtype).reshape(entry.shape)
     return array.astype(entry.dtype.newbyteorder("="), copy=False)
 
 
 def write_safetensors(file: io.BufferedWriter, tensors: Mapping[str, LazyTensor], metadata: Mapping[str, str]) -> None:
-    """Writes one tensor after the other, none held longer; the wide dtypes first, so that all are aligned.
+    """Writes the tensors with only one of them in memory at a time; the wide dtypes first, so that all are aligned.
 
     Raises:
-        ValueError: the format cannot hold a tensor, or a tensor's read() gives other than it says.
+        ValueError: the format cannot store a tensor, or its read() returns another shape or dtype than it has.
     """
     for key, tensor in tensors.items():
         if key == "__metadata__":
-            raise ValueError("'__metadata__' is no tensor's name in a safetensors file; rename it")
+            raise ValueError("a tensor in a safetensors file must not have the name '__metadata__'. Rename it")
         if tensor.dtype not in _NAMES:
-            raise ValueError(f"{key!r}: a safetensors file holds {', '.join(_DTYPES)}, not {tensor.dtype}")
+            raise ValueError(f"{key!r} must be one of {', '.join(_DTYPES)} for a safetensors file, got {tensor.dtype}")
     order = sorted(tensors, key=lambda key: -tensors[key].dtype.itemsize)
     offsets, end = {}, 0
     for key in order:
@@ -139,7 +139,9 @@ def write_safetensors(file: io.BufferedWriter, tensors: Mapping[str, LazyTensor]
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_JSON:
-        raise ValueError(f"the header of {len(tensors)} tensors has {len(text)} bytes, over {MAX_JSON}; use shards")
+        raise ValueError(
+            f"the header of {len(tensors)} tensors must have at most {MAX_JSON} bytes, got {len(text)}. Use shards"
+        )
     file.write(len(text).to_bytes(8, "little") + text)
     for key in order:
         array = read_checked(key, tensors[key])
