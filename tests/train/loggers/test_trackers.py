@@ -338,7 +338,7 @@ def test_what_is_the_users_mistake_is_told_in_one_line_before_the_first_step(
 
 
 def test_a_process_that_does_not_lead_tells_no_tracker(tracked, tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "leads", lambda: False)
+    monkeypatch.setattr(trackers, "is_main_process", lambda: False)
     fit(with_run(tracked, tmp_path / "run"), make_task)
     assert not (tmp_path / "run" / "tensorboard").exists() and not (tmp_path / "run" / "wandb").exists()
 
