@@ -19,11 +19,11 @@ from train.data import open_source
 from train.data.source import AbstractSource
 from train.process.errors import UserError
 from train.run.lock import Lock
-from train.run.record import TaskInfo, read_task_info
+from train.run.record import TaskInfo, read_record
 from train.runs import find_runs, main
 
 ROOT = Path(__file__).parents[2]
-NO_CONFIG = "wanted a run folder, such as runs/vit-sample, but config.json is no file"
+NO_CONFIG = "this must be a run folder, such as runs/vit-sample, but config.json is not a file"
 
 
 def a_run(folder, task="vit", saved=(200, 400), accuracies=((200, 0.75), (400, 0.5)), preset="tiny", metric="accuracy"):
@@ -107,29 +107,31 @@ def test_a_folder_without_task_json_has_its_tasks_name_and_best_metric(task, tmp
     presets = importlib.import_module(f"configs.{task}").PRESETS
     make_task = importlib.import_module(f"train.{task}").make_task
     opened = cache(lambda data: open_source(data, data.train_split, train=True))
-    for preset, config in presets.items():
+    for name, preset in presets.items():
+        config = preset.config
         if task == "aae":  # It reads images of its source, and the bundled digits have them.
             sample = dataclasses.replace(config.data, name="mnist_sample", train_split="train[:90%]")
             config = dataclasses.replace(config, data=sample, validation_split="train[90%:]")
             source = opened(sample)
         else:
-            names = [str(label) for label in range(config.model.num_classes)]
-            source = AbstractSource("x", "train", (28, 28, 1), len(names), names, count=100)
+            labels = [str(label) for label in range(config.model.num_classes)]
+            source = AbstractSource("x", "train", (28, 28, 1), len(labels), labels, count=100)
         made = make_task(config, source)
-        folder = a_run(tmp_path / preset, task, preset=preset, metric=made.best)
+        folder = a_run(tmp_path / name, task, preset=name, metric=made.best)
         if made.best == "accuracy":  # An autoencoder's test lines have both.
             (folder / "metrics.jsonl").write_text('{"step": 4, "split": "test", "reconstruction": 1, "accuracy": 1}\n')
-        assert read_task_info(folder) == TaskInfo(task, made.best, made.best_mode)
+        record = read_record(folder)
+        assert (record.task, record.task_info) == (task, TaskInfo(made.best, made.best_mode))
 
 
-def test_task_json_names_the_task_and_the_best_metric(tmp_path):
+def test_task_json_names_the_best_metric(tmp_path):
     folder = a_run(tmp_path / "run", accuracies=((200, 5.0), (400, 7.0)), metric="distance")
     words = {"distance": "mean distance of the points"}
-    content = {"task": "new", "best_metric": "distance", "best_mode": "min", "metric_descriptions": words}
+    content = {"best_metric": "distance", "best_mode": "min", "metric_descriptions": words}
     (folder / "task.json").write_text(json.dumps(content))
-    assert read_task_info(folder) == TaskInfo("new", "distance", "min", words)
+    assert read_record(folder).task_info == TaskInfo("distance", "min", words)
     run = only(tmp_path)
-    assert (run.state, run.task, run.metric, run.best, run.last) == ("finished", "new", "distance", 5.0, 7.0)
+    assert (run.state, run.task, run.metric, run.best, run.last) == ("finished", "vit", "distance", 5.0, 7.0)
 
 
 def test_a_run_of_an_unknown_task_is_listed_by_the_tasks_name(tmp_path):
@@ -146,18 +148,18 @@ def test_a_run_of_an_unknown_task_is_listed_by_the_tasks_name(tmp_path):
         ("config.json", "{", "config.json is not valid JSON"),
         ("config.json", "[" * 10**5, "config.json is not valid JSON"),
         ("config.json", "\xff", "config.json is not valid JSON"),
-        ("config.json", "[1]", "config.json is damaged: wanted JSON of a dict"),
+        ("config.json", "[1]", "config.json is damaged: it must hold a JSON dict"),
         ("config.json", '{"model_type": "bert"}', "config.json is another program's"),
         ("config.json", '{"model": {"class": "ViT"}, "run": 3}', "config.json is another program's"),
         ("config.json", '{"model": {"class": ["ViT"]}, "run": {"steps": 3}}', "config.json is another program's"),
         ("config.json", '{"model": {"class": "ViT"}, "run": {"steps": true}}', "config.json is another program's"),
         ("config.json", None, NO_CONFIG),
         ("task.json", "{", "task.json is not valid JSON"),
-        ("task.json", '{"task": "vit"}', "task.json is damaged"),
+        ("task.json", '{"best_metric": "accuracy"}', "task.json is damaged"),
         ("task.json", None, "task.json is not a file"),
-        ("metrics.jsonl", "{\n", "metrics.jsonl, line 1: wanted a JSON object with a step"),
-        ("metrics.jsonl", '{"step": "4"}\n', "metrics.jsonl, line 1: wanted a JSON object with a step"),
-        ("timing.jsonl", "3\n", "timing.jsonl, line 1: wanted a JSON object with a step"),
+        ("metrics.jsonl", "{\n", "metrics.jsonl, line 1 must be a JSON object with a step"),
+        ("metrics.jsonl", '{"step": "4"}\n', "metrics.jsonl, line 1 must be a JSON object with a step"),
+        ("timing.jsonl", "3\n", "timing.jsonl, line 1 must be a JSON object with a step"),
         ("metrics.jsonl", None, "metrics.jsonl is not a file"),
         ("lock", None, "lock is not a file"),
         ("config.json", "pipe", NO_CONFIG),

@@ -58,7 +58,7 @@ def run_page(folder: Path) -> str:
         f"<p class=soft>{_escaped(subject)}. {state}{of_total}.</p>"
         + ("" if shell_command is None else f"<p>The command that repeats it:</p><pre>{_command(shell_command)}</pre>")
         + f"<div class=results>{_table(_results(run))}</div>"
-        + _curves(curves, "Train: means over the steps since the previous point, on the images that the model is trained on.")
+        + _curves(curves, "Train: means over the steps since the previous point, on the images given to the model.")
         + _mistakes(folder)
         + "".join(_picture(folder, name, entry, charts) for name, entry in read_pictures(folder).items())
         + "<details><summary>Config</summary>"

@@ -32,7 +32,7 @@ def test_a_file_taken_up_at_a_step_drops_later_and_torn_lines(tmp_path):
 def test_a_line_that_is_none_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "train"}\n' + line + "\n")
-    with pytest.raises(UserError, match=r"metrics.jsonl, line 2: wanted a JSON object with a step"):
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2 must be a JSON object with a step"):
         read_lines(path)
 
 

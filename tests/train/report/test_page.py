@@ -168,7 +168,7 @@ def test_mistakes_of_an_older_version_are_shown_too(folder):
 
 def test_the_tasks_words_stand_beside_its_metrics(folder):
     words = {"distance": "of points & lines"}
-    info = {"task": "vit", "best_metric": "accuracy", "best_mode": "max", "metric_descriptions": words}
+    info = {"best_metric": "accuracy", "best_mode": "max", "metric_descriptions": words}
     (folder / "task.json").write_text(json.dumps(info))
     assert "<td>test distance<td>0.2500<td class=about>of points &amp; lines" in run_page(folder)
 
@@ -271,6 +271,6 @@ def test_the_program_writes_the_same_page_again_and_refuses_what_is_no_run(folde
 
     assert program(str(folder)).returncode == 0
     assert (folder / "report.html").read_bytes() == written
-    for arguments, message in (([], "RUN_DIR"), ([str(tmp_path)], "wanted a run folder")):
+    for arguments, message in (([], "RUN_DIR"), ([str(tmp_path)], "this must be a run folder")):
         refused = program(*arguments)
         assert refused.returncode == 2 and message in refused.stderr and len(refused.stderr.splitlines()) == 1
