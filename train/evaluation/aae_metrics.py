@@ -41,13 +41,10 @@ DIGITS = ("mnist", "mnist_sample")  # the datasets that `digit_features` was tra
 
 
 def make_final_metrics(config: Config, train: Source) -> Callable[[State, Source], dict[str, float]]:
-    """The function that measures a trained autoencoder: `final_metrics(state, test)`.
+    """The function that measures a trained autoencoder: `final_metrics(state, test)` by name.
 
-    `METRIC_DESCRIPTIONS` says what each metric is.
-
-    Metrics that real images, or the prior itself, bound stand next to that bound. frechet is measured on digits only,
-    clustering_error only where labels did not supervise the categories. `config.metric_examples` is the number of
-    samples, and the most images of a split.
+    `METRIC_DESCRIPTIONS` has them in words. frechet is measured on digits only, clustering_error only where labels did not supervise the categories.
+    `config.metric_examples` is the number of samples, and the largest number of images of a split.
 
     Raises:
         UserError: if `config.validation_split` does not exist.
@@ -76,29 +73,28 @@ def make_final_metrics(config: Config, train: Source) -> Callable[[State, Source
         )
         samples = np.asarray(sample(state, key))
 
-        evaluated_on = [_flat(split["image"] / 255.0) for split in (validation_set, test_set)]
-        of_samples, of_train = (
-            parzen(_flat(samples), *evaluated_on),
-            parzen(_flat(train_set["image"] / 255.0), *evaluated_on),
-        )
+        images = {
+            split: _flat(examples["image"] / 255.0)
+            for split, examples in (("train", train_set), ("validation", validation_set), ("test", test_set))
+        }
+        window = parzen(_flat(samples), images["validation"], images["test"])
         values = {
-            "parzen": of_samples.log_likelihood,
-            "parzen_standard_error": of_samples.standard_error,
-            "parzen_sigma": of_samples.sigma,
-            "parzen_of_training_images": of_train.log_likelihood,
+            "parzen": window.log_likelihood,
+            "parzen_standard_error": window.standard_error,
+            "parzen_sigma": window.sigma,
+            "parzen_of_training_images": parzen(*images.values()).log_likelihood,
         }
         prior, prior_again = np.split(np.asarray(sample_codes(state, prior_key)), 2)
         spread = float(prior.std())
         values |= {"mmd": mmd(test_z[:MAX_CODES], prior, spread), "mmd_of_prior": mmd(prior_again, prior, spread)}
         if train.name in DIGITS:
-            size = min(
-                len(train_set["image"]), len(test_set["image"])
-            )  # The distance of finite sets depends on their size.
+            # Of the same number of images each: the distance of finite sets depends on their size.
+            size = min(len(train_set["image"]), len(test_set["image"]))
             pixels = [split["image"][:size].astype(np.float32) / 255.0 for split in (train_set, test_set)]
-            of_train, of_test, of_samples = map(digit_features, (*pixels, samples[:size]))
+            train_features, test_features, sample_features = map(digit_features, (*pixels, samples[:size]))
             values |= {
-                "frechet": frechet_distance(of_samples, of_test),
-                "frechet_of_training_images": frechet_distance(of_train, of_test),
+                "frechet": frechet_distance(sample_features, test_features),
+                "frechet_of_training_images": frechet_distance(train_features, test_features),
             }
         values["probe_accuracy"] = probe_accuracy(
             np.hstack([z, _softmax(logits)]),
