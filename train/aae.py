@@ -23,7 +23,9 @@ from train.engine.main import train_program
 from train.engine.optim import make_optimizer
 from train.engine.sharding import gathered_by_layer
 from train.engine.step import nonfinite, squared_norms, update_ema
-from train.evaluation.aae import evaluated, make_assess, make_figures, sampled, to_range, to_unit
+from train.evaluation.aae_apply import apply_eval, model_range_to_unit, pixels_to_model_range, sample_images
+from train.evaluation.aae_figures import make_figures
+from train.evaluation.aae_metrics import METRIC_DESCRIPTIONS, make_final_metrics
 from train.process.errors import UserError
 from train.task import NONFINITE, Batch, Metrics, Params, State, Task
 from w2jax.aae import AAE, Code
@@ -91,23 +93,25 @@ def make_task(config: Config, source: Source) -> Task:
         return State(state.step + 1, params, opt_state, ema, stats), metrics
 
     def evaluate(state: State, batch: Batch) -> dict[str, Float[Array, "B"]]:
-        images, y = to_range(model, batch["image"]), losses.told(batch["label"])
+        images, y = pixels_to_model_range(model, batch["image"]), losses.told(batch["label"])
 
         def see(aae: AAE):
             code = aae.encode(images)
             return code, aae.decode(code.z, code.y if y is None else y)
 
-        code, reconstructions = evaluated(model, state, see)
+        code, reconstructions = apply_eval(model, state, see)
         values = {"reconstruction": jnp.square(reconstructions - images).mean(axis=(1, 2, 3))}
         if config.labels == "categories":
             values["accuracy"] = (code.logits.argmax(-1) == batch["label"]).astype(jnp.float32)
         return values
 
     def reconstruct(state: State, images: Array) -> Float[Array, "B h w C"]:
-        return to_unit(model, evaluated(model, state, lambda aae: aae.reconstruct(to_range(aae, images))))
+        return model_range_to_unit(
+            model, apply_eval(model, state, lambda aae: aae.reconstruct(pixels_to_model_range(aae, images)))
+        )
 
     def sample(state: State, key: Key[Array, ""], count: int) -> Float[Array, "B h w C"]:
-        return sampled(config, source.num_classes, state, count, key)
+        return sample_images(config, source.num_classes, state, count, key)
 
     best, mode = ("accuracy", "max") if config.labels == "categories" else ("reconstruction", "min")
     return Task(
@@ -117,7 +121,8 @@ def make_task(config: Config, source: Source) -> Task:
         figures=make_figures(config, source.num_classes),
         best=best,
         best_mode=mode,
-        final_metrics=make_assess(config, source),
+        final_metrics=make_final_metrics(config, source),
+        metric_descriptions=METRIC_DESCRIPTIONS,
         figure_examples=2000,
         # A decoder of labels reconstructs no image whose label is unknown.
         reconstruct=None if config.labels == "decoder" else reconstruct,
@@ -148,7 +153,7 @@ class Losses:
 
     def reconstruction(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Mean squared error of the pixels; and cluster heads too close to each other."""
-        images, y = to_range(self.model, batch["image"]), self.told(batch["label"])
+        images, y = pixels_to_model_range(self.model, batch["image"]), self.told(batch["label"])
 
         def reconstruct(aae: AAE):
             code = aae.encode(images, train=True)
@@ -210,7 +215,7 @@ class Losses:
 
     def played(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Code:
         """The batch's codes in the game. The phases that need them draw the same, so that XLA computes them once."""
-        return self.encode(params, stats, keys["encode"], to_range(self.model, batch["image"]))
+        return self.encode(params, stats, keys["encode"], pixels_to_model_range(self.model, batch["image"]))
 
     def judge(self, params: Params, key: Key[Array, ""], z: Array, y: Array | None, labels: Array | None) -> Array:
         """The discriminators' logits, [1 or 2, N]: of z, and of y if there is one."""
@@ -236,7 +241,7 @@ class Losses:
     def augmented(self, key: Key[Array, ""], images: Array) -> Float[Array, "B h w C"]:
         """Images in the model's range, after augmentation."""
         labels = jnp.zeros((len(images), 1))  # Nothing is mixed up.
-        return to_range(self.model, 255.0 * augment(key, images / 255.0, labels, self.config.augment)[0])
+        return pixels_to_model_range(self.model, 255.0 * augment(key, images / 255.0, labels, self.config.augment)[0])
 
     def label(self, batch: Batch) -> Int[Array, "B"] | None:
         """The label of each example as far as it is known, if codes are to follow it."""

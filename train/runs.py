@@ -1,8 +1,8 @@
-"""Lists trainings, each with its state and its best metric: python -m train.runs [DIR ...]
+"""Lists training runs with their state and their best metric: python -m train.runs [DIR ...]
 
-- python -m train.runs                               # those below runs/
+- python -m train.runs                               # the runs below runs/
 - python -m train.runs runs /mnt --sort metric       # the best first
-- python -m train.runs --json                        # an object a line
+- python -m train.runs --json                        # one JSON object a line
 """
 
 import json
@@ -18,152 +18,106 @@ import tyro
 
 from train.config.cli import read_options, run_main
 from train.process.errors import UserError
-from train.run.files import (
-    CHECKPOINTS,
-    CONFIG,
-    LOCK,
-    METRICS,
-    TIMING,
-    format_duration,
-    is_number,
-    read_config_tree,
-    read_lines,
-)
-from train.run.lock import holder
+from train.run.files import CHECKPOINTS, CONFIG, METRICS, format_duration
+from train.run.record import read_record
 from w2jax.text import one_line
 
-BEST = {"accuracy": max, "reconstruction": min}
-"""What a run is judged by, the first that its evaluations have, and which is best; a test holds it against each Task's
-`best` and `best_mode`, which this program does not ask as they would cost it the import of JAX."""
-
-_MARKS = {CONFIG, METRICS, CHECKPOINTS}  # One of them makes a folder a run's.
-_WRITTEN = (CONFIG, METRICS, TIMING, CHECKPOINTS)  # Making the page anew, or using the model, is no training.
-_WIDE = 120  # columns of a terminal
-_MAKE_ONE = "python -m train.vit tiny makes a run in runs/"
+_RUN_FILES = {CONFIG, METRICS, CHECKPOINTS}  # A folder with one of them is a run folder.
+_WIDE_TERMINAL = 120  # columns
+_HINT = "python -m train.vit tiny makes a run in runs/"
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is to be said of a run folder; None: it is not known."""
+class ListedRun:
+    """One run of the list, as `--json` prints it. None: not known."""
 
     path: str
     state: str
-    """"finished", "running", "stopped", "not evaluated", "no checkpoint", or "damaged"."""
+    """A state of `RunRecord`, or "damaged"."""
     note: str | None = None
-    """Of one that is running, which process it is; of a damaged one, what is wrong."""
+    """The process of a running one, or what is wrong with a damaged one."""
     task: str | None = None
     data: str | None = None
     step: int | None = None
-    """How far it came: the last checkpoint, or of a run at work the last line."""
     steps: int | None = None
     metric: str | None = None
+    best_mode: str | None = None
     best: float | None = None
     last: float | None = None
     written: float | None = None
-    """When it last wrote, in seconds since 1970."""
+    """When it was last written to, in seconds since 1970."""
     seconds: float | None = None
     """Wall time."""
     seed: int | None = None
 
 
-def found(folder: Path) -> Iterator[Run]:
-    """The runs in and below a folder, by name. Hidden folders are left out, and links are not followed."""
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
+def find_runs(folder: Path) -> Iterator[ListedRun]:
+    """The runs in and below a folder, by name. It skips hidden folders and does not follow links."""
+    pending = [folder]
+    while pending:
+        current = pending.pop()
         try:
-            with os.scandir(here) as listed:
-                entries = sorted(listed, key=lambda entry: entry.name, reverse=True)
+            with os.scandir(current) as iterator:
+                entries = sorted(iterator, key=lambda entry: entry.name, reverse=True)
         except OSError as error:
-            yield Run(str(here), "damaged", f"cannot be read: {error.strerror}")
+            yield ListedRun(str(current), "damaged", f"cannot be read: {error.strerror}")
             continue
-        if _MARKS & {entry.name for entry in entries}:
-            yield read_run(here)
+        if _RUN_FILES & {entry.name for entry in entries}:
+            yield list_run(current)
         else:
-            below = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
-            waiting += [Path(entry.path) for entry in below if not entry.name.startswith(".")]
+            subfolders = [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+            pending += [Path(entry.path) for entry in subfolders if not entry.name.startswith(".")]
 
 
-def read_run(folder: Path) -> Run:
-    """The run in that folder, whatever lies there."""
+def list_run(folder: Path) -> ListedRun:
+    """The run in that folder, "damaged" if its files cannot be read."""
     try:
-        return _read_run(folder)
+        run = read_record(folder)
+        if run.task is None or run.total_steps is None:
+            raise UserError(f"{CONFIG} is another program's: it names no task and no steps")
     except UserError as error:
-        fault = str(error).replace(f"{folder}{os.sep}", "")
-    except OSError as error:
-        fault = f"{Path(error.filename or folder).name} cannot be read: {error.strerror}"
-    return Run(str(folder), "damaged", fault)
-
-
-def _read_run(folder: Path) -> Run:
-    for name in (CONFIG, METRICS, TIMING, LOCK):  # To read a pipe would take for ever.
-        if not (folder / name).is_file() and (name == CONFIG or (folder / name).exists()):
-            raise UserError(f"{folder / name} is no file")
-    config = read_config_tree(folder)
-    model, data, run = (part if isinstance(part := config.get(name), dict) else {} for name in ("model", "data", "run"))
-    task, steps, seed = config.get("task"), run.get("steps"), run.get("seed")
-    if task is None or type(steps) is not int:
-        raise UserError(f"{folder / CONFIG} is another program's: it names no model and steps of ours")
-    lines, timing = read_lines(folder / METRICS), read_lines(folder / TIMING)
-    saved = max(
-        (int(path.name) for path in (folder / CHECKPOINTS).glob("*") if path.name.isdecimal() and path.is_dir()),
-        default=None,
-    )
-    tests = [line for line in lines if line.get("split") == "test"]
-    found = {name: [line[name] for line in tests if is_number(line.get(name))] for name in BEST}
-    metric = next((name for name, scores in found.items() if scores), None)
-    at_work = holder(folder / LOCK)
-    if at_work is not None:
-        state, step = "running", max([line["step"] for line in lines] + [saved or 0])
-    elif tests and tests[-1]["step"] == steps:
-        state, step = "finished", steps
-    elif saved is None:
-        state, step = "no checkpoint", 0
-    else:
-        state, step = "stopped" if saved < steps else "not evaluated", saved
-    seconds = [line["seconds"] for line in timing if is_number(line.get("seconds"))]
-    return Run(
+        return ListedRun(str(folder), "damaged", str(error).replace(f"{folder}{os.sep}", ""))
+    return ListedRun(
         path=str(folder),
-        state=state,
-        note=at_work,
-        task=task,
-        data=data["name"] if isinstance(data.get("name"), str) else None,
-        step=step,
-        steps=steps,
-        metric=metric,
-        best=None if metric is None else BEST[metric](found[metric]),
-        last=None if metric is None else found[metric][-1],
-        written=max((folder / name).stat().st_mtime for name in _WRITTEN if (folder / name).exists()),
-        seconds=seconds[-1] if seconds else None,
-        seed=seed if type(seed) is int else None,
+        state=run.state,
+        note=run.process,
+        task=run.task,
+        data=run.dataset,
+        step=run.step,
+        steps=run.total_steps,
+        metric=run.task_info.best_metric if run.scores else None,
+        best_mode=run.task_info.best_mode if run.scores else None,
+        best=run.best_score,
+        last=run.scores[-1] if run.scores else None,
+        written=run.written,
+        seconds=run.seconds,
+        seed=run.seed,
     )
 
 
-def in_order(runs: Sequence[Run], by: Literal["name", "time", "metric"]) -> list[Run]:
-    """By path, the last written first, or the best of each metric first; those that lack it come last."""
+def sort_runs(runs: Sequence[ListedRun], by: Literal["name", "time", "metric"]) -> list[ListedRun]:
+    """By path, the last written first, or the best of each metric first; runs without a metric come last."""
     runs = sorted(runs, key=lambda run: run.path)
     if by == "time":
         return sorted(runs, key=lambda run: -(run.written or 0))
     if by == "metric":
-        names = [*BEST, None]
-        return sorted(runs, key=lambda run: (names.index(run.metric), _badness(run)))
+        return sorted(runs, key=lambda run: (run.metric is None, run.metric or "", _cost(run)))
     return runs
 
 
-def _badness(run: Run) -> float:
-    if run.metric is None or run.best is None:
-        return 0.0
-    return -run.best if BEST[run.metric] is max else run.best
+def _cost(run: ListedRun) -> float:
+    """The best score, with its sign turned where high is good."""
+    return (run.best or 0.0) * (-1 if run.best_mode == "max" else 1)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Lists trainings, each with its state and its best metric."""
+    """Lists training runs with their state and their best metric."""
 
     dirs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[DIR ...]")] = (Path("runs"),)
-    """Folders to look in and below."""
+    """Folders to search, with everything below them."""
     sort: Literal["name", "time", "metric"] = "name"
-    """By name, the last written first, or the best first."""
+    """Order: by name, the last written first, or the best first."""
     json: bool = False
     """Print one JSON object a line instead of a table."""
 
@@ -172,31 +126,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(Options, "train.runs", arguments, __doc__)
     for folder in options.dirs:
         if not folder.is_dir():
-            what = "is no folder" if folder.exists() else "does not exist"
-            raise UserError(f"wanted a folder of runs, but {folder} {what}; {_MAKE_ONE}")
-    runs = in_order([run for folder in dict.fromkeys(options.dirs) for run in found(folder)], options.sort)
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise UserError(f"DIR must be a folder of runs, but {folder} {what}; {_HINT}")
+    runs = sort_runs([run for folder in dict.fromkeys(options.dirs) for run in find_runs(folder)], options.sort)
     if not runs:
         where = ", ".join(map(str, options.dirs))
-        print(one_line(f"no run in {where}; {_MAKE_ONE}"), file=sys.stderr)
+        print(one_line(f"no run in {where}; {_HINT}"), file=sys.stderr)
     elif options.json:
         try:
             print("\n".join(json.dumps(asdict(run)) for run in runs), flush=True)
-        except BrokenPipeError:  # Who reads, such as head, has seen enough.
+        except BrokenPipeError:  # The reader, such as head, has closed the pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     else:
-        show(runs)
+        print_table(runs)
 
 
-def show(runs: Sequence[Run]) -> None:
-    """Prints a table, with fewer columns on a narrow terminal, and below it what is to be said of single runs."""
-    from rich.console import Console  # Late: machines need none of it.
+def print_table(runs: Sequence[ListedRun]) -> None:
+    """Prints a table, with fewer columns on a narrow terminal, and below it the notes on single runs."""
+    from rich.console import Console  # Imported late: --json does not need it.
     from rich.table import Table
 
-    # In a pipe it is as wide as it has to be.
+    # In a pipe, lines are as long as they need to be.
     width = None if sys.stdout.isatty() else 10_000
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
     columns = ("run", "task", "state", "steps", "best", "wrote")
-    if console.width >= _WIDE:
+    if console.width >= _WIDE_TERMINAL:
         columns = ("run", "task", "state", "steps", "metric", "best", "last", "wrote", "took", "seed")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in columns:

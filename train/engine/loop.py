@@ -14,8 +14,8 @@ from train.engine.evaluator import Evaluator
 from train.engine.placement import show_placement
 from train.engine.publisher import Publisher
 from train.engine.setup import MakeTask, Setup, set_up
-from train.loggers.jsonl import FINITE_REMEDY, Window, check_finite, first_few
 from train.loggers.trackers import Trackers
+from train.loggers.window import FINITE_REMEDY, MetricWindow, check_finite_metrics, first_few
 from train.process.distributed import barrier, is_main_process
 from train.process.errors import Interrupted, RunStopped, cannot_write
 from train.process.signals import DeferredSignals
@@ -100,10 +100,10 @@ def train(
     """
     run, task = setup.config.run, setup.task
     parameters = list(named_leaves(setup.program.state_shapes.params))
-    window = Window(
+    window = MetricWindow(
         run.log_every, run.steps, publisher.train_line, progress.sums, progress.count, parameters, run.on_nonfinite
     )
-    tests = [line for line in publisher.lines.kept if line.get("split") == "test" and task.best in line]
+    tests = [line for line in publisher.lines.restored if line.get("split") == "test" and task.best in line]
     checkpoints.scores.update({line["step"]: line[task.best] for line in tests})
     predictions = None
 
@@ -119,7 +119,7 @@ def train(
         with signals.let_through():
             metrics, predictions = evaluator.evaluate(progress.state, is_last=step == run.steps)
             try:
-                check_finite(step, metrics)
+                check_finite_metrics(step, metrics)
             except RunStopped:
                 checkpoints.drop(step)  # It would only be resumed into the same end.
                 raise
@@ -184,7 +184,7 @@ def _announce(
     moved = "" if progress.devices in (None, program.devices) else f"; it was saved on {progress.devices}"
     verb = "is finished" if progress.done == setup.config.run.steps else "resumes"
     say(f"{folder.path} {verb} at step {progress.done:,}{moved}")
-    kept = publisher.lines.kept
+    kept = publisher.lines.restored
     found = sum((line["step"], line.get("split")) != (progress.done, "test") for line in kept)
     if found < progress.lines:
         say(f"warning: {folder.metrics} has lost {progress.lines - found} of its first {progress.lines} lines")

@@ -39,7 +39,7 @@ class Publisher:
         self.lines.__enter__()
         self._timing.__enter__()
         self.console.__enter__()
-        self._trackers.begin(self.lines.kept, self._timing.kept, self.seconds, self.console.say)
+        self._trackers.start(self.lines.restored, self._timing.restored, self.seconds, self.console.say)
         return self
 
     def __exit__(self, *error) -> None:
@@ -58,7 +58,7 @@ class Publisher:
         speed = steps_per_second * run.batch_size
         self.lines.write(step=step, split="train", **means)
         self._timing.write(step=step, seconds=self.seconds, examples_per_second=speed, devices=devices)
-        self._trackers.line(step, "train", means | {"examples_per_second": speed})
+        self._trackers.log_metrics(step, "train", means | {"examples_per_second": speed})
         left = format_duration((run.steps - step) / steps_per_second)
         self.console.speed(speed)
         self.console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
@@ -66,7 +66,7 @@ class Publisher:
     def test_line(self, step: int, metrics: dict[str, float]) -> None:
         """The metrics of the test split after a step."""
         self.lines.write(step=step, split="test", **metrics)
-        self._trackers.line(step, "test", metrics)
+        self._trackers.log_metrics(step, "test", metrics)
         self.console.line(step, "test", metrics)
 
     def sync(self) -> None:
@@ -99,7 +99,7 @@ class Publisher:
         pictures = self._write_report(evaluator, state)
         if not is_main_process():
             return
-        self._trackers.pictures(pictures)
+        self._trackers.log_pictures(pictures)
         is_new = self._done < self._setup.config.run.steps
         wall = self.seconds if is_new else self._setup.started - self._began
         last = [line for line in read_lines(self._folder.metrics) if line.get("split") == "test"][-1]

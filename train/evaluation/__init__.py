@@ -1,1 +1,1 @@
-"""What a generative autoencoder's codes and samples are worth: pure functions of arrays, in no need of its model."""
+"""Metrics of a generative autoencoder's codes and samples: pure functions of arrays. `aae_*` apply them to the AAE."""

@@ -1,4 +1,4 @@
-"""Unsupervised clustering by a categorical code, as adversarial autoencoders are measured by it.
+"""The error of unsupervised clustering by a categorical code, the metric of adversarial autoencoders.
 
 Makhzani et al. 2015, "Adversarial Autoencoders" (arXiv 1511.05644), section 6.
 """
@@ -6,41 +6,41 @@ Makhzani et al. 2015, "Adversarial Autoencoders" (arXiv 1511.05644), section 6.
 import numpy as np
 from jaxtyping import Float, Int
 
-from train.evaluation.arrays import Anywhere, classes, points
+from train.evaluation.arrays import HostOrDevice, check_labels, check_points
 
 
-def cluster_labels(probabilities: Float[Anywhere, "V K"], labels: Int[Anywhere, "V"]) -> Int[np.ndarray, "K"]:
+def cluster_labels(probabilities: Float[HostOrDevice, "V K"], labels: Int[HostOrDevice, "V"]) -> Int[np.ndarray, "K"]:
     """The label of each cluster i: that of the validation image x_n with the highest q(y_i | x_n), the first of equals.
 
-    It is the paper's rule, and costs one look at an image for each cluster, where a majority would need all labels.
+    This is the paper's rule. It needs one label for each cluster, where a majority vote would need all labels.
 
     Args:
-        probabilities: q(y_i | x_n) of image n and cluster i. A trained network is so sure that in float32 many of them
-            round to 1 and are equals; a softmax in float64 keeps them apart.
+        probabilities: q(y_i | x_n) of image n and cluster i. Compute the softmax in float64: in float32 many
+            probabilities of a trained network round to 1 and are equal.
         labels: of the images.
 
     Raises:
         ValueError: if there are no images, or shapes do not fit each other.
     """
-    values = points("probabilities", probabilities)
-    return classes("labels", labels, len(values))[values.argmax(axis=0)]
+    values = check_points("probabilities", probabilities)
+    return check_labels("labels", labels, len(values))[values.argmax(axis=0)]
 
 
 def clustering_error(
-    validation_probabilities: Float[Anywhere, "V K"],
-    validation_labels: Int[Anywhere, "V"],
-    test_probabilities: Float[Anywhere, "N K"],
-    test_labels: Int[Anywhere, "N"],
+    validation_probabilities: Float[HostOrDevice, "V K"],
+    validation_labels: Int[HostOrDevice, "V"],
+    test_probabilities: Float[HostOrDevice, "N K"],
+    test_labels: Int[HostOrDevice, "N"],
 ) -> float:
-    """Part of the test images, from 0 to 1, whose likeliest cluster has another label than they.
+    """The share of test images, from 0 to 1, whose most probable cluster has another label than they.
 
-    The clusters are labelled by the validation images (`cluster_labels`).
+    The validation images label the clusters (`cluster_labels`).
 
     Raises:
         ValueError: if there are no images, or shapes do not fit each other.
     """
     named = cluster_labels(validation_probabilities, validation_labels)
-    values = points("test_probabilities", test_probabilities)
+    values = check_points("test_probabilities", test_probabilities)
     if values.shape[1] != len(named):
-        raise ValueError(f"test_probabilities: wanted {len(named)} clusters, got {values.shape[1]}")
-    return float((named[values.argmax(axis=1)] != classes("test_labels", test_labels, len(values))).mean())
+        raise ValueError(f"test_probabilities must have {len(named)} clusters, got {values.shape[1]}")
+    return float((named[values.argmax(axis=1)] != check_labels("test_labels", test_labels, len(values))).mean())

@@ -1,8 +1,8 @@
 """The Fréchet distance (Heusel et al. 2017, "GANs Trained by a Two Time-Scale Update Rule", equation 6), on digits.
 
-Inception's features, made for photographs, say little of handwriting. Here they come from a small classifier of MNIST
-whose weights lie beside this file, so a distance is comparable with every other that is measured by these weights,
-and with no published FID.
+Inception's features are made for photographs and say little about handwriting. These features come from a small
+classifier of MNIST, whose weights are in digit_features.npz. So distances are comparable with each other, and not with
+any published FID.
 """
 
 from functools import cache
@@ -16,17 +16,17 @@ from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Float
 
-from train.evaluation.arrays import Anywhere, points, same_width
+from train.evaluation.arrays import HostOrDevice, check_points, check_same_width
 
 WEIGHTS = Path(__file__).with_name("digit_features.npz")
-SIDE = 28  # pixels, of the images that the classifier knows
-_IMAGES_AT_ONCE = 256  # 5 MB of activations
+SIDE = 28  # pixels of the classifier's images
+_BATCH_SIZE = 256  # 5 MB of activations
 
 
 class DigitNet(nn.Module):
     """Two convolutions and a hidden layer.
 
-    With the shipped weights (`benchmarks.makers.digit_features`) it is right about 99.27 % of MNIST's test images.
+    With the shipped weights (`benchmarks.makers.digit_features`) its accuracy on MNIST's test images is 99.27 %.
     """
 
     @nn.compact
@@ -55,11 +55,11 @@ def classify(
         resized = jax.image.resize(image, (SIDE, SIDE, 1), "linear")
         return jax.tree.map(lambda x: x[0], DigitNet().apply({"params": weights}, resized[None]))
 
-    return jax.lax.map(one, images, batch_size=_IMAGES_AT_ONCE)
+    return jax.lax.map(one, images, batch_size=_BATCH_SIZE)
 
 
-def digit_features(images: Float[Anywhere, "N h w 1"]) -> Float[np.ndarray, "N 64"]:
-    """What a classifier of MNIST's digits sees in images: the activations of its last hidden layer, none negative.
+def digit_features(images: Float[HostOrDevice, "N h w 1"]) -> Float[np.ndarray, "N 64"]:
+    """The features of images: the activations, none negative, of the last hidden layer of a classifier of MNIST.
 
     Args:
         images: in [0, 1], a digit bright on 0; other sizes than 28×28 are resized.
@@ -68,25 +68,25 @@ def digit_features(images: Float[Anywhere, "N h w 1"]) -> Float[np.ndarray, "N 6
         ValueError: if `images` are not floats of that shape.
     """
     if images.ndim != 4 or images.shape[-1] != 1 or not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"images: wanted floats [N, h, w, 1] in [0, 1], got {images.dtype} {list(images.shape)}")
+        raise ValueError(f"images must be floats [N, h, w, 1] in [0, 1], got {images.dtype} {list(images.shape)}")
     return np.asarray(classify(load_weights(), jnp.asarray(images, jnp.float32))[1])
 
 
-def frechet_distance(x: Float[Anywhere, "N F"], y: Float[Anywhere, "M F"]) -> float:
+def frechet_distance(x: Float[HostOrDevice, "N F"], y: Float[HostOrDevice, "M F"]) -> float:
     """Squared Wasserstein-2 distance of the normal distributions that have the means and covariances of x and y.
 
-    |m_x - m_y|² + Tr(S_x + S_y - 2 (S_x S_y)^½), in the square of the features' unit; 0 for equal sets. Finite sets
-    of one distribution are apart by something like 1/N, so compare numbers of the same N and M only. By
-    `digit_features`, 10,000 training images of MNIST are 0.74 from 10,000 others and 1.87 from its test images, which
-    are 18.6 from blurred ones (each pixel averaged with two neighbours) and 910 from noise.
+    |m_x - m_y|² + Tr(S_x + S_y - 2 (S_x S_y)^½), in the square of the features' unit; 0 for equal sets. Two finite
+    sets of one distribution have a distance of about 1/N, so compare values of the same N and M only. With
+    `digit_features`, 10,000 training images of MNIST have a distance of 0.74 to 10,000 others and of 1.87 to its test
+    images, which have 18.6 to blurred ones (each pixel averaged with two neighbours) and 910 to noise.
 
     Raises:
-        ValueError: if x or y are not at least 2 points of as many features.
+        ValueError: if x or y are not at least 2 points with the same number of features.
     """
-    x, y = points("x", x, least=2), points("y", y, least=2)
-    same_width(x=x, y=y)
+    x, y = check_points("x", x, minimum=2), check_points("y", y, minimum=2)
+    check_same_width(x=x, y=y)
     (mean_x, covariance_x), (mean_y, covariance_y) = _moments(x), _moments(y)
-    # (S_x S_y)^½ has the eigenvalues of (S_x^½ S_y S_x^½)^½, which is symmetric: no complex parts to throw away.
+    # (S_x S_y)^½ has the eigenvalues of (S_x^½ S_y S_x^½)^½, which is symmetric, so no complex parts arise.
     values, vectors = np.linalg.eigh(covariance_x)
     root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
     both = np.linalg.eigvalsh(root @ covariance_y @ root)

@@ -1,8 +1,8 @@
 """The Parzen-window log-likelihood that generative models of 2014 to 2016 were compared by.
 
 Breuleux et al. 2011, "Quickly Generating Representative Samples from an RBM-Derived Process"; the protocol is that of
-Goodfellow et al. 2014, "Generative Adversarial Nets", section 5. It is kept for comparison with their tables alone:
-in 784 dimensions it is far from the true likelihood, and blurred samples beat sharp ones (Theis et al. 2016).
+Goodfellow et al. 2014, "Generative Adversarial Nets", section 5. Use it only to compare with their tables: in 784
+dimensions it is far from the true likelihood, and blurred samples beat sharp ones (Theis et al. 2016).
 """
 
 import math
@@ -15,10 +15,10 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from train.evaluation.arrays import Anywhere, points, rows_at_once, same_width, squared_distances
+from train.evaluation.arrays import HostOrDevice, check_points, check_same_width, rows_per_block, squared_distances
 
 SIGMAS = np.logspace(-1, 0, 10)
-"""Widths of the kernel, in units of a pixel's range, that the validation images choose from."""
+"""Candidate widths of the kernel, in units of a pixel's range. The validation images choose one."""
 
 
 class Parzen(NamedTuple):
@@ -29,21 +29,27 @@ class Parzen(NamedTuple):
     sigma: float
 
 
-def parzen(samples: Float[Anywhere, "M P"], validation: Float[Anywhere, "V P"], test: Float[Anywhere, "N P"]) -> Parzen:
+def parzen(
+    samples: Float[HostOrDevice, "M P"], validation: Float[HostOrDevice, "V P"], test: Float[HostOrDevice, "N P"]
+) -> Parzen:
     """Log-likelihood of test images under the mean of normal distributions of width σ about the samples.
 
-    σ is the one of `SIGMAS` under which the validation images are likeliest.
+    σ is the one of `SIGMAS` with the highest log-likelihood of the validation images.
 
     Args:
-        samples: drawn from the model; 10,000 in the papers, and more of them give a higher likelihood.
-        validation: images that σ is chosen by, not the test's.
-        test: images that are measured. All are of P pixels in [0, 1].
+        samples: drawn from the model; 10,000 in the papers. More samples give a higher likelihood.
+        validation: images that choose σ, not the test images.
+        test: images that are measured. All have P pixels in [0, 1].
 
     Raises:
         ValueError: if one of the three is empty or not finite floats [·, P].
     """
-    samples, validation, test = points("samples", samples), points("validation", validation), points("test", test)
-    same_width(samples=samples, validation=validation, test=test)
+    samples, validation, test = (
+        check_points("samples", samples),
+        check_points("validation", validation),
+        check_points("test", test),
+    )
+    check_same_width(samples=samples, validation=validation, test=test)
     centre = samples.mean(axis=0)
     samples, validation, test = samples - centre, validation - centre, test - centre
     sigma = SIGMAS[log_likelihoods(samples, validation, SIGMAS).mean(axis=0).argmax()]
@@ -52,15 +58,15 @@ def parzen(samples: Float[Anywhere, "M P"], validation: Float[Anywhere, "V P"], 
 
 
 def log_likelihoods(
-    samples: Float[Anywhere, "M P"], images: Float[Anywhere, "N P"], sigmas: Float[np.ndarray, "S"]
+    samples: Float[HostOrDevice, "M P"], images: Float[HostOrDevice, "N P"], sigmas: Float[np.ndarray, "S"]
 ) -> Float[np.ndarray, "N S"]:
     """Log-likelihood in nats of each image for each width σ: log 1/M Σ_j N(image; sample_j, σ² I), in float64.
 
-    Float32 distances cancel, so samples and images should lie about the origin: an image of MNIST is then off by 0.002
-    nats at most (at σ = 0.1), the mean of many by 0.0002.
+    Float32 distances cancel, so samples and images should be centred at the origin. The error is then at most 0.002
+    nats for an image of MNIST (at σ = 0.1), and 0.0002 for the mean of many.
     """
     count, pixels = samples.shape
-    sums = _log_sums(samples, images, jnp.asarray(-0.5 / sigmas**2, jnp.float32), rows_at_once(count))
+    sums = _log_sums(samples, images, jnp.asarray(-0.5 / sigmas**2, jnp.float32), rows_per_block(count))
     return np.asarray(sums, np.float64) - math.log(count) - pixels / 2 * np.log(2 * math.pi * sigmas**2)
 
 
@@ -68,7 +74,7 @@ def log_likelihoods(
 def _log_sums(
     samples: Float[Array, "M P"], images: Float[Array, "N P"], factors: Float[Array, "S"], batch_size: int
 ) -> Float[Array, "N S"]:
-    """The log of Σ_j exp(factor |image - sample_j|²), all factors from one computation of the distances."""
+    """The log of Σ_j exp(factor |image - sample_j|²) for each factor; the distances are computed once."""
 
     def one(image: Float[Array, "P"]) -> Float[Array, "S"]:
         distances = squared_distances(image, samples)

@@ -1,4 +1,4 @@
-"""A linear probe (Alain & Bengio 2017): how well a linear classifier reads the label out of a code."""
+"""A linear probe (Alain & Bengio 2017): how well a linear classifier predicts the label from a code."""
 
 import jax
 import jax.numpy as jnp
@@ -6,36 +6,39 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from train.evaluation.arrays import Anywhere, classes, points, same_width
+from train.evaluation.arrays import HostOrDevice, check_labels, check_points, check_same_width
 
 _STEPS = 500
-_TOLERANCE = 1e-5  # of the largest gradient, in nats: at 1e-4 still 1 answer in 2,000 would change
+_TOLERANCE = 1e-5  # largest gradient, in nats; with 1e-4, 1 answer in 2,000 would still change
 
 
 def probe_accuracy(
-    codes: Float[Anywhere, "N Z"],
-    labels: Int[Anywhere, "N"],
-    test_codes: Float[Anywhere, "M Z"],
-    test_labels: Int[Anywhere, "M"],
+    codes: Float[HostOrDevice, "N Z"],
+    labels: Int[HostOrDevice, "N"],
+    test_codes: Float[HostOrDevice, "M Z"],
+    test_labels: Int[HostOrDevice, "M"],
     num_classes: int,
 ) -> float:
-    """Part of the test codes that multinomial logistic regression on the other codes is right about.
+    """The accuracy on the test codes of multinomial logistic regression on the other codes.
 
-    Codes are standardised by mean and deviation of `codes`. The loss is Σ cross-entropy + |W|² / 2, without the
-    biases: a unique minimum, also where the classes can be separated; it is found by L-BFGS from 0, so the result is
-    deterministic.
+    Codes are standardised by the mean and standard deviation of `codes`. The loss is Σ cross-entropy + |W|² / 2,
+    without the biases. It has a unique minimum even if the classes are separable. L-BFGS starts from 0, so the result
+    is deterministic.
 
     Raises:
-        ValueError: if shapes do not fit each other, or a label does not lie in 0..num_classes-1.
+        ValueError: if shapes do not fit each other, or a label is not in 0..num_classes-1.
     """
-    codes, test_codes = points("codes", codes), points("test_codes", test_codes)
-    same_width(codes=codes, test_codes=test_codes)
-    labels, test_labels = classes("labels", labels, len(codes)), classes("test_labels", test_labels, len(test_codes))
+    codes, test_codes = check_points("codes", codes), check_points("test_codes", test_codes)
+    check_same_width(codes=codes, test_codes=test_codes)
+    labels, test_labels = (
+        check_labels("labels", labels, len(codes)),
+        check_labels("test_labels", test_labels, len(test_codes)),
+    )
     for name, values in (("labels", labels), ("test_labels", test_labels)):
         if values.min() < 0 or values.max() >= num_classes:
-            raise ValueError(f"{name}: wanted 0..{num_classes - 1}, got {values.min()}..{values.max()}")
+            raise ValueError(f"{name} must be 0..{num_classes - 1}, got {values.min()}..{values.max()}")
     mean, std = codes.mean(axis=0, dtype=np.float64), codes.std(axis=0, dtype=np.float64)
-    # A coordinate that stands still but for rounding says nothing, and must become neither NaN nor large.
+    # A coordinate that is constant up to rounding has no information, and must become neither NaN nor large.
     std = np.where(std > 1e-6 * np.abs(mean), std, 1)
     weights, biases = _fit((codes - mean) / std, jax.nn.one_hot(labels, num_classes))
     answers = ((test_codes - mean) / std @ np.asarray(weights) + np.asarray(biases)).argmax(axis=1)
@@ -44,7 +47,7 @@ def probe_accuracy(
 
 @jax.jit
 def _fit(codes: Float[Array, "N Z"], targets: Float[Array, "N V"]) -> tuple[Float[Array, "Z V"], Float[Array, "V"]]:
-    """(weights, biases) of least loss."""
+    """The (weights, biases) that minimise the loss."""
 
     def loss(params):
         weights, biases = params

@@ -1,4 +1,4 @@
-"""What a run prints: a progress bar on a terminal, plain lines in a pipe, a small table at the end."""
+"""The output of a run: a progress bar on a terminal, plain lines in a pipe, a table at the end."""
 
 import os
 import sys
@@ -9,12 +9,12 @@ from rich.table import Table
 
 
 class RunConsole:
-    """The terminal's view of a run of `steps` steps that goes on after step `done`."""
+    """Prints the progress of a run of `steps` steps, of which `done` were done before."""
 
     def __init__(self, steps: int, done: int, speaks: bool = True):
-        """Without `speaks` it prints nothing: another process does."""
+        """Without `speaks` it prints nothing, as in all processes but the main one."""
         self._steps = steps
-        # A notebook is a pipe too. It tells libraries to colour, and rich would wrap each line in HTML.
+        # A notebook is a pipe too, although it asks for colours: rich would wrap each line in HTML.
         plain = {"force_jupyter": False, "force_terminal": sys.stdout.isatty()}
         self._console = Console(highlight=False, soft_wrap=True, quiet=not speaks, **plain)
         self._progress = Progress(
@@ -36,7 +36,7 @@ class RunConsole:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """One line. A terminal or a pipe that is gone ends no run: from then on nothing is said."""
+        """Prints a line. If the terminal or the pipe is gone, the run continues silently."""
         try:
             self._console.print(text, markup=False)
             sys.stdout.flush()
@@ -44,20 +44,20 @@ class RunConsole:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def step(self, step: int) -> None:
-        """Moves the bar."""
+        """Moves the bar to this step."""
         self._progress.update(self._bar, completed=step)
 
     def line(self, step: int, split: str, metrics: dict[str, float], note: str = "") -> None:
-        """Metrics after `step`, and what else is to be said about them."""
+        """Prints the metrics after `step`, with a note."""
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.say(f"step {step:>{len(str(self._steps))}}/{self._steps}  {split:<5}  {values}  {note}".rstrip())
 
     def speed(self, examples_per_second: float) -> None:
-        """Throughput, for the bar."""
+        """Shows the throughput beside the bar."""
         self._progress.update(self._bar, speed=f"{examples_per_second:,.0f} examples/s")
 
     def table(self, rows: dict[str, str]) -> None:
-        """The end of the run."""
+        """Prints the table at the end of the run, a row for each name."""
         table = Table(show_header=False)
         for name, value in rows.items():
             table.add_row(name, value)

@@ -1,1 +1,1 @@
-"""What a run tells: metrics.jsonl, the terminal, pictures/, report.html."""
+"""report.html, and the pictures and mistakes that it shows."""

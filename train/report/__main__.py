@@ -1,4 +1,4 @@
-"""The page of a run, anew, or of several runs beside each other: python -m train.report RUN_DIR [RUN_DIR ...]
+"""Writes the report of a run again, or a page that compares several runs: python -m train.report RUN_DIR [RUN_DIR ...]
 
 - python -m train.report runs/vit-sample                     # writes runs/vit-sample/report.html again
 - python -m train.report runs/vit-sample runs/lstm-sample    # writes comparison.html
@@ -19,21 +19,21 @@ from train.run.atomic import write_atomic
 
 @dataclass(frozen=True)
 class Options:
-    """Writes a run's report.html anew from what lies in its folder, or a page that compares several runs."""
+    """Writes the report of a run again from the files in its folder, or a page that compares several runs."""
 
     run_dirs: Annotated[
         tyro.conf.Positional[tuple[Path, ...]],
         tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]", help_behavior_hint="(required)"),
     ]
-    """Folders of trainings, such as runs/vit-sample."""
+    """Run folders, such as runs/vit-sample."""
     out: Path | None = None
-    """The page to write; by default RUN_DIR/report.html, or of several runs comparison.html."""
+    """The file to write. Default: RUN_DIR/report.html for one run, comparison.html for several."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(Options, "train.report", arguments, __doc__)
     if not options.run_dirs:
-        raise UserError("wanted at least one RUN_DIR, such as runs/vit-sample, got none")
+        raise UserError("RUN_DIR is missing; give at least one, such as runs/vit-sample")
     single = len(options.run_dirs) == 1
     page = run_page(options.run_dirs[0]) if single else comparison(options.run_dirs)
     path = options.out or (options.run_dirs[0] / REPORT if single else Path("comparison.html"))

@@ -125,9 +125,9 @@ def test_a_mesh_computes_what_one_device_computes_and_each_device_holds_its_shar
         for shard in leaf.addressable_shards:
             held[shard.device.id] += shard.data.nbytes
     rows, rest = placements(many.program.state_shapes)
-    assert set(held.values()) == {sum(row.state_bytes_here for row in [*rows, rest])}
+    assert set(held.values()) == {sum(row.device_state_bytes for row in [*rows, rest])}
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(one.state))
-    assert sum(row.state_bytes for row in [*rows, rest]) == whole
+    assert sum(row.total_state_bytes for row in [*rows, rest]) == whole
     if sizes.fsdp == 8:
         assert max(held.values()) < whole / 4
     elif sizes.data == 8:

@@ -87,10 +87,14 @@ def test_the_table_counts_the_bytes_that_each_device_holds(capsys):
     bias, kernel, scale = rows
     for row, part in ((bias, "bias"), (kernel, "kernel")):
         leaves = [tree["mlp"]["fc1"][part] for tree in (placed.params, placed.ema, moments.mu, moments.nu)]
-        assert (row.name, row.bytes_here, row.state_bytes_here) == (f"mlp/fc1/{part}", held(leaves[0]), held(leaves))
-    assert (kernel.bytes_here, bias.bytes_here, scale.state_bytes_here) == (4 * 256 * 130 // 8, 4 * 65, 4 * 4 * 3)
-    assert sum(row.state_bytes_here for row in (*rows, rest)) == held(placed)
-    assert sum(row.state_bytes for row in (*rows, rest)) == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        assert (row.name, row.device_bytes, row.device_state_bytes) == (
+            f"mlp/fc1/{part}",
+            held(leaves[0]),
+            held(leaves),
+        )
+    assert (kernel.device_bytes, bias.device_bytes, scale.device_state_bytes) == (4 * 256 * 130 // 8, 4 * 65, 4 * 4 * 3)
+    assert sum(row.device_state_bytes for row in (*rows, rest)) == held(placed)
+    assert sum(row.total_state_bytes for row in (*rows, rest)) == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
     show_placement(placed)
     text = capsys.readouterr().out

@@ -10,10 +10,10 @@ from models import random_variables
 
 from configs.aae import Config
 from train.data.source import InMemorySource
-from train.evaluation.aae import make_assess, make_figures
+from train.evaluation.aae_figures import make_figures
+from train.evaluation.aae_metrics import METRIC_DESCRIPTIONS, make_final_metrics
 from train.evaluation.mmd import mmd
 from train.evaluation.parzen import parzen
-from train.report.metric_descriptions import METRIC_DESCRIPTIONS
 from train.task import State
 from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 
@@ -162,7 +162,7 @@ def test_each_row_of_classes_comes_from_the_classes_part_of_the_prior_and_the_ma
 def test_metrics_are_of_test_images_under_the_window_of_the_validation_split():
     model = autoencoder(prior_scale=2.0)
     state = trained(model)
-    values = make_assess(Config(model=model, metric_examples=100), TRAIN)(state, TEST)
+    values = make_final_metrics(Config(model=model, metric_examples=100), TRAIN)(state, TEST)
     flat = [split.images.reshape(len(split), -1).astype(np.float32) / 255.0 for split in (TRAIN, VALIDATION, TEST)]
     assert values["parzen_of_training_images"] == pytest.approx(parzen(*flat).log_likelihood, rel=1e-5)
     z = model.apply(state.eval_variables, jnp.asarray(TEST.images / np.float32(255)), method="encode").z
@@ -184,7 +184,7 @@ def test_clusters_are_scored_where_they_were_not_taught(labels):
         "logits": {"kernel": logits, "bias": np.array([10.0, -100.0, -30.0], np.float32)},
     }
     state = state.replace(params={**state.params, "encoder": params})
-    values = make_assess(Config(model=model, labels=labels, metric_examples=60), TRAIN)(state, TEST)
+    values = make_final_metrics(Config(model=model, labels=labels, metric_examples=60), TRAIN)(state, TEST)
     assert values["probe_accuracy"] == 1.0
     assert values.get("clustering_error") == (0.0 if labels == "unused" else None)
 
@@ -192,6 +192,6 @@ def test_clusters_are_scored_where_they_were_not_taught(labels):
 def test_the_distance_of_digits_is_measured_and_that_of_other_images_is_not():
     model = autoencoder()
     digits = dataclasses.replace(TRAIN, name="mnist_sample")
-    values = make_assess(Config(model=model, metric_examples=60), digits)(trained(model), TEST)
+    values = make_final_metrics(Config(model=model, metric_examples=60), digits)(trained(model), TEST)
     assert values["frechet"] > 0.0 and values["frechet_of_training_images"] > 0.0
-    assert {*values, "clustering_error"} <= set(METRIC_DESCRIPTIONS)  # The report has words for each.
+    assert {*values, "clustering_error"} <= set(METRIC_DESCRIPTIONS)  # The report describes each.

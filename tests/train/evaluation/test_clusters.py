@@ -40,11 +40,11 @@ def test_float64_tells_apart_what_rounds_to_one_and_of_equals_the_first_counts()
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((VALIDATION[0], LABELS, TEST, LABELS[:4]), r"probabilities: wanted floats \[N, D\], got float64 \[3\]"),
-        ((VALIDATION[:0], LABELS[:0], TEST, LABELS[:4]), "probabilities: wanted at least 1 of them, got 0"),
-        ((VALIDATION, LABELS[:4], TEST, LABELS[:4]), r"labels: wanted integers \[5\], got int64 \[4\]"),
-        ((VALIDATION, LABELS, TEST[:, :2], LABELS[:4]), "test_probabilities: wanted 3 clusters, got 2"),
-        ((VALIDATION, LABELS, TEST, LABELS), r"test_labels: wanted integers \[4\], got int64 \[5\]"),
+        ((VALIDATION[0], LABELS, TEST, LABELS[:4]), r"probabilities must be floats \[N, D\], got float64 \[3\]"),
+        ((VALIDATION[:0], LABELS[:0], TEST, LABELS[:4]), "probabilities must be at least 1, got 0"),
+        ((VALIDATION, LABELS[:4], TEST, LABELS[:4]), r"labels must be integers \[5\], got int64 \[4\]"),
+        ((VALIDATION, LABELS, TEST[:, :2], LABELS[:4]), "test_probabilities must have 3 clusters, got 2"),
+        ((VALIDATION, LABELS, TEST, LABELS), r"test_labels must be integers \[4\], got int64 \[5\]"),
     ],
 )
 def test_what_does_not_fit_is_an_error(arguments, message):

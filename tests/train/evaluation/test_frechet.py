@@ -80,12 +80,15 @@ def test_an_image_s_features_depend_on_it_alone_and_little_on_its_size():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: frechet_distance(X[0], Y), r"x: wanted floats \[N, D\], got float64 \[5\]"),
-        (lambda: frechet_distance(X, Y[:1]), "y: wanted at least 2 of them, got 1"),
-        (lambda: frechet_distance(X, Y[:, 1:]), r"as many columns in each, got x \[37, 5\], y \[23, 4\]"),
-        (lambda: digit_features(np.zeros((2, 28, 28))), r"images: wanted floats \[N, h, w, 1\].*got float64 \[2, 28"),
-        (lambda: digit_features(np.zeros((2, 9, 9, 3))), r"images: wanted floats .* got float64 \[2, 9, 9, 3\]"),
-        (lambda: digit_features(np.zeros((2, 9, 9, 1), np.uint8)), "images: wanted floats .* got uint8"),
+        (lambda: frechet_distance(X[0], Y), r"x must be floats \[N, D\], got float64 \[5\]"),
+        (lambda: frechet_distance(X, Y[:1]), "y must be at least 2, got 1"),
+        (
+            lambda: frechet_distance(X, Y[:, 1:]),
+            r"the number of columns must be the same, got x \[37, 5\], y \[23, 4\]",
+        ),
+        (lambda: digit_features(np.zeros((2, 28, 28))), r"images must be floats \[N, h, w, 1\].*got float64 \[2, 28"),
+        (lambda: digit_features(np.zeros((2, 9, 9, 3))), r"images must be floats .* got float64 \[2, 9, 9, 3\]"),
+        (lambda: digit_features(np.zeros((2, 9, 9, 1), np.uint8)), "images must be floats .* got uint8"),
     ],
 )
 def test_what_does_not_fit_is_an_error(call, message):

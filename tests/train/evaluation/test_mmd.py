@@ -34,7 +34,7 @@ def test_it_is_symmetric_and_moves_scales_and_blocks_do_not_change_it(monkeypatc
     assert mmd(Y, X) == pytest.approx(value, abs=2e-6)
     assert mmd(X + 10, Y + 10) == pytest.approx(value, abs=1e-5)
     assert mmd(5 * X, 5 * Y, 5.0) == pytest.approx(value, abs=2e-6)
-    monkeypatch.setattr(module, "rows_at_once", lambda others: 4)
+    monkeypatch.setattr(module, "rows_per_block", lambda others: 4)
     assert mmd(X, Y) == pytest.approx(value, abs=2e-6)
 
 
@@ -56,10 +56,10 @@ def test_it_grows_with_the_distance_up_to_twice_the_number_of_kernels():
 @pytest.mark.parametrize(
     ("x", "y", "std", "message"),
     [
-        (X[0], Y, 1.0, r"x: wanted floats \[N, D\], got float32 \[3\]"),
-        (X, Y[:1], 1.0, "y: wanted at least 2 of them, got 1"),
-        (X[:, :2], Y, 1.0, r"as many columns in each, got x \[41, 2\], y \[29, 3\]"),
-        (X, Y, 0.0, "prior_std: wanted a positive number, got 0.0"),
+        (X[0], Y, 1.0, r"x must be floats \[N, D\], got float32 \[3\]"),
+        (X, Y[:1], 1.0, "y must be at least 2, got 1"),
+        (X[:, :2], Y, 1.0, r"the number of columns must be the same, got x \[41, 2\], y \[29, 3\]"),
+        (X, Y, 0.0, "prior_std must be positive, got 0.0"),
     ],
 )
 def test_what_cannot_be_compared_is_an_error(x, y, std, message):

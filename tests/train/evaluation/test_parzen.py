@@ -51,7 +51,7 @@ def test_one_sample_makes_the_normal_density_and_an_image_on_it_has_its_peak():
 
 def test_blocks_of_any_size_give_the_same(monkeypatch):
     whole = parzen.parzen(SAMPLES, VALIDATION, TEST)
-    monkeypatch.setattr(parzen, "rows_at_once", lambda others: 5)  # 5 divides neither 19 nor 23
+    monkeypatch.setattr(parzen, "rows_per_block", lambda others: 5)  # 5 divides neither 19 nor 23
     np.testing.assert_allclose(parzen.parzen(SAMPLES, VALIDATION, TEST), whole, rtol=1e-5)
 
 
@@ -64,18 +64,22 @@ def test_moving_all_images_alike_turning_a_mirror_or_doubling_the_samples_change
 
 def test_full_size_needs_far_less_than_a_gigabyte():
     images = jax.ShapeDtypeStruct((10_000, 784), np.float32)
-    compiled = parzen._log_sums.lower(images, images, np.ones(10, np.float32), arrays.rows_at_once(10_000)).compile()
+    compiled = parzen._log_sums.lower(images, images, np.ones(10, np.float32), arrays.rows_per_block(10_000)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 250e6
 
 
 @pytest.mark.parametrize(
     ("place", "wrong", "message"),
     [
-        (0, np.zeros((5, 7, 7), np.float32), r"samples: wanted floats \[N, D\], got float32 \[5, 7, 7\]"),
-        (1, np.zeros((5, 97), np.uint8), r"validation: wanted floats \[N, D\], got uint8 \[5, 97\]"),
-        (2, np.zeros((0, 97), np.float32), "test: wanted at least 1 of them, got 0"),
-        (2, np.zeros((5, 98), np.float32), r"as many columns in each, got samples \[31, 97\], .* test \[5, 98\]"),
-        (0, np.full((5, 97), np.nan, np.float32), "samples: wanted finite numbers, got 5 of 5 rows"),
+        (0, np.zeros((5, 7, 7), np.float32), r"samples must be floats \[N, D\], got float32 \[5, 7, 7\]"),
+        (1, np.zeros((5, 97), np.uint8), r"validation must be floats \[N, D\], got uint8 \[5, 97\]"),
+        (2, np.zeros((0, 97), np.float32), "test must be at least 1, got 0"),
+        (
+            2,
+            np.zeros((5, 98), np.float32),
+            r"the number of columns must be the same, got samples \[31, 97\], .* test \[5, 98\]",
+        ),
+        (0, np.full((5, 97), np.nan, np.float32), "samples must be finite, got NaN or infinity in 5 of 5 rows"),
     ],
 )
 def test_what_is_no_set_of_images_is_an_error(place, wrong, message):

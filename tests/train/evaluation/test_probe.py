@@ -67,11 +67,14 @@ def test_the_accuracy_is_that_on_the_test_codes():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"codes": CODES[:, 0]}, r"codes: wanted floats \[N, D\], got float32 \[301\]"),
-        ({"codes": CODES[:, :3]}, r"as many columns in each, got codes \[301, 3\], test_codes \[203, 4\]"),
-        ({"labels": LABELS[:300]}, r"labels: wanted integers \[301\], got int64 \[300\]"),
-        ({"test_labels": TEST_LABELS / 1.0}, r"test_labels: wanted integers \[203\], got float64 \[203\]"),
-        ({"num_classes": 3}, r"labels: wanted 0\.\.2, got 0\.\.3"),
+        ({"codes": CODES[:, 0]}, r"codes must be floats \[N, D\], got float32 \[301\]"),
+        (
+            {"codes": CODES[:, :3]},
+            r"the number of columns must be the same, got codes \[301, 3\], test_codes \[203, 4\]",
+        ),
+        ({"labels": LABELS[:300]}, r"labels must be integers \[301\], got int64 \[300\]"),
+        ({"test_labels": TEST_LABELS / 1.0}, r"test_labels must be integers \[203\], got float64 \[203\]"),
+        ({"num_classes": 3}, r"labels must be 0\.\.2, got 0\.\.3"),
     ],
 )
 def test_what_does_not_fit_is_an_error(change, message):

@@ -258,7 +258,7 @@ def test_a_tracker_whose_package_is_missing_ends_the_program_by_2_with_one_line_
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        f'error: --run.{option[0]} wants the package {package}, which is missing: pip install -e ".[trackers]"\n'
+        f'error: --run.{option[0]} needs the package {package}, which is missing: pip install -e ".[trackers]"\n'
     )
     assert not (tmp_path / "run").exists()
 
@@ -267,7 +267,7 @@ def test_a_folder_of_a_packages_name_is_not_taken_for_the_package(tracked, tmp_p
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb")
-    with pytest.raises(UserError, match="wants the package wandb, which is missing"):
+    with pytest.raises(UserError, match="needs the package wandb, which is missing"):
         check_trackers(tracked)
 
 
@@ -320,9 +320,9 @@ def test_a_tracker_that_cannot_begin_costs_no_run(tracked, tmp_path, monkeypatch
     ("project", "content", "message"),
     [
         ("a/b", None, "--run.wandb a/b: Invalid project name"),
-        ("", None, "--run.wandb is the name of a project, got an empty one"),
-        ("project", "{}", "run.json: wanted"),
-        ("project", "[", "run.json: wanted"),
+        ("", None, "--run.wandb must be the name of a project, got an empty one"),
+        ("project", "{}", "run.json must be"),
+        ("project", "[", "run.json must be"),
     ],
 )
 def test_what_is_the_users_mistake_is_told_in_one_line_before_the_first_step(
@@ -338,7 +338,7 @@ def test_what_is_the_users_mistake_is_told_in_one_line_before_the_first_step(
 
 
 def test_a_process_that_does_not_lead_tells_no_tracker(tracked, tmp_path, monkeypatch):
-    monkeypatch.setattr(trackers, "leads", lambda: False)
+    monkeypatch.setattr(trackers, "is_main_process", lambda: False)
     fit(with_run(tracked, tmp_path / "run"), make_task)
     assert not (tmp_path / "run" / "tensorboard").exists() and not (tmp_path / "run" / "wandb").exists()
 
@@ -355,6 +355,6 @@ def test_an_offline_run_writes_in_its_folder_alone(tmp_path):
         **{"cwd": elsewhere, "env": environment, "capture_output": True, "text": True, "check": True},
     )
     assert done.stderr == ""
-    assert f"wandb sync {tmp_path / 'run' / 'wandb' / 'latest-run'} hands the run over" in done.stdout
+    assert f"upload the run later with: wandb sync {tmp_path / 'run' / 'wandb' / 'latest-run'}\n" in done.stdout
     assert not list(home.rglob("*wandb*")) and not list(elsewhere.iterdir())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "home", "run"]

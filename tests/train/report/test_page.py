@@ -139,22 +139,38 @@ class Images:
 
 
 def test_mistakes_are_counted_by_label_and_answer_and_the_surest_stand_first(folder):
-    labels, said = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 2, 1, 2, 0, 1])
-    write_mistakes(folder, Predictions(labels, said, np.array([0.9, 0.6, 0.8, 0.7, 0.95, 0.5])), Images())
+    labels, predicted = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 2, 1, 2, 0, 1])
+    write_mistakes(folder, Predictions(labels, predicted, np.array([0.9, 0.6, 0.8, 0.7, 0.95, 0.5])), Images())
     found = read_mistakes(folder)
     assert found["confusion"] == [[1, 0, 0], [0, 1, 1], [1, 1, 1]]
-    assert [(m["example"], m["label"], m["said"]) for m in found["worst"]] == [(4, 2, 0), (1, 1, 2), (5, 2, 1)]
+    assert [(m["example"], m["label"], m["predicted"]) for m in found["worst"]] == [(4, 2, 0), (1, 1, 2), (5, 2, 1)]
     for mistake in found["worst"]:
         np.testing.assert_array_equal(pixels(base64.b64decode(mistake["png"])), 10 * mistake["example"])
     (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": ["a", "b", "<c>"]}))
     page = run_page(folder)
-    assert re.findall(r"is (\S+), said (\S+) \((\d+)%\)", page) == [
+    assert re.findall(r"is (\S+), predicted (\S+) \((\d+)%\)", page) == [
         ("&lt;c&gt;", "a", "95"),
         ("b", "&lt;c&gt;", "60"),
         ("&lt;c&gt;", "b", "50"),
     ]
     assert "3 of 6 test images" in page
     assert re.findall(r"style='--part:([\d.]+)'>(\d)", page)[1:3] == [("70.7", "1"), ("70.7", "1")]  # √(1/2)
+
+
+def test_mistakes_of_an_older_version_are_shown_too(folder):
+    labels, predicted = np.array([0, 1, 1]), np.array([0, 2, 1])
+    write_mistakes(folder, Predictions(labels, predicted, np.array([0.9, 0.6, 0.8])), Images())
+    (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": ["a", "b", "c"]}))
+    page, path = run_page(folder), folder / "mistakes.json"
+    path.write_text(path.read_text().replace('"predicted"', '"said"'))
+    assert '"said"' in path.read_text() and run_page(folder) == page and "is b, predicted c (60%)" in page
+
+
+def test_the_tasks_words_stand_beside_its_metrics(folder):
+    words = {"distance": "of points & lines"}
+    info = {"best_metric": "accuracy", "best_mode": "max", "metric_descriptions": words}
+    (folder / "task.json").write_text(json.dumps(info))
+    assert "<td>test distance<td>0.2500<td class=about>of points &amp; lines" in run_page(folder)
 
 
 def test_of_many_classes_the_pairs_most_often_confused_are_listed(folder):
@@ -255,6 +271,6 @@ def test_the_program_writes_the_same_page_again_and_refuses_what_is_no_run(folde
 
     assert program(str(folder)).returncode == 0
     assert (folder / "report.html").read_bytes() == written
-    for arguments, message in (([], "RUN_DIR"), ([str(tmp_path)], "wanted a run folder")):
+    for arguments, message in (([], "RUN_DIR"), ([str(tmp_path)], "this must be a run folder")):
         refused = program(*arguments)
         assert refused.returncode == 2 and message in refused.stderr and len(refused.stderr.splitlines()) == 1

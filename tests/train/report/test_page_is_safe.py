@@ -17,7 +17,7 @@ import train.report
 from configs.vit import PRESETS
 from train.report.mistakes import Predictions, write_mistakes
 from train.report.page import write_report
-from train.report.pictures import png, write_pictures
+from train.report.pictures import encode_picture, write_pictures
 from train.run.folder import RunFolder
 from train.task import Grid, Plane, Scatter
 
@@ -145,7 +145,7 @@ def test_a_pictures_name_leads_nowhere_else(tmp_path, name):
     folder = run_folder(tmp_path / "run")
     (folder.path / "pictures").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(ValueError, match="a picture is named by"):
+    with pytest.raises(ValueError, match="a picture's name must be"):
         write_pictures(folder.path, {name: Grid(np.zeros((1, 1, 4, 4), np.float32), "Cells.")}, [])
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -154,7 +154,9 @@ def test_names_of_classes_leave_a_picture_its_size(tmp_path):
     labels = np.arange(len(HOSTILE))
     points = np.stack([labels, labels**2], axis=1).astype(np.float32)
     plain, hostile = (
-        np.asarray(Image.open(io.BytesIO(png(Scatter(points, labels, points, None, ""), names))).convert("RGB"))
+        np.asarray(
+            Image.open(io.BytesIO(encode_picture(Scatter(points, labels, points, None, ""), names))).convert("RGB")
+        )
         for names in (["a"] * len(HOSTILE), HOSTILE)
     )
     assert hostile.shape == plain.shape and hostile.std() > 1

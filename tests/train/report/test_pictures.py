@@ -12,7 +12,7 @@ from pictures import DIGITS, a_grid, a_run_folder, a_scatter, pixels
 from PIL import Image
 
 from train.report.page import run_page
-from train.report.pictures import GAP, WIDTH, class_colors, png, scatter_figure, write_pictures
+from train.report.pictures import GAP, MAX_WIDTH, class_colors, encode_picture, scatter_figure, write_pictures
 from train.task import Grid, Scatter
 
 
@@ -48,23 +48,23 @@ def test_pictures_come_out_of_a_jitted_function_with_their_captions():
 )
 def test_each_value_of_a_grid_is_a_square_of_whole_pixels_and_cells_stand_apart(shape, zoom):
     grid = a_grid(*shape)
-    sheet = pixels(png(grid, []))[..., 0]
+    sheet = pixels(encode_picture(grid, []))[..., 0]
     rows, columns, height, width = shape
     assert sheet.shape == (rows * (height * zoom + GAP) - GAP, columns * (width * zoom + GAP) - GAP)
-    assert sheet.shape[1] <= WIDTH or zoom == 1
+    assert sheet.shape[1] <= MAX_WIDTH or zoom == 1
     for row, column in ((0, 0), (rows - 1, 0), (0, columns - 1), (rows - 1, columns - 1)):
         top, left = row * (height * zoom + GAP), column * (width * zoom + GAP)
         cell = sheet[top : top + height * zoom, left : left + width * zoom]
         expected = np.kron(np.round(grid.cells[row, column] * 255), np.ones((zoom, zoom)))
         np.testing.assert_array_equal(cell, expected)
-    opaque = np.asarray(Image.open(io.BytesIO(png(grid, []))))[..., 3]
+    opaque = np.asarray(Image.open(io.BytesIO(encode_picture(grid, []))))[..., 3]
     np.testing.assert_array_equal(opaque[:, width * zoom : width * zoom + GAP], 0)
     assert (opaque[: height * zoom, : width * zoom] == 255).all()
 
 
 def test_cells_in_colour_keep_their_colours():
     grid = a_grid(2, 3, 4, 5, 3)
-    sheet = pixels(png(grid, []))
+    sheet = pixels(encode_picture(grid, []))
     zoom = (sheet.shape[1] + GAP) // 3 // 5
     cell = sheet[4 * zoom + GAP : 8 * zoom + GAP : zoom, : 5 * zoom : zoom]
     np.testing.assert_array_equal(cell, np.round(grid.cells[1, 0] * 255))
@@ -76,7 +76,7 @@ def test_points_stand_at_their_place_in_the_colour_of_their_class_and_marks_lie_
     background, marks = np.array([[0.0, 0.0], [3.0, 0.3], [0.0, 0.2]]), np.array([[0.0, 0.2], places[4]])
     labels = np.repeat(np.arange(10), 12)  # twelve points, each half transparent, cover what lies below them
     picture = a_scatter(places[labels], labels, background, marks)
-    drawn = pixels(png(picture, DIGITS))
+    drawn = pixels(encode_picture(picture, DIGITS))
     figure = scatter_figure(picture, DIGITS)
     figure.savefig(io.BytesIO(), format="png")  # lays it out
     place = figure.axes[0].transData.transform
@@ -98,7 +98,7 @@ def test_points_stand_at_their_place_in_the_colour_of_their_class_and_marks_lie_
 def test_points_that_only_fill_up_are_drawn_nowhere():
     alone = a_scatter([(0.0, 0.0), (1.0, 2.0)], [0, 1])
     filled = a_scatter([(0.0, 0.0), (np.nan, np.nan), (1.0, 2.0)], [0, 7, 1])
-    np.testing.assert_array_equal(pixels(png(filled, DIGITS)), pixels(png(alone, DIGITS)))
+    np.testing.assert_array_equal(pixels(encode_picture(filled, DIGITS)), pixels(encode_picture(alone, DIGITS)))
 
 
 def test_the_legend_names_the_classes_that_are_seen_in_their_colours():
@@ -124,4 +124,4 @@ def test_names_of_classes_are_drawn_as_they_are():
     assert shown[:5] == names[:5]
     assert shown[5].startswith("xxx") and len(shown[5]) < 30  # a name of any length leaves room for the points
     assert shown[6] == "6"  # a class without a name
-    assert pixels(png(picture, names)).std() > 1
+    assert pixels(encode_picture(picture, names)).std() > 1

@@ -1,0 +1,65 @@
+"""A metrics file that never loses, doubles or tears a line."""
+
+import resource
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.loggers.jsonl import JsonLines
+from train.process.errors import UserError
+from train.run.files import read_lines
+
+
+def test_a_file_taken_up_at_a_step_drops_later_and_torn_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with JsonLines(path, 0) as lines:
+        for step in (1, 2, 3):
+            lines.write(step=step, loss=1 / step)
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in read_lines(path)] == [1, 2, 3]
+    with JsonLines(path, 2) as lines:
+        lines.write(step=3, loss=0.5)
+    assert path.read_text() == '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.5}\n{"step": 3, "loss": 0.5}\n'
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"split": "test"}', '{"step": "3"}', '{"step": true}', "\x00", "[" * 10**5]
+)
+def test_a_line_that_is_none_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "split": "train"}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2 must be a JSON object with a step"):
+        read_lines(path)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_lines_or_are_refused(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "metrics.jsonl")
+        path.write_bytes(content)
+        try:
+            lines = read_lines(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+        else:
+            assert len(lines) == content.count(b"\n") and all(isinstance(line["step"], int) for line in lines)
+
+
+def test_what_a_full_disk_does_not_take_is_written_when_there_is_room(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with JsonLines(tmp_path / "metrics.jsonl", 0) as lines:
+        lines.write(step=1, x=1.0)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))  # in the middle of the second line
+        try:
+            lines.write(step=2, x=2.0)
+            lines.write(step=3, x=3.0)
+            with pytest.raises(OSError):
+                lines.sync()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        lines.sync()
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]

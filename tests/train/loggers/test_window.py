@@ -1,0 +1,74 @@
+"""Means between the lines of a metrics file."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from train.loggers.window import MetricWindow
+from train.process.errors import RunStopped
+from train.task import NONFINITE
+
+
+def windows(values, every, start=0, stop=None, sums=None, count=0):
+    """The window after steps start+1..stop of a run as long as `values`, and the lines it gave."""
+    lines = []
+    window = MetricWindow(
+        every, len(values), lambda step, means, speed: lines.append((step, means["x"])), sums or {}, count
+    )
+    for step in range(start, len(values) if stop is None else stop):
+        window.add(step + 1, {"x": values[step]})
+    return window, lines
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=30), st.integers(1, 7))
+def test_each_line_is_the_mean_of_the_steps_since_the_last(values, every):
+    window, lines = windows(values, every)
+    window.drain()
+    steps = sorted({*range(every, len(values) + 1, every), len(values)})
+    expected = [(b, sum(values[a:b]) / (b - a)) for a, b in zip([0, *steps], steps, strict=False)]
+    assert [step for step, _ in lines] == steps
+    for (_, mean), (_, mean_) in zip(lines, expected, strict=True):
+        assert math.isclose(mean, mean_, rel_tol=1e-9, abs_tol=1e-9)
+
+
+@given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=30), st.integers(1, 7), st.data())
+def test_a_window_taken_up_again_gives_bit_equal_lines(values, every, data):
+    cut = data.draw(st.integers(1, len(values) - 1))
+    whole, lines = windows(values, every)
+    whole.drain()
+    first, before = windows(values, every, stop=cut)
+    first.drain()
+    second, after = windows(values, every, start=cut, sums=first.sums, count=first.count)
+    second.drain()
+    assert before + after == lines
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_value_that_is_not_finite_stops_the_run_naming_metric_and_step(bad):
+    window, _ = windows([1.0, 2.0, bad], 10)
+    with pytest.raises(RunStopped, match=f"^step 3: x is {bad}; skip such steps with --run.on-nonfinite skip"):
+        window.drain()
+
+
+def test_the_parameters_whose_gradients_are_not_finite_are_named():
+    window = MetricWindow(10, 10, lambda *_: None, {}, 0, ["a/kernel", "b/bias", "c/kernel"])
+    window.add(7, {"x": 1.0, NONFINITE: np.array([False, True, True])})
+    with pytest.raises(
+        RunStopped, match=r"^step 7: the gradients of 2 of 3 parameters are not finite \(b/bias, c/kernel\); skip"
+    ):
+        window.drain()
+
+
+def test_skipped_steps_are_counted_and_are_in_no_mean():
+    lines = []
+    window = MetricWindow(3, 6, lambda step, means, _: lines.append((step, means)), {}, 0, ["w"], "skip")
+    good, bad = np.array([False]), np.array([True])
+    for step, (x, broken) in enumerate(
+        [(1.0, good), (9.0, bad), (2.0, good), (9.0, bad), (math.nan, good), (9.0, bad)], 1
+    ):
+        window.add(step, {"x": x, NONFINITE: broken})
+    window.drain()
+    assert lines == [(3, {"x": 1.5, "skipped": 1}), (6, {"skipped": 3})]

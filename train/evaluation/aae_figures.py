@@ -1,0 +1,154 @@
+"""Figures of an adversarial autoencoder."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from configs.aae import Config
+from train.evaluation.aae_apply import Images, apply_eval, model_range_to_unit, pixels_to_model_range
+from train.task import Batch, Grid, Picture, Plane, Scatter, State
+from w2jax.aae import AAE
+from w2jax.priors import place_codes
+
+PRIOR_POINTS = 4_000  # samples of the prior in a scatter plot
+
+
+def make_figures(config: Config, num_classes: int) -> Callable[[State, Batch], dict[str, Picture]]:
+    """The function that draws a trained autoencoder: `figures(state, batch)`. The config decides which there are."""
+
+    def figures(state: State, batch: Batch) -> dict[str, Picture]:
+        def draw(aae: AAE) -> dict[str, Picture]:
+            code = aae.encode(pixels_to_model_range(aae, batch["image"]))
+            y = jax.nn.one_hot(batch["label"], num_classes) if config.labels == "decoder" else code.y
+            pictures: dict[str, Picture] = {"reconstructions": _reconstructions(aae, batch, code.z, y)}
+            if y is None:
+                pictures["samples"] = Grid(_cells(aae, aae.sample(100), 10), "Images of codes drawn from the prior.")
+            else:
+                pictures |= {"samples": _samples(aae, y.shape[1]), "styles": _styles(aae, batch, code.z, y)}
+            if code.y is not None:
+                pictures["clusters"] = _clusters(aae, batch, code.y)
+            if config.labels == "prior":
+                pictures["classes"] = _classes(aae)
+            representation = aae.represent(code.z, y) if aae.cluster_heads else code.z
+            if representation.shape[1] == 2:
+                pictures["latent"] = _latent(aae, batch, representation)
+                if y is None or aae.cluster_heads:
+                    pictures["manifold"] = _manifold(aae, representation)
+            if (y is None or aae.cluster_heads) and representation.shape[1] > 1:
+                pictures["plane"] = _plane(aae, batch, representation)
+            return pictures
+
+        return apply_eval(config.model, state, draw, jax.random.key(config.run.seed))
+
+    return figures
+
+
+def _cells(aae: AAE, images: Images, columns: int) -> Float[Array, "rows columns h w"]:
+    """Images in reading order, as gray cells."""
+    return rearrange(model_range_to_unit(aae, images).mean(axis=-1), "(r c) h w -> r c h w", c=columns)
+
+
+def _reconstructions(aae: AAE, batch: Batch, z: Array, y: Array | None) -> Grid:
+    count = 30
+    originals = _cells(aae, pixels_to_model_range(aae, batch["image"][:count]), 10)
+    decoded = _cells(aae, aae.decode(z[:count], None if y is None else y[:count]), 10)
+    return Grid(
+        rearrange([originals, decoded], "k r c h w -> (r k) c h w"), "Test images, each above its reconstruction."
+    )
+
+
+def _samples(aae: AAE, classes: int) -> Grid:
+    y = jnp.tile(jnp.eye(classes), (10, 1))
+    caption = "Images of codes drawn from the prior; each column has its label or category."
+    return Grid(_cells(aae, aae.sample(10 * classes, y), classes), caption)
+
+
+def _styles(aae: AAE, batch: Batch, z: Array, y: Array) -> Grid:
+    count, classes = 10, y.shape[1]
+    styles, contents = jnp.repeat(z[:count], classes, axis=0), jnp.tile(jnp.eye(classes), (count, 1))
+    originals = _cells(aae, pixels_to_model_range(aae, batch["image"][:count]), 1)
+    decoded = _cells(aae, aae.decode(styles, contents), classes)
+    return Grid(
+        jnp.concatenate([originals, decoded], axis=1),
+        "The style of the first image of each row, with every label or category.",
+    )
+
+
+def _clusters(aae: AAE, batch: Batch, y: Array) -> Grid:
+    members, clusters = 8, y.shape[1]
+    heads = _cells(aae, aae.decode(jnp.zeros((clusters, aae.encoder.latent_size)), jnp.eye(clusters)), clusters)
+    assigned = (y.argmax(axis=1)[:, None] == jnp.arange(clusters)) & batch["mask"][:, None]
+    probability, chosen = jax.lax.top_k(jnp.where(assigned, y, -1.0).T, members)
+    images = pixels_to_model_range(aae, batch["image"])[rearrange(chosen, "k m -> (m k)")]
+    cells = _cells(aae, images, clusters) * rearrange(probability >= 0.0, "k m -> m k 1 1")
+    return Grid(
+        jnp.concatenate([heads, cells]),
+        "A category in each column: its image at z = 0, and below it the test images with the highest probability.",
+    )
+
+
+def _classes(aae: AAE) -> Grid:
+    classes = jnp.repeat(jnp.arange(aae.prior_classes), 10)
+    images = aae.decode(aae.sample_codes(len(classes), classes))
+    return Grid(
+        _cells(aae, images, 10), "Images of codes drawn from each class's region of the prior, one class per row."
+    )
+
+
+def _latent(aae: AAE, batch: Batch, points: Array) -> Scatter:
+    caption, heads = "Codes of the test images by class, over samples of the prior.", None
+    background = aae.sample_codes(PRIOR_POINTS)
+    if aae.cluster_heads:
+        clusters = aae.encoder.categories
+        heads = aae.represent(jnp.zeros((clusters, 2)), jnp.eye(clusters))
+        background = heads[jnp.arange(PRIOR_POINTS) % clusters] + background
+        caption = "Codes of the test images by class, over samples of the prior around each cluster head."
+    points = jnp.where(batch["mask"][:, None], points, jnp.nan)
+    return Scatter(points, batch["label"], background, heads, caption)
+
+
+def _manifold(aae: AAE, points: Array) -> Grid:
+    """Decoded codes on a grid: of the prior's unit square, or with cluster heads of the rectangle around all points."""
+    count = 20
+    steps = (jnp.arange(count) + 0.5) / count
+    square = jnp.stack(jnp.meshgrid(steps, steps[::-1]), -1).reshape(-1, 2)  # x to the right, y upwards, as in a plot
+    caption = "Images of codes on a grid over the prior; each cell has the same probability mass."
+    if aae.cluster_heads:
+        low, high = points.min(axis=0), points.max(axis=0)
+        return Grid(
+            _cells(aae, aae.decoder(low + square * (high - low)), count),
+            "Images of codes on an even grid over the rectangle around all codes.",
+        )
+    if aae.prior == "swiss_roll":
+        along = (jnp.arange(count**2) + 0.5) / count**2
+        square = jnp.stack([along, jnp.full(count**2, 0.5)], axis=1)
+        caption = "Images of codes along the middle of the roll, from the inside out, row by row."
+    return Grid(
+        _cells(aae, aae.decode(place_codes(square, aae.prior, aae.prior_scale, aae.prior_classes)), count), caption
+    )
+
+
+def _plane(aae: AAE, batch: Batch, codes: Array) -> Plane:
+    """Decoded codes over a plane: the codes' mean ± three standard deviations along their two principal directions."""
+    count, deviations, mask = 30, 3.0, batch["mask"][:, None]
+    centre = jnp.where(mask, codes, 0.0).sum(axis=0) / mask.sum()
+    centred = jnp.where(mask, codes - centre, 0.0)
+    variance, directions = jnp.linalg.eigh(centred.T @ centred / mask.sum())  # in rising order
+    spread, axes = jnp.sqrt(variance[-2:]), directions[:, -2:]
+    caption = "Move over the plane of codes to see the image that each code decodes to. Points are test images."
+    if codes.shape[1] == 2:  # not rotated
+        spread, axes = jnp.sqrt((centred**2).sum(axis=0) / mask.sum()), jnp.eye(2)
+    else:
+        caption = (
+            "Move over the plane through the mean code, along the two directions of largest variance, to see the image "
+            "that each code decodes to. Points are test images."
+        )
+    points = centred @ axes / jnp.maximum(deviations * spread, 1e-12)
+    inside = mask[:, 0] & (jnp.abs(points) <= 1.0).all(axis=1)
+    steps = 2.0 * (jnp.arange(count) + 0.5) / count - 1.0
+    square = jnp.stack(jnp.meshgrid(steps, steps[::-1]), -1).reshape(-1, 2)  # x to the right, y upwards, as in a plot
+    images = _cells(aae, aae.decoder(centre + (deviations * spread * square) @ axes.T), count)
+    return Plane(images, jnp.where(inside[:, None], points, jnp.nan), batch["label"], caption)

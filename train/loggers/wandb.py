@@ -1,0 +1,101 @@
+"""The Weights & Biases run of a run folder."""
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from configs.base import Config
+from train.config.flat import flatten
+from train.config.tree import config_to_tree
+from train.loggers.trackers import MetricRow, PictureFile
+from train.process.errors import UserError
+from train.run.atomic import write_atomic
+from train.run.folder import RunFolder
+
+
+class WandB:
+    """One run of Weights & Biases, whose step counter is the number of the line in metrics.jsonl.
+
+    So a resumed run sends each line once, and only those that W&B lacks. Offline, each process leaves a folder with all
+    lines from the first: syncing it replaces the lines that were synced before.
+    """
+
+    name = "Weights & Biases"
+
+    def start(self, folder: RunFolder, config: Config, rows: Sequence[MetricRow], say: Callable[[str], None]) -> None:
+        wandb = import_module("wandb")
+        folder.wandb.mkdir(exist_ok=True)
+        try:
+            with _cache_in(folder.wandb):
+                self._run = wandb.init(
+                    project=config.run.wandb,
+                    id=_run_id(folder.wandb / "run.json"),
+                    resume="allow",
+                    reinit="create_new",  # A run of the caller's own is not touched.
+                    name=folder.path.name,
+                    dir=str(folder.path.absolute()),  # W&B appends "wandb".
+                    config=flatten(config_to_tree(config)),
+                    allow_val_change=True,  # Some options may change when a run resumes.
+                    settings=wandb.Settings(console="off", silent=True),
+                )
+        except wandb.errors.UsageError as error:
+            raise UserError(
+                f"--run.wandb {config.run.wandb}: {error} Or set WANDB_MODE=offline, which needs no account"
+            ) from error
+        self._image = wandb.Image
+        self._run.define_metric("*", step_metric="step")
+        self._line = 0
+        for row in rows:
+            self.log_row(row)
+        if self._run.offline:
+            say(f"Weights & Biases is offline; upload the run later with: wandb sync {folder.wandb / 'latest-run'}")
+        elif self._run.url:
+            say(f"Weights & Biases: {self._run.url}")
+
+    def log_row(self, row: MetricRow) -> None:
+        self._log(row.step, row.values)
+
+    def log_pictures(self, step: int, pictures: Mapping[str, PictureFile]) -> None:
+        images = {f"pictures/{name}": self._image(str(f.path), caption=f.caption) for name, f in pictures.items()}
+        self._log(step, images)
+
+    def finish(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        if values and self._line >= self._run.starting_step:
+            self._run.log({"step": step, **values}, step=self._line, commit=True)
+        self._line += 1
+
+
+def _run_id(path: Path) -> str:
+    """W&B's id of this run folder; makes one if there is none.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    if not path.exists():
+        write_atomic(path, json.dumps({"id": uuid.uuid4().hex}) + "\n")
+    try:
+        return str(json.loads(path.read_bytes())["id"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f'{path} must be {{"id": …}}, got {error!r}; remove it to begin a new run of W&B') from error
+
+
+@contextmanager
+def _cache_in(folder: Path) -> Iterator[None]:
+    """Lets W&B's background process, which the first run starts, cache files in `folder`, not in the user's home."""
+    name = "WANDB_CACHE_DIR"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(folder.absolute() / "cache")
+    try:
+        yield
+    finally:
+        del os.environ[name]
