@@ -28,7 +28,7 @@ def with_run(config, folder, **options):
 
 def interrupted_at(monkeypatch, moment, number):
     """Sends the signal to this process at `moment`: ("step", n) as step n is counted, ("test", n) in the n-th test."""
-    from train import loop
+    from train.engine import loop
 
     tests = 0
 
