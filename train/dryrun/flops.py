@@ -18,7 +18,7 @@ def model_flops(config: Config, make_task, source: Source, program: Program) -> 
 
 
 def flops_of(jaxpr: Any) -> float:
-    """2 per multiply-add of a jaxpr's products. A scan counts as often as it runs; of a cond's branches, the largest."""
+    """2 per multiply-add of a jaxpr's products. A scan counts as often as it runs, and of a cond the largest branch."""
     total = 0.0
     for equation in jaxpr.eqns:
         inner = [flops_of(part) for part in _parts(equation.params)]

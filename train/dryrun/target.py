@@ -18,7 +18,7 @@ FORMS = "v5e:2x2, v6e:4x8 (one chip: 1x1), v4:2x2x1, v5p:4x4x8 (one chip: 1x1x1)
 
 
 class Chip(NamedTuple):
-    """The limits of a chip, from the page of its generation in Google Cloud's TPU documentation (system architecture)."""
+    """The limits of a chip, from its page in Google Cloud's TPU documentation (system architecture)."""
 
     flops: float
     """Peak FLOP/s in bfloat16. Float32 products reach it too: by default XLA rounds their operands to bfloat16."""
@@ -74,7 +74,7 @@ def open_target(name: str, slices: int = 1) -> Target:
     chip, sides = CHIPS[generation], [int(side) for side in grid.split("x")]
     if len(sides) != chip.dimensions:
         raise UserError(
-            f"--topology must have {chip.dimensions} dimensions for {generation}, got {name!r}. Give one such as {FORMS}"
+            f"--topology must have {chip.dimensions} dimensions for {generation}, got {name!r}. Try one of {FORMS}"
         )
     if math.prod(sides) > chip.pod:
         raise UserError(
