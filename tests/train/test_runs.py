@@ -78,13 +78,13 @@ def test_a_run_is_running_while_a_process_has_its_lock_and_the_list_leaves_the_l
     try:
         run = only(tmp_path)
         assert (run.state, run.step) == ("running", 200)
-        assert run.note is not None and re.fullmatch(rf"process {os.getpid()} of .*, since 20.*", run.note)
+        assert run.note is not None and re.fullmatch(rf"process {os.getpid()} on .*, started 20.*", run.note)
         with pytest.raises(UserError, match="is in use"):
             Lock(folder / "lock")
     finally:
-        lock.give_back()
+        lock.release()
     assert only(tmp_path).state == "stopped"
-    Lock(folder / "lock").give_back()
+    Lock(folder / "lock").release()
 
 
 def test_the_line_tells_task_metric_best_last_time_and_seed(tmp_path, capsys):

@@ -27,7 +27,7 @@ _w2jax() {
   fi
 }
 
-# What completed python before goes on with all other command lines; bash-completion loads that late.
+# All other command lines keep the completion that python had, which bash-completion loads late.
 { _comp_load python || __load_completion python; } &>/dev/null
 if [[ $(complete -p python 2>/dev/null) =~ -F\ ([^ ]+) && ${BASH_REMATCH[1]} != _w2jax ]]; then
   _w2jax_before=${BASH_REMATCH[1]}

@@ -25,6 +25,6 @@ _w2jax() {
 }
 
 (($+functions[compdef])) || { autoload -Uz compinit && compinit; }
-# What completed python before goes on with all other command lines.
+# All other command lines keep the completion that python had.
 [[ ${_comps[python]} == _w2jax ]] || _w2jax_before=${_comps[python]:-_files}
 compdef _w2jax python python3

@@ -128,10 +128,10 @@ def run_main(main: Callable[[], int | None]) -> None:
         jax = sys.modules.get("jax")
         if jax is None or not jax.distributed.is_initialized():
             raise
-        from train.process.distributed import LOST
+        from train.process.distributed import PROCESS_LOST
 
         traceback.print_exc()
-        print(LOST, file=sys.stderr)
+        print(PROCESS_LOST, file=sys.stderr)
         status = 1
     _leave(status)
 

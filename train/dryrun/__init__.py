@@ -1,1 +1,1 @@
-"""The train step of a config, compiled for devices that need not be there, and what it would ask of them."""
+"""Compiles the train step of a config for devices that need not exist here, and reports its memory and work."""

@@ -28,12 +28,13 @@ from train.config.checks import batch_unit, check_batch, check_ranges
 from train.config.cli import one_line_errors, parse, run_main
 from train.config.tasks import check_task
 from train.data import Source, abstract_source
-from train.dryrun.report import Report, measure, show, size
+from train.dryrun.report import Report, measure, show
 from train.dryrun.target import FORMS, GIB, Target, open_target
 from train.engine.sharding import batch_parts, make_mesh
 from train.process.errors import UserError, as_user_error
 from train.process.setup import silence_libraries
 from train.task import Task
+from w2jax.text import format_bytes
 
 TRIES = 12  # Compilations of a search; each takes a minute or more.
 
@@ -143,7 +144,7 @@ class DryRun:
         def fits(units: int) -> bool:
             report = reports[units] = self.once(units * unit)
             total = report["memory"]["total"]
-            taken = "" if total is None else f", {size(total)} of {size(report['memory']['limit'])}"
+            taken = "" if total is None else f", {format_bytes(total)} of {format_bytes(report['memory']['limit'])}"
             verdict = "fits" if report["fits"] else "is too large"
             self.console.print(f"batch {units * unit:,} {verdict}{taken}", markup=False)
             return report["fits"]

@@ -1,4 +1,4 @@
-"""FLOPs that the model's mathematics asks for, whatever a compiler makes of it."""
+"""FLOPs of the model's equations, before a compiler changes or repeats any."""
 
 import math
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from train.engine.program import Program
 
 
 def model_flops(config: Config, make_task, source: Source, program: Program) -> float:
-    """Matrix products and convolutions in one step of the config's task on the whole batch."""
+    """FLOPs of the matrix products and convolutions of one step on the whole batch."""
     step = make_task(config, source).step
     return flops_of(jax.make_jaxpr(step)(program.state_shapes, program.batch_shapes).jaxpr)
 
 
 def flops_of(jaxpr: Any) -> float:
-    """2 for each multiply-add of a jaxpr's products; scans as often as they run, of a branch the longest."""
+    """2 per multiply-add of a jaxpr's products. A scan counts as often as it runs, and of a cond the largest branch."""
     total = 0.0
     for equation in jaxpr.eqns:
         inner = [flops_of(part) for part in _parts(equation.params)]
@@ -30,7 +30,7 @@ def flops_of(jaxpr: Any) -> float:
 
 
 def _length(equation: Any) -> int:
-    """Multiply-adds behind one element of the result."""
+    """Multiply-adds per element of the result."""
     left, right = (x.aval.shape for x in equation.invars[:2])
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
@@ -43,6 +43,6 @@ def _parts(params: Any) -> Iterator[Any]:
     """The jaxprs among an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, (list, tuple)) else [value]:
-            item = getattr(item, "jaxpr", item)  # A closed jaxpr holds one.
+            item = getattr(item, "jaxpr", item)  # of a ClosedJaxpr
             if hasattr(item, "eqns"):
                 yield item

@@ -1,14 +1,14 @@
-"""What one run of a compiled program does on one device, counted in its HLO text.
+"""Counts the work of one run of a compiled program on one device, from its HLO text.
 
-XLA's own `cost_analysis` counts the body of a loop once; here it counts as often as the loop runs. Counted are
+XLA's own `cost_analysis` counts the body of a loop once. Here it counts as often as the loop runs:
 
-- FLOPs of matrix products and convolutions, 2 for a multiply-add, without what meets padding; those of element-wise
-  operations are left out, as they run beside the matrix units;
-- bytes read from and written to the device's main memory by each kernel (a fusion is one), with the padding of tiles.
-  What stays in on-chip memory (memory space 1 of a TPU) is free, a slice counts by what it takes, an update in place by
-  what it writes. Reads that a cache would serve count;
-- collectives by kind: how many, the bytes of the whole array that a group works on (of an all-gather its result, of the
-  others their operand), and the bytes that a device has to send in the best algorithm.
+- FLOPs of matrix products and convolutions, 2 per multiply-add, without products with padding. Element-wise operations
+  do not count: they run in parallel to the matrix units.
+- Bytes that each kernel (a fusion is one) reads from and writes to main memory, including the padding of tiles. On-chip
+  memory (memory space 1 of a TPU) is free. A slice counts by its own size, an in-place update by the bytes it writes.
+  Caches are not modelled: each read counts.
+- Collectives by kind: their number, the bytes of the whole array of a group (the result of an all-gather, the operand
+  of the others), and the bytes that a device sends in the best algorithm.
 """
 
 import math
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The part of the array that each of n devices sends at least.
+# The least fraction of the array that each of n devices sends.
 _SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -28,7 +28,7 @@ _SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-# No kernels: they name, group or pass values on.
+# Not kernels: they name, group or pass on values.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "async-update", "opt-barrier", "optimization-barrier", "domain",
@@ -44,14 +44,14 @@ class Instruction(NamedTuple):
     shape: str
     opcode: str
     operands: list[str]
-    """Names; of a constant or parameter none."""
+    """Their names; none for a constant or parameter."""
     literal: str
-    """What stands in the parentheses."""
+    """The text in the parentheses."""
     attributes: str
     root: bool
 
     def called(self, role: str) -> list[str]:
-        """Computations under an attribute such as calls=%name or branch_computations={%a, %b}."""
+        """The computations in an attribute such as calls=%name or branch_computations={%a, %b}."""
         found = re.search(rf"\b{role}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
         return _NAME.findall(found[1]) if found else []
 
@@ -61,27 +61,27 @@ Computation = dict[str, Instruction]
 
 @dataclass
 class Collectives:
-    """Those of one kind."""
+    """The collectives of one kind, on one device."""
 
     count: float = 0
     bytes: float = 0
-    """Of the arrays, on one device."""
+    """Size of the arrays."""
     sent: float = 0
-    """Bytes that a device sends at least."""
+    """Least number of bytes that the device sends."""
 
 
 @dataclass
 class Counts:
-    """What a computation does."""
+    """The work of a computation."""
 
     flops: float = 0
     bytes: float = 0
     collectives: dict[str, Collectives] = field(default_factory=dict)
     unknown_loops: float = 0
-    """Loops of unknown length, whose body is counted once."""
+    """Loops of unknown length; their body counts once."""
 
     def add(self, other: "Counts", times: int = 1) -> None:
-        """Adds what `other` does, so many times."""
+        """Adds the work of `other`, `times` times."""
         self.flops += times * other.flops
         self.bytes += times * other.bytes
         self.unknown_loops += times * other.unknown_loops
@@ -93,8 +93,9 @@ class Counts:
 
 
 def count(text: str, devices: int) -> Counts:
-    """Counts of a program compiled for so many devices, from `compiled.as_text()`."""
-    return _Counter(text, devices).of_entry()
+    """The work of a program on each of its `devices`; `text` is `compiled.as_text()`."""
+    counter = _Counter(text, devices)
+    return counter.of(counter.entry, fused=False)
 
 
 class _Counter:
@@ -103,18 +104,15 @@ class _Counter:
         self.devices = devices
         self.done: dict[tuple[str, bool], Counts] = {}
 
-    def of_entry(self) -> Counts:
-        return self.of(self.entry, fused=False)
-
     def of(self, name: str, fused: bool) -> Counts:
-        """Of a computation; the values inside a fusion are in registers and cost no memory traffic."""
+        """The work of a computation. Values inside a fusion stay in registers and cost no memory traffic."""
         if (name, fused) not in self.done:
             total, scope = Counts(), self.computations[name]
-            begun: set[str] = set()
+            started: set[str] = set()
             for instruction in scope.values():
                 self._add(total, instruction, scope, fused)
                 if not fused:
-                    self._add_collectives(total, instruction, scope, name, begun)
+                    self._add_collectives(total, instruction, scope, name, started)
             self.done[name, fused] = total
         return self.done[name, fused]
 
@@ -133,8 +131,7 @@ class _Counter:
             for inner in instruction.called("to_apply") + instruction.called("calls"):
                 total.add(self.of(inner, fused))
         elif opcode == "fusion":
-            inner = instruction.called("calls")[0]
-            total.add(self.of(inner, fused=True))
+            total.add(self.of(instruction.called("calls")[0], fused=True))
         elif opcode == "dot":
             total.flops += dot_flops(instruction, scope)
         elif opcode == "convolution":
@@ -143,26 +140,27 @@ class _Counter:
             total.bytes += self._traffic(instruction, scope)
 
     def _add_collectives(
-        self, total: Counts, instruction: Instruction, scope: Computation, name: str, begun: set[str]
+        self, total: Counts, instruction: Instruction, scope: Computation, name: str, started: set[str]
     ) -> None:
-        """Adds those that an instruction is or, if it is a fusion, holds.
+        """Adds the collective that an instruction is, or those inside it if it is a fusion.
 
-        A TPU spreads one over several fusions, which compute beside it: they share its channel, and it has `begun`.
+        A TPU spreads one collective over several fusions, which compute in parallel to it. They share its channel:
+        those in `started` have been counted.
         """
         kind = instruction.opcode.removesuffix("-start")
         if kind in _SENT:
             channel = re.search(r"channel_id=\d+", instruction.attributes)
-            if channel is None or channel[0] not in begun:
+            if channel is None or channel[0] not in started:
                 total.add(self._collective(kind, instruction, scope, name))
             if channel is not None:
-                begun.add(channel[0])
+                started.add(channel[0])
         elif instruction.opcode == "fusion":
             (inner,) = instruction.called("calls")
             for part in self.computations[inner].values():
-                self._add_collectives(total, part, self.computations[inner], inner, begun)
+                self._add_collectives(total, part, self.computations[inner], inner, started)
 
     def _trips(self, loop: Instruction) -> int | None:
-        """How often a loop runs: as the compiler says, or else up to the constant that its condition compares with."""
+        """How often a loop runs: the compiler's own count, or else the constant in its condition; None: unknown."""
         if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
             return int(known[1])
         constants = [x for x in self._all(loop.called("condition")[0]) if x.opcode == "constant"]
@@ -179,48 +177,42 @@ class _Counter:
         group = group_size(instruction.attributes, self.devices)
         size = sum(array.bytes for operand in instruction.operands for array in arrays(scope[operand].shape))
         size *= group if kind == "all-gather" else 1
-        # A TPU has no reduce-scatter but a fusion of this name, of which each device keeps its part.
+        # A TPU's reduce-scatter is a fusion of this name, of which each device keeps its part.
         kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
         return Counts(collectives={kind: Collectives(1, size, _SENT[kind](group) * size)})
 
     def _traffic(self, instruction: Instruction, scope: Computation) -> float:
         """Bytes that a kernel reads from and writes to main memory."""
         if instruction.opcode.endswith("-start") or 'custom_call_target="AllocateBuffer"' in instruction.attributes:
-            return 0.0  # A transfer is counted where it ends.
+            return 0.0  # A transfer counts where it ends.
         if instruction.opcode.endswith("-done"):
-            (start,) = (scope[name] for name in instruction.operands[:1])
-            moved = [array.bytes for array in arrays(instruction.shape)]
-            came = [array for name in start.operands for array in arrays(scope[name].shape)]
-            read = min(sum(moved), sum(array.bytes for array in came if array.main))
-            return read + sum(array.bytes for array in arrays(instruction.shape) if array.main)
+            start = scope[instruction.operands[0]]
+            moved = sum(array.bytes for array in arrays(instruction.shape))
+            source = sum(main_memory(scope[name].shape) for name in start.operands)
+            return min(moved, source) + main_memory(instruction.shape)
         if instruction.opcode == "fusion":
             inside = self.computations[instruction.called("calls")[0]]
-        else:  # Alone, as if it were the one instruction of a fusion.
+            parameters = sorted((x for x in inside.values() if x.opcode == "parameter"), key=lambda x: int(x.literal))
+            operands = [scope[name] for name in instruction.operands]
+        else:  # Like a fusion of this one instruction.
             inside = {name: scope[name]._replace(opcode="parameter") for name in instruction.operands}
+            parameters = operands = list(inside.values())
             inside |= {instruction.name: instruction._replace(root=True)}
-        parameters = [x for x in inside.values() if x.opcode == "parameter"]
-        if instruction.opcode == "fusion":
-            parameters.sort(key=lambda x: int(x.literal))
-            outer = [scope[name] for name in instruction.operands]
-        else:
-            outer = parameters
         read = sum(
-            min(
-                taken(inner, inside, self.computations), sum(array.bytes for array in arrays(given.shape) if array.main)
-            )
-            for inner, given in zip(parameters, outer, strict=True)
+            min(bytes_read(parameter, inside, self.computations), main_memory(operand.shape))
+            for parameter, operand in zip(parameters, operands, strict=True)
         )
-        return read + written(instruction, inside)
+        return read + bytes_written(instruction, inside)
 
 
 class Array(NamedTuple):
-    """An array as it lies in memory."""
+    """An array in a device's memory."""
 
     dims: tuple[int, ...]
     bytes: float
     """With the padding of its tiles."""
     main: bool
-    """Whether it lies in the device's main memory."""
+    """Whether it is in main memory, not on-chip."""
 
 
 def arrays(shape: str) -> list[Array]:
@@ -234,8 +226,13 @@ def arrays(shape: str) -> list[Array]:
     return found
 
 
+def main_memory(shape: str) -> float:
+    """Bytes of a shape's arrays that are in main memory."""
+    return sum(array.bytes for array in arrays(shape) if array.main)
+
+
 def padded(sizes: tuple[int, ...], layout: str) -> int:
-    """Elements of an array, with those that fill up the tiles of its fastest dimensions."""
+    """The number of elements of an array, including the padding of its tiles."""
     order, _, rest = layout.partition(":")
     tile = re.match(r"T\(([\d,]+)\)", rest)
     if not tile:
@@ -244,25 +241,25 @@ def padded(sizes: tuple[int, ...], layout: str) -> int:
     edges = [int(edge) for edge in tile[1].split(",")]
     slowest_first = [1] * (len(edges) - len(slowest_first)) + slowest_first
     if math.prod(slowest_first[:-1]) == 1 and len(edges) == 1:
-        return slowest_first[-1]  # Vectors and scalars: next to nothing is lost.
+        return slowest_first[-1]  # Vectors and scalars: their padding is negligible.
     tiled = [-(-size // edge) * edge for size, edge in zip(slowest_first[-len(edges) :], edges, strict=True)]
     return math.prod(slowest_first[: -len(edges)]) * math.prod(tiled)
 
 
-def taken(parameter: Instruction, inside: Computation, computations: dict[str, Computation]) -> float:
-    """Bytes that a fusion reads of one of its parameters, if that lies in main memory."""
+def bytes_read(parameter: Instruction, inside: Computation, computations: dict[str, Computation]) -> float:
+    """Bytes that a fusion reads of one of its parameters."""
     total, whole = 0.0, sum(array.bytes for array in arrays(parameter.shape))
     for user in (x for x in inside.values() if parameter.name in x.operands):
         if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
             total += sum(array.bytes for array in arrays(user.shape))
         elif user.opcode == "tuple" or (user.opcode == "dynamic-update-slice" and user.operands[0] == parameter.name):
-            continue  # It stays where it is.
+            continue  # Passed on or updated in place.
         elif user.opcode == "bitcast":
-            total += taken(user, inside, computations)
-        elif user.opcode == "fusion":  # Of a fusion, too, which is a kernel with it.
+            total += bytes_read(user, inside, computations)
+        elif user.opcode == "fusion":  # A fusion inside a fusion: one kernel.
             inner = computations[user.called("calls")[0]]
             total += sum(
-                taken(x, inner, computations)
+                bytes_read(x, inner, computations)
                 for x in inner.values()
                 if x.opcode == "parameter" and user.operands[int(x.literal)] == parameter.name
             )
@@ -271,14 +268,14 @@ def taken(parameter: Instruction, inside: Computation, computations: dict[str, C
     return min(total, whole)
 
 
-def written(instruction: Instruction, inside: Computation) -> float:
+def bytes_written(instruction: Instruction, inside: Computation) -> float:
     """Bytes that a kernel writes to main memory."""
     (root,) = (x for x in inside.values() if x.root)
     results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    total = 0.0
     outer = arrays(instruction.shape)
-    if len(results) != len(outer):  # One instruction of several results.
-        return sum(array.bytes for array in outer if array.main)
+    if len(results) != len(outer):  # One instruction with several results.
+        return main_memory(instruction.shape)
+    total = 0.0
     for result, array in zip(results, outer, strict=True):
         while result.opcode == "bitcast":
             result = inside[result.operands[0]]
@@ -293,7 +290,7 @@ def written(instruction: Instruction, inside: Computation) -> float:
 
 
 def dot_flops(instruction: Instruction, scope: Computation) -> int:
-    """2 · (elements of the result) · (length of the contraction)."""
+    """2 × (elements of the result) × (length of the contraction)."""
     left = arrays(scope[instruction.operands[0]].shape)[0].dims
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
     length = math.prod(left[int(i)] for i in contracted[1].split(",") if i) if contracted else 1
@@ -301,7 +298,7 @@ def dot_flops(instruction: Instruction, scope: Computation) -> int:
 
 
 def convolution_flops(instruction: Instruction, scope: Computation) -> int:
-    """2 · (pairs of an input element, padding left out, and a kernel element that meet)."""
+    """2 × (products of an input element and a kernel element, without padding)."""
     left, kernel = (arrays(scope[name].shape)[0].dims for name in instruction.operands[:2])
     out = arrays(instruction.shape)[0].dims
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
@@ -312,41 +309,43 @@ def convolution_flops(instruction: Instruction, scope: Computation) -> int:
     given = re.search(r"window=\{([^}]*)\}", instruction.attributes)
     window = dict(part.split("=") for part in given[1].split()) if given else {}
 
-    def each(key: str, default: str) -> list[str]:
+    def per_axis(key: str, default: str) -> list[str]:
         return window[key].split("x") if key in window else [default] * len(axes)
 
-    meetings = 1
+    products = 1
     for i, axis in enumerate(sorted(axes)):
-        low, _ = each("pad", "0_0")[i].split("_")
-        meetings *= _meetings(
+        low, _ = per_axis("pad", "0_0")[i].split("_")
+        products *= _products_along_axis(
             size=left[of_left.index(axis)],
             kernel=kernel[of_kernel.index(axis)],
             out=out[of_out.index(axis)],
-            stride=int(each("stride", "1")[i]),
+            stride=int(per_axis("stride", "1")[i]),
             low=int(low),
-            spread=int(each("lhs_dilate", "1")[i]),
-            reach=int(each("rhs_dilate", "1")[i]),
+            input_dilation=int(per_axis("lhs_dilate", "1")[i]),
+            kernel_dilation=int(per_axis("rhs_dilate", "1")[i]),
         )
     groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
     batch = left[of_left.index("b")] // (int(groups[1]) if groups else 1)
-    # The kernel's input features are those of one group already.
-    return 2 * meetings * batch * kernel[of_kernel.index("i")] * out[of_out.index("f")]
+    # The kernel's input features are those of one group.
+    return 2 * products * batch * kernel[of_kernel.index("i")] * out[of_out.index("f")]
 
 
 @lru_cache
-def _meetings(size: int, kernel: int, out: int, stride: int, low: int, spread: int, reach: int) -> int:
+def _products_along_axis(
+    size: int, kernel: int, out: int, stride: int, low: int, input_dilation: int, kernel_dilation: int
+) -> int:
     """Pairs (output, kernel position) along one axis that read an element of the input, not padding or a gap."""
-    at = np.arange(out)[:, None] * stride - low + np.arange(kernel) * reach
-    return int(np.sum((at >= 0) & (at <= (size - 1) * spread) & (at % spread == 0)))
+    at = np.arange(out)[:, None] * stride - low + np.arange(kernel) * kernel_dilation
+    return int(np.sum((at >= 0) & (at <= (size - 1) * input_dilation) & (at % input_dilation == 0)))
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """Devices that work together in a collective, however its groups are written."""
+    """The number of devices in each group of a collective, in any notation of its groups."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return listed[1].count(",") + 1
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(counted[1])
-    # Named axes; where the devices do not stand in their order, it is told before the axes that a group spans.
+    # Named axes: the mesh, the order of its devices where it is not the default, then the axes that a group spans.
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\)\))?\s*\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'?([\w]+)'?=(\d+)", mesh[1])}
         return math.prod(sizes[name] for name in re.findall(r"\w+", mesh[2]))
@@ -354,7 +353,7 @@ def group_size(attributes: str, devices: int) -> int:
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """The computations of a module by name, and the name of its entry."""
+    """The computations of an HLO module by name, and the name of its entry."""
     computations: dict[str, Computation] = {}
     entry, current = "", {}
     for line in text.splitlines():
@@ -382,7 +381,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` closes."""
+    """The index of the parenthesis that closes the one at `start`."""
     depth = 0
     for at in re.finditer(r"[()]", text[start:]):
         depth += 1 if at[0] == "(" else -1

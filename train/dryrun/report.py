@@ -1,4 +1,4 @@
-"""What the compiled step asks of the chips, as numbers and as a table."""
+"""Memory and work of the compiled step, as numbers and as a table."""
 
 import re
 import time
@@ -18,19 +18,20 @@ from train.dryrun.hlo import Counts, count
 from train.dryrun.target import GIB, Chip, Target
 from train.engine.program import Program
 from train.engine.sharding import batch_parts
+from w2jax.text import format_bytes
 
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZE = r"([\d.]+)([BKMGT]?)"
 
 Report = dict[str, Any]
-"""What --json writes. Sizes are bytes, on one chip; times are seconds."""
+"""The content of the --json file. Sizes are bytes per chip, times are seconds."""
 
 
 def measure(config: Config, make_task, source: Source, mesh: jax.sharding.Mesh, target: Target, limit: float | None):
-    """Compiles the step and reports what it asks of each chip; `limit`: bytes that it may take, if any are too many.
+    """Compiles the step and reports its memory and work per chip; `limit` is the chip's memory in bytes, if known.
 
     Raises:
-        UserError: if model, optimizer, images and mesh do not fit each other.
+        UserError: model, optimizer, images and mesh do not fit each other.
     """
     task = make_task(config, source)
     program = Program(config, task, source, mesh)
@@ -73,12 +74,12 @@ def measure(config: Config, make_task, source: Source, mesh: jax.sharding.Mesh, 
 
 
 def memory_of(compiled: jax.stages.Compiled, limit: float | None, is_tpu: bool) -> Report:
-    """Of a compiled step."""
+    """The memory of a compiled step, by kind."""
     stats: Any = compiled.memory_analysis()
     arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes - stats.alias_size_in_bytes
     temporaries = stats.temp_size_in_bytes
     if is_tpu and (peak := getattr(stats, "peak_memory_in_bytes", 0)):
-        # The temporaries' own sum has some that are never there together, and more than the compiler accepts.
+        # The sum of the temporaries counts some that never exist together, and can exceed what the compiler accepts.
         temporaries = max(peak - arguments - outputs, 0)
     memory: Report = {
         "arguments": arguments,
@@ -90,16 +91,16 @@ def memory_of(compiled: jax.stages.Compiled, limit: float | None, is_tpu: bool) 
 
 
 def refused(message: str) -> Report:
-    """What the compiler says of a program that is too large."""
-    says = re.search(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)", message)
-    says = says or re.search(rf"Used {_SIZE} of {_SIZE} hbm", message)
-    if says is None:
+    """The memory of a program that the compiler refused as too large, from its error message."""
+    sizes = re.search(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)", message)
+    sizes = sizes or re.search(rf"Used {_SIZE} of {_SIZE} hbm", message)
+    if sizes is None:
         return {"total": None, "limit": None, "largest": [], "message": message.splitlines()[0]}
     listed = re.findall(
         rf"Size: {_SIZE}\n(?:\s+Operator: op_name=\"([^\"]*)\".*\n)?\s+Shape: (\S+?)(?:\{{|\n)", message
     )
     largest = [{"bytes": _bytes(*size), "shape": shape, "of": name} for *size, name, shape in listed]
-    return {"total": _bytes(says[1], says[2]), "limit": _bytes(says[3], says[4]), "largest": largest}
+    return {"total": _bytes(sizes[1], sizes[2]), "limit": _bytes(sizes[3], sizes[4]), "largest": largest}
 
 
 def _bytes(number: str, unit: str) -> int:
@@ -107,7 +108,7 @@ def _bytes(number: str, unit: str) -> int:
 
 
 def advice(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
-    """Options that are not on yet and save memory, those that cost least first."""
+    """Options that are still off and save memory, the cheapest first."""
     options = flatten(config_to_tree(config))
     tries = {
         "--model.dtype bfloat16": options.get("model.dtype") == "float32",
@@ -122,12 +123,12 @@ def advice(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
 
 
 def without_remat(config: Any) -> Any:
-    """The same config, that computes nothing twice."""
+    """The same config without recomputation in the backward pass."""
     return replace(config, model=config.model.clone(remat=False)) if getattr(config.model, "remat", False) else config
 
 
 def roofline(counts: Counts, flops_of_model: float, batch_size: int, chip: Chip) -> Report:
-    """The least time that a step can take: what is busiest is busy all the time, the rest runs beside it."""
+    """The least time of a step: that of its busiest resource, with all others working in parallel."""
     sent = sum(part.sent for part in counts.collectives.values())
     times = {
         "compute": counts.flops / chip.flops,
@@ -158,7 +159,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def rows(report: Report) -> list[tuple[str, str]]:
-    """Names and texts of the table."""
+    """The table's rows, as (name, text)."""
     memory = report["memory"]
     slices = f" in {report['slices']} slices" if report["slices"] > 1 else ""
     mesh = "  ".join(f"{name} {size}" for name, size in report["mesh"].items())
@@ -168,19 +169,21 @@ def rows(report: Report) -> list[tuple[str, str]]:
         ("parameters", f"{report['parameters']:,}"),
     ]
     names = {"arguments": "state and batch", "temporaries": "temporaries", "outputs": "new outputs", "code": "program"}
-    table += [(f"memory: {text}", size(memory[name])) for name, text in names.items() if name in memory]
+    table += [(f"memory: {text}", format_bytes(memory[name])) for name, text in names.items() if name in memory]
     table.append(("memory a chip", fit(report)))
-    table += [(f"  {size(part['bytes'])}", f"{part['shape']} {part['of']}") for part in memory.get("largest", [])[:5]]
+    table += [
+        (f"  {format_bytes(part['bytes'])}", f"{part['shape']} {part['of']}") for part in memory.get("largest", [])[:5]
+    ]
     if "flops" in report:
         table += [
             (
                 "FLOPs of a step a chip",
                 f"{quantity(report['flops'])} (the model's own: {quantity(report['model_flops'])})",
             ),
-            ("memory traffic of a step a chip", size(report["bytes"])),
+            ("memory traffic of a step a chip", format_bytes(report["bytes"])),
         ]
         for kind, part in report["collectives"].items():
-            table.append((kind, f"{part['count']:,.0f} a step, {size(part['bytes'])}"))
+            table.append((kind, f"{part['count']:,.0f} a step, {format_bytes(part['bytes'])}"))
         if report["unknown_loops"]:
             table.append(("loops of unknown length", f"{report['unknown_loops']:.0f}, counted once"))
     if bound := report.get("roofline"):
@@ -193,7 +196,7 @@ def rows(report: Report) -> list[tuple[str, str]]:
                 "least time of a step",
                 f"{milliseconds(bound['step_seconds'])}, bound by {bound['bound']}: {parts}{between}",
             ),
-            ("so at most", f"{bound['images_per_second']:,.0f} images/s, MFU {100 * bound['mfu']:.1f} %"),
+            ("at most", f"{bound['images_per_second']:,.0f} images/s, MFU {100 * bound['mfu']:.1f} %"),
         ]
     if found := report.get("search"):
         above = "" if found["smallest_that_does_not"] is None else f"; {found['smallest_that_does_not']:,} does not"
@@ -202,25 +205,19 @@ def rows(report: Report) -> list[tuple[str, str]]:
 
 
 def fit(report: Report) -> str:
-    """Whether the step fits and by how much."""
+    """Whether the step fits, and by how much."""
     total, limit = report["memory"]["total"], report["memory"]["limit"]
     if total is None:
         return f"does not fit: {report['memory']['message']}"
     if limit is None:
-        return size(total)
+        return format_bytes(total)
     verdict = "fits" if report["fits"] else "does not fit"
-    difference = f"{size(abs(limit - total))} {'left' if total <= limit else 'too much'}"
-    return f"{size(total)} of {size(limit)}: {verdict}, {difference}"
-
-
-def size(count: float) -> str:
-    """Bytes for people."""
-    unit = next(unit for unit in ("T", "G", "M", "K", "B") if count >= _UNITS[unit] or unit == "B")
-    return f"{count / _UNITS[unit]:.4g} {unit}iB" if unit != "B" else f"{count:.0f} B"
+    difference = f"{format_bytes(abs(limit - total))} {'left' if total <= limit else 'too much'}"
+    return f"{format_bytes(total)} of {format_bytes(limit)}: {verdict}, {difference}"
 
 
 def quantity(count: float) -> str:
-    """A number of operations for people."""
+    """A number of operations with four digits and a decimal unit: 1360000000 becomes "1.36 G"."""
     power = next(power for power in (15, 12, 9, 6, 0) if count >= 10**power or power == 0)
     return f"{count / 10**power:.4g}{ {15: ' P', 12: ' T', 9: ' G', 6: ' M', 0: ''}[power] }"
 

@@ -48,14 +48,16 @@ class Checkpoints:
             self._put_damaged_aside()
         barrier("checkpoints")
         self._kept = _LatestAndBest(self.scores, best_mode)
-        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
-        ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         ending = ocp.options.AsyncOptions(post_finalization_callback=self._list_files)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, async_options=ending)
-        handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
+        # A registry of the handler's own: orbax's global one serves the whole process.
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+        handlers = {"state": state, "progress": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def save(
@@ -69,7 +71,7 @@ class Checkpoints:
         self._sweep()
         self._saving = step
         progress = deepcopy(progress) | {"version": VERSION}  # orbax writes it later, by a thread.
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress))
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress))
         try:
             before()
             self._manager.save(step, args=items, force=True)
@@ -143,7 +145,8 @@ class Checkpoints:
                 f"the checkpoint {self._folder / str(step)} does not fit this model and optimizer: "
                 f"{'; '.join(differences[:6])}{more}. Use the code that it was saved by, or another --run.dir"
             )
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
+        arrays = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
+        items = ocp.args.Composite(state=arrays, progress=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         return restored["state"], restored["progress"]
 

@@ -1,4 +1,4 @@
-"""Several processes as one program: how they find each other, and how all of them end when one does."""
+"""Several processes that run one training: how they connect, and how all of them end when one does."""
 
 import ctypes
 import importlib.util
@@ -12,56 +12,63 @@ import jax
 from configs.base import Distributed
 from train.process.errors import UserError
 
-# A process that is silent for so long is taken for dead, in seconds.
+# Seconds of silence after which a process counts as dead.
 HEARTBEAT_TIMEOUT = 30
-# How long the first processes wait for the last to start, in seconds.
+# Seconds that the first process waits for the last one to start.
 START_TIMEOUT = 300
+
+PROCESS_LOST = (
+    "stopped: this process cannot continue, most likely because another process of the run ended, cannot be reached or "
+    "has the same process id; its own output says why. Run the same command in every process to resume from the last "
+    "checkpoint"
+)
 
 
 def connect(config: Distributed) -> None:
-    """Joins the other processes of this run, if there are any; to be called before JAX looks for devices.
+    """Connects to the other processes of this run, if there are any. Call it before JAX uses a device.
 
-    They are those of `config`, or of a TPU pod, Slurm or Open MPI, which JAX asks by itself.
+    The processes are those of `config`; without one, those of a TPU pod, Slurm or Open MPI, which JAX detects.
 
     Raises:
-        UserError: if `config` names some of the processes' options without the others, or no coordinator answers.
+        UserError: `config` sets only some of its three options, or the coordinator does not answer.
     """
-    given = (config.coordinator, config.num_processes, config.process_id)
-    if given == (None, None, None):
-        if jax.distributed.is_initialized() or not launched_as_many(os.environ):
+    options = (config.coordinator, config.num_processes, config.process_id)
+    if options == (None, None, None):
+        if jax.distributed.is_initialized() or not is_multi_process_launch(os.environ):
             return
-    elif None in given:
+    elif None in options:
         names = ("coordinator", "num-processes", "process-id")
-        missing = [f"--distributed.{name}" for name, value in zip(names, given, strict=True) if value is None]
-        raise UserError(f"several processes need all three options --distributed.*, got no {' and no '.join(missing)}")
+        missing = [f"--distributed.{name}" for name, value in zip(names, options, strict=True) if value is None]
+        raise UserError(
+            f"the three options --distributed.* must be given together, got no {' and no '.join(missing)}. Add it"
+        )
     else:
         _check(config)
-    where = config.coordinator or "the address that the launcher gives"
-    print(f"meeting the other processes at {where}, for up to {START_TIMEOUT} s", flush=True)
-    _say_when_aborted()
+    address = config.coordinator or "the launcher's address"
+    print(f"connecting to the other processes at {address}, for up to {START_TIMEOUT} s", flush=True)
+    _exit_cleanly_on_abort()
     try:
         jax.distributed.initialize(
-            *given, initialization_timeout=START_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
+            *options, initialization_timeout=START_TIMEOUT, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT
         )
     except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"this process found no others ({reason}); start all of them within {START_TIMEOUT} s, each with "
-            "--distributed.coordinator HOST:PORT (of process 0), --distributed.num-processes and its own "
-            "--distributed.process-id"
+            f"cannot connect to the other processes ({str(error).splitlines()[0]}). Start all of them within "
+            f"{START_TIMEOUT} s, each with --distributed.coordinator HOST:PORT (of process 0), "
+            "--distributed.num-processes and its own --distributed.process-id"
         ) from error
 
 
-def launched_as_many(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher that JAX knows started this process as one of several."""
+def is_multi_process_launch(environment: Mapping[str, str]) -> bool:
+    """Whether a launcher that JAX supports started this process as one of several."""
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return True
     if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
-        return True  # In a step of srun; the batch script itself is one process.
+        return True  # A step of srun; the batch script itself is one process.
     if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1:
         return True
-    # A Cloud TPU machine, which may be one of a pod, tells by its metadata server. Where that server is not to be
-    # asked (Colab and Kaggle say so by this variable), the machine stands alone.
+    # A Cloud TPU machine may be one of a pod, which only its metadata server knows. Colab and Kaggle, whose machines
+    # are single, disable that server by this variable.
     has_tpu = importlib.util.find_spec("libtpu") is not None and (
         Path("/dev/accel0").exists() or any(Path("/dev").glob("vfio/[0-9]*"))
     )
@@ -69,44 +76,39 @@ def launched_as_many(environment: Mapping[str, str]) -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes what is written once."""
+    """Whether this process writes the files that are written once per run."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes have come here."""
+    """Waits until all processes have reached it."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
 
 
-LOST = (
-    "stopped: this process cannot go on, most likely because another one of the run ended, cannot be reached or has "
-    "the same process id; its own output says why. The same command in every process goes on from the last checkpoint"
-)
-
-
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
-def _aborted(_: int) -> None:
-    os.write(2, f"{LOST}\n".encode())
+def _exit_on_abort(_: int) -> None:
+    os.write(2, f"{PROCESS_LOST}\n".encode())
     os._exit(1)
 
 
-def _say_when_aborted() -> None:
-    """Ends an abort, by which JAX leaves when others do not start or a heartbeat fails, with our line and status 1.
+def _exit_cleanly_on_abort() -> None:
+    """Makes SIGABRT print one line and exit with status 1.
 
-    The abort comes from a thread of C++, so no exception and no handler of Python's `signal` ever sees it.
+    JAX aborts when another process does not start or a heartbeat fails. It does so from a C++ thread, so neither an
+    exception nor a handler of Python's `signal` could catch it.
     """
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), _aborted)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _exit_on_abort)
 
 
 def _check(config: Distributed) -> None:
     count, index = config.num_processes or 0, config.process_id or 0
     host, _, port = (config.coordinator or "").rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"--distributed.coordinator is HOST:PORT of process 0, got {config.coordinator}")
+        raise UserError(f"--distributed.coordinator must be HOST:PORT of process 0, got {config.coordinator}")
     if not 0 <= index < count:
         raise UserError(
-            f"--distributed.process-id is from 0 to below --distributed.num-processes, got {index} of {count}"
+            f"--distributed.process-id must be from 0 to below --distributed.num-processes, got {index} of {count}"
         )

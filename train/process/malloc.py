@@ -1,7 +1,7 @@
-"""How glibc's malloc, from which XLA has its buffers on CPU, gets its memory from the kernel.
+"""Settings of glibc's malloc, which allocates XLA's buffers on CPU.
 
-XLA allocates the temporaries of a step anew each time, and glibc maps blocks that large, and unmaps them when they are
-freed: clearing their pages again, 4 KiB at a time, takes a third of a step (benchmarks/README.md).
+XLA allocates the temporaries of a step anew each time. glibc maps blocks of that size and unmaps them when they are
+freed, and clearing the new pages, 4 KiB at a time, takes a third of a step (benchmarks/README.md).
 """
 
 import ctypes
@@ -11,42 +11,56 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+SWITCH = "W2JAX_HUGE_PAGES"
+"""Environment variable: "0" turns huge pages off."""
+
 _TUNABLE = "glibc.malloc.hugetlb"
-# The mode in brackets is the kernel's: huge pages for all memory, for what is asked for, or none.
+# The kernel's mode stands in brackets: huge pages "always", "never", or for memory that requests them ("madvise").
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name for the event
-_LONG = 0.2  # seconds; a trim takes some hundredths
+_LONG_COMPILATION = 0.2  # seconds; malloc_trim takes some hundredths
 # Names from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that let glibc ask the kernel for pages of 2 MiB; none where nobody would heed them.
+    """The environment variables with which glibc requests pages of 2 MiB; none where that would have no effect.
 
-    glibc reads them once, as a process starts. What `environ` says already stays as it is.
+    glibc reads them when a process starts. A setting that `environ` already has is kept.
     """
-    told = environ.get("GLIBC_TUNABLES", "")
+    tunables = environ.get("GLIBC_TUNABLES", "")
     name = "CS_GNU_LIBC_VERSION"
     glibc = (os.confstr(name) or "") if name in getattr(os, "confstr_names", ()) else ""
     version = tuple(int(part) for part in glibc.removeprefix("glibc ").split(".") if part.isdigit())
-    asked = _KERNEL.exists() and "[madvise]" in _KERNEL.read_text()
-    if _TUNABLE in told or version < (2, 35) or not asked:
+    on_request = _KERNEL.exists() and "[madvise]" in _KERNEL.read_text()
+    if environ.get(SWITCH) == "0" or _TUNABLE in tunables or version < (2, 35) or not on_request:
         return {}
-    return {"GLIBC_TUNABLES": f"{told}:{_TUNABLE}=1".lstrip(":")}
+    return {"GLIBC_TUNABLES": f"{tunables}:{_TUNABLE}=1".lstrip(":")}
 
 
 def restart_with_huge_pages() -> None:
-    """Starts `python -m train.…` over with `huge_pages`; to be called before anything else is imported."""
-    locating = sys.argv[:1] == ["-m"]  # Python is about to run a module of the package that calls this.
-    if locating and (variables := huge_pages(os.environ)):
+    """Restarts `python -m train.…` with `huge_pages`, and does nothing in any other program.
+
+    `train/__init__.py` calls it before anything else is imported. W2JAX_HUGE_PAGES=0 in the environment turns it off.
+    """
+    if _is_module_of_train() and (variables := huge_pages(os.environ)):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
 
 
-def keep_freed_memory() -> None:
-    """Lets glibc hand freed memory to the next allocation instead of to the kernel; to be called before JAX starts.
+def _is_module_of_train() -> bool:
+    """Whether Python is importing the package `train` to run one of its modules."""
+    # Until Python has found the module, "-m" stands in place of the program's path. The module's name comes before the
+    # arguments, in a word of its own or as -mtrain.vit.
+    if sys.argv[:1] != ["-m"]:
+        return False
+    return sys.orig_argv[-len(sys.argv)].removeprefix("-m").split(".")[0] == "train"
 
-    For a process that had to start without huge pages, such as a notebook's: as fast, but memory falls to pieces, and
-    up to twice as much is held. Does nothing where malloc is not glibc's.
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep freed memory for the next allocation. Call it before JAX starts.
+
+    For a process that started without huge pages, such as a notebook: as fast, but memory gets fragmented, and the
+    process may take up to twice as much. Does nothing where malloc is not glibc's.
     """
     libc = _glibc()
     if libc is None or _TUNABLE in os.environ.get("GLIBC_TUNABLES", ""):
@@ -54,25 +68,25 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_TOP_PAD, 2**26)
-    # Else XLA's threads get heaps of their own, of at most 64 MiB, which go back to the kernel whatever the threshold.
-    # glibc reads this once, when a second thread first allocates.
+    # Otherwise XLA's threads get heaps of their own, of at most 64 MiB, which return to the kernel whatever the
+    # threshold. glibc reads this once, when a second thread first allocates.
     libc.mallopt(_M_ARENA_MAX, 1)
 
 
 @cache
 def trim_after_compiling() -> None:
-    """Lets glibc give the kernel what XLA's compiler has freed, each time that it has compiled for long.
+    """Makes glibc return the compiler's freed memory to the kernel after each long compilation.
 
-    Else it is held as long as the program runs: more than 100 MiB of a train step. Does nothing where malloc is not
+    Otherwise the process keeps it to its end: more than 100 MiB of a train step. Does nothing where malloc is not
     glibc's.
     """
     libc = _glibc()
     if libc is None:
         return
-    import jax  # Imported late: huge pages must have been asked for before.
+    import jax  # Late: this module is imported before the restart, which must come before JAX.
 
     def trim(event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _COMPILED and duration_secs > _LONG:
+        if event == _COMPILED and duration_secs > _LONG_COMPILATION:
             libc.malloc_trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(trim)

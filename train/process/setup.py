@@ -1,4 +1,4 @@
-"""Settings of the process that a training program wants before it starts."""
+"""Settings of the whole process that a training program makes before it starts."""
 
 import contextlib
 import logging
@@ -14,25 +14,50 @@ import jax
 import jaxlib.version
 
 from configs.base import Config
-from train.config.checks import batch_unit
 from train.process.distributed import connect
 from train.process.malloc import keep_freed_memory, trim_after_compiling
+
+
+def prepare_process(config: Config) -> None:
+    """Makes every setting of the process that a training program uses. Call it before JAX uses a device.
+
+    `config` has passed `train.config.checks.check_ranges`.
+
+    It changes, for the whole process:
+
+    - logging of JAX, absl, asyncio and orbax, and the hooks for uncaught errors of threads and callbacks
+    - glibc's malloc: it keeps freed memory, and returns the compiler's after each long compilation
+    - the connection to the run's other processes, if `config.distributed` or a launcher names any
+    - JAX's number of CPU devices (`config.mesh.cpu_devices`) and its compilation cache
+
+    The programs call it (`train.engine.main`), and `train.engine.loop.fit` never does: a notebook calls it only if it
+    wants these settings.
+
+    Raises:
+        UserError: the other processes cannot be reached.
+    """
+    silence_libraries()
+    keep_freed_memory()
+    trim_after_compiling()
+    connect(config.distributed)
+    split_cpu_into_devices(config)
+    enable_compilation_cache(config.run.compilation_cache)
 
 
 def silence_libraries() -> None:
     """Keeps the libraries' notices out of the training log; JAX's errors still show.
 
-    What fails while orbax saves is raised to us (`train/engine/checkpoint.py`). On its way it would be told a thousand lines
-    long, by each of orbax's threads and tasks.
+    An error in a save of orbax is raised to us (`train/engine/checkpoint.py`). Orbax would also log it from each of its
+    threads and tasks, a thousand lines in all.
     """
     logging.getLogger("jax").setLevel(logging.ERROR)
     for name in ("absl", "asyncio", "orbax"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    _quiet_threads()
+    _silence_orbax_threads()
 
 
 @cache
-def _quiet_threads() -> None:
+def _silence_orbax_threads() -> None:
     threading.excepthook = _thread_failed
     sys.unraisablehook = partial(_callback_failed, sys.unraisablehook)
 
@@ -42,17 +67,17 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failure)
 
 
-def _callback_failed(otherwise: Callable[[Any], object], failure: Any) -> None:
-    # tensorstore's word to a loop that ended at another array's failure.
+def _callback_failed(next_hook: Callable[[Any], object], failure: Any) -> None:
+    # tensorstore's message when the event loop was closed by another array's failure.
     if "Event loop is closed" not in str(failure.exc_value):
-        otherwise(failure)
+        next_hook(failure)
 
 
 def enable_compilation_cache(option: Literal["auto", "on", "off"]) -> None:
-    """Lets JAX keep compiled programs on disk and find them there; "auto" does so where an accelerator runs them.
+    """Makes JAX keep compiled programs on disk; "auto" does so only on accelerators.
 
-    The folder is $JAX_COMPILATION_CACHE_DIR, which JAX reads by itself, or one of this jaxlib's version: programs of
-    another may crash on CPU.
+    The folder is $JAX_COMPILATION_CACHE_DIR, which JAX reads itself, or one for this version of jaxlib: programs
+    compiled by another may crash on CPU.
     """
     if option == "off":
         jax.config.update("jax_enable_compilation_cache", False)
@@ -62,27 +87,19 @@ def enable_compilation_cache(option: Literal["auto", "on", "off"]) -> None:
 
 
 def split_cpu_into_devices(config: Config) -> None:
-    """Lets JAX count this CPU as several devices, which compute side by side; to be called before JAX starts.
+    """Makes JAX count this CPU as several devices, which compute in parallel. Call it before JAX uses a device.
 
-    XLA's CPU backend computes many small operations of a program on one core (benchmarks/README.md). A number of
-    devices that JAX was told otherwise stays as it is, and so do the devices of several processes.
+    XLA's CPU backend computes many small operations of a program on one core (benchmarks/README.md). The number is the
+    largest up to `config.mesh.cpu_devices` and the number of cores that divides the batch. A number set elsewhere
+    stays, and so do the devices of several processes.
     """
-    told = getattr(jax.config, "jax_num_cpu_devices", -1) != -1
-    flagged = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if told or flagged or jax.distributed.is_initialized():
+    is_set = getattr(jax.config, "jax_num_cpu_devices", -1) != -1
+    is_flagged = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if is_set or is_flagged or jax.distributed.is_initialized():
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most, size = min(config.mesh.cpu_devices, cores), config.run.batch_size
-    fitting = (n for n in range(most, 1, -1) if size % batch_unit(config, n) == 0)
-    with contextlib.suppress(RuntimeError):  # It has started, as in a notebook: the devices it has then have to do.
+    accumulate = getattr(getattr(config, "optim", None), "accumulate", 1)
+    counts = range(min(config.mesh.cpu_devices, cores), 1, -1)
+    fitting = (count for count in counts if config.run.batch_size % (count * accumulate) == 0)
+    with contextlib.suppress(RuntimeError):  # JAX has started, as in a notebook: its devices stay as they are.
         jax.config.update("jax_num_cpu_devices", next(fitting, 1))
-
-
-def prepare_process(config: Config) -> None:
-    """Settings of a training program's process, before JAX starts."""
-    silence_libraries()
-    keep_freed_memory()
-    trim_after_compiling()
-    connect(config.distributed)
-    split_cpu_into_devices(config)
-    enable_compilation_cache(config.run.compilation_cache)

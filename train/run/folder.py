@@ -101,7 +101,7 @@ class RunFolder:
             # Written each time: it says what the run does now, and fails early if nothing can be written here.
             self._write_json(CONFIG, {"task": task_of(config), **config_to_tree(config)})
         except BaseException:
-            self._lock.give_back()
+            self._lock.release()
             raise
 
     def _find(self, config: Config) -> None:
@@ -148,7 +148,7 @@ class RunFolder:
 
     def __exit__(self, *_) -> None:
         if self._lock is not None:
-            self._lock.give_back()
+            self._lock.release()
 
 
 def has_checkpoint(config: Config) -> bool:

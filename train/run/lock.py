@@ -1,4 +1,4 @@
-"""One process at a time in a run folder."""
+"""A lock file: one process at a time in a run folder."""
 
 import fcntl
 import json
@@ -12,51 +12,43 @@ from train.process.errors import UserError
 
 
 class Lock:
-    """A lock file that names its owner. The system gives the lock back however a process ends."""
+    """A lock file that names its owner. The system frees the lock however the owner ends."""
 
     def __init__(self, path: Path):
         """Takes the lock.
 
         Raises:
-            UserError: another process has it.
+            UserError: another process has the lock.
             OSError: the file cannot be written, or is a link.
         """
         self._path = path
         self._file = _open(path)
-        # Who had the lock may remove its file after we opened it and before we lock it.
-        while (free := self._take()) and not _is_at(self._file, path):
+        # The last owner may remove the file between our opening and our locking it.
+        while (free := _lock(self._file, fcntl.LOCK_EX)) and not _is_at(self._file, path):
             os.close(self._file)
             self._file = _open(path)
         owner = _read_owner(self._file)
         if not free:
             os.close(self._file)
             raise UserError(
-                f"{path.parent} is in use by {_in_words(owner)}; wait until it ends, or choose another --run.dir"
+                f"{path.parent} is in use by {_describe(owner)}. Wait for its end, or choose another --run.dir"
             )
-        self.left_by = None if owner is None else _in_words(owner)
-        """Who ended without giving the lock back, in words; None: nobody."""
+        self.left_by = None if owner is None else _describe(owner)
+        """The last owner, such as "process 12 on host, started 2026-01-01 10:00:00", if it ended without `release`."""
         here = {"pid": os.getpid(), "host": socket.gethostname(), "since": datetime.now().isoformat(" ", "seconds")}
         os.truncate(self._file, 0)
         os.pwrite(self._file, json.dumps(here).encode(), 0)
 
-    def give_back(self) -> None:
-        """Removes the file."""
+    def release(self) -> None:
+        """Removes the file and frees the lock."""
         self._path.unlink(missing_ok=True)
         os.close(self._file)
 
-    def _take(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # This file system has no locks, so what stands in the file must do.
-            owner = _read_owner(self._file)
-            return owner is None or _is_gone(owner)
-        return True
-
 
 def holder(path: Path) -> str | None:
-    """Who is at work by that lock file, in words; None: nobody. Nothing is written, and no link followed.
+    """The process that has the lock file at `path`, described as in `Lock.left_by`; None if no process has it.
+
+    Writes nothing and follows no link.
 
     Raises:
         OSError: the file cannot be read, or is a link.
@@ -66,17 +58,23 @@ def holder(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        owner = _read_owner(file)
-        try:
-            # Given back at once; a run that begins in this moment in a folder that a dead one left would be refused.
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _in_words(owner)
-        except OSError:  # No locks here: see `_take`.
-            return None if owner is None or _is_gone(owner) else _in_words(owner)
-        return None
+        # The shared lock is free again at once. Only a run that starts in this moment, in a folder whose last process
+        # was killed, would be refused.
+        return None if _lock(file, fcntl.LOCK_SH) else _describe(_read_owner(file))
     finally:
         os.close(file)
+
+
+def _lock(file: int, kind: int) -> bool:
+    """Locks a file until it is closed; False if another process has locked it."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # The file system has no locks, as some network ones: the owner in the file has to do.
+        owner = _read_owner(file)
+        return owner is None or _has_ended(owner)
+    return True
 
 
 def _read_owner(file: int) -> dict[str, Any] | None:
@@ -98,8 +96,8 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether a process of this machine no longer runs; of another machine's nothing is known."""
+def _has_ended(owner: dict[str, Any]) -> bool:
+    """Whether the owner was a process of this machine that no longer runs; another machine's cannot be checked."""
     if owner.get("host") != socket.gethostname() or not isinstance(owner.get("pid"), int):
         return False
     try:
@@ -111,7 +109,7 @@ def _is_gone(owner: dict[str, Any]) -> bool:
     return False
 
 
-def _in_words(owner: dict[str, Any] | None) -> str:
+def _describe(owner: dict[str, Any] | None) -> str:
     if owner is None:
         return "another process"
-    return f"process {owner.get('pid')} of {owner.get('host')}, since {owner.get('since')}"
+    return f"process {owner.get('pid')} on {owner.get('host')}, started {owner.get('since')}"

@@ -42,10 +42,10 @@ def test_the_report_of_a_tiny_task_is_what_arithmetic_says(capsys):
     assert f"{parameters:,}" in table
 
 
-def test_what_is_too_large_is_told_with_what_to_try_and_status_1(capsys):
+def test_a_step_that_is_too_large_is_reported_with_advice_and_status_1(capsys):
     assert main([*TINY, "--hbm", "1e-5"]) == 1
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert re.search(r"of 10.49 KiB: does not fit, [\d.]+ [KM]iB too much", text)
+    assert re.search(r"of 10.5 KiB: does not fit, [\d.]+ [KM]iB too much", text)
     assert "--optim.accumulate 2 --run.batch-size 6" in text and "--mesh.fsdp -1 --mesh.data 1" in text
 
 
@@ -63,7 +63,7 @@ def test_a_search_that_runs_out_of_tries_keeps_what_it_saw():
     assert largest_that_fits(lambda n: n <= 1000, 500, tries=4) == (1000, 1500)
 
 
-def test_the_compilers_refusal_is_read_in_both_of_its_forms():
+def test_both_forms_of_the_compilers_refusal_are_read():
     new = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.00G) "
     new += "exceeds available HBM (15.75G)."
     old = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 63.80G of 30.75G hbm. Exceeded by 33.05G.
@@ -92,7 +92,7 @@ def test_the_compilers_refusal_is_read_in_both_of_its_forms():
     ("flops", "traffic", "sent", "bound", "seconds"),
     [(197e9, 1e6, 1e6, "compute", 1e-3), (1e9, 819e7, 1e6, "memory", 1e-2), (1e9, 1e6, 400e6, "interconnect", 2e-3)],
 )
-def test_the_busiest_part_bounds_a_step(flops, traffic, sent, bound, seconds):
+def test_the_busiest_resource_bounds_a_step(flops, traffic, sent, bound, seconds):
     counts = Counts(flops, traffic, {"all-gather": Collectives(2, 3 * sent, sent)})
     line = roofline(counts, flops / 2, 300, CHIPS["v5e"])
     assert (line["bound"], line["step_seconds"]) == (bound, pytest.approx(seconds))
@@ -104,12 +104,12 @@ def test_the_busiest_part_bounds_a_step(flops, traffic, sent, bound, seconds):
     ("arguments", "message"),
     [
         (["vitt", "--topology", "cpu:2"], "wanted a task of vit, lstm, mha, aae, got 'vitt'"),
-        (["vit", "--topology", "v9:2x2"], "--topology: wanted one such as v5e:2x2"),
-        (["vit", "--topology", "v5e"], "--topology: wanted one such as v5e:2x2"),
-        (["vit", "--topology", "cpu"], "--topology: wanted one such as v5e:2x2"),
-        (["vit", "--topology", "v5p:2x2"], "v5p has 3 dimensions, got 'v5p:2x2'"),
-        (["vit", "--topology", "v5e:32x16"], "a slice of v5e has at most 256 chips, got 512"),
-        (["vit", "--topology", "cpu:2", "--slices", "2"], "--slices: wanted at least 1, and more than 1 of TPUs only"),
+        (["vit", "--topology", "v9:2x2"], "--topology must be one such as v5e:2x2"),
+        (["vit", "--topology", "v5e"], "--topology must be one such as v5e:2x2"),
+        (["vit", "--topology", "cpu"], "--topology must be one such as v5e:2x2"),
+        (["vit", "--topology", "v5p:2x2"], "--topology must have 3 dimensions for v5p, got 'v5p:2x2'"),
+        (["vit", "--topology", "v5e:32x16"], "--topology must have at most 256 chips in a slice of v5e, got 512"),
+        (["vit", "--topology", "cpu:2", "--slices", "2"], "--slices must be at least 1, and 1 unless on TPUs, got 2"),
         (["vit", "--topology", "cpu:2", "--search"], "--search: the memory of cpu:2 is not known; give it by --hbm"),
         (["vit", "--topology", "cpu:3", "--mesh.data", "2", "--mesh.fsdp", "-2"], "mesh sizes are positive"),
         (["vit", "tiny", "--topology", "cpu:3"], "--run.batch-size must be divisible by 3 device(s)"),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint.type_handlers import get_type_handler, supported_types
 
 from train.engine.checkpoint import Checkpoints
 from train.process.errors import RunStopped, UserError
@@ -61,6 +62,15 @@ def flip(path):
 
 def test_what_was_saved_comes_back_to_the_bit(saved):
     assert assert_restores(saved, 7) == []
+
+
+def test_saving_leaves_orbaxs_global_registry_alone(tmp_path):
+    before = get_type_handler(jax.Array), vars(get_type_handler(jax.Array)).copy(), supported_types()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, state(3), {"seconds": 3.0})
+        assert checkpoints.look(wait=True) is None
+        checkpoints.restore(3, LIKE)
+    assert (get_type_handler(jax.Array), vars(get_type_handler(jax.Array)), supported_types()) == before
 
 
 def test_what_changes_after_a_save_began_is_not_in_it(tmp_path):

@@ -23,7 +23,7 @@ from train.engine.checkpoint import Checkpoints
 from train.engine.loop import fit
 from train.engine.program import Program
 from train.engine.sharding import make_mesh
-from train.process.distributed import connect, launched_as_many
+from train.process.distributed import connect, is_multi_process_launch
 from train.process.errors import UserError
 from train.vit import make_task
 
@@ -64,7 +64,7 @@ def start(folder, *options, second=()):
 
 
 @pytest.fixture(scope="module")
-def barrier(tmp_path_factory):
+def of_two(tmp_path_factory):
     """The run folder of two processes, fsdp 2 over them, and what each printed."""
     folder = tmp_path_factory.mktemp("several") / "run"
     processes = start(folder, "--run.steps", "6", "--mesh.data", "2", "--mesh.fsdp", "2")
@@ -85,8 +85,8 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_write_the_losses_of_one(barrier, alone):
-    folder, _ = barrier
+def test_two_processes_write_the_losses_of_one(of_two, alone):
+    folder, _ = of_two
     several, one = lines(folder), lines(alone)
     assert [(line["step"], line["split"]) for line in several] == [(line["step"], line["split"]) for line in one]
     for ours, expected in zip(several, one, strict=True):
@@ -95,16 +95,16 @@ def test_two_processes_write_the_losses_of_one(barrier, alone):
         assert abs(ours["accuracy"] - expected["accuracy"]) < 0.022
 
 
-def test_one_process_alone_speaks_and_writes(barrier):
-    folder, (first, second) = barrier
+def test_only_the_main_process_prints_and_writes(of_two):
+    folder, (first, second) = of_two
     assert "4 CPU device(s) of 2 processes (data 2, fsdp 2)" in first
     assert "step" in first and "step" not in second and "test" not in second
     assert len((folder / "timing.jsonl").read_text().splitlines()) == 6
     assert (folder / "report.html").stat().st_size > 10_000
 
 
-def test_what_two_processes_saved_is_the_same_on_any_devices(barrier):
-    folder, _ = barrier
+def test_what_two_processes_saved_is_the_same_on_any_devices(of_two):
+    folder, _ = of_two
     source = open_source(CONFIG.data, CONFIG.data.train_split)
     task, states = make_task(CONFIG, source), []
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -118,8 +118,8 @@ def test_what_two_processes_saved_is_the_same_on_any_devices(barrier):
         jax.tree.map(np.testing.assert_array_equal, state, states[0])
 
 
-def test_a_run_of_two_processes_goes_on_in_one_and_says_so(barrier, tmp_path, capsys):
-    folder, _ = barrier
+def test_a_run_of_two_processes_resumes_in_one_and_says_so(of_two, tmp_path, capsys):
+    folder, _ = of_two
     shutil.copytree(folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
     fit(replace(CONFIG, run=replace(CONFIG.run, dir=str(tmp_path / "run")), mesh=Mesh(8, 1, 1)), make_task)
@@ -131,7 +131,7 @@ def test_a_run_of_two_processes_goes_on_in_one_and_says_so(barrier, tmp_path, ca
 
 
 @contextmanager
-def in_their_steps(folder, *options):
+def training_pair(folder, *options):
     """Two processes that have written the first line of a run without end."""
     processes = start(folder, "--run.steps", "1000000", *options)
     metrics = folder / "metrics.jsonl"
@@ -149,15 +149,15 @@ def in_their_steps(folder, *options):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_dies_the_other_says_so_and_ends_within_a_minute(tmp_path, victim):
-    with in_their_steps(tmp_path / "run") as processes:
+    with training_pair(tmp_path / "run") as processes:
         processes[victim].send_signal(signal.SIGKILL)
         output, _ = processes[1 - victim].communicate(timeout=60)
     assert processes[1 - victim].returncode == 1
-    assert "this process cannot go on, most likely because another one" in output.splitlines()[-1]
+    assert "this process cannot continue, most likely because another process" in output.splitlines()[-1]
 
 
 def test_a_signal_to_one_process_saves_and_ends_all_of_them_after_the_same_step(tmp_path):
-    with in_their_steps(tmp_path / "run", "--run.save-every", "1000000") as processes:
+    with training_pair(tmp_path / "run", "--run.save-every", "1000000") as processes:
         processes[1].send_signal(signal.SIGTERM)
         outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [143, 143], outputs
@@ -166,7 +166,7 @@ def test_a_signal_to_one_process_saves_and_ends_all_of_them_after_the_same_step(
         assert f"interrupted by SIGTERM: {tmp_path / 'run'} is saved up to step {int(saved.name):,};" in output
 
 
-def test_processes_of_different_options_are_told_apart_and_end(tmp_path):
+def test_processes_of_different_options_say_so_and_end(tmp_path):
     first, second = start(tmp_path / "run", second=("--mesh.tensor", "2", "--data.workers", "0"))
     (words, _), (others, _) = (process.communicate(timeout=120) for process in (second, first))
     assert (first.returncode, second.returncode) == (2, 2)
@@ -193,7 +193,7 @@ def test_processes_of_different_options_are_told_apart_and_end(tmp_path):
     ids=str,
 )
 def test_a_launcher_is_known_by_its_environment(environment, several):
-    assert launched_as_many(environment) is several
+    assert is_multi_process_launch(environment) is several
 
 
 @pytest.mark.parametrize(

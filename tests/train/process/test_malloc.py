@@ -1,4 +1,4 @@
-"""Programs begin with huge pages where kernel and glibc know them; importing the package changes nothing."""
+"""Programs start with huge pages where kernel and glibc support them; importing the package changes nothing."""
 
 import os
 import platform
@@ -10,38 +10,43 @@ from pathlib import Path
 
 import pytest
 
-from train.process import malloc as allocator
-from train.process.malloc import huge_pages
+from train.process import malloc
+from train.process.malloc import huge_pages, restart_with_huge_pages
 
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The kernel's file, which says that it gives huge pages to those who ask."""
-    monkeypatch.setattr(allocator, "_KERNEL", tmp_path / "enabled")
+    """The kernel's file, with the mode that gives huge pages on request; glibc supports them."""
+    monkeypatch.setattr(malloc, "_KERNEL", tmp_path / "enabled")
     monkeypatch.setattr(os, "confstr", lambda _: "glibc 2.36")
     (tmp_path / "enabled").write_text("always [madvise] never\n")
     return tmp_path / "enabled"
 
 
-def test_huge_pages_are_asked_for_beside_what_was_told(kernel: Path) -> None:
+def test_huge_pages_are_requested_beside_other_tunables(kernel: Path) -> None:
     assert huge_pages({}) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    told = huge_pages({"GLIBC_TUNABLES": "glibc.malloc.check=3"})["GLIBC_TUNABLES"]
-    assert told.split(":") == ["glibc.malloc.check=3", "glibc.malloc.hugetlb=1"]
+    tunables = huge_pages({"GLIBC_TUNABLES": "glibc.malloc.check=3"})["GLIBC_TUNABLES"]
+    assert tunables.split(":") == ["glibc.malloc.check=3", "glibc.malloc.hugetlb=1"]
 
 
-@pytest.mark.parametrize("told", ["glibc.malloc.hugetlb=0", "glibc.malloc.check=3:glibc.malloc.hugetlb=2"])
-def test_what_the_user_said_of_huge_pages_holds(kernel: Path, told: str) -> None:
-    assert huge_pages({"GLIBC_TUNABLES": told}) == {}
+@pytest.mark.parametrize("tunables", ["glibc.malloc.hugetlb=0", "glibc.malloc.check=3:glibc.malloc.hugetlb=2"])
+def test_the_users_own_setting_of_huge_pages_is_kept(kernel: Path, tunables: str) -> None:
+    assert huge_pages({"GLIBC_TUNABLES": tunables}) == {}
+
+
+def test_one_variable_turns_huge_pages_off(kernel: Path) -> None:
+    assert huge_pages({"W2JAX_HUGE_PAGES": "0"}) == {}
+    assert huge_pages({"W2JAX_HUGE_PAGES": "1"}) != {}
 
 
 @pytest.mark.parametrize("mode", ["[always] madvise never", "always madvise [never]", None])
-def test_a_kernel_that_would_not_heed_it_is_not_asked(kernel: Path, mode: str | None) -> None:
+def test_no_huge_pages_are_requested_of_a_kernel_that_gives_none_on_request(kernel: Path, mode: str | None) -> None:
     kernel.unlink() if mode is None else kernel.write_text(mode)
     assert huge_pages({}) == {}
 
 
 @pytest.mark.parametrize("version", ["glibc 2.31", "glibc 2.34", "", None])
-def test_a_libc_that_does_not_know_it_is_not_told(kernel: Path, monkeypatch, version: str | None) -> None:
+def test_no_huge_pages_are_requested_of_a_libc_without_them(kernel: Path, monkeypatch, version: str | None) -> None:
     monkeypatch.setattr(os, "confstr", lambda _: version)
     assert huge_pages({}) == {}
 
@@ -50,7 +55,7 @@ def without_tunables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
 
 
-@pytest.mark.skipif(not huge_pages({}), reason="this kernel gives huge pages to all or to none, or malloc is another's")
+@pytest.mark.skipif(not huge_pages({}), reason="no huge pages on request here, or malloc is not glibc's")
 def test_a_training_holds_its_arrays_in_huge_pages(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "train.lstm", "tiny", "--run.dir", str(tmp_path / "run")]
     with subprocess.Popen(command, env=without_tunables(), stdout=subprocess.DEVNULL) as program:
@@ -82,7 +87,7 @@ print(int(line.split()[1]) // 1024)
 
 
 @pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="malloc is not glibc's")
-def test_what_the_compiler_has_freed_is_given_back() -> None:
+def test_memory_that_the_compiler_has_freed_returns_to_the_kernel() -> None:
     usual = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # not the tests' quick compiler
     commands = [[sys.executable, "-c", COMPILE.format(trim=trim)] for trim in (False, True)]
     held, trimmed = (
@@ -92,14 +97,39 @@ def test_what_the_compiler_has_freed_is_given_back() -> None:
     assert trimmed < held - 20, f"{held} MiB held, {trimmed} MiB with trimming"
 
 
-def test_importing_the_package_starts_nothing_over() -> None:
-    told = "import os, train; print('GLIBC_TUNABLES' in os.environ)"
-    command = [sys.executable, "-c", told]
+@pytest.mark.parametrize(
+    ("original", "rest", "restarts"),
+    [
+        (["python", "-m", "train.vit"], [], True),
+        (["python", "-W", "error", "-m", "train.vit", "tiny", "--run.dir", "a b"], ["tiny", "--run.dir", "a b"], True),
+        (["python", "-mtrain.vit", "tiny"], ["tiny"], True),
+        (["python", "-m", "training.vit", "train.vit"], ["train.vit"], False),
+        (["python", "-m", "benchmarks.worker", "-m", "train.vit"], ["-m", "train.vit"], False),
+    ],
+)
+def test_only_python_m_train_is_restarted(kernel: Path, monkeypatch, original, rest, restarts) -> None:
+    restarted = []
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delenv("W2JAX_HUGE_PAGES", raising=False)
+    monkeypatch.setattr(sys, "orig_argv", original)
+    monkeypatch.setattr(sys, "argv", ["-m", *rest])
+    monkeypatch.setattr(os, "execve", lambda path, command, environ: restarted.append((command, environ)))
+    restart_with_huge_pages()
+    assert [command for command, _ in restarted] == ([[sys.executable, *original[1:]]] if restarts else [])
+    assert all(environ["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1" for _, environ in restarted)
+    restarted.clear()
+    monkeypatch.setenv("W2JAX_HUGE_PAGES", "0")
+    restart_with_huge_pages()
+    assert restarted == []
+
+
+def test_importing_the_package_restarts_nothing() -> None:
+    command = [sys.executable, "-c", "import os, train; print('GLIBC_TUNABLES' in os.environ)"]
     out = subprocess.run(command, env=without_tunables(), capture_output=True, text=True, check=True)
     assert out.stdout == "False\n"
 
 
-def test_a_program_that_is_started_over_has_its_arguments_and_its_status() -> None:
+def test_a_restarted_program_keeps_its_arguments_and_its_status() -> None:
     command = [sys.executable, "-W", "error", "-m", "train.lstm", "no such preset", "--run.dir", "a b"]
     out = subprocess.run(command, env=without_tunables(), capture_output=True, text=True)
     assert out.returncode == 2 and "no such preset" in out.stderr

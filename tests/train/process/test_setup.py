@@ -14,36 +14,70 @@ from configs.vit import PRESETS
 from train.config.checks import check_ranges
 from train.process.errors import UserError
 
-# With three cores, whatever this machine has: in turn the devices asked for and the size of a batch, or "start".
+# With three cores, whatever this machine has: for each pair of devices and batch size, the devices that JAX counts.
 PROGRAM = """
 import json, os, sys
 os.sched_getaffinity = lambda _: {0, 1, 2}
 import jax
 from configs.base import Config, Mesh, RunConfig
 from train.process.setup import split_cpu_into_devices
-for asked, size in json.loads(sys.argv[1]):
-    split_cpu_into_devices(Config(mesh=Mesh(cpu_devices=asked), run=RunConfig(batch_size=size)))
+for devices, size in json.loads(sys.argv[1]):
+    split_cpu_into_devices(Config(mesh=Mesh(cpu_devices=devices), run=RunConfig(batch_size=size)))
     print(jax.device_count())
 """
 
 
 @pytest.mark.parametrize(
-    ("asked", "environment", "devices"),
+    ("settings", "environment", "devices"),
     [
         ([(2, 100)], {}, [2]),
         ([(8, 99)], {}, [3]),  # as many as there are cores
-        ([(3, 100)], {}, [2]),  # a hundred cannot be cut in three
+        ([(3, 100)], {}, [2]),  # three do not divide a hundred
         ([(1, 100), (2, 100)], {}, [1, 1]),  # JAX has started
         ([(2, 100)], {"JAX_NUM_CPU_DEVICES": "5"}, [5]),
         ([(2, 100)], {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, [4]),
     ],
 )
-def test_a_cpu_counts_as_the_devices_asked_for_if_its_cores_the_batch_and_jax_allow(asked, environment, devices):
+def test_a_cpu_counts_as_the_devices_set_if_its_cores_the_batch_and_jax_allow(settings, environment, devices):
     outer = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
-    command = [sys.executable, "-c", PROGRAM, json.dumps(asked)]
+    command = [sys.executable, "-c", PROGRAM, json.dumps(settings)]
     root = Path(__file__).parents[3]
-    told = subprocess.run(command, cwd=root, env=outer | environment, stdout=subprocess.PIPE, text=True, check=True)
-    assert [int(line) for line in told.stdout.split()] == devices
+    result = subprocess.run(command, cwd=root, env=outer | environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert [int(line) for line in result.stdout.split()] == devices
+
+
+PREPARE = """
+import logging, sys, threading
+from dataclasses import replace
+import jax
+from configs.base import Config, Mesh, Optim, RunConfig
+from configs.vit import PRESETS
+from train.process.setup import prepare_process
+config = replace(
+    PRESETS["tiny"].config,
+    mesh=Mesh(cpu_devices=2),
+    optim=Optim(accumulate=int(sys.argv[1])),
+    run=RunConfig(batch_size=6, compilation_cache="on"),
+)
+before = threading.excepthook
+prepare_process(config)
+print(jax.device_count(), jax.config.jax_compilation_cache_dir, logging.getLogger("orbax").level)
+print(threading.excepthook is before)
+"""
+
+
+@pytest.mark.parametrize(("accumulate", "devices"), [(1, 2), (2, 1), (3, 2)])  # 2 × 2 does not divide 6
+def test_a_program_prepares_its_process_by_one_call(tmp_path, accumulate, devices):
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("XLA", "JAX"))}
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("one core is one device")
+    command = [sys.executable, "-c", PREPARE, str(accumulate)]
+    outer["XDG_CACHE_HOME"] = str(tmp_path)
+    root = Path(__file__).parents[3]
+    result = subprocess.run(command, cwd=root, env=outer, stdout=subprocess.PIPE, text=True, check=True)
+    count, folder, level, same_hook = result.stdout.split()
+    assert (int(count), int(level), same_hook) == (devices, 50, "False")
+    assert Path(folder).parent == tmp_path / "w2jax"
 
 
 def test_no_device_at_all_is_a_mistake():

@@ -1,4 +1,4 @@
-"""A signal ends a run after its step, saved; the same command goes on as if there had been none."""
+"""A signal ends a run after its step, saved; the same command resumes as if there had been none."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
-def heeded():
+def default_handlers():
     """No signal is ignored, as the tests inherit it of nohup or a shell's background job."""
     outer = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     yield
@@ -47,7 +47,7 @@ def whole(tmp_path_factory):
     ],
     ids=str,
 )
-def test_an_interrupted_run_is_saved_and_goes_on_to_the_same_bits(whole, tmp_path, monkeypatch, moment, number, done):
+def test_an_interrupted_run_is_saved_and_resumes_to_the_same_bits(whole, tmp_path, monkeypatch, moment, number, done):
     expected_config, expected = whole
     config = with_run(expected_config, tmp_path / "run")
     before = signal.getsignal(number)
@@ -64,7 +64,7 @@ def test_an_interrupted_run_is_saved_and_goes_on_to_the_same_bits(whole, tmp_pat
     assert not (tmp_path / "run" / "lock").exists()
 
 
-def test_another_process_in_the_same_folder_is_refused_and_one_that_is_told_to_end_does(tmp_path):
+def test_a_second_process_in_the_folder_is_refused_and_sigterm_ends_the_first(tmp_path):
     folder = tmp_path / "run"
     options = ["tiny", "--run.dir", str(folder), "--run.steps", "1000000", "--run.log-every", "5"]
     command = [sys.executable, "-m", "train.vit", *options]
@@ -75,7 +75,7 @@ def test_another_process_in_the_same_folder_is_refused_and_one_that_is_told_to_e
                 assert time.monotonic() - waited < 200 and process.poll() is None
                 time.sleep(0.05)
             second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-            assert second.returncode == 2 and f"is in use by process {process.pid} of" in second.stderr
+            assert second.returncode == 2 and f"is in use by process {process.pid} on" in second.stderr
             os.kill(process.pid, signal.SIGTERM)
             _, words = process.communicate(timeout=100)
         finally:

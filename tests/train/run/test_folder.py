@@ -66,7 +66,7 @@ def test_what_a_process_leaves_that_is_killed_as_it_begins_is_no_hindrance(lefto
     (tmp_path / "lock").write_text('{"pid": 1, "host": "gone", "since": "2026-01-01"}')
     (tmp_path / leftover).write_text('{"da')
     with RunFolder(config(tmp_path)) as folder:
-        assert "process 1 of gone" in str(folder.left_by)
+        assert "process 1 on gone" in str(folder.left_by)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 

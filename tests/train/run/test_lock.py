@@ -1,4 +1,4 @@
-"""One process at a time in a run folder, and a dead one is no hindrance."""
+"""One process at a time in a run folder; one that was killed leaves the folder free."""
 
 import errno
 import fcntl
@@ -13,7 +13,7 @@ import pytest
 
 from train.process.errors import UserError
 from train.run.lock import Lock
-from train.run.lock import holder as at_work
+from train.run.lock import holder as current_holder
 
 HOLD = (
     "import sys, time; from pathlib import Path; from train.run.lock import Lock; "
@@ -40,25 +40,25 @@ def without_locks(monkeypatch):
     monkeypatch.setattr(fcntl, "flock", flock)
 
 
-def test_a_second_process_is_refused_and_told_the_first(holder, tmp_path):
-    with pytest.raises(UserError, match=rf"is in use by process {holder.pid} of .*, since 20.*--run.dir"):
+def test_a_second_process_is_refused_and_the_first_is_named(holder, tmp_path):
+    with pytest.raises(UserError, match=rf"is in use by process {holder.pid} on .*, started 20.*--run.dir"):
         Lock(tmp_path / "lock")
 
 
-def test_the_lock_of_a_killed_process_is_free_and_it_is_known_who_left_it(holder, tmp_path):
+def test_the_lock_of_a_killed_process_is_free_and_names_it(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     lock = Lock(tmp_path / "lock")
-    assert f"process {holder.pid} of" in str(lock.left_by)
-    lock.give_back()
+    assert f"process {holder.pid} on" in str(lock.left_by)
+    lock.release()
     assert list(tmp_path.iterdir()) == []
     assert Lock(tmp_path / "lock").left_by is None
 
 
 @pytest.mark.parametrize("content", ["", "{", "[3]", '{"pid": "x"}'])
-def test_a_lock_file_that_says_nothing_is_no_lock(tmp_path, content):
+def test_a_lock_file_without_an_owner_is_free(tmp_path, content):
     (tmp_path / "lock").write_text(content)
-    Lock(tmp_path / "lock").give_back()
+    Lock(tmp_path / "lock").release()
     assert not (tmp_path / "lock").exists()
 
 
@@ -69,37 +69,35 @@ def test_a_link_in_its_place_is_not_followed(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_where_the_file_system_has_no_locks_the_file_says_who_is_at_work(holder, tmp_path, without_locks):
+def test_where_the_file_system_has_no_locks_the_file_says_who_is_current_holder(holder, tmp_path, without_locks):
     with pytest.raises(UserError, match=f"process {holder.pid}"):
         Lock(tmp_path / "lock")
     holder.kill()
     holder.wait()
-    Lock(tmp_path / "lock").give_back()
+    Lock(tmp_path / "lock").release()
     (tmp_path / "lock").write_text(json.dumps({"pid": os.getpid(), "host": "another", "since": "2026-01-01"}))
-    with pytest.raises(UserError, match="of another, since 2026-01-01"):
+    with pytest.raises(UserError, match="on another, started 2026-01-01"):
         Lock(tmp_path / "lock")
 
 
-def test_who_is_at_work_is_told_without_touching_the_lock(holder, tmp_path, monkeypatch):
+def test_the_holder_is_read_without_touching_the_lock(holder, tmp_path, monkeypatch):
     path = tmp_path / "lock"
     before = path.read_bytes(), path.stat().st_mtime_ns
-    assert re.fullmatch(rf"process {holder.pid} of .*, since 20.*", str(at_work(path)))
+    assert re.fullmatch(rf"process {holder.pid} on .*, started 20.*", str(current_holder(path)))
     holder.kill()
     holder.wait()
-    assert at_work(path) is None and (path.read_bytes(), path.stat().st_mtime_ns) == before
-    assert at_work(tmp_path / "none") is None
+    assert current_holder(path) is None and (path.read_bytes(), path.stat().st_mtime_ns) == before
+    assert current_holder(tmp_path / "none") is None
     (tmp_path / "link").symlink_to(path)
     with pytest.raises(OSError):
-        at_work(tmp_path / "link")
-    Lock(path).give_back()
+        current_holder(tmp_path / "link")
+    Lock(path).release()
 
 
-def test_where_the_file_system_has_no_locks_the_file_says_who_is_at_work_to_who_asks_too(
-    holder, tmp_path, without_locks
-):
-    assert f"process {holder.pid} of" in str(at_work(tmp_path / "lock"))
+def test_without_locks_of_the_file_system_the_holder_is_read_from_the_file(holder, tmp_path, without_locks):
+    assert f"process {holder.pid} on" in str(current_holder(tmp_path / "lock"))
     holder.kill()
     holder.wait()
-    assert at_work(tmp_path / "lock") is None
+    assert current_holder(tmp_path / "lock") is None
     (tmp_path / "lock").write_text("")
-    assert at_work(tmp_path / "lock") is None
+    assert current_holder(tmp_path / "lock") is None

@@ -1,4 +1,4 @@
-"""TAB in bash and in zsh, after the script of `python -m train.completion` was sourced."""
+"""TAB in bash and zsh, once the script of `python -m train.completion` is sourced."""
 
 import importlib
 import os
@@ -44,14 +44,14 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 def in_bash(scripts, here, *words):
-    """What bash would offer for the last of the words of a command line."""
+    """What bash offers for the last word of a command line."""
     command = ["bash", "--norc", "-c", CALL.format(script=scripts / "bash"), "bash", *words]
     result = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
     assert result.stderr == ""
     return result.stdout.split("\n")[:-1] if result.stdout.strip() else []
 
 
-def of(task):
+def presets_of(task):
     return list(importlib.import_module(f"configs.{task}").PRESETS)
 
 
@@ -59,7 +59,7 @@ def of(task):
     ("line", "offered"),
     [
         ("python -m train.v", ["train.vit"]),
-        ("python -m train.vit ", of("vit")),
+        ("python -m train.vit ", presets_of("vit")),
         ("python -m train.aae cl", ["clusters_16", "clusters_30"]),
         ("python -m train.lstm sample --model.num-l", ["--model.num-layers"]),
         ("python -m train.vit --run.steps", ["--run.steps", "--run.steps-per-call"]),
@@ -99,7 +99,7 @@ def test_bash_offers_every_option_and_no_word_of_their_texts(scripts, here):
     assert in_bash(scripts, here, "python", "-m", "train.aae", "tiny", "--run.steps", "5", "") == offered
 
 
-def test_bash_asks_the_completion_that_python_had_for_all_else(scripts, here):
+def test_bash_keeps_the_completion_that_python_had_for_all_else(scripts, here):
     setup = "_before() {{{{ COMPREPLY=(theirs); }}}}; complete -F _before python; source {0}; source {0}\n"
     for words, offered in ((("x"), "theirs"), (("-m", "json.to"), "theirs"), (("-m", "train.runs", "--js"), "--json")):
         words = ["python", *([words] if isinstance(words, str) else words)]
