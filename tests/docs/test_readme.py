@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import tyro
 from PIL import Image
+from tasks import TASKS
 
 from train import export, predict, prepare
 from train.config.checks import check_ranges
 from train.data import abstract_source, open_source
-from train.dryrun.__main__ import TASKS, read_task
 from train.dryrun.__main__ import main as dryrun
+from train.dryrun.__main__ import read_task
 from train.engine.loop import fit
 from w2jax.convert.__main__ import main as convert
 

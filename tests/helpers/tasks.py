@@ -17,7 +17,7 @@ def presets(task):
 
 def preset(task, name="tiny"):
     """The config of a preset."""
-    return presets(task)[name]
+    return presets(task)[name].config
 
 
 def make_task(task, config, source):

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tasks import TASKS
 
 from train import runs
 from train.config.tree import config_to_tree
@@ -22,7 +23,6 @@ from train.run.lock import Lock
 from train.runs import BEST, found, main
 
 ROOT = Path(__file__).parents[2]
-TASKS = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py") if path.stem != "base")
 
 
 def a_run(folder, task="vit", saved=(200, 400), accuracies=((200, 0.75), (400, 0.5)), preset="tiny", metric="accuracy"):

@@ -1,14 +1,14 @@
 """The contract of every task, found by its files: a program `train/NAME.py` with `make_task`, a preset "tiny"."""
 
 import dataclasses
-import importlib
 import os
 import shutil
-from pathlib import Path
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from tasks import TASKS, make_task, preset
 
 from configs.base import Mesh
 from train.data import batches, example_order, open_source
@@ -20,16 +20,12 @@ from train.engine.step import skip_nonfinite
 from train.report.metric_descriptions import METRIC_DESCRIPTIONS
 from train.task import NONFINITE
 
-ROOT = Path(__file__).parents[2]
-TASKS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "base")
-
 
 class Trained:
     """A tiny task, its data, and its step compiled once."""
 
     def __init__(self, name):
-        self.make_task = importlib.import_module(f"train.{name}").make_task
-        self.config = importlib.import_module(f"configs.{name}").PRESETS["tiny"].config
+        self.make_task, self.config = partial(make_task, name), preset(name)
         self.source = open_source(self.config.data, "train[:512]")
         self.task = self.make_task(self.config, self.source)
         self.step = jax.jit(self.task.step)

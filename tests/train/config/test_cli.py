@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tasks import TASKS
 
 from configs.base import Mesh
 from configs.vit import PRESETS
@@ -175,9 +176,6 @@ def test_the_program_exits_2_with_one_line_and_no_traceback():
     result = run("vit", "tiny", "--run.steps", "0")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("error: --run.steps must be at least 1")
-
-
-TASKS = ("vit", "mha", "lstm", "aae")
 
 
 @pytest.mark.parametrize("task", TASKS)
