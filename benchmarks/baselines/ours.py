@@ -32,11 +32,8 @@ def batch_of(inputs: Arrays) -> dict[str, np.ndarray]:
 
 def training(task: Any, inputs: Arrays) -> tuple[Any, Any, Any]:
     """(the task's train step, its first state with the inputs' parameters, a batch)."""
-    return (
-        task.step,
-        jax.jit(task.init)().replace(params=our_params(inputs)),
-        jax.tree.map(jnp.asarray, batch_of(inputs)),
-    )
+    state = jax.jit(task.init)().replace(params=our_params(inputs))
+    return task.step, state, jax.tree.map(jnp.asarray, batch_of(inputs))
 
 
 def source(inputs: Arrays) -> InMemorySource:
