@@ -14,6 +14,7 @@ from benchmarks.scaling import measure
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_a_case_times_all_implementations_and_writes_json(tmp_path):
     options = ["self_attention", "--processes", "1", "--turns", "2", "--seconds", "0.01", "--json", tmp_path / "out"]
     shown = subprocess.run(

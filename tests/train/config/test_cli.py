@@ -178,6 +178,7 @@ def test_the_program_exits_2_with_one_line_and_no_traceback():
     assert result.stderr.startswith("error: --run.steps must be at least 1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_help_all_lists_presets_and_explains_every_option(task):
     result = run(task, "--help-all")

@@ -2,7 +2,11 @@
 
 import random
 
+import pytest
+
 from tests.stress.kill_storm import Aim, Command, differences, kill_until_done, time_whole
+
+pytestmark = pytest.mark.slow
 
 # The autoencoder has everything that a State can hold: batch statistics, averaged parameters, three optimizers.
 OPTIONS = (

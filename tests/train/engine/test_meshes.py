@@ -55,6 +55,7 @@ OPTIONS = {
 CHOSEN = [Mesh(8, 1, 1), Mesh(1, 8, 1), Mesh(2, 2, 2)]
 TRIED = [("vit", Mesh(1, 2, 4)), ("mha", Mesh(1, 3, 2)), ("lstm", Mesh(1, 1, 5))]
 CASES = [*((task, sizes) for task in TASKS for sizes in CHOSEN), *TRIED]
+QUICK = ("lstm", Mesh(2, 2, 2))
 
 
 @dataclass
@@ -104,7 +105,11 @@ def small_models_are_cut(monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 2**8)
 
 
-@pytest.mark.parametrize(("task", "sizes"), CASES, ids=[f"{t}-{s.data}x{s.fsdp}x{s.tensor}" for t, s in CASES])
+@pytest.mark.parametrize(
+    ("task", "sizes"),
+    [pytest.param(*case, marks=[] if case == QUICK else pytest.mark.slow) for case in CASES],
+    ids=[f"{task}-{sizes.data}x{sizes.fsdp}x{sizes.tensor}" for task, sizes in CASES],
+)
 def test_a_mesh_computes_what_one_device_computes_and_each_device_holds_its_share(task, sizes):
     one, many = trainee(task).one, trainee(task).run(sizes)
     assert one.metrics.keys() == many.metrics.keys()
@@ -143,6 +148,7 @@ def test_a_mesh_computes_what_one_device_computes_and_each_device_holds_its_shar
         assert {axes_of(map(int, shape.split(","))) for shape in gathers} <= whole_layers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", CLASSIFIERS)
 def test_two_devices_of_a_cpu_compute_in_micro_batches_what_one_device_computes(task):
     model = trainee(task).config.model

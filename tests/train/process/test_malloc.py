@@ -50,6 +50,7 @@ def without_tunables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not huge_pages({}), reason="this kernel gives huge pages to all or to none, or malloc is another's")
 def test_a_training_holds_its_arrays_in_huge_pages(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "train.lstm", "tiny", "--run.dir", str(tmp_path / "run")]
@@ -81,6 +82,7 @@ print(int(line.split()[1]) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="malloc is not glibc's")
 def test_what_the_compiler_has_freed_is_given_back() -> None:
     usual = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # not the tests' quick compiler
