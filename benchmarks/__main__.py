@@ -1,10 +1,10 @@
-"""Ours beside PyTorch and Flax's own modules, by turns in processes of their own.
+"""Times our steps against PyTorch and stock Flax modules, alternating between separate processes.
 
-    python -m benchmarks [CASE ...] [--malloc own|keep|default] [--json FILE]
+    python -m benchmarks [CASE ...] [--malloc own|default|keep|huge] [--json FILE]
 
-Printed is the median time of a step over all turns with its range, then our time divided by the contender's: the median
-of the turns' ratios with its range, and the goal. The floor is the products' FLOPs at the rate of the best product of
-two matrices [2048, 2048] that torch or XLA did. Contenders that do not compute the same end the program.
+Prints the median time of a step over all turns with its range; then the ratio of our time to each other's: the median
+over the turns with its range, and the goal. The floor is the FLOPs of the matrix products at the rate of the fastest
+product of two [2048, 2048] matrices by torch or XLA. Results that differ end the program.
 """
 
 import argparse
@@ -20,14 +20,14 @@ from typing import Any
 
 from benchmarks.cases import CASES
 from benchmarks.inputs import step_flops
-from benchmarks.runner import Measured, measure
+from benchmarks.runner import Timings, measure
 
 
 def spread(values: list[float], digits: int) -> str:
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
-def show(name: str, measured: Mapping[str, Measured], goals: Mapping[str, float]) -> None:
+def show(name: str, measured: Mapping[str, Timings], goals: Mapping[str, float]) -> None:
     """Prints a case's table."""
     print(f"\n{name:<22} {'ms a step':<26} {'CPU ms':>8} {'peak MiB':>9} {'ready s':>8}   ours / theirs (goal)")
     ours = next(iter(measured.values()))
@@ -42,25 +42,26 @@ def show(name: str, measured: Mapping[str, Measured], goals: Mapping[str, float]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (default: all)")
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", choices=(*CASES, []), help=f"of {', '.join(CASES)} (default: all)"
+    )
     parser.add_argument("--processes", type=int, default=2, help="times that all are started (default: 2)")
     parser.add_argument("--turns", type=int, default=5, help="turns of each process (default: 5)")
     parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn (default: 1)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
     parser.add_argument(
         "--malloc",
-        choices=("own", "keep", "default"),
+        choices=("own", "default", "keep", "huge"),
         default="own",
-        help="glibc's malloc: as each program has it, which ours sets; with our settings for all; with none",
+        help="glibc's malloc: default: as it is; keep, huge: `keep_freed_memory`, `huge_pages` of train.process.malloc "
+        "for all; own (default): huge for ours, default for the others",
     )
     parser.add_argument("--json", type=Path, help="write all figures here too")
     options = parser.parse_args()
-    if unknown := set(options.cases) - set(CASES):
-        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     names = options.cases or list(CASES)
     if any("floor" in CASES[name].goals for name in names):
         names = ["gemm", *(name for name in names if name != "gemm")]
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     flops_per_ms = 0.0
     for name in names:
         case = CASES[name]
@@ -68,19 +69,19 @@ def main() -> None:
             case, options.processes, options.turns, options.seconds, options.threads, options.malloc
         )
         show(name, measured, case.goals)
-        found[name] = {"measured": {who: asdict(x) for who, x in measured.items()}, "differences": differences}
+        figures[name] = {"measured": {who: asdict(x) for who, x in measured.items()}, "differences": differences}
         if name == "gemm":
             flops_per_ms = 2 * 2048**3 / min(min(x.milliseconds) for x in measured.values())
-            print(f"  the best: {flops_per_ms / 1e6:.0f} GFLOP/s")
+            print(f"  fastest: {flops_per_ms / 1e6:.0f} GFLOP/s")
         if "floor" in case.goals:
             floor = step_flops(case.model, case.batch_size) / flops_per_ms
             ratios = [x / floor for x in measured["ours"].milliseconds]
             print(f"  {'floor':<20} {floor:<54.2f}   {spread(ratios, 2)} ({case.goals['floor']})", flush=True)
-            found[name]["floor"] = floor
+            figures[name]["floor"] = floor
         print("  largest differences: " + ", ".join(f"{what} {x:.0e}" for what, x in differences.items()))
     if options.json:
         machine = {"platform": platform.platform(), "python": sys.version, "threads": options.threads}
-        options.json.write_text(json.dumps({"machine": machine, "malloc": options.malloc, "cases": found}, indent=1))
+        options.json.write_text(json.dumps({"machine": machine, "malloc": options.malloc, "cases": figures}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""What `implementation="chunked"` saves: the peak memory of attention forward and backward, beside "xla".
+"""Peak memory of attention forward and backward with `implementation="chunked"` and with "xla".
 
     python -m benchmarks.attention_memory [--tokens 16384] [--blocks 512 512]
 
-Each implementation runs once in a process of its own: batch 1, 4 heads of width 64, float32. Printed are the process's
-peak resident memory (Python and jax included), the temporaries of which XLA knew beforehand, and the seconds.
+Each implementation runs once in a process of its own: batch 1, 4 heads of width 64, float32. Prints the process's
+peak resident memory (Python and jax included), the temporaries that XLA plans for, and the seconds.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 import w2jax.kernels.attention
+from benchmarks.worker import peak_memory
 from w2jax import scaled_dot_product_attention
 
 HEADS, WIDTH = 4, 64
@@ -36,9 +36,8 @@ def measure(implementation: str, tokens: int, blocks: list[int]) -> dict[str, fl
     gradients = jax.block_until_ready(step(q, k, v))
     seconds = time.perf_counter() - start
     assert all(jnp.isfinite(g).all() for g in gradients)
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss: bytes there, KiB on Linux
     return {
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9,
+        "peak": peak_memory() * 2**20 / 1e9,
         "temporaries": step.memory_analysis().temp_size_in_bytes / 1e9,
         "seconds": seconds,
     }

@@ -1,13 +1,13 @@
-"""What is compared: each case with its contenders, what they must agree on, and the ratios that we are out for."""
+"""The benchmark cases: who computes each, what the implementations must agree on, and the goals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 OURS, TORCH, FLAX = "benchmarks.baselines.ours", "benchmarks.baselines.torch_steps", "benchmarks.baselines.flax_steps"
 
-# Largest difference, relative to the largest value of the array. After the first update Adam divides gradients by
-# their size, so what is rounding in a small one is not in its parameter; Flax has one bias where torch has two. The
-# prior's draws are each library's own.
+# Largest difference, relative to the array's largest value. After an update losses differ more: Adam divides gradients
+# by their size, which turns the rounding of a small gradient into a large change of its parameter, and Flax has one
+# bias where torch has two. Each library draws its own samples of the prior ("game").
 TOLERANCE = {
     "loss": 1e-5,
     "later": 0.05,
@@ -23,15 +23,15 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Case:
-    """One computation, and who does it."""
+    """One computation and its implementations."""
 
     model: str
-    """What `benchmarks.inputs` builds."""
+    """The model's name in `benchmarks.inputs`."""
     batch_size: int
-    contenders: Mapping[str, str]
+    implementations: Mapping[str, str]
     """MODULE:FUNCTION by name."""
     goals: Mapping[str, float] = field(default_factory=dict)
-    """Our time divided by that of a contender, or by the arithmetic floor, is to be at most this."""
+    """Largest acceptable ratio of our time to that of an implementation, or to the arithmetic floor."""
 
 
 def _case(model: str, what: str, batch_size: int, goals: Mapping[str, float], *more: str) -> Case:

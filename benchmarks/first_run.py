@@ -1,4 +1,4 @@
-"""The newcomer's first commands, each in a fresh process: wall time, peak memory, accuracy.
+"""A newcomer's first commands, each in a fresh process: wall time, peak memory, accuracy.
 
     python -m benchmarks.first_run [--repeat 3] [--tasks vit lstm mha]
 

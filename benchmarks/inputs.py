@@ -1,4 +1,4 @@
-"""What all contenders of a case begin with: one model's parameters, under our names and torch's, and one batch."""
+"""The inputs that a case's implementations share: a model's parameters, under our and torch's names, and a batch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# The PyTorch course's models at the course's sizes, as options of ours; peers are built to the same.
+# The PyTorch course's models at the course's sizes, as options of ours; the baselines are built to the same.
 LSTM = {"num_classes": 10, "hidden_size": 256, "num_layers": 2}
 ATTENTION = {"num_classes": 10, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_dim": 128}
 VIT = {"num_classes": 10, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_dim": 256}
@@ -32,7 +32,7 @@ def build(model: str) -> tuple[Any, tuple[int, ...], str]:
     }[model]
 
 
-def write_given(path: Path, model: str, batch_size: int) -> None:
+def write_inputs(path: Path, model: str, batch_size: int) -> None:
     """Writes the parameters ("ours/…", "torch/…") and a batch of random images and labels as one .npz file."""
     import jax
     import jax.numpy as jnp
@@ -43,7 +43,7 @@ def write_given(path: Path, model: str, batch_size: int) -> None:
     module, shape, names = build(model)
     rng = np.random.default_rng(0)
     variables = module.init(jax.random.key(0), jnp.zeros((1, *shape)))
-    # Heads and biases that begin as zeros would hide what is behind them.
+    # Heads and biases that begin as zeros would hide differences behind them.
     params = jax.tree.map(
         lambda x: x if x.any() else jnp.asarray(0.05 * rng.standard_normal(x.shape, np.float32)), variables["params"]
     )
@@ -60,17 +60,17 @@ def write_given(path: Path, model: str, batch_size: int) -> None:
     np.savez(path, **ours, **torch, **batch)
 
 
-def part(given: Arrays, which: str) -> dict[str, np.ndarray]:
+def part(inputs: Arrays, which: str) -> dict[str, np.ndarray]:
     """The parameters under "ours" or "torch", by name."""
-    return {name.removeprefix(f"{which}/"): x for name, x in given.items() if name.startswith(f"{which}/")}
+    return {name.removeprefix(f"{which}/"): x for name, x in inputs.items() if name.startswith(f"{which}/")}
 
 
-def our_params(given: Arrays) -> dict[str, Any]:
+def our_params(inputs: Arrays) -> dict[str, Any]:
     """The parameters as the nested dict that Linen takes."""
     import jax.numpy as jnp
     from flax.traverse_util import unflatten_dict
 
-    return unflatten_dict({name: jnp.asarray(leaf) for name, leaf in part(given, "ours").items()}, sep="/")
+    return unflatten_dict({name: jnp.asarray(leaf) for name, leaf in part(inputs, "ours").items()}, sep="/")
 
 
 def step_flops(model: str, batch_size: int) -> float:

@@ -1,9 +1,9 @@
-"""Where our train step spends its time: the operations of XLA's program, by what JAX calls them.
+"""Where our train step spends its time: the operations of XLA's program under JAX's names.
 
     python -m benchmarks.profile TASK [--top 12]
 
-A fusion counts for its last operation. Each time is the median over the steps, and that of a thread that waits: of the
-products, which use all cores, and of loops over elements, cut into a part a core, of which each counts.
+A fusion counts as its last operation. Each time is the median over the steps of the thread that waits. Matrix products
+use all cores; loops over elements are split into one part per core, and each part counts.
 """
 
 import argparse

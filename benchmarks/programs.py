@@ -2,8 +2,8 @@
 
     python -m benchmarks.programs [TASK ...] [--repeat 1] [--json FILE]
 
-MNIST is looked for as `python -m train.vit mnist` does. Ours compiles, trains, evaluates, writes checkpoints and the
-report; its first start also decodes the PNGs. PyTorch's reads arrays that are decoded already, trains and evaluates.
+Reads MNIST from where `python -m train.vit mnist` does. Ours compiles, trains, evaluates, writes checkpoints and the
+report; its first start also decodes the PNGs. PyTorch's reads decoded arrays, trains and evaluates.
 """
 
 import argparse
@@ -80,20 +80,18 @@ def run_torch(task: str, images: str, *options: str) -> tuple[float, float, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", metavar="TASK", help=f"of {', '.join(BATCH_SIZES)} (default: all)")
+    parser.add_argument("tasks", nargs="*", metavar="TASK", choices=(*BATCH_SIZES, []), help="(default: all)")
     parser.add_argument("--repeat", type=int, default=1, help="runs of each program (default: 1)")
     parser.add_argument("--json", type=Path, help="write all figures here too")
     options = parser.parse_args()
-    if unknown := set(options.tasks) - set(BATCH_SIZES):
-        parser.error(f"no task {', '.join(sorted(unknown))}; there are {', '.join(BATCH_SIZES)}")
-    found: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    figures: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         images = f"{folder}/mnist.npz"
-        # In a process of its own, as this one's memory would count as every program's.
+        # In another process: the memory of this one would count in every program's peak.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             pool.submit(write_mnist, images).result()
         for task in options.tasks or BATCH_SIZES:
-            runs = found[task] = {"first": [], "ours": [], "memory": [], "loader": []}
+            runs = figures[task] = {"first": [], "ours": [], "memory": [], "loader": []}
             for _ in range(options.repeat):
                 with tempfile.TemporaryDirectory() as cache:
                     os.environ["XDG_CACHE_HOME"] = cache  # Where decoded splits are kept.
@@ -110,7 +108,7 @@ def main() -> None:
                     line += f"  ours / theirs {medians['ours'] / medians[who]:.2f} (goal {GOALS[who]})"
                 print(line, flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs the contenders of a case in processes of their own, by turns, and holds their results against each other."""
+"""Runs the implementations of a case alternately, each in its own process, and compares their results."""
 
 import json
 import os
@@ -12,34 +12,34 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import OURS, TOLERANCE, Case
-from benchmarks.inputs import write_given
+from benchmarks.inputs import write_inputs
 from train.process.malloc import huge_pages
 
 
 @dataclass
-class Measured:
-    """One contender's figures, over all its turns."""
+class Timings:
+    """One implementation's figures, over all its turns."""
 
     milliseconds: list[float] = field(default_factory=list)
     """Mean time of a step in each turn."""
     ready: list[float] = field(default_factory=list)
-    """Seconds until each process had imported, compiled and computed what is compared."""
+    """Seconds until each process had imported, compiled and computed its results."""
     cpu: list[float] = field(default_factory=list)
-    """Milliseconds of all cores for a step, in each turn."""
+    """CPU milliseconds of a step, summed over all cores, in each turn."""
     peak: float = 0.0
-    """Largest MiB that a process held."""
+    """Peak resident MiB over all processes."""
 
 
-class Child:
-    """A contender's process."""
+class Worker:
+    """The process of one implementation (`benchmarks.worker`)."""
 
-    def __init__(self, function: str, given: Path, threads: int, malloc: str):
+    def __init__(self, function: str, inputs: Path, threads: int, malloc: str):
         if malloc == "own":
-            malloc = "keep" if function.startswith(OURS) else "default"
+            malloc = "huge" if function.startswith(OURS) else "default"
         variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
-        variables |= huge_pages(os.environ) if malloc == "keep" else {}
+        variables |= huge_pages(os.environ) if malloc == "huge" else {}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", function, str(given), str(threads), malloc],
+            [sys.executable, "-m", "benchmarks.worker", function, str(inputs), str(threads), malloc],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -65,45 +65,45 @@ class Child:
 
 def measure(
     case: Case, processes: int, turns: int, seconds: float, threads: int, malloc: str
-) -> tuple[dict[str, Measured], dict[str, float]]:
-    """(figures of each contender, the largest relative difference of each result).
+) -> tuple[dict[str, Timings], dict[str, float]]:
+    """(figures of each implementation, the largest relative difference of each result).
 
-    Each of `processes` times all contenders are started, and take `turns` turns of about `seconds`.
+    All implementations are started `processes` times; each time every one takes `turns` turns of about `seconds`.
     """
-    measured = {name: Measured() for name in case.contenders}
+    measured = {name: Timings() for name in case.implementations}
     with tempfile.TemporaryDirectory() as folder:
-        given = Path(folder, "given.npz")
-        write_given(given, case.model, case.batch_size)
+        inputs = Path(folder, "inputs.npz")
+        write_inputs(inputs, case.model, case.batch_size)
         for _ in range(processes):
-            children = {}
-            for name, function in case.contenders.items():
-                children[name] = Child(function, given, threads, malloc)
-                measured[name].ready.append(children[name].first["seconds"])
-            differences = compared({name: child.first["result"] for name, child in children.items()})
+            workers = {}
+            for name, function in case.implementations.items():
+                workers[name] = Worker(function, inputs, threads, malloc)
+                measured[name].ready.append(workers[name].first["seconds"])
+            differences = compared({name: worker.first["result"] for name, worker in workers.items()})
             counts = {}
-            for name, child in children.items():
-                child.turn(2)
-                counts[name] = max(1, round(seconds / child.turn(2)["seconds"] * 2))
+            for name, worker in workers.items():
+                worker.turn(2)
+                counts[name] = max(1, round(seconds / worker.turn(2)["seconds"] * 2))
             for turn in range(turns):
-                for name in list(children)[:: 1 if turn % 2 else -1]:
-                    found = children[name].turn(counts[name])
-                    measured[name].milliseconds.append(1e3 * found["seconds"] / counts[name])
-                    measured[name].cpu.append(1e3 * found["cpu"] / counts[name])
-                    measured[name].peak = max(measured[name].peak, found["peak"])
-            for child in children.values():
-                child.close()
+                for name in list(workers)[:: 1 if turn % 2 else -1]:
+                    answer = workers[name].turn(counts[name])
+                    measured[name].milliseconds.append(1e3 * answer["seconds"] / counts[name])
+                    measured[name].cpu.append(1e3 * answer["cpu"] / counts[name])
+                    measured[name].peak = max(measured[name].peak, answer["peak"])
+            for worker in workers.values():
+                worker.close()
     return measured, differences
 
 
 def compared(results: dict[str, dict[str, list[float]]]) -> dict[str, float]:
     """The largest difference of each result, relative to its largest value; ends the program if it is too large."""
     first, *others = results
-    found = dict.fromkeys(results[first], 0.0)
+    largest = dict.fromkeys(results[first], 0.0)
     for other in others:
         for name, value in results[first].items():
             a, b = np.asarray(value), np.asarray(results[other][name])
             difference = float(abs(a - b).max() / abs(a).max())
-            if not difference <= TOLERANCE[name]:  # Nor is NaN.
+            if not difference <= TOLERANCE[name]:  # NaN counts as too large.
                 sys.exit(f"{first} and {other} do not compute the same: {name} differs by {difference:.1e} ({a}, {b})")
-            found[name] = max(found[name], difference)
-    return found
+            largest[name] = max(largest[name], difference)
+    return largest

@@ -1,9 +1,9 @@
-"""How a train step's time and memory grow: one size of the program times 4, the others as they are.
+"""How a train step's time and memory grow when one size becomes 4 times as large.
 
     python -m benchmarks.scaling [NAME ...] [--repeat 5] [--json FILE]
 
-The exponent of a quantity that becomes r times as large is log r / log 4: 1 where it grows in proportion. The FLOPs of
-the step's products tell what to expect of its time. Memory is that of XLA's temporaries, by its own count.
+The exponent of a quantity that becomes r times as large is log r / log 4: 1 if it grows in proportion. The FLOPs of the
+step's matrix products are the yardstick for its time. Memory is that of XLA's temporaries, by its own count.
 """
 
 import argparse
@@ -31,7 +31,7 @@ CASES = {
 
 
 def measure(task: str, sizes: Mapping[str, int], grown: str, repeat: int) -> list[dict[str, float]]:
-    """FLOPs, seconds and bytes of the step before and after, their steps by turns."""
+    """FLOPs, seconds and bytes of the step before and after, timed alternately."""
     steps = [Step(task, sizes), Step(task, {**sizes, grown: FACTOR * sizes[grown]})]
     for step in steps:
         step()
@@ -48,26 +48,26 @@ def measure(task: str, sizes: Mapping[str, int], grown: str, repeat: int) -> lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(CASES)} (default: all)")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", choices=(*CASES, []), help=f"of {', '.join(CASES)} (default: all)"
+    )
     parser.add_argument("--repeat", type=int, default=5, help="steps of each program (default: 5)")
     parser.add_argument("--json", type=Path, help="write all figures here too")
     options = parser.parse_args()
-    if unknown := set(options.names) - set(CASES):
-        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     keep_freed_memory()
-    found = {}
+    figures = {}
     print(f"{'':<11} {'from':>5} {'to':>5} {'ms':>17} {'MiB':>16}   exponents of FLOPs, time, memory")
     for name in options.names or CASES:
         task, sizes = CASES[name]
         grown = next(iter(sizes))
-        small, large = found[name] = measure(task, sizes, grown, options.repeat)
+        small, large = figures[name] = measure(task, sizes, grown, options.repeat)
         exponents = [f"{math.log(large[key] / small[key], FACTOR):5.2f}" for key in ("flops", "seconds", "memory")]
         line = f"{name:<11} {sizes[grown]:5} {FACTOR * sizes[grown]:5}"
         line += f" {1e3 * small['seconds']:8.1f} {1e3 * large['seconds']:8.1f}"
         line += f" {small['memory'] / 2**20:8.1f} {large['memory'] / 2**20:7.1f}"
         print(f"{line}   {'  '.join(exponents)}", flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Our train step by itself on one device, of the whole batch at once, at any size."""
+"""Our train step on one device and the whole batch at once, at any size."""
 
 import importlib
 import time
@@ -30,7 +30,7 @@ class Step:
         count, side = sizes.pop("batch_size"), sizes.pop("side")
         shape = (sizes.pop("height", side), side, 1)
         source = AbstractSource(
-            "blank", "train", shape, 10, list("0123456789"), sibling=lambda _: source, count=10 * count
+            "blank", "train", shape, 10, list("0123456789"), open_split=lambda _: source, count=10 * count
         )
         config_type = importlib.import_module(f"configs.{task}").Config
         make_task = importlib.import_module(f"train.{task}").make_task
@@ -40,14 +40,14 @@ class Step:
         program = Program(config, made, source, make_mesh(config.mesh))
         self.compiled = program.lowered_step.compile()
         self.flops = model_flops(config, make_task, source, program)
-        """Of its products."""
+        """FLOPs of its matrix products."""
         self._state = jax.jit(made.init, out_shardings=program.places)()
         rng, index = np.random.default_rng(0), np.arange(count, dtype=np.int32)
         batch = {"image": rng.integers(0, 256, (count, *shape), np.uint8), "label": index % 10, "index": index}
         self._batch = program.place(batch, index, count)
 
     def __call__(self) -> float:
-        """Does a step; the seconds it took."""
+        """Does a step and returns the seconds it took."""
         start = time.perf_counter()
         self._state, metrics = self.compiled(self._state, self._batch)
         jax.block_until_ready((self._state, metrics))

@@ -1,9 +1,9 @@
-"""What the TPU's compiler makes of our train steps and of those with Flax's own modules.
+"""What the TPU's compiler makes of our train steps and of those of stock Flax modules.
 
     python -m benchmarks.tpu [--topology v5e:1x1] [--json FILE]
 
 Needs no TPU but libtpu (`pip install -e ".[tpu]"`). FLOPs and bytes are counted in the compiled program, the body of a
-loop as often as it runs (`train/dryrun/hlo.py`); temporaries are what the compiler says that it takes of HBM.
+loop as often as it runs (`train/dryrun/hlo.py`); temporaries are the HBM that the compiler reports.
 """
 
 import os
@@ -21,11 +21,11 @@ from jax.sharding import SingleDeviceSharding
 
 from benchmarks.baselines import flax_steps, ours
 from benchmarks.cases import CASES
-from benchmarks.inputs import write_given
+from benchmarks.inputs import write_inputs
 from train.dryrun.hlo import count
 from train.dryrun.target import open_target
 
-# Ours is to be at most this part of Flax's.
+# Largest acceptable ratio of ours to Flax's.
 GOALS = {"lstm": {"bytes": 0.7, "temporaries": 0.5}, "vit": {"bytes": 1.0, "temporaries": 1.0}}
 
 
@@ -45,25 +45,27 @@ def main() -> None:
     parser.add_argument("--topology", default="v5e:1x1", help="(default: v5e:1x1)")
     parser.add_argument("--json", type=Path, help="write all figures here too")
     options = parser.parse_args()
-    device, found = open_target(options.topology).devices[0], {}
+    device, figures = open_target(options.topology).devices[0], {}
     for model, goals in GOALS.items():
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "given.npz")
-            write_given(path, model, CASES[f"{model}_step"].batch_size)
+            path = Path(folder, "inputs.npz")
+            write_inputs(path, model, CASES[f"{model}_step"].batch_size)
             with np.load(path) as arrays:
-                given = dict(arrays)
-        steps = {who: getattr(peer, f"{model}_training")(given) for who, peer in (("ours", ours), ("flax", flax_steps))}
-        found[model] = {who: measure(step, device) for who, step in steps.items()}
-        for who, figures in found[model].items():
-            line = f"{model:<5} {who:<5} {figures['flops'] / 1e9:7.1f} GFLOP"
+                inputs = dict(arrays)
+        steps = {
+            who: getattr(module, f"{model}_training")(inputs) for who, module in (("ours", ours), ("flax", flax_steps))
+        }
+        figures[model] = {who: measure(step, device) for who, step in steps.items()}
+        for who, of_step in figures[model].items():
+            line = f"{model:<5} {who:<5} {of_step['flops'] / 1e9:7.1f} GFLOP"
             for name in ("bytes", "temporaries"):
-                line += f" {figures[name] / 2**20:9.1f} MiB {name}"
+                line += f" {of_step[name] / 2**20:9.1f} MiB {name}"
                 if who == "ours":
-                    ratio = figures[name] / found[model]["flax"][name]
+                    ratio = of_step[name] / figures[model]["flax"][name]
                     line += f" ({ratio:.2f} of Flax's, goal {goals[name]})"
             print(line, flush=True)
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1))
+        options.json.write_text(json.dumps(figures, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""One contender of a case in a process of its own: prepares, says what it computed, and takes steps when it is told.
+"""Runs one implementation of a case in its own process: prepares it, reports its results, and steps on request.
 
-    python -m benchmarks.worker MODULE:FUNCTION GIVEN.npz THREADS keep|default
+    python -m benchmarks.worker MODULE:FUNCTION INPUTS.npz THREADS default|keep|huge
 
 Writes lines of JSON: first {"seconds": until ready, "result": its numbers}, then for each number N read from stdin
-{"seconds": of N steps, "cpu": seconds of all cores, "peak": MiB of the process up to here}. One more step before these
-is not timed: the others' turns have emptied the caches, and a virtual machine's host may have taken back free memory.
+{"seconds": of N steps, "cpu": seconds of all cores, "peak": MiB of the process so far}. One more step before these is
+not timed: the other workers have emptied the caches, and a virtual machine's host may have taken back free memory.
 """
 
 import importlib
@@ -21,38 +21,38 @@ import numpy as np
 from train.process.malloc import keep_freed_memory, trim_after_compiling
 
 
-class Contender(NamedTuple):
-    """What a contender's function makes of what is given."""
+class Workload(NamedTuple):
+    """What an implementation's function makes of the inputs."""
 
     result: dict[str, Any]
-    """Numbers and arrays that every contender of the case should agree on."""
+    """Numbers and arrays on which all implementations of the case must agree."""
     step: Callable[[], object]
-    """Does what is timed, once, and returns when it is done."""
+    """Does once what is timed, and returns when it is done."""
 
 
 def main() -> None:
     function, path, threads, malloc = sys.argv[1:]
     started = time.perf_counter()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
-    if malloc == "keep":
+    if malloc != "default":
         keep_freed_memory()
         trim_after_compiling()
     module, name = function.split(":")
-    with np.load(path) as given:
-        contender: Contender = getattr(importlib.import_module(module), name)(dict(given))
-    result = {key: np.asarray(value).ravel()[:1000].tolist() for key, value in contender.result.items()}
+    with np.load(path) as inputs:
+        workload: Workload = getattr(importlib.import_module(module), name)(dict(inputs))
+    result = {key: np.asarray(value).ravel()[:1000].tolist() for key, value in workload.result.items()}
     answer(seconds=time.perf_counter() - started, result=result)
     for line in sys.stdin:
-        contender.step()
+        workload.step()
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(int(line)):
-            contender.step()
+            workload.step()
         cpu, seconds = time.process_time() - cpu, time.perf_counter() - start
         answer(seconds=seconds, cpu=cpu, peak=peak_memory())
 
 
 def peak_memory() -> float:
-    """MiB. What `getrusage` tells begins with the parent's."""
+    """Peak resident MiB of this process. `getrusage` would include the parent's from before the fork."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
 

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from benchmarks.baselines.with_jax import attended, compiled_update, images, inferred, trained
 from benchmarks.inputs import ATTENTION, HEADS, LSTM, VIT, WIDTH, Arrays, our_params
-from benchmarks.worker import Contender
+from benchmarks.worker import Workload
 
 
 class LSTMClassifier(nn.Module):
@@ -101,7 +101,7 @@ def transformer_params(params: dict[str, Any]) -> dict[str, Any]:
     return theirs
 
 
-def training(module: nn.Module, params: Any, x: jax.Array, given: Arrays, optimizer) -> tuple[Callable, Any, Any]:
+def training(module: nn.Module, params: Any, x: jax.Array, inputs: Arrays, optimizer) -> tuple[Callable, Any, Any]:
     """(a train step: state, batch -> state, metrics; its first state; a batch)."""
 
     def update(state, batch):
@@ -115,44 +115,44 @@ def training(module: nn.Module, params: Any, x: jax.Array, given: Arrays, optimi
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), {"loss": value}
 
-    return update, (params, optimizer.init(params)), (x, jnp.asarray(given["label"]))
+    return update, (params, optimizer.init(params)), (x, jnp.asarray(inputs["label"]))
 
 
-def lstm_training(given: Arrays):
-    params = lstm_params(our_params(given))
-    return training(LSTMClassifier(), params, images(given)[..., 0], given, optax.adam(1e-3))
+def lstm_training(inputs: Arrays):
+    params = lstm_params(our_params(inputs))
+    return training(LSTMClassifier(), params, images(inputs)[..., 0], inputs, optax.adam(1e-3))
 
 
-def vit_training(given: Arrays, attend: Callable = nn.dot_product_attention):
-    params = transformer_params(our_params(given))
-    return training(ViT(attend), params, 2 * images(given) - 1, given, optax.adamw(1e-3, weight_decay=0.01))
+def vit_training(inputs: Arrays, attend: Callable = nn.dot_product_attention):
+    params = transformer_params(our_params(inputs))
+    return training(ViT(attend), params, 2 * images(inputs) - 1, inputs, optax.adamw(1e-3, weight_decay=0.01))
 
 
-def mha_training(given: Arrays):
-    params = transformer_params(our_params(given))
-    x = 2 * images(given)[..., 0] - 1
-    return training(AttentionClassifier(), params, x, given, optax.adamw(1e-3, weight_decay=0.01))
+def mha_training(inputs: Arrays):
+    params = transformer_params(our_params(inputs))
+    x = 2 * images(inputs)[..., 0] - 1
+    return training(AttentionClassifier(), params, x, inputs, optax.adamw(1e-3, weight_decay=0.01))
 
 
-def trained_by(update: Callable, state: Any, batch: Any) -> Contender:
+def trained_by(update: Callable, state: Any, batch: Any) -> Workload:
     return trained(compiled_update(update, state, batch), state, batch)
 
 
-def lstm_step(given: Arrays) -> Contender:
-    return trained_by(*lstm_training(given))
+def lstm_step(inputs: Arrays) -> Workload:
+    return trained_by(*lstm_training(inputs))
 
 
-def vit_step(given: Arrays) -> Contender:
-    return trained_by(*vit_training(given))
+def vit_step(inputs: Arrays) -> Workload:
+    return trained_by(*vit_training(inputs))
 
 
-def vit_step_jax_nn(given: Arrays) -> Contender:
+def vit_step_jax_nn(inputs: Arrays) -> Workload:
     """The same with `jax.nn.dot_product_attention`."""
-    return trained_by(*vit_training(given, jax_nn))
+    return trained_by(*vit_training(inputs, jax_nn))
 
 
-def mha_step(given: Arrays) -> Contender:
-    return trained_by(*mha_training(given))
+def mha_step(inputs: Arrays) -> Workload:
+    return trained_by(*mha_training(inputs))
 
 
 def jax_nn(query, key, value, **_):
@@ -165,23 +165,23 @@ def attend(params, *inputs):
     return out, seen["intermediates"]["attention_weights"][0]
 
 
-def self_attention(given: Arrays) -> Contender:
-    return attended(attend, our_params(given), given, cross=False)
+def self_attention(inputs: Arrays) -> Workload:
+    return attended(attend, our_params(inputs), inputs, cross=False)
 
 
-def cross_attention(given: Arrays) -> Contender:
-    return attended(attend, our_params(given), given, cross=True)
+def cross_attention(inputs: Arrays) -> Workload:
+    return attended(attend, our_params(inputs), inputs, cross=True)
 
 
-def lstm_inference(given: Arrays) -> Contender:
-    return inferred(LSTMClassifier().apply, {"params": lstm_params(our_params(given))}, images(given)[..., 0])
+def lstm_inference(inputs: Arrays) -> Workload:
+    return inferred(LSTMClassifier().apply, {"params": lstm_params(our_params(inputs))}, images(inputs)[..., 0])
 
 
-def mha_inference(given: Arrays) -> Contender:
+def mha_inference(inputs: Arrays) -> Workload:
     return inferred(
-        AttentionClassifier().apply, {"params": transformer_params(our_params(given))}, 2 * images(given)[..., 0] - 1
+        AttentionClassifier().apply, {"params": transformer_params(our_params(inputs))}, 2 * images(inputs)[..., 0] - 1
     )
 
 
-def vit_inference(given: Arrays) -> Contender:
-    return inferred(ViT().apply, {"params": transformer_params(our_params(given))}, 2 * images(given) - 1)
+def vit_inference(inputs: Arrays) -> Workload:
+    return inferred(ViT().apply, {"params": transformer_params(our_params(inputs))}, 2 * images(inputs) - 1)

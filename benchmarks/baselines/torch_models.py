@@ -1,7 +1,7 @@
 """The PyTorch course's four models, as one writes them today; nothing is left out that makes torch fast.
 
 The ViT and the classifier of rows attend by torch's fused kernel; `nn.MultiheadAttention`, which can return weights,
-is a peer of its own.
+is a baseline of its own.
 """
 
 import torch

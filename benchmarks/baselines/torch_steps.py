@@ -9,14 +9,14 @@ from torch.nn import functional as F
 
 from benchmarks.baselines.torch_models import AAE, AttentionClassifier, LSTMClassifier, ViT
 from benchmarks.inputs import HEADS, WIDTH, Arrays, part
-from benchmarks.worker import Contender
+from benchmarks.worker import Workload
 
 Steps = Callable[[], torch.Tensor]
 
 
-def loaded(module: nn.Module, given: Arrays) -> nn.Module:
-    """The module with the parameters given, three projections made one where it has one."""
-    state = {name: torch.from_numpy(x.copy()) for name, x in part(given, "torch").items()}
+def loaded(module: nn.Module, inputs: Arrays) -> nn.Module:
+    """The module with the inputs' parameters; three projections become one where the module has one."""
+    state = {name: torch.from_numpy(x.copy()) for name, x in part(inputs, "torch").items()}
     for name in [name for name in state if ".attention.query." in name]:
         parts = [state.pop(name.replace("query", each)) for each in ("query", "key", "value")]
         state[name.replace("attention.query", "attn.qkv")] = torch.cat(parts)
@@ -24,14 +24,14 @@ def loaded(module: nn.Module, given: Arrays) -> nn.Module:
     return module
 
 
-def images(given: Arrays) -> torch.Tensor:
+def images(inputs: Arrays) -> torch.Tensor:
     """[B, 1, h, w] in [0, 1]."""
-    return torch.from_numpy(given["image"]).permute(0, 3, 1, 2).float().contiguous() / 255
+    return torch.from_numpy(inputs["image"]).permute(0, 3, 1, 2).float().contiguous() / 255
 
 
-def trained(module: nn.Module, x: torch.Tensor, given: Arrays, optimizer: torch.optim.Optimizer) -> Contender:
+def trained(module: nn.Module, x: torch.Tensor, inputs: Arrays, optimizer: torch.optim.Optimizer) -> Workload:
     """A classifier's step, and its first losses."""
-    labels = torch.from_numpy(given["label"]).long()
+    labels = torch.from_numpy(inputs["label"]).long()
 
     def step() -> torch.Tensor:
         optimizer.zero_grad()
@@ -41,30 +41,30 @@ def trained(module: nn.Module, x: torch.Tensor, given: Arrays, optimizer: torch.
         return loss.detach()
 
     first, *later = (float(step()) for _ in range(3))
-    return Contender({"loss": first, "later": later}, step)
+    return Workload({"loss": first, "later": later}, step)
 
 
-def lstm_step(given: Arrays) -> Contender:
-    model = loaded(LSTMClassifier(), given)
-    return trained(model, images(given).squeeze(1), given, torch.optim.Adam(model.parameters(), lr=1e-3))
+def lstm_step(inputs: Arrays) -> Workload:
+    model = loaded(LSTMClassifier(), inputs)
+    return trained(model, images(inputs).squeeze(1), inputs, torch.optim.Adam(model.parameters(), lr=1e-3))
 
 
-def vit_step(given: Arrays) -> Contender:
-    model = loaded(ViT(), given)
-    return trained(model, 2 * images(given) - 1, given, torch.optim.AdamW(model.parameters(), lr=1e-3))
+def vit_step(inputs: Arrays) -> Workload:
+    model = loaded(ViT(), inputs)
+    return trained(model, 2 * images(inputs) - 1, inputs, torch.optim.AdamW(model.parameters(), lr=1e-3))
 
 
-def mha_step(given: Arrays) -> Contender:
-    model = loaded(AttentionClassifier(), given)
-    x = 2 * images(given).squeeze(1) - 1
-    return trained(model, x, given, torch.optim.AdamW(model.parameters(), lr=1e-3))
+def mha_step(inputs: Arrays) -> Workload:
+    model = loaded(AttentionClassifier(), inputs)
+    x = 2 * images(inputs).squeeze(1) - 1
+    return trained(model, x, inputs, torch.optim.AdamW(model.parameters(), lr=1e-3))
 
 
-def attention(given: Arrays, cross: bool) -> Contender:
+def attention(inputs: Arrays, cross: bool) -> Workload:
     """`nn.MultiheadAttention` with each head's weights, forward and backward."""
-    model = loaded(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), given)
-    key = torch.from_numpy(given["key"]).requires_grad_()
-    query = torch.from_numpy(given["query"]).requires_grad_() if cross else key
+    model = loaded(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), inputs)
+    key = torch.from_numpy(inputs["key"]).requires_grad_()
+    query = torch.from_numpy(inputs["query"]).requires_grad_() if cross else key
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
         model.zero_grad()
@@ -74,15 +74,15 @@ def attention(given: Arrays, cross: bool) -> Contender:
         return out, weights
 
     out, weights = (x.detach().numpy() for x in step())
-    return Contender({"out": out, "weights": weights, "gradient": query.grad.numpy()}, step)
+    return Workload({"out": out, "weights": weights, "gradient": query.grad.numpy()}, step)
 
 
-def self_attention(given: Arrays) -> Contender:
-    return attention(given, cross=False)
+def self_attention(inputs: Arrays) -> Workload:
+    return attention(inputs, cross=False)
 
 
-def cross_attention(given: Arrays) -> Contender:
-    return attention(given, cross=True)
+def cross_attention(inputs: Arrays) -> Workload:
+    return attention(inputs, cross=True)
 
 
 class AAEStep:
@@ -123,35 +123,35 @@ class AAEStep:
         return reconstruction.detach(), discriminator.detach(), generator.detach()
 
 
-def aae_step(given: Arrays) -> Contender:
+def aae_step(inputs: Arrays) -> Workload:
     torch.manual_seed(0)
-    x = 2 * images(given) - 1
-    quiet = AAEStep(loaded(AAE(dropout=0.0), given))
+    x = 2 * images(inputs) - 1
+    quiet = AAEStep(loaded(AAE(dropout=0.0), inputs))
     losses = [float(loss) for loss in quiet(x, noise=False)]
-    step = AAEStep(loaded(AAE(), given))
-    return Contender({"reconstruction": losses[0], "game": losses[1:]}, lambda: step(x))
+    step = AAEStep(loaded(AAE(), inputs))
+    return Workload({"reconstruction": losses[0], "game": losses[1:]}, lambda: step(x))
 
 
-def inference(module: nn.Module, x: torch.Tensor, given: Arrays) -> Contender:
-    model = loaded(module, given).eval()
+def inference(module: nn.Module, x: torch.Tensor, inputs: Arrays) -> Workload:
+    model = loaded(module, inputs).eval()
 
     def step() -> torch.Tensor:
         with torch.inference_mode():
             return model(x)
 
-    return Contender({"logits": step().numpy()}, step)
+    return Workload({"logits": step().numpy()}, step)
 
 
-def lstm_inference(given: Arrays) -> Contender:
-    return inference(LSTMClassifier(), images(given).squeeze(1), given)
+def lstm_inference(inputs: Arrays) -> Workload:
+    return inference(LSTMClassifier(), images(inputs).squeeze(1), inputs)
 
 
-def mha_inference(given: Arrays) -> Contender:
-    return inference(AttentionClassifier(), 2 * images(given).squeeze(1) - 1, given)
+def mha_inference(inputs: Arrays) -> Workload:
+    return inference(AttentionClassifier(), 2 * images(inputs).squeeze(1) - 1, inputs)
 
 
-def vit_inference(given: Arrays) -> Contender:
-    return inference(ViT(), 2 * images(given) - 1, given)
+def vit_inference(inputs: Arrays) -> Workload:
+    return inference(ViT(), 2 * images(inputs) - 1, inputs)
 
 
 class Reconstruction(AAE):
@@ -161,11 +161,11 @@ class Reconstruction(AAE):
         return self.decoder(self.encoder(x)[0])
 
 
-def aae_inference(given: Arrays) -> Contender:
-    return inference(Reconstruction(), 2 * images(given) - 1, given)
+def aae_inference(inputs: Arrays) -> Workload:
+    return inference(Reconstruction(), 2 * images(inputs) - 1, inputs)
 
 
-def gemm(given: Arrays) -> Contender:
+def gemm(inputs: Arrays) -> Workload:
     """One product of two matrices [2048, 2048], which shows the machine's rate."""
     a, b = (torch.from_numpy(np.random.default_rng(i).standard_normal((2048, 2048), np.float32)) for i in range(2))
-    return Contender({"corner": float((a @ b)[0, 0])}, lambda: a @ b)
+    return Workload({"corner": float((a @ b)[0, 0])}, lambda: a @ b)

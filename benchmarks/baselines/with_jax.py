@@ -1,4 +1,4 @@
-"""What our side and Flax's have in common: how a function of JAX is compiled, stepped and asked for its result."""
+"""What our implementation and Flax's share: how a function is compiled, stepped and compared."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.inputs import Arrays
-from benchmarks.worker import Contender
+from benchmarks.worker import Workload
 
 Step = Callable[[], Any]
 
 
-def images(given: Arrays) -> jax.Array:
+def images(inputs: Arrays) -> jax.Array:
     """[B, h, w, 1] in [0, 1]."""
-    return jnp.asarray(given["image"]) / 255.0
+    return jnp.asarray(inputs["image"]) / 255.0
 
 
 def compiled_update(update: Callable, state: Any, batch: Any) -> Callable:
@@ -32,29 +32,29 @@ def stepping(compiled: Callable, state: Any, batch: Any) -> Step:
     return step
 
 
-def trained(compiled: Callable, state: Any, batch: Any) -> Contender:
+def trained(compiled: Callable, state: Any, batch: Any) -> Workload:
     """A classifier's step, whose metrics hold "loss", and its first losses."""
     step = stepping(compiled, state, batch)
     first, *later = (float(step()["loss"]) for _ in range(3))
-    return Contender({"loss": first, "later": later}, step)
+    return Workload({"loss": first, "later": later}, step)
 
 
-def attended(attend: Callable, params: Any, given: Arrays, cross: bool) -> Contender:
+def attended(attend: Callable, params: Any, inputs: Arrays, cross: bool) -> Workload:
     """`attend` (params, query, and key if `cross` -> output, weights), forward and backward."""
-    inputs = [jnp.asarray(given[name]) for name in (("query", "key") if cross else ("key",))]
+    arrays = [jnp.asarray(inputs[name]) for name in (("query", "key") if cross else ("key",))]
 
-    def loss(params, *inputs):
-        out, weights = attend(params, *inputs)
+    def loss(params, *arrays):
+        out, weights = attend(params, *arrays)
         return jnp.square(out).mean(), (out, weights)
 
-    compiled = jax.jit(jax.grad(loss, argnums=tuple(range(1 + len(inputs))), has_aux=True))
-    (_, gradient, *_), (out, weights) = compiled(params, *inputs)
+    compiled = jax.jit(jax.grad(loss, argnums=tuple(range(1 + len(arrays))), has_aux=True))
+    (_, gradient, *_), (out, weights) = compiled(params, *arrays)
     result = {"out": out, "weights": weights, "gradient": gradient}
-    return Contender(result, lambda: jax.block_until_ready(compiled(params, *inputs)))
+    return Workload(result, lambda: jax.block_until_ready(compiled(params, *arrays)))
 
 
-def inferred(apply: Callable, variables: Any, x: jax.Array) -> Contender:
+def inferred(apply: Callable, variables: Any, x: jax.Array) -> Workload:
     """`apply` (variables, x -> logits)."""
     compiled = jax.jit(apply)
     logits = compiled(variables, x)
-    return Contender({"logits": logits}, lambda: compiled(variables, x).block_until_ready())
+    return Workload({"logits": logits}, lambda: compiled(variables, x).block_until_ready())

@@ -94,6 +94,7 @@ def check_outputs(name, notebook):
             assert low <= float(number) <= high, f"{words} {number}"
 
 
+@pytest.mark.slow
 def test_a_notebook_runs_inside_a_clone_and_its_outputs_are_such_as_are_committed(committed, tmp_path):
     name, notebook = committed
     for part in ("configs", "train", "w2jax"):  # A clone, into which the runs are written.

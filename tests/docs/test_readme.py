@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import tyro
 from PIL import Image
+from tasks import TASKS
 
 from train import export, predict, prepare
 from train.config.checks import check_ranges
 from train.data import abstract_source, open_source
-from train.dryrun.__main__ import TASKS, read_task
 from train.dryrun.__main__ import main as dryrun
+from train.dryrun.__main__ import read_task
 from train.engine.loop import fit
 from w2jax.convert.__main__ import main as convert
 
@@ -70,6 +71,7 @@ def test_every_block_is_found_and_of_a_language_that_is_tried():
     assert sum(page.count("```") for page in PAGES.values()) == 2 * len(BLOCKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", dict.fromkeys(block for name in ALONE for block in python_blocks(name)))
 def test_each_python_block_runs_and_gives_the_shapes_it_says(block):
     names: dict = {}
@@ -101,6 +103,7 @@ def pieces_give_the_whole(names):
 THEN = {"docs/convert.md": weights_give_the_same_logits, "docs/scale.md": pieces_give_the_whole}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in ALONE and python_blocks(name)])
 def test_the_python_blocks_of_a_page_run_one_after_the_other_and_compute_what_it_says(name):
     names: dict = {}
@@ -229,12 +232,15 @@ def try_command(words, tmp_path, patch):
         case [".ci/run"]:
             assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
         case ["pytest" | "ruff" | "pyright" | "lint-imports" | "mkdocs", *_]:
-            assert re.search(rf"^{re.escape(shlex.join(words))}( |$)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+            assert re.search(
+                rf"^ *{re.escape(shlex.join(words))}( |$)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE
+            )
         case _:
             return False
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in NOT_TRIED])
 def test_each_command_of_a_page_runs_or_is_understood_by_its_program(command, desk, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:

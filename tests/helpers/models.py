@@ -1,9 +1,21 @@
-"""Helpers that spare compilation: parameters without running `init`, and a compiled `apply`."""
+"""Random arrays, parameters without running `init`, a compiled `apply`, and trees held against each other."""
 
 from functools import partial
 
 import jax
 import numpy as np
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def assert_same_trees(a, b):
+    """The same structure, and in each leaf the same dtype and values."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
 
 
 def random_variables(module, *inputs, seed=0):

@@ -1,16 +1,16 @@
-"""Runs that are killed again and again, beside one that never is: they must end in the same bits.
+"""Kills runs again and again, and checks that they end in the same bits as a run that was never killed.
 
-    python -m tests.stress.kill_storm [TASK...] [--kills 50] [--seed 0] [--signal KILL|TERM|INT|mixed] [options of the run]
+    python -m tests.stress.kill_storm [TASK...] [--kills 50] [--seed 0] [--signal KILL|TERM|INT|mixed] [--run.X ...]
 
-Each task (all four by default) trains its preset `tiny` once from start to end. Then the same command is started,
-ended by a signal at a random moment and started again, until it is done, and that over and over in new folders until
-all the signals were sent. Every run must end with the State of the first to the bit, the same bytes in metrics.jsonl
-and the same files. After SIGTERM and SIGINT a run that was past its start must have ended within 10 s, with status 143
-or 130, and have lost no step. All that is known of a run is its files.
+Each task (default: all) trains its preset `tiny` once without interruption. Then the same command is started, ended by
+a signal at a random moment and started again until it finishes, in one new folder after another, until all signals are
+sent. Every run must end with the first run's State to the bit, the same bytes in metrics.jsonl and the same files.
+After SIGTERM or SIGINT a run that is past its start must end within 10 s, with status 143 or 130, and lose no step. The
+program sees nothing of a run but its files.
 
-Moments are drawn by what the folder shows: while it starts (a quarter), after a random time among its steps (three
-eighths), within 50 ms after a save began (a quarter), behind the last step (an eighth). The table counts what a kill
-fell into by the files as they then lay there: SIGKILL comes to a process that stands still.
+The moment of a signal is random: during the start (a quarter), among the steps (three eighths), within 50 ms after a
+save begins (a quarter), after the last step (an eighth). The table counts the phases that the signals hit, read off the
+run folder; a process is stopped before SIGKILL, so that the folder does not change meanwhile.
 """
 
 import argparse
@@ -33,23 +33,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from tests.helpers.tasks import TASKS
 from train.process.setup import silence_libraries
 
 ROOT = Path(__file__).parents[2]
-TASKS = ("vit", "lstm", "mha", "aae")
-# Saves stand between two lines, so that a checkpoint holds sums of an unfinished window.
+# Saves come between two lines, so that a checkpoint holds the sums of an unfinished window.
 OPTIONS = (
     *("--run.steps", "80", "--run.log-every", "4", "--run.eval-every", "20", "--run.save-every", "10"),
     *("--data.train-split", "train[:300]", "--data.test-split", "test[:100]", "--optim.ema", "0.9"),
     *("--run.compilation-cache", "on"),
 )
 PHASES = ("start-up", "steps", "save", "evaluation", "end")
-MOST_WRONG = 10  # Then a storm has seen enough.
+MOST_WRONG = 10  # Failures after which a task is given up.
 GRACE, PATIENCE = 10.0, 300.0  # Seconds: for a run that was asked to end, and for anything else.
 
 
 class Broken(Exception):
-    """What must hold did not."""
+    """A run broke a promise."""
 
 
 class Aim(NamedTuple):
@@ -75,14 +75,14 @@ class Durations(NamedTuple):
 
 @dataclass(frozen=True)
 class Command:
-    """A command whose run folder is still to be named."""
+    """A training command without its run folder."""
 
     task: str
     options: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, folder: Path) -> subprocess.Popen:
-        """The process, in a group of its own; its output is added to FOLDER.txt."""
+        """Starts it in a process group of its own; appends its output to FOLDER.txt."""
         with folder.with_suffix(".txt").open("a") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", f"train.{self.task}", "tiny", *self.options, "--run.dir", str(folder)],
@@ -96,26 +96,26 @@ class Command:
 
 
 class View:
-    """A run folder as its files show it, since one process was started."""
+    """What the files of a run folder show of the process that was started last."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._before = self._stamp()
 
     def began(self) -> bool:
-        """Whether the process opened metrics.jsonl: it is behind its start."""
+        """Whether the process has opened metrics.jsonl, which ends its start-up."""
         return self._stamp() not in (None, self._before)
 
     def saving(self) -> set[str]:
-        """Names of what is being saved."""
+        """Names of the unfinished saves."""
         return {name for name in names(self.folder / "checkpoints") if not name.isdigit()}
 
     def saved(self) -> int:
-        """The newest step that was saved, 0 without one."""
+        """The newest saved step, or 0."""
         return max((int(name) for name in names(self.folder / "checkpoints") if name.isdigit()), default=0)
 
     def last_line(self) -> dict[str, Any]:
-        """The last whole line of metrics.jsonl; without one, that of step 0."""
+        """The last whole line of metrics.jsonl, or a line of step 0."""
         with contextlib.suppress(FileNotFoundError):
             lines = (self.folder / "metrics.jsonl").read_bytes().split(b"\n")
             if len(lines) > 1:
@@ -123,12 +123,12 @@ class View:
         return {"step": 0, "split": "train"}
 
     def ended(self) -> bool:
-        """Whether the last line of all is written."""
+        """Whether the run's last line is written."""
         last = self.last_line()
         return last["split"] == "test" and last["step"] == self._run["steps"]
 
     def phase(self) -> str:
-        """What the process is at, one of PHASES."""
+        """The current one of PHASES."""
         if not self.began():
             return "start-up"
         if self.saving():
@@ -152,18 +152,18 @@ class View:
 
 
 def names(folder: Path) -> list[str]:
-    """What lies in a folder that may not be there."""
+    """The names in a folder, none if it does not exist."""
     try:
-        return os.listdir(folder)  # noqa: PTH208 — a millisecond apart, Path objects would be most of the work
+        return os.listdir(folder)  # noqa: PTH208 — called every millisecond, where Path objects would be most of the work
     except FileNotFoundError:
         return []
 
 
 def wait(process: subprocess.Popen, seen: Callable[[], bool], patience: float = PATIENCE) -> bool:
-    """Looks every millisecond until `seen` (True) or the process has ended (False).
+    """Polls every millisecond: True once `seen` is true, False once the process has ended.
 
     Raises:
-        Broken: if neither comes.
+        Broken: if neither happens in time.
     """
     until = time.monotonic() + patience
     while not seen():
@@ -177,7 +177,7 @@ def wait(process: subprocess.Popen, seen: Callable[[], bool], patience: float = 
 
 @contextlib.contextmanager
 def cleared(process: subprocess.Popen):
-    """Leaves nothing of a process and its group behind."""
+    """Kills the process and its group at the end."""
     try:
         yield
     finally:
@@ -187,7 +187,7 @@ def cleared(process: subprocess.Popen):
 
 
 def time_whole(command: Command, folder: Path) -> Durations:
-    """Runs it to its end without a signal.
+    """Runs the command to its end without a signal.
 
     Raises:
         Broken: if it fails.
@@ -204,28 +204,27 @@ def time_whole(command: Command, folder: Path) -> Durations:
 
 
 def finish(process: subprocess.Popen, folder: Path) -> None:
-    """Waits for the end; Broken with the last words of the process unless its status is 0."""
+    """Waits for the end; raises Broken with the end of the output unless the status is 0."""
     wait(process, lambda: False)
     if process.returncode:
-        said = folder.with_suffix(".txt").read_text()[-1500:]
-        raise Broken(f"it ended by itself with status {process.returncode}: {said.strip()}")
+        output = folder.with_suffix(".txt").read_text()[-1500:]
+        raise Broken(f"it ended by itself with status {process.returncode}: {output.strip()}")
 
 
 class Hit(NamedTuple):
-    """A signal that found a process."""
+    """A signal that reached a running process."""
 
     aim: Aim
     phase: str
     saved: int
-    """The newest checkpoint that there then was."""
+    """The newest saved step at that moment."""
 
 
 def strike(command: Command, folder: Path, aim: Aim) -> Hit | None:
-    """Starts it and sends a signal; None if the run was done before.
+    """Starts the command and sends a signal; None if the run finished first.
 
     Raises:
-        Broken: if it ends by itself and not well, hangs, leaves a process behind, or does not end as it should when
-            it is asked to.
+        Broken: if the run fails, hangs, leaves a process behind, or answers a signal wrongly.
     """
     view = View(folder)
     process = command.start(folder)
@@ -234,7 +233,7 @@ def strike(command: Command, folder: Path, aim: Aim) -> Hit | None:
             finish(process, folder)
             return None
         if aim.kind is signal.SIGKILL:
-            # So that what is looked at is what it leaves.
+            # Stopped, so that what we read is what it leaves.
             os.killpg(process.pid, signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         phase, line = view.phase(), view.last_line()["step"]
@@ -243,14 +242,14 @@ def strike(command: Command, folder: Path, aim: Aim) -> Hit | None:
         else:
             process.send_signal(aim.kind)
             if aim.kind is signal.SIGKILL:
-                os.killpg(process.pid, signal.SIGCONT)  # The workers must see by themselves that it is gone.
+                os.killpg(process.pid, signal.SIGCONT)  # The workers must notice by themselves.
         what = f"{aim.kind.name} in phase {phase}"
         try:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:
             raise Broken(f"{what}: it did not end within {GRACE:.0f} s") from None
         if process.returncode == 0:
-            return None  # It was faster.
+            return None  # It finished first.
         wait_alone(process, what)
         if aim.kind is not signal.SIGKILL and phase in ("steps", "save", "evaluation"):
             if process.returncode != 128 + aim.kind:
@@ -261,7 +260,7 @@ def strike(command: Command, folder: Path, aim: Aim) -> Hit | None:
 
 
 def wait_for(process: subprocess.Popen, view: View, aim: Aim) -> bool:
-    """Whether the event came that a signal waits for."""
+    """Waits for the aim's event; False if the process ends first."""
     if aim.event == "start":
         return True
     if not wait(process, view.began):
@@ -276,13 +275,13 @@ def wait_for(process: subprocess.Popen, view: View, aim: Aim) -> bool:
 
 
 def after(seconds: float) -> Callable[[], bool]:
-    """A question that is answered with yes from then on."""
+    """A condition that is true from so many seconds on."""
     until = time.monotonic() + seconds
     return lambda: time.monotonic() >= until
 
 
 def wait_alone(process: subprocess.Popen, what: str) -> None:
-    """Broken unless the workers of a process that has ended end too."""
+    """Raises Broken unless the workers of an ended process end too."""
     until = time.monotonic() + GRACE
     while time.monotonic() < until:
         try:
@@ -307,7 +306,7 @@ def read_state(folder: Path) -> dict[str, np.ndarray]:
 
 
 def files(folder: Path) -> set[str]:
-    """All files of a run folder, but for those that orbax names at random."""
+    """All files of a run folder except those that orbax names at random."""
     found = (path.relative_to(folder) for path in folder.rglob("*"))
     return {str(path) for path in found if not {"d", "ocdbt.process_0"} & set(path.parts)}
 
@@ -318,7 +317,7 @@ def timed(folder: Path) -> list[int]:
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
-    """In what two finished runs of one command differ, where they must not."""
+    """The forbidden differences between two finished runs of one command."""
     found = []
     one, other = read_state(whole), read_state(killed)
     if one.keys() != other.keys():
@@ -344,28 +343,28 @@ def differences(whole: Path, killed: Path) -> list[str]:
 
 
 def resumed_from(folder: Path) -> list[int]:
-    """The steps that the processes of a run said to go on from."""
-    said = folder.with_suffix(".txt").read_text()
-    return [int(step.replace(",", "")) for step in re.findall(r"(?:goes on|is finished) at step ([\d,]+)", said)]
+    """The steps from which the processes of a run printed that they resume."""
+    output = folder.with_suffix(".txt").read_text()
+    return [int(step.replace(",", "")) for step in re.findall(r"(?:goes on|is finished) at step ([\d,]+)", output)]
 
 
 def kill_until_done(command: Command, folder: Path, aims: Sequence[Aim]) -> tuple[list[Hit], int]:
-    """One run under signals, to its end: which of `aims` hit, and how often it fell back behind its newest checkpoint.
+    """One run to its end under signals: the hits, and how often it resumed from less than its newest checkpoint.
 
-    It is left alone once all aims were tried.
+    After the last aim the run is left alone.
 
     Raises:
-        Broken: as `strike`; its second argument are the hits until then.
+        Broken: as `strike`; its second argument holds the hits so far.
     """
     hits: list[Hit] = []
     fell_back = newest = 0
     try:
         for aim in [*aims, None]:
-            said = len(resumed_from(folder)) if folder.with_suffix(".txt").exists() else 0
+            earlier = len(resumed_from(folder)) if folder.with_suffix(".txt").exists() else 0
             hit = None if aim is None else strike(command, folder, aim)
             if aim is None:
                 time_whole(command, folder)
-            fell_back += any(step < newest for step in resumed_from(folder)[said:])
+            fell_back += any(step < newest for step in resumed_from(folder)[earlier:])
             if hit is None:
                 break
             hits.append(hit)
@@ -376,18 +375,18 @@ def kill_until_done(command: Command, folder: Path, aims: Sequence[Aim]) -> tupl
 
 
 def draw(rng: random.Random, took: Durations, signals: Sequence[signal.Signals]) -> Aim:
-    """A moment to send a signal at."""
+    """A random moment for a signal."""
     event = rng.choices(("start", "line", "save", "end"), (2, 3, 2, 1))[0]
-    # Half of the steps at most, so that a run is hit several times.
+    # At most half of the steps, so that a run is hit several times.
     longest = {"start": took.start, "line": took.steps / 2, "save": 0.05, "end": took.end}[event]
     chosen = rng.choice(signals)
-    # Ctrl-C goes to all processes of a terminal.
+    # Ctrl-C reaches all processes of a terminal.
     group = chosen is signal.SIGINT or rng.random() < 0.5
     return Aim(event, rng.randint(1, 4), rng.uniform(0, longest), chosen, group)
 
 
-def storm(task: str, options: Sequence[str], kills: int, seed: int, signals: Sequence[signal.Signals]) -> bool:
-    """Prints a task's line of the table, and before it what went wrong; whether nothing did."""
+def stress(task: str, options: Sequence[str], kills: int, seed: int, signals: Sequence[signal.Signals]) -> bool:
+    """Prints what went wrong and the task's line of the table; returns whether nothing went wrong."""
     rng = random.Random(f"{task} {seed}")
     hits: list[Hit] = []
     runs, fell_back, wrong = 0, 0, []
@@ -395,7 +394,7 @@ def storm(task: str, options: Sequence[str], kills: int, seed: int, signals: Seq
         command = Command(task, (*OPTIONS, *options), {"JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled"})
         whole = Path(scratch, "whole")
         time_whole(command, whole)
-        took = time_whole(command, Path(scratch, "warm"))  # Now all programs are compiled, as in the runs to come.
+        took = time_whole(command, Path(scratch, "warm"))  # With all programs compiled, as in the runs to come.
         wrong += [f"undisturbed: {what}" for what in differences(whole, Path(scratch, "warm"))]
         while len(hits) < kills and len(wrong) < MOST_WRONG:
             folder = Path(scratch, f"killed_{runs}")
@@ -420,24 +419,24 @@ def storm(task: str, options: Sequence[str], kills: int, seed: int, signals: Seq
 
 
 def describe(hits: Sequence[Hit]) -> str:
-    """Signals in one line."""
+    """The signals in one line."""
     return ", ".join(f"{h.aim.kind.name} in {h.phase} ({h.saved} saved)" for h in hits) or "no signal"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "tasks", nargs="*", choices=(*TASKS, []), metavar="TASK", help="vit, lstm, mha, aae (default: all four)"
+        "tasks", nargs="*", choices=(*TASKS, []), metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)"
     )
-    parser.add_argument("--kills", type=int, default=50, help="of each task (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="that the moments follow from (default: 0)")
+    parser.add_argument("--kills", type=int, default=50, help="signals for each task (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
     parser.add_argument("--signal", choices=("KILL", "TERM", "INT", "mixed"), default="KILL", help="(default: KILL)")
     options, of_run = parser.parse_known_args()
     silence_libraries()
     kinds = ("KILL", "TERM", "INT") if options.signal == "mixed" else (options.signal,)
     signals = [signal.Signals[f"SIG{kind}"] for kind in kinds]
     print(f"task  runs  kills  {'  '.join(f'{phase:>10}' for phase in PHASES)}  fell back  verdict", flush=True)
-    good = [storm(task, of_run, options.kills, options.seed, signals) for task in options.tasks or TASKS]
+    good = [stress(task, of_run, options.kills, options.seed, signals) for task in options.tasks or TASKS]
     sys.exit(not all(good))
 
 

@@ -1,11 +1,11 @@
-"""Whether a long run stays as it is: memory, open files, threads and the size of its log, watched from outside.
+"""Watches a long run from outside: memory, open files, threads and the size of its log must not grow.
 
-    python -m tests.stress.long_run [TASK...] [--steps 5000] [--bound 24] [options of the run]
+    python -m tests.stress.long_run [TASK...] [--steps 5000] [--bound 24] [--run.X ...]
 
-Each task (all four by default) trains its preset `tiny` in a process of its own, with many lines, evaluations and
-saves. Printed are, at each fifth of the steps, the resident memory, open files and threads of the process, and the
-memory of its worker processes; the growth of the memory over the second half, by a straight line; the bytes of a line
-of metrics.jsonl. Exit status 1 if memory grows by more than `--bound` MiB over the second half, or open files grow.
+Each task (default: all) trains its preset `tiny` in its own process, with many lines, evaluations and saves. Prints, at
+each fifth of the steps, the process's resident memory, open files and threads, and the memory of its workers; then the
+memory's growth over the second half, fitted by a straight line, and the bytes of a line of metrics.jsonl. Exits with 1
+if memory grows by more than `--bound` MiB over the second half, or if open files grow.
 """
 
 import argparse
@@ -21,29 +21,30 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tests.helpers.tasks import TASKS
+
 ROOT = Path(__file__).parents[2]
-TASKS = ("vit", "lstm", "mha", "aae")
 OPTIONS = (
     *("--run.log-every", "10", "--run.eval-every", "100", "--run.save-every", "50"),
     *("--data.test-split", "test[:200]", "--optim.ema", "0.99"),
 )
-MOST_FILES = 3  # A save under way holds some; a leak of one an evaluation would be 20 from the middle to the end.
+MOST_FILES = 3  # A save holds some; one leaked per evaluation would make 20 from the middle to the end.
 
 
 class Sample(NamedTuple):
-    """What a process was seen to hold after `step`."""
+    """What the process held after `step`."""
 
     step: int
     memory: float
     """Resident MiB."""
     workers: float
-    """MiB of its child processes; what they share is counted once."""
+    """MiB of its child processes; shared pages count once."""
     files: int
     threads: int
 
 
 def last_step(metrics: Path) -> int:
-    """The step of the last whole line of a metrics.jsonl, 0 without one."""
+    """The step of the last whole line of a metrics.jsonl, or 0."""
     try:
         with metrics.open("rb") as file:
             file.seek(-min(4096, metrics.stat().st_size), os.SEEK_END)
@@ -54,7 +55,7 @@ def last_step(metrics: Path) -> int:
 
 
 def look(process: int, step: int) -> Sample:
-    """What the process with that number holds now."""
+    """What the process of that number holds now."""
     here = Path("/proc", str(process))
     status = dict(line.split(":", 1) for line in (here / "status").read_text().splitlines())
     workers = 0
@@ -95,7 +96,7 @@ def watch(task: str, folder: Path, steps: int, options: list[str], every: float 
     return samples
 
 
-def growth(samples: list[Sample]) -> tuple[float, float]:
+def memory_slope(samples: list[Sample]) -> tuple[float, float]:
     """MiB that 1,000 steps add to the memory of a process, and the standard error of that.
 
     It is the slope of a straight line through the samples of the second half. Neighbours are alike, so the error is
@@ -121,7 +122,7 @@ def files_grown(samples: list[Sample]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "tasks", nargs="*", choices=(*TASKS, []), metavar="TASK", help="vit, lstm, mha, aae (default: all four)"
+        "tasks", nargs="*", choices=(*TASKS, []), metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)"
     )
     parser.add_argument("--steps", type=int, default=5000, help="(default: 5000)")
     parser.add_argument("--bound", type=float, default=24, help="MiB that the second half may add (default: 24)")
@@ -138,7 +139,7 @@ def main() -> None:
                 f"  step {near.step:>6,}: {near.memory:6.1f} MiB, workers {near.workers:6.1f} MiB, "
                 f"{near.files} open files, {near.threads} threads"
             )
-        (slope, error), files = growth(samples), files_grown(samples)
+        (slope, error), files = memory_slope(samples), files_grown(samples)
         added = slope * options.steps / 2000
         bad = added > options.bound or files > MOST_FILES
         failed |= bad

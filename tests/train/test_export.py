@@ -130,6 +130,7 @@ def run(tmp_path_factory):
     return Path(config.run.dir)
 
 
+@pytest.mark.slow
 def test_the_lines_that_the_command_prints_compute_the_predictors_answer(run, tmp_path, capfd):
     export.main([str(run), "--out", str(tmp_path / "new" / "it's here")])
     lines = capfd.readouterr().out.split("\n\n")[-1]

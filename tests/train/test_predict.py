@@ -88,6 +88,7 @@ def test_accuracy_and_loss_of_the_predicted_probabilities_are_those_of_the_runs_
     assert last_line(config)["loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_autoencoders_reconstructions_have_the_squared_error_of_the_runs_last_line(tmp_path):
     config = trained("aae", tmp_path / "run")
     predictor = load(config.run.dir)

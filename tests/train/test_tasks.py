@@ -1,14 +1,15 @@
 """The contract of every task, found by its files: a program `train/NAME.py` with `make_task`, a preset "tiny"."""
 
 import dataclasses
-import importlib
 import os
 import shutil
-from pathlib import Path
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
+from models import assert_same_trees
+from tasks import TASKS, make_task, preset
 
 from configs.base import Mesh
 from train.data import batches, example_order, open_source
@@ -20,16 +21,12 @@ from train.engine.step import skip_nonfinite
 from train.report.metric_descriptions import METRIC_DESCRIPTIONS
 from train.task import NONFINITE
 
-ROOT = Path(__file__).parents[2]
-TASKS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py") if p.stem != "base")
-
 
 class Trained:
     """A tiny task, its data, and its step compiled once."""
 
     def __init__(self, name):
-        self.make_task = importlib.import_module(f"train.{name}").make_task
-        self.config = importlib.import_module(f"configs.{name}").PRESETS["tiny"].config
+        self.make_task, self.config = partial(make_task, name), preset(name)
         self.source = open_source(self.config.data, "train[:512]")
         self.task = self.make_task(self.config, self.source)
         self.step = jax.jit(self.task.step)
@@ -44,15 +41,12 @@ class Trained:
         return state, metrics
 
 
-@pytest.fixture(scope="module", params=TASKS)
+# The lstm compiles in the least time.
+@pytest.fixture(
+    scope="module", params=[pytest.param(task, marks=[] if task == "lstm" else pytest.mark.slow) for task in TASKS]
+)
 def trained(request):
     return Trained(request.param)
-
-
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 def test_the_report_has_words_for_every_metric(trained):
@@ -83,8 +77,8 @@ def test_a_checkpoint_goes_on_bit_for_bit_even_when_training_overwrote_its_buffe
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         restored, _ = checkpoints.restore(checkpoints.latest_step(), jax.eval_shape(trained.task.init))
     resumed, metrics = trained.run(restored, 6, start=3)
-    assert_same(resumed, expected)
-    assert_same(metrics, expected_metrics)
+    assert_same_trees(resumed, expected)
+    assert_same_trees(metrics, expected_metrics)
 
 
 def test_a_step_that_is_not_finite_is_skipped_whole(trained):
@@ -93,7 +87,7 @@ def test_a_step_that_is_not_finite_is_skipped_whole(trained):
     poisoned = trained.start.replace(params=structure.unflatten([*leaves[:-1], leaves[-1] * np.nan]))
     after, metrics = jax.jit(skip_nonfinite(trained.task.step))(poisoned, batch)
     assert metrics[NONFINITE].shape == (len(leaves),) and metrics[NONFINITE].any()
-    assert_same(after, poisoned.replace(step=poisoned.step + 1))
+    assert_same_trees(after, poisoned.replace(step=poisoned.step + 1))
 
 
 def test_several_steps_in_one_call_are_the_same_steps_bit_for_bit(trained):
@@ -116,9 +110,9 @@ def test_several_steps_in_one_call_are_the_same_steps_bit_for_bit(trained):
         given = (data["image"], data["label"], indices, np.array(count, np.int32))
         state, metrics = steps(state, *map(program.replicate, given))
         several += [{name: value[i] for name, value in metrics.items()} for i in range(count)]
-    assert_same(state, expected)
+    assert_same_trees(state, expected)
     for one, other in zip(several, single, strict=True):
-        assert_same(one, other)
+        assert_same_trees(one, other)
 
 
 def test_evaluation_gives_one_value_per_example_and_ignores_its_neighbours(trained):
@@ -155,7 +149,7 @@ def test_an_interrupted_run_ends_with_the_same_state_and_the_same_metrics_file(t
     resumed = fit(
         dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path / "b"))), trained.make_task
     )
-    assert_same(resumed, whole)
+    assert_same_trees(resumed, whole)
     assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
     assert "resumes at step 7" in capsys.readouterr().out
     assert (tmp_path / "b" / "report.html").stat().st_size > 10_000

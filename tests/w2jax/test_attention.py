@@ -12,16 +12,12 @@ import pytest
 import torch
 from jax import export
 from jax.test_util import check_grads
-from models import random_variables, run
+from models import normal, random_variables, run
 from torch.nn.attention.bias import causal_lower_right
 
 from w2jax import MultiHeadAttention, scaled_dot_product_attention
 
 B, H, T, S, K, V = 2, 3, 5, 7, 4, 6
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def qkv():

@@ -4,15 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import random_variables
+from models import normal, random_variables
 
 from w2jax import MultiHeadAttention
 
 B, L, D, S, M = 2, 7, 12, 5, 10  # batch, positions, model width, length and width of a memory
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def with_cache(mha, *inputs):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
-from models import random_variables, run
+from models import normal, random_variables, run
 from torch_recurrent import our_params, to_torch
 
 from w2jax import GRU, LSTM, RNN
@@ -22,10 +22,6 @@ from w2jax.rnn import activation
 
 B, T, I, H, P = 3, 5, 4, 7, 6  # noqa: E741
 THEIRS = {LSTM: torch.nn.LSTM, GRU: torch.nn.GRU, RNN: torch.nn.RNN}
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 def random_states(kind, layers, batch, options):

@@ -147,6 +147,7 @@ KEYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 @pytest.mark.parametrize(("keys", "line"), KEYS)
 def test_a_tab_completes_the_line(scripts, here, shell, keys, line):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tasks import TASKS
 
 from configs.base import Mesh
 from configs.options import Rule
@@ -179,9 +180,7 @@ def test_the_program_exits_2_with_one_line_and_no_traceback():
     assert result.stderr.startswith("error: --run.steps must be at least 1")
 
 
-TASKS = ("vit", "mha", "lstm", "aae")
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_help_all_lists_presets_and_explains_every_option(task):
     result = run(task, "--help-all")

@@ -159,6 +159,7 @@ def test_a_place_that_cannot_be_taken_is_told(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_killed_prepare_leaves_the_old_dataset_or_none(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path\nfrom train.data.prepare.tfds_writer import write; import tiny"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import random_variables, run
+from models import assert_same_trees, random_variables, run
 from safetensors.numpy import save_file
 
 from configs.base import Mesh, Optim
@@ -68,13 +68,6 @@ def begun(config, source=None):
     return task, jax.jit(task.init)(start.params), start.note
 
 
-def assert_same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(x, y)
-
-
 def test_the_architecture_is_the_files_and_what_matters_in_training_only_is_the_configs(tmp_path):
     written(tmp_path / "vit.safetensors")
     training = ["--model.dropout", "0.1", "--model.drop-path", "0.2", "--model.scan-layers"]
@@ -87,7 +80,7 @@ def test_layers_are_stacked_for_a_scan_if_the_config_scans(tmp_path):
     variables = written(tmp_path / "vit.safetensors", model.clone(depth=3))
     _, state, _ = begun(parsed(tmp_path / "vit.safetensors", "--model.scan-layers"))
     blocks = [variables["params"]["encoder"][f"block_{i}"] for i in range(3)]
-    assert_same(state.params["encoder"]["blocks"], jax.tree.map(lambda *x: jnp.stack(x), *blocks))
+    assert_same_trees(state.params["encoder"]["blocks"], jax.tree.map(lambda *x: jnp.stack(x), *blocks))
 
 
 def test_what_tensors_do_not_tell_is_the_users_and_the_model_computes_what_it_did(tmp_path):
@@ -143,28 +136,28 @@ def test_all_but_a_new_head_and_resized_positions_are_the_files_bit_for_bit(tmp_
     assert params.pop("head")["kernel"].shape == (5, 7)
     params["positions"] = module.resize({"params": params}, (42, 42), (28, 28))["params"]["positions"]
     head = state.params.pop("head")
-    assert_same(state.params, params)
-    assert_same(head, {"kernel": jnp.zeros((5, 10)), "bias": jnp.zeros(10)})
+    assert_same_trees(state.params, params)
+    assert_same_trees(head, {"kernel": jnp.zeros((5, 10)), "bias": jnp.zeros(10)})
 
 
 def test_a_head_of_as_many_classes_is_kept(tmp_path):
     variables = written(tmp_path / "vit.safetensors", usual)
     _, state, note = begun(parsed(tmp_path / "vit.safetensors"))
-    assert_same(state.params, variables["params"])
+    assert_same_trees(state.params, variables["params"])
     assert note.endswith("; positions 4×4; head 10 classes")
 
 
 def test_the_average_begins_as_a_copy_and_the_optimizer_anew(tmp_path):
     written(tmp_path / "vit.safetensors")
     task, state, _ = begun(parsed(tmp_path / "vit.safetensors", "--optim.ema", "0.9"))
-    assert_same(state.ema, state.params)
-    assert_same(state.opt_state, jax.jit(task.init)().opt_state)
+    assert_same_trees(state.ema, state.params)
+    assert_same_trees(state.opt_state, jax.jit(task.init)().opt_state)
 
 
 def test_half_precision_is_trained_in_float32(tmp_path):
     halves = written(tmp_path / "vit.safetensors", dtype=jnp.bfloat16)
     _, state, _ = begun(parsed(tmp_path / "vit.safetensors"))
-    assert_same(state.params, jax.tree.map(lambda x: x.astype(jnp.float32), halves["params"]))
+    assert_same_trees(state.params, jax.tree.map(lambda x: x.astype(jnp.float32), halves["params"]))
 
 
 def test_parameters_are_an_argument_of_init_and_lie_where_the_state_wants_them(tmp_path):
@@ -172,7 +165,7 @@ def test_parameters_are_an_argument_of_init_and_lie_where_the_state_wants_them(t
     task = make_task(parsed(tmp_path / "vit.safetensors"), nothing())
     params = task.start().params
     doubled = jax.tree.map(lambda x: 2 * x, params)
-    assert_same(jax.jit(task.init)(doubled).params, doubled)
+    assert_same_trees(jax.jit(task.init)(doubled).params, doubled)
     places = state_sharding(make_mesh(Mesh(1, 1, 2)), jax.eval_shape(task.init))
     placed = placed_params(params, places)
     assert jax.tree.map(lambda x: x.sharding, placed) == places.params
@@ -221,7 +214,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_asks_the_file_for_its_arc
     shutil.rmtree(folder / "b" / "checkpoints" / "4")
     written(path, size=(42, 42), seed=1)
     monkeypatch.setattr(pretrained, "load_described", None)
-    assert_same(fit(parsed(path, *RUN, str(folder / "b")), make_task), state)
+    assert_same_trees(fit(parsed(path, *RUN, str(folder / "b")), make_task), state)
     assert (folder / "a" / "metrics.jsonl").read_bytes() == (folder / "b" / "metrics.jsonl").read_bytes()
     out = capsys.readouterr().out
     assert "resumes at step 2" in out and "init from" not in out
@@ -241,7 +234,7 @@ def test_a_run_begins_with_the_average_of_another(whole, tmp_path, monkeypatch, 
     assert told in capsys.readouterr().out
     module, variables, _ = load_run(tmp_path / "run")
     assert module == model
-    assert_same(variables, {"params": state.ema})
+    assert_same_trees(variables, {"params": state.ema})
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (saved["init_from"], saved["model"]["norm_eps"]) == (str(folder / "a"), 1e-4)
 

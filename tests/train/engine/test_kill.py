@@ -1,10 +1,14 @@
-"""A real run, killed by SIGKILL at random moments, ends in the bits of one that never was (tests/stress/kill_storm.py)."""
+"""A real run, killed by SIGKILL at random moments, ends in an uninterrupted run's bits (tests/stress/kill_storm.py)."""
 
 import random
 
+import pytest
+
 from tests.stress.kill_storm import Aim, Command, differences, kill_until_done, time_whole
 
-# Batch statistics, an average of the parameters, three optimizers: the autoencoder has all that a State can hold.
+pytestmark = pytest.mark.slow
+
+# The autoencoder has everything that a State can hold: batch statistics, averaged parameters, three optimizers.
 OPTIONS = (
     *("--run.steps", "40", "--run.log-every", "3", "--run.eval-every", "20", "--run.save-every", "8"),
     *("--run.batch-size", "16", "--data.train-split", "train[:200]", "--data.test-split", "test[:50]"),

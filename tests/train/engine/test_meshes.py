@@ -1,13 +1,13 @@
 """Every task computes on any mesh what one device computes, and each device holds its share of the state."""
 
 import functools
-import importlib
 import re
 from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
 import pytest
+from tasks import CLASSIFIERS, TASKS, make_task, preset
 
 from configs.base import Augment, Mesh, Optim, RunConfig
 from train.data import open_source
@@ -23,7 +23,8 @@ from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
 
 STEPS, BATCH = 20, 48
 
-# Tiny models with all that could depend on the mesh: dropouts, augmentation, accumulation, averages, batch norm.
+# Small models for images of 8 x 8, with all that may depend on the mesh: dropout, augmentation, accumulation, averages,
+# batch norm. A task that is not here runs its preset tiny.
 OPTIONS = {
     "vit": {
         "model": ViT(
@@ -53,7 +54,8 @@ OPTIONS = {
 # What people choose, and what a stranger tries: 3 and 5 divide little, 4 no 3 heads.
 CHOSEN = [Mesh(8, 1, 1), Mesh(1, 8, 1), Mesh(2, 2, 2)]
 TRIED = [("vit", Mesh(1, 2, 4)), ("mha", Mesh(1, 3, 2)), ("lstm", Mesh(1, 1, 5))]
-CASES = [*((task, sizes) for task in OPTIONS for sizes in CHOSEN), *TRIED]
+CASES = [*((task, sizes) for task in TASKS for sizes in CHOSEN), *TRIED]
+QUICK = ("lstm", Mesh(2, 2, 2))
 
 
 @dataclass
@@ -73,11 +75,12 @@ class Trainee:
     """A task, and what one device makes of it."""
 
     def __init__(self, name, **options):
-        tiny = importlib.import_module(f"configs.{name}").PRESETS["tiny"].config
-        data = replace(tiny.data, image_size=(8, 8))
-        self.config = replace(tiny, data=data, run=RunConfig(steps=STEPS, batch_size=BATCH), **OPTIONS[name] | options)
-        self.source = open_source(data, "train[:480]")
-        self.task = importlib.import_module(f"train.{name}").make_task(self.config, self.source)
+        config = preset(name)
+        if name in OPTIONS:
+            config = replace(config, data=replace(config.data, image_size=(8, 8)), **OPTIONS[name])
+        self.config = replace(config, run=RunConfig(steps=STEPS, batch_size=BATCH), **options)
+        self.source = open_source(self.config.data, "train[:480]")
+        self.task = make_task(name, self.config, self.source)
         self.one = self.run(Mesh(1, 1, 1))
 
     def run(self, sizes):
@@ -102,7 +105,11 @@ def small_models_are_cut(monkeypatch):
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 2**8)
 
 
-@pytest.mark.parametrize(("task", "sizes"), CASES, ids=[f"{t}-{s.data}x{s.fsdp}x{s.tensor}" for t, s in CASES])
+@pytest.mark.parametrize(
+    ("task", "sizes"),
+    [pytest.param(*case, marks=[] if case == QUICK else pytest.mark.slow) for case in CASES],
+    ids=[f"{task}-{sizes.data}x{sizes.fsdp}x{sizes.tensor}" for task, sizes in CASES],
+)
 def test_a_mesh_computes_what_one_device_computes_and_each_device_holds_its_share(task, sizes):
     one, many = trainee(task).one, trainee(task).run(sizes)
     assert one.metrics.keys() == many.metrics.keys()
@@ -141,12 +148,13 @@ def test_a_mesh_computes_what_one_device_computes_and_each_device_holds_its_shar
         assert {axes_of(map(int, shape.split(","))) for shape in gathers} <= whole_layers
 
 
-@pytest.mark.parametrize("task", ["vit", "mha", "lstm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", CLASSIFIERS)
 def test_two_devices_of_a_cpu_compute_in_micro_batches_what_one_device_computes(task):
-    model = OPTIONS[task]["model"]
+    model = trainee(task).config.model
     quiet = {name: 0.0 for name in ("dropout", "attention_dropout", "drop_path") if hasattr(model, name)}
-    trainee = Trainee(task, model=model.clone(**quiet), optim=Optim(), augment=Augment(shift=2, mixup=0.2))
-    one, many = trainee.one, trainee.run(Mesh(2, 1, 1))
+    calm = Trainee(task, model=model.clone(**quiet), optim=Optim(), augment=Augment(shift=2, mixup=0.2))
+    one, many = calm.one, calm.run(Mesh(2, 1, 1))
     assert "shard_map" in many.text and "shard_map" not in one.text
     np.testing.assert_allclose(many.metrics["loss"], one.metrics["loss"], rtol=1e-4)
     np.testing.assert_allclose(many.metrics["grad_norm"], one.metrics["grad_norm"], rtol=1e-3)

@@ -85,6 +85,7 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_losses_of_one(of_two, alone):
     folder, _ = of_two
     several, one = lines(folder), lines(alone)
@@ -95,6 +96,7 @@ def test_two_processes_write_the_losses_of_one(of_two, alone):
         assert abs(ours["accuracy"] - expected["accuracy"]) < 0.022
 
 
+@pytest.mark.slow
 def test_only_the_main_process_prints_and_writes(of_two):
     folder, (first, second) = of_two
     assert "4 CPU device(s) of 2 processes (data 2, fsdp 2)" in first
@@ -103,6 +105,7 @@ def test_only_the_main_process_prints_and_writes(of_two):
     assert (folder / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_what_two_processes_saved_is_the_same_on_any_devices(of_two):
     folder, _ = of_two
     source = open_source(CONFIG.data, CONFIG.data.train_split)
@@ -118,6 +121,7 @@ def test_what_two_processes_saved_is_the_same_on_any_devices(of_two):
         jax.tree.map(np.testing.assert_array_equal, state, states[0])
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_resumes_in_one_and_says_so(of_two, tmp_path, capsys):
     folder, _ = of_two
     shutil.copytree(folder, tmp_path / "run")
@@ -147,6 +151,7 @@ def training_pair(folder, *options):
             process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_dies_the_other_says_so_and_ends_within_a_minute(tmp_path, victim):
     with training_pair(tmp_path / "run") as processes:
@@ -156,6 +161,7 @@ def test_when_one_process_dies_the_other_says_so_and_ends_within_a_minute(tmp_pa
     assert "this process cannot continue, most likely because another process" in output.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_saves_and_ends_all_of_them_after_the_same_step(tmp_path):
     with training_pair(tmp_path / "run", "--run.save-every", "1000000") as processes:
         processes[1].send_signal(signal.SIGTERM)
@@ -166,6 +172,7 @@ def test_a_signal_to_one_process_saves_and_ends_all_of_them_after_the_same_step(
         assert f"interrupted by SIGTERM: {tmp_path / 'run'} is saved up to step {int(saved.name):,};" in output
 
 
+@pytest.mark.slow
 def test_processes_of_different_options_say_so_and_end(tmp_path):
     first, second = start(tmp_path / "run", second=("--mesh.tensor", "2", "--data.workers", "0"))
     (words, _), (others, _) = (process.communicate(timeout=120) for process in (second, first))

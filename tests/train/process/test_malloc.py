@@ -55,6 +55,7 @@ def without_tunables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not huge_pages({}), reason="no huge pages on request here, or malloc is not glibc's")
 def test_a_training_holds_its_arrays_in_huge_pages(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "train.lstm", "tiny", "--run.dir", str(tmp_path / "run")]
@@ -86,6 +87,7 @@ print(int(line.split()[1]) // 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="malloc is not glibc's")
 def test_memory_that_the_compiler_has_freed_returns_to_the_kernel() -> None:
     usual = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # not the tests' quick compiler

@@ -259,6 +259,7 @@ def test_two_runs_are_compared_by_their_curves_results_and_what_differs(folder, 
     assert curve["data"] == [[2, 3, 4], [2.0, None, 1.0], [None, None, 1.5], [None, 5.0, 4.0]]
 
 
+@pytest.mark.slow
 def test_the_program_writes_the_same_page_again_and_refuses_what_is_no_run(folder, tmp_path):
     write_report(folder)
     written = (folder / "report.html").read_bytes()

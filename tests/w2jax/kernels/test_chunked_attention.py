@@ -8,16 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
+from models import normal
 
 from w2jax import scaled_dot_product_attention
 
 B, H, T, S, K, V = 2, 3, 5, 7, 4, 6
 few = partial(settings, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 @pytest.fixture(autouse=True)
