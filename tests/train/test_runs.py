@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from tasks import TASKS
 
 from train import runs
 from train.config.tree import config_to_tree

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from flax import linen as nn
 
 from train.config.flat import flatten
-from w2jax.convert.schema import module_from_json, module_to_json
+from w2jax.serialize import module_from_json, module_to_json
 
 AnyConfig = TypeVar("AnyConfig")
 

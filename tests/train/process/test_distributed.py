@@ -127,7 +127,9 @@ def test_a_run_of_two_processes_resumes_in_one_and_says_so(of_two, tmp_path, cap
     shutil.copytree(folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
     fit(replace(CONFIG, run=replace(CONFIG.run, dir=str(tmp_path / "run")), mesh=Mesh(8, 1, 1)), make_task)
-    assert "resumes at step 3; it was saved on 4 CPU device(s) of 2 processes (data 2, fsdp 2)" in capsys.readouterr().out
+    assert (
+        "resumes at step 3; it was saved on 4 CPU device(s) of 2 processes (data 2, fsdp 2)" in capsys.readouterr().out
+    )
     expected = lines(folder)
     for ours, theirs in zip(lines(tmp_path / "run"), expected, strict=True):
         assert ours["step"] == theirs["step"]
