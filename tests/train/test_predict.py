@@ -14,7 +14,7 @@ from PIL import Image
 from configs.base import Mesh
 from train.data import open_source
 from train.engine.loop import fit
-from train.predict import drawn, load, main
+from train.predict import load, main
 from train.process.errors import UserError
 from train.run.folder import read_config
 from train.vit import make_task
@@ -97,12 +97,12 @@ def test_the_autoencoders_reconstructions_have_the_squared_error_of_the_runs_las
     assert again.shape == images.shape and 0 <= again.min() < again.max() <= 1
     error = np.square(2 * (again - images / 255)).mean()  # The decoder's range is [-1, 1].
     assert last_line(config)["reconstruction"] == pytest.approx(error, rel=1e-4)
-    samples = drawn(predictor, 7)
+    samples = predictor.sample(7)
     assert samples.shape == (7, 32, 32, 1) and np.ptp(samples, axis=0).max() > 0.01
-    np.testing.assert_array_equal(samples, drawn(predictor, 7))
+    np.testing.assert_array_equal(samples, predictor.sample(7))
     digit = tmp_path / "digit.png"
     Image.fromarray(images[0, ..., 0]).save(digit)
-    with pytest.raises(UserError, match="--json tells classes"):
+    with pytest.raises(UserError, match="--json prints classes"):
         main([config.run.dir, str(digit), "--json", "--out", str(tmp_path / "again.png")])
     main([config.run.dir, str(digit), "--out", str(tmp_path / "again.png")])
     shown = np.asarray(Image.open(tmp_path / "again.png"))
@@ -159,19 +159,19 @@ def test_images_stand_above_the_same_with_red_where_the_report_says_that_the_vit
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["{none}", "{image}"], "wanted a run folder"),
-        (["{vit}"], "wanted images"),
+        (["{none}", "{image}"], "must be a run folder"),
+        (["{vit}"], "give images, or folders of them"),
         (["{vit}", "{none}"], "is no file"),
         (["{vit}", "{empty}"], "holds no image"),
-        (["{vit}", "{text}"], "text.png is no whole image"),
+        (["{vit}", "{text}"], "text.png is not a complete image"),
         (["{vit}", "{image}", "--top-k", "11"], "--top-k: wanted a number from 1 to the 10"),
-        (["{vit}", "--sample", "3", "--out", "x.png"], "--out is for runs of train.aae"),
-        (["{vit}", "--sample", "3"], "--sample wants a run of train.aae"),
+        (["{vit}", "--sample", "3", "--out", "x.png"], "--out is for autoencoders"),
+        (["{vit}", "--sample", "3"], "--sample needs a generative model, such as a run of train.aae; got a ViT"),
         (["{vit}", "{image}", "--sample", "3"], "leave out .*a_gray.png, or --sample"),
         (["{fresh}", "{image}"], "has no checkpoint yet"),
-        (["{older}", "{image}"], "images.json does not say"),
-        (["{no_model}", "{image}"], "config.json describes no model"),
-        (["{no_run}", "{image}"], r"config.json is no configs\.vit of this version"),
+        (["{older}", "{image}"], "images.json does not describe"),
+        (["{no_model}", "{image}"], r"config.json is not a config of configs\.vit"),
+        (["{no_run}", "{image}"], r"config.json is not a config of configs\.vit"),
         (["{list}", "{image}"], "config.json is damaged"),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_mistake_is_told_in_one_line(arguments, told, vit, files, tmp_path):
 def test_images_of_another_shape_or_type_are_refused(vit, digits):
     predictor = load(vit.run.dir)
     for wrong in (digits[0][:, :27], digits[0].astype(np.float32), digits[0][:0]):
-        with pytest.raises(ValueError, match="wanted uint8 images"):
+        with pytest.raises(ValueError, match="images must be uint8"):
             predictor(wrong)
 
 
@@ -207,6 +207,6 @@ def test_every_presets_config_comes_back_from_its_json(task, tmp_path):
     from train.config.tree import config_to_tree
 
     presets = importlib.import_module(f"configs.{task}").PRESETS
-    for config in presets.values():
+    for config in (preset.config for preset in presets.values()):
         (tmp_path / "config.json").write_text(json.dumps(config_to_tree(config)))
         assert read_config(tmp_path, type(config)) == config

@@ -13,7 +13,15 @@ from train import vit
 from train.data import open_source
 from train.data.source import InMemorySource
 from train.task import State
-from train.vit import attention_grid, attention_maps, make_task, overlay, patch_filters, position_similarity, rollout
+from train.vit import (
+    attention_grid,
+    attention_maps,
+    make_task,
+    patch_filters,
+    position_similarity,
+    red_overlay,
+    rollout,
+)
 from w2jax import ViT
 
 
@@ -47,7 +55,7 @@ def test_the_digits_themselves_are_red_where_each_head_looked_and_else_as_they_a
     np.testing.assert_allclose(grid[:, 1][:, ~looked], gray[:, ~looked], atol=1e-6)
     red, *others = np.moveaxis(grid[:, 1][:, looked], -1, 0)
     assert all((red > other + 0.45).all() for other in others)
-    np.testing.assert_array_equal(overlay(images[..., :1], np.zeros((2, 4, 6))), images[..., [0, 0, 0]])
+    np.testing.assert_array_equal(red_overlay(images[..., :1], np.zeros((2, 4, 6))), images[..., [0, 0, 0]])
 
 
 def test_of_large_images_fewer_are_shown_so_that_the_page_stays_small(monkeypatch):

@@ -21,7 +21,7 @@ def config(folder, **run):
 
 
 def test_a_run_of_the_first_layout_goes_on(tmp_path, capsys):
-    """The folder was written before checkpoints had checksums and --run.on-nonfinite was an option; it had come to step 2."""
+    """Written before checkpoints had checksums and on_nan (on_nonfinite) was an option, stopped at step 2."""
     with tarfile.open(Path(__file__).parents[2] / "fixtures" / "run_layout_1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     run = config(tmp_path / "run", steps=4, batch_size=8, log_every=1, eval_every=2, save_every=2)
