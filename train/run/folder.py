@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-from flax import linen as nn
 
 from configs.base import Config
 from configs.options import Rule
@@ -21,7 +20,6 @@ from train.run.files import CHECKPOINTS, CONFIG, IMAGES, LOCK, METRICS, TASK, TI
 from train.run.lock import Lock
 from train.run.manifest import checkpoint_steps
 from w2jax.files import is_temporary
-from w2jax.serialize import module_from_json
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -176,18 +174,6 @@ def read_image_info(folder: Path) -> ImageInfo:
             f"{folder / IMAGES} does not describe the images of the run ({error!r}). "
             "Start the run's command again: it writes the file, also when it resumes"
         ) from error
-
-
-def read_model(folder: Path) -> nn.Module:
-    """The model that a run trains.
-
-    Raises:
-        UserError: `folder` is not a run folder, or its config describes no model of w2jax.
-    """
-    try:
-        return module_from_json(read_config_tree(folder)["model"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} describes no model: {error!r}") from error
 
 
 def read_config(folder: Path, config_type: type[AnyConfig]) -> AnyConfig:
