@@ -19,7 +19,7 @@ def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
     return get_close_matches(name, list(known), n=count, cutoff=0.5)
 
 
-def format_bytes(count: float) -> str:
+def format_bytes(count: int | float) -> str:
     """A size with three or four digits and a binary unit: 1536 becomes "1.50 KiB"."""
     size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:

@@ -103,7 +103,7 @@ def test_the_busiest_resource_bounds_a_step(flops, traffic, sent, bound, seconds
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vitt", "--topology", "cpu:2"], "wanted a task of vit, lstm, mha, aae, got 'vitt'"),
+        (["vitt", "--topology", "cpu:2"], 'there is no task "vitt"; did you mean "vit"?'),
         (["vit", "--topology", "v9:2x2"], "--topology must be one such as v5e:2x2"),
         (["vit", "--topology", "v5e"], "--topology must be one such as v5e:2x2"),
         (["vit", "--topology", "cpu"], "--topology must be one such as v5e:2x2"),

@@ -68,7 +68,7 @@ def test_saving_leaves_orbaxs_global_registry_alone(tmp_path):
     before = get_type_handler(jax.Array), vars(get_type_handler(jax.Array)).copy(), supported_types()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, state(3), {"seconds": 3.0})
-        assert checkpoints.look(wait=True) is None
+        assert checkpoints.failure(wait=True) is None
         checkpoints.restore(3, LIKE)
     assert (get_type_handler(jax.Array), vars(get_type_handler(jax.Array)), supported_types()) == before
 
