@@ -40,13 +40,9 @@ def whole(tmp_path_factory):
     ("moment", "number", "done"),
     [
         (("step", 3), signal.SIGINT, 3),
-        pytest.param(
-            ("step", 4), signal.SIGTERM, 4, marks=pytest.mark.slow
-        ),  # where a save and an evaluation are due
+        pytest.param(("step", 4), signal.SIGTERM, 4, marks=pytest.mark.slow),  # where a save and an evaluation are due
         pytest.param(("step", 8), signal.SIGHUP, 8, marks=pytest.mark.slow),
-        pytest.param(
-            ("test", 1), signal.SIGINT, 4, marks=pytest.mark.slow
-        ),  # between a save and its evaluation's end
+        pytest.param(("test", 1), signal.SIGINT, 4, marks=pytest.mark.slow),  # between a save and its evaluation's end
         pytest.param(("test", 2), signal.SIGTERM, 8, marks=pytest.mark.slow),
     ],
     ids=str,
