@@ -106,6 +106,7 @@ def test_each_phase_updates_its_own_sub_trees_no_other_and_all_of_them():
             assert exact.mean() > 0.9, f"{name}/{layer}: steps of {np.unique(moved.round(3))}, not {lengths}"
 
 
+@pytest.mark.slow
 def test_twenty_steps_of_all_three_phases_are_those_of_the_courses_torch_program():
     of = model(dropout=0.0, stochastic=False)
     rates = {"reconstruction": 3e-3, "discriminator": 2e-3, "generator": 1e-3}
@@ -257,6 +258,7 @@ def test_cluster_heads_are_pushed_apart_up_to_the_distance_and_no_further():
     assert np.isfinite(jax.grad(head_distance_loss)(jnp.zeros((3, 2)), 2.0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_fits_the_images_it_is_made_for(preset):
     config = PRESETS[preset].config

@@ -17,7 +17,14 @@ from train.task import NONFINITE
 FIGURES = {"lstm": ("beliefs", False), "mha": ("attention", False), "vit": ("attention", True)}
 
 
-@pytest.mark.parametrize(("name", "of"), [(name, of) for name in CLASSIFIERS for of in presets(name)])
+@pytest.mark.parametrize(
+    ("name", "of"),
+    [
+        pytest.param(name, of, marks=[] if of == "tiny" else pytest.mark.slow)
+        for name in CLASSIFIERS
+        for of in presets(name)
+    ],
+)
 def test_every_preset_fits_the_images_it_is_made_for(name, of):
     config = preset(name, of)
     source = abstract_source(config.data, config.data.train_split)

@@ -427,6 +427,7 @@ def test_multi_head_attention_is_torchs_in_values_and_every_gradient(cross, use_
         np.testing.assert_allclose(weights, expected_weights.detach(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_fifty_steps_of_adam_stay_with_torch():
     width, heads, steps = 12, 3, 50
     mha, optimizer = MultiHeadAttention(heads), optax.adam(1e-2)

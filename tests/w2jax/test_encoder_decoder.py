@@ -221,6 +221,7 @@ def stacked(params):
     return {**params, "encoder": stack(params["encoder"]), "decoder": stack(params["decoder"])}
 
 
+@pytest.mark.slow
 def test_scanned_and_rematerialised_stacks_compute_what_unrolled_ones_do():
     plain, scanned = transformer(), transformer(remat=True, scan_layers=True)
     (source, target), lengths = inputs(), MASKS["source_lengths"]
@@ -347,6 +348,7 @@ def greedy(model, variables, source, start, length, **options):
     return written[:, 1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "factor", "start"),
     [({}, 1, 1), ({"positions": "learned", "pre_norm": True, "tie_output": False}, 3, 5)],

@@ -103,6 +103,7 @@ def test_values_and_every_gradient_are_those_of_torch(kind, layers, options, cal
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), gradients, wanted)
 
 
+@pytest.mark.slow
 def test_fifty_steps_of_adam_stay_with_torch():
     """The course's classifier, small: the LSTM's last output and a linear layer."""
     torch.manual_seed(0)
@@ -171,6 +172,7 @@ def read(kind, x, lengths):
     return flat(BOTH_WAYS[kind].apply(VARIABLES[kind], x, lengths=lengths))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 6), min_size=4, max_size=4), seed=st.integers(0, 1000))
@@ -265,6 +267,7 @@ def test_devices_that_share_the_hidden_units_exchange_states_and_never_weights(k
     assert sizes and max(sizes) <= batch * hidden  # one state a step; the smallest kernel has 5 · 3 · 16 numbers
 
 
+@pytest.mark.slow
 def test_second_order_gradients_are_derivatives_of_the_first():
     module, x = LSTM(3, 1, proj_size=2), normal(0, 2, 3, 2)
     variables = random_variables(module, x)
@@ -361,6 +364,7 @@ def test_an_input_or_state_of_another_shape_is_refused():
         module.apply(variables, x[:, :0])
 
 
+@pytest.mark.slow
 def test_reading_in_pieces_as_the_page_on_scale_shows_has_the_same_gradient_in_an_eighth_of_the_memory():
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "in_pieces" in block)

@@ -190,6 +190,7 @@ def test_resized_positions_fit_the_new_image_keep_the_class_token_and_interpolat
         resize_positions(rows, (3, 5), (4, 4))
 
 
+@pytest.mark.slow
 def test_named_sizes_have_the_published_parameter_counts():
     counts = {"Ti/16": 5_717_416, "S/16": 22_050_664, "B/16": 86_567_656, "L/16": 304_326_632, "H/14": 632_045_800}
     for name, expected in counts.items():

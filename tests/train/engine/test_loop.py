@@ -54,6 +54,7 @@ def test_a_streamed_split_trains_to_the_same_bits_as_one_in_memory(finished, tmp
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_on_streamed_random_crops_goes_on_with_the_same_crops(tmp_path):
     config = small(tmp_path / "whole", image_size=(14, 14), crop=0.3, workers=0)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, save_every=3))

@@ -180,6 +180,7 @@ def without_speeds(rows):
     return [(step, tag, value) for step, tag, value in rows if not tag.endswith("/examples_per_second")]
 
 
+@pytest.mark.slow
 def test_of_an_interrupted_run_that_goes_on_trackers_hold_what_they_hold_of_one_that_never_was(
     tracked, tmp_path, monkeypatch
 ):
@@ -205,6 +206,7 @@ def test_of_an_interrupted_run_that_goes_on_trackers_hold_what_they_hold_of_one_
     assert [{"step": step, "_step": i, **row} for i, (step, row) in enumerate(told(config))] == rows
 
 
+@pytest.mark.slow
 def test_a_tracker_that_comes_later_is_told_all_and_a_line_without_a_split_is_no_hindrance(tracked, tmp_path, capsys):
     config = with_run(tracked, tmp_path / "run", tensorboard=False, wandb=None)
     fit(config, make_task)
@@ -248,6 +250,7 @@ def test_of_a_run_that_goes_on_weights_and_biases_is_told_what_it_lacks(tracked,
     assert logged == [(4, 5, "test/loss"), (5, 5, "step"), 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "package"), [(("tensorboard",), "tensorboardX"), (("wandb", "project"), "wandb")])
 def test_a_tracker_whose_package_is_missing_ends_the_program_by_2_with_one_line_before_it_begins(
     option, package, tmp_path
@@ -343,6 +346,7 @@ def test_a_process_that_does_not_lead_tells_no_tracker(tracked, tmp_path, monkey
     assert not (tmp_path / "run" / "tensorboard").exists() and not (tmp_path / "run" / "wandb").exists()
 
 
+@pytest.mark.slow
 def test_an_offline_run_writes_in_its_folder_alone(tmp_path):
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     home.mkdir()

@@ -40,10 +40,10 @@ def whole(tmp_path_factory):
     ("moment", "number", "done"),
     [
         (("step", 3), signal.SIGINT, 3),
-        (("step", 4), signal.SIGTERM, 4),  # where a checkpoint and an evaluation are due
-        (("step", 8), signal.SIGHUP, 8),
-        (("test", 1), signal.SIGINT, 4),  # between a checkpoint and its evaluation's end
-        (("test", 2), signal.SIGTERM, 8),
+        pytest.param(("step", 4), signal.SIGTERM, 4, marks=pytest.mark.slow),  # where a save and an evaluation are due
+        pytest.param(("step", 8), signal.SIGHUP, 8, marks=pytest.mark.slow),
+        pytest.param(("test", 1), signal.SIGINT, 4, marks=pytest.mark.slow),  # between a save and its evaluation's end
+        pytest.param(("test", 2), signal.SIGTERM, 8, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -210,6 +210,7 @@ def test_damaged_mistakes_and_pictures_are_one_clear_line(folder, name, content)
 PRESET_FILES = [configs.vit, configs.lstm, configs.mha, configs.aae]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", PRESET_FILES, ids=lambda module: module.__name__)
 def test_the_reports_command_makes_the_same_config_again(module, tmp_path):
     task = module.__name__.removeprefix("configs.")

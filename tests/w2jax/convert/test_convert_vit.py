@@ -53,6 +53,7 @@ def test_what_a_peers_file_does_not_tell_is_said() -> None:
     assert "43 tensors of an optimizer's state" in note and "opt/state" in note
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("file", FILES)
 def test_ours_come_back_from_every_file_of_every_family(tmp_path: Path, file: str, family: str) -> None:
@@ -212,6 +213,7 @@ OPTIONS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True, database=None)
 @given(options=OPTIONS)
 def test_any_options_come_back_from_every_format_that_accepts_them(options: dict[str, Any]) -> None:

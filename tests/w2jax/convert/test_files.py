@@ -333,6 +333,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in paths}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 255)), min_size=1, max_size=4))
 def test_any_flipped_bytes_read_or_are_refused(whole: dict[Path, bytes], flips: list[tuple[int, int]]) -> None:

@@ -209,6 +209,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @FUZZ
 @given(st.data())
 def test_bytes_changed_cut_out_or_put_in_read_or_are_refused(small: dict[Path, bytes], data: st.DataObject) -> None:
@@ -270,6 +271,7 @@ def test_thousands_of_strange_names_are_refused_by_a_few_of_them() -> None:
     assert str(caught.value).count("\n") == 201
 
 
+@pytest.mark.slow
 @SLOW
 @given(st.data())
 def test_any_keys_and_shapes_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
@@ -327,6 +329,7 @@ def test_a_config_of_wrong_types_is_named(tmp_path: Path, config: dict[str, Any]
     assert "config.json: " in message or "image size" in message
 
 
+@pytest.mark.slow
 @SLOW
 @given(st.data())
 def test_a_config_of_any_types_is_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:

@@ -38,6 +38,7 @@ def with_gradients(implementation, causal, q, k, v, bias, mask, lengths):
 compiled = jax.jit(with_gradients, static_argnums=(0, 1))
 
 
+@pytest.mark.slow
 @few(max_examples=25)
 @given(st.sampled_from([False, True, "bottom_right"]), st.integers(0, 2**20), st.data())
 def test_any_mask_and_lengths_give_the_values_and_gradients_of_all_logits_at_once(causal, seed, data):
