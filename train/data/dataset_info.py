@@ -115,7 +115,7 @@ def _parse(file: Path, message: Any) -> Any:
     """Fills a protobuf message with the JSON object in `file`; fields that the schema lacks are left out."""
     from google.protobuf import json_format
 
-    from w2jax.convert.files.safe_io import json_object
+    from w2jax.files import json_object
 
     try:
         return json_format.ParseDict(json_object(file.name, file.read_bytes()), message, ignore_unknown_fields=True)
