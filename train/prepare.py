@@ -53,7 +53,7 @@ class FolderOptions:
     seed: int = 0
     """Seed that chooses the test split."""
     skip_corrupt: bool = False
-    """Skip and list files that are not whole images, instead of stopping."""
+    """Skip and list files that are not complete images, instead of stopping."""
     data_dir: str | None = None
     """Folder of prepared datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     overwrite: bool = False
@@ -64,7 +64,7 @@ def dataset_from_folder(options: FolderOptions) -> "Dataset":
     """A folder of images as a dataset to write; prints the files that are skipped.
 
     Raises:
-        UserError: as `image_folder.scan`, or a file is not a whole image.
+        UserError: as `image_folder.scan`, or a file is not a complete image.
     """
     from train.data.prepare import image_folder
     from w2jax.text import one_line
@@ -73,11 +73,11 @@ def dataset_from_folder(options: FolderOptions) -> "Dataset":
     if folder.corrupt and not options.skip_corrupt:
         more = f" and {len(folder.corrupt) - 9} more" if len(folder.corrupt) > 9 else ""
         raise UserError(
-            f"{len(folder.corrupt)} files are not whole images: {', '.join(folder.corrupt[:9])}{more}. "
+            f"{len(folder.corrupt)} files are not complete images: {', '.join(folder.corrupt[:9])}{more}. "
             "Repair or remove them, or skip them by --skip-corrupt."
         )
     for file in folder.corrupt:
-        print(f"skipped, not a whole image: {file}")
+        print(f"skipped, not a complete image: {file}")
     if folder.ignored:
         example = one_line(str(folder.ignored[0]))
         print(f"skipped, neither .jpg nor .png: {len(folder.ignored)} files such as {example}")

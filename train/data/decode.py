@@ -26,7 +26,7 @@ warnings.simplefilter("error", Image.DecompressionBombWarning)  # Pillow itself 
 _BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 IMAGE_ERRORS = (OSError, SyntaxError, ValueError, struct.error, zlib.error, *_BOMB)
-"""What Pillow raises on bytes that are not a whole image, or that have more than `MAX_PIXELS`."""
+"""What Pillow raises on bytes that are not a complete image, or that have more than `MAX_PIXELS`."""
 
 _ORIENTATION = 0x0112  # EXIF's tag: how the camera was turned.
 
@@ -35,7 +35,7 @@ def read_image_bytes(path: Path, mode: str) -> bytes:
     """An image file's bytes in a form that `decode` reads as Pillow's `mode`.
 
     They are the file's own if possible, else the upright image in `mode` as PNG, without transparency and with the
-    upper 8 of 16 bits. Raises one of `IMAGE_ERRORS` if the file is not a whole image.
+    upper 8 of 16 bits. Raises one of `IMAGE_ERRORS` if the file is not a complete image.
     """
     with Image.open(path, formats=FORMATS) as image:
         readable = image.format in ("JPEG", "PNG") and mode_fits(image.mode, mode)
@@ -75,7 +75,7 @@ def decode(
         uint8 [h, w, channels].
 
     Raises:
-        ValueError: the bytes are not a whole image, or it has other channels.
+        ValueError: the bytes are not a complete image, or it has other channels.
     """
     box = None
     try:
@@ -84,9 +84,9 @@ def decode(
             box = _draft(image, crop_box(image.width, image.height), size)
         image.load()
     except UnidentifiedImageError as error:
-        raise ValueError("is not a whole image (its format is not known)") from error
+        raise ValueError("is not a complete image (its format is not known)") from error
     except IMAGE_ERRORS as error:
-        raise ValueError(f"is not a whole image ({error})") from error
+        raise ValueError(f"is not a complete image ({error})") from error
     mode = MODES[channels]
     if not mode_fits(image.mode, mode):
         raise ValueError(f"must be an image of mode {mode}, got {image.mode}")

@@ -134,7 +134,7 @@ def test_gray_photographs_are_cropped_among_colour_ones() -> None:
 
 def test_a_cut_photograph_is_refused_at_any_scale() -> None:
     cut = encoded(ramps(645, 403), "JPEG", quality=95)[:-2000]
-    with pytest.raises(ValueError, match="is not a whole image"):
+    with pytest.raises(ValueError, match="is not a complete image"):
         decode(cut, 3, SIZE, lambda *found: (0.0, 0.0, 645.0, 403.0))
 
 

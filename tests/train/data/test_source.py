@@ -115,8 +115,8 @@ def test_a_record_that_is_no_image_or_has_other_channels_is_named(tmp_path: Path
     file = io.BytesIO()
     Image.new("RGBA", (6, 4)).save(file, "PNG")
     for case, encoded, wrong in (
-        ("cut", blank(4, 6)[:-30], "is not a whole image"),
-        ("text", b"no image", "is not a whole image"),
+        ("cut", blank(4, 6)[:-30], "is not a complete image"),
+        ("text", b"no image", "is not a complete image"),
         ("rgba", file.getvalue(), "must be an image of mode RGB, got RGBA"),
     ):
         config = images_only(tmp_path / case, [encoded], (4, 6, 3))

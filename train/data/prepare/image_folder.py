@@ -28,7 +28,7 @@ class ImageFolder:
     splits: dict[str, list[tuple[Path, int]]]
     """By split, the files and their labels."""
     corrupt: list[str]
-    """Files that are not whole images, each with the reason."""
+    """Files that are not complete images, each with the reason."""
     ignored: list[Path]
     """Files whose names end neither like JPEG's nor like PNG's."""
     shape: tuple[int | None, int | None, int]
@@ -41,7 +41,7 @@ def scan(place: Path, test_fraction: float, seed: int) -> ImageFolder:
     Args:
         place: the folder.
         test_fraction: fraction of each class for the test split, if there are no folders `train` and `test`.
-        seed: chooses those; the choice depends on the names of the whole images alone.
+        seed: chooses those; the choice depends on the names of the complete images alone.
 
     Raises:
         UserError: the folder does not exist, has fewer than 2 classes, or a class has too few images.
@@ -76,7 +76,7 @@ def scan(place: Path, test_fraction: float, seed: int) -> ImageFolder:
         splits = _split_classes(splits["train"], classes, test_fraction, seed)
     for split in roots:
         if not splits[split]:
-            raise UserError(f"--from: {roots[split]} has no whole JPEG or PNG image in the folders of its classes.")
+            raise UserError(f"--from: {roots[split]} has no complete JPEG or PNG image in the folders of its classes.")
     modes, sizes = {mode for mode, _ in properties}, {size for _, size in properties}
     height, width = sizes.pop() if len(sizes) == 1 else (None, None)
     return ImageFolder(classes, dict(splits), corrupt, ignored, (height, width, 1 if modes <= set(_GRAY) else 3))
@@ -99,7 +99,7 @@ def _examples(files: Iterable[tuple[Path, int]], mode: str) -> Iterator[Example]
 
 
 def _inspect(path: Path) -> tuple[str, tuple[int, int]]:
-    """The mode and the upright (h, w) of an image; raises one of IMAGE_ERRORS if it is not whole."""
+    """The mode and the upright (h, w) of an image; raises one of IMAGE_ERRORS if it is not complete."""
     with Image.open(path, formats=FORMATS) as image:
         image.load()
         if image.mode not in _MODES:
@@ -119,7 +119,7 @@ def _split_classes(
         of_class = [file for file in files if file[1] == label]
         if len(of_class) < 2:
             raise UserError(
-                f"--from: class {name} must have at least 2 whole images, to train and to test, got {len(of_class)}."
+                f"--from: class {name} must have at least 2 complete images, to train and to test, got {len(of_class)}."
             )
         count = min(max(round(len(of_class) * test_fraction), 1), len(of_class) - 1)
         test = set(np.random.default_rng((seed, label)).permutation(len(of_class))[:count].tolist())

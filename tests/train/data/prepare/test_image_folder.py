@@ -110,7 +110,7 @@ def test_a_folder_without_classes_or_with_too_few_images_is_refused(tmp_path: Pa
     with pytest.raises(UserError, match=r"--from: .* must have at least 2 folders, one for each class, got 1"):
         scan(tmp_path, 0.25, 0)
     classes(tmp_path, {"dog": 1})
-    with pytest.raises(UserError, match=r"class dog must have at least 2 whole images, to train and to test, got 1"):
+    with pytest.raises(UserError, match=r"class dog must have at least 2 complete images, to train and to test, got 1"):
         scan(tmp_path, 0.25, 0)
     classes(tmp_path, {"dog": 2})
     for fraction in (0.0, 1.0, -0.5, float("nan")):
@@ -121,5 +121,5 @@ def test_a_folder_without_classes_or_with_too_few_images_is_refused(tmp_path: Pa
 def test_a_train_or_test_folder_without_images_is_refused(tmp_path: Path) -> None:
     classes(tmp_path / "train", {"cat": 2, "dog": 2})
     (tmp_path / "test/cat").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"test has no whole JPEG or PNG image in the folders of its classes"):
+    with pytest.raises(UserError, match=r"test has no complete JPEG or PNG image in the folders of its classes"):
         scan(tmp_path, 0.25, 0)

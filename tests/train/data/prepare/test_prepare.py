@@ -100,13 +100,15 @@ def test_corrupt_images_are_refused_by_name_or_left_out_with_a_list(
         (tmp_path / "raw" / name).write_text("text")
     (tmp_path / "raw/dog/notes.txt").write_text("text")
     command = ["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", str(tmp_path / "data")]
-    with pytest.raises(UserError, match=r"2 files are not whole images: .*cat/one.png .*dog/two.jpg .*--skip-corrupt"):
+    with pytest.raises(
+        UserError, match=r"2 files are not complete images: .*cat/one.png .*dog/two.jpg .*--skip-corrupt"
+    ):
         main(command)
     assert not (tmp_path / "data").exists()
     main([*command, "--skip-corrupt"])
     one, two, other, _ = capsys.readouterr().out.splitlines()
-    assert one.startswith(f"skipped, not a whole image: {tmp_path}/raw/cat/one.png")
-    assert two.startswith(f"skipped, not a whole image: {tmp_path}/raw/dog/two.jpg")
+    assert one.startswith(f"skipped, not a complete image: {tmp_path}/raw/cat/one.png")
+    assert two.startswith(f"skipped, not a complete image: {tmp_path}/raw/dog/two.jpg")
     assert other == f"skipped, neither .jpg nor .png: 1 files such as {tmp_path}/raw/dog/notes.txt"
     splits = [open_source(Data(name="pets", dir=str(tmp_path / "data")), split) for split in ("train", "test")]
     assert sum(map(len, splits)) == 10
