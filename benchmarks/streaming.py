@@ -2,10 +2,10 @@
 
     python -m benchmarks.streaming [--images 2000] [--batches 24] [--batch-size 256] [--workers 0 1 2] [--repeat 3]
 
-The images are smooth random fields with a texture, about 100 kB each, written to a temporary folder. Each number of
-workers runs in processes of its own, in turn; the runs must give the same bytes. Printed are the images a second (the
-first two batches are not counted), and the resident memory of the process with its workers: the largest, after the
-counted half of the batches, and at the end.
+The images are smooth random fields with a texture, about 100 kB each, written to a temporary folder. The numbers of
+workers take turns, each run in a new process, and all runs must give the same bytes. It prints the images a second
+(without the first two batches) and the resident memory of the process with its workers: the peak, after half of the
+batches, and at the end.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def photograph(rng: np.random.Generator, field: np.ndarray) -> bytes:
-    """A JPEG of the size of a photograph's: two windows of the field, one upon the other."""
+    """A JPEG as large as a photograph's: the sum of two windows of the field."""
     places = zip(rng.integers(0, 2 * HEIGHT, 2), rng.integers(0, 2 * WIDTH, 2), strict=True)
     one, other = (field[top : top + HEIGHT, left : left + WIDTH] for top, left in places)
     file = io.BytesIO()
@@ -55,7 +55,7 @@ def prepare(folder: Path, count: int) -> int:
     """Writes the dataset `photographs`, and returns the mean size of its files in bytes."""
     import tensorflow_datasets as tfds
 
-    from train.data.prepare.tfds_writer import Card, Example, write
+    from train.data.prepare.tfds_writer import DatasetMetadata, Example, write
 
     tfds.disable_progress_bar()
     rng, sizes = np.random.default_rng(0), []
@@ -69,12 +69,12 @@ def prepare(folder: Path, count: int) -> int:
 
     shape = tfds.features.Image(shape=(None, None, 3))
     features = {"image": shape, "label": tfds.features.ClassLabel(num_classes=CLASSES)}
-    write(Card("photographs", "1.0.0", features, "Random fields."), {"train": examples()}, folder)
+    write(DatasetMetadata("photographs", "1.0.0", features, "Random fields."), {"train": examples()}, folder)
     return round(statistics.mean(sizes))
 
 
 def resident() -> float:
-    """MiB of this process and its children: memory that they have in common is counted once."""
+    """MiB of this process and its children; shared memory is counted once."""
     tasks = Path("/proc/self/task").iterdir()
     children = [child for task in tasks for child in (task / "children").read_text().split()]
     total = 0
@@ -88,7 +88,7 @@ def measure(folder: str, workers: int, steps: int, batch_size: int) -> dict[str,
     """Images a second, MiB and a digest of all bytes, of one stream in this process."""
     source = open_source(Data("photographs", folder, image_size=(224, 224), crop=0.05), "train", train=True)
     digest, memory, start = hashlib.sha256(), [], 0.0
-    # The stream goes on behind the last batch that is taken, so that no worker has ended before.
+    # There are more batches than are taken, so that no worker ends before the measurement.
     with closing(batches(source, batch_size, 0, 0, UNCOUNTED + steps + 10, workers=workers)) as feed:
         for step, batch in enumerate(islice(feed, UNCOUNTED + steps), 1):
             for name in ("image", "label", "index"):
@@ -125,18 +125,18 @@ def main() -> None:
         size = prepare(Path(folder), options.images)
         print(f"{options.images} images of {size / 1000:.0f} kB written in {time.perf_counter() - start:.0f} s")
         for _ in range(options.repeat):
-            for workers, found in runs.items():
+            for workers, results in runs.items():
                 command = [sys.executable, "-m", "benchmarks.streaming", *sys.argv[1:], "--child", folder, str(workers)]
                 run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                found.append(json.loads(run.stdout.splitlines()[-1]))
-    for workers, found in runs.items():
-        speeds = [run["speed"] for run in found]
-        peak, middle, final = (max(run[key] for run in found) for key in ("peak", "middle", "final"))
+                results.append(json.loads(run.stdout.splitlines()[-1]))
+    for workers, results in runs.items():
+        speeds = [run["speed"] for run in results]
+        peak, middle, final = (max(run[key] for run in results) for key in ("peak", "middle", "final"))
         print(
             f"{workers} workers  {statistics.median(speeds):6.0f} images/s ({min(speeds):.0f}-{max(speeds):.0f})  "
-            f"memory: peak {peak:5.0f} MiB, half way {middle:5.0f} MiB, end {final:5.0f} MiB"
+            f"memory: peak {peak:5.0f} MiB, halfway {middle:5.0f} MiB, end {final:5.0f} MiB"
         )
-    if len({run["digest"] for found in runs.values() for run in found}) > 1:
+    if len({run["digest"] for results in runs.values() for run in results}) > 1:
         sys.exit("the runs gave different bytes")
     print("all runs gave the same bytes")
 

@@ -27,7 +27,7 @@ from PIL import Image
 from train.config.cli import read_options, run_main
 from train.config.tasks import task_config_type, task_maker, task_names, task_of
 from train.data.crops import central_box
-from train.data.decode import BROKEN, MODES, decode, encoded
+from train.data.decode import IMAGE_ERRORS, MODES, decode, read_image_bytes
 from train.data.source import AbstractSource
 from train.process.errors import UserError, as_user_error
 from train.process.setup import silence_libraries
@@ -113,8 +113,8 @@ class Predictor:
         images = []
         for path in paths:
             try:
-                images.append(decode(encoded(path, MODES[channels]), channels, (height, width), part))
-            except BROKEN as error:
+                images.append(decode(read_image_bytes(path, MODES[channels]), channels, (height, width), part))
+            except IMAGE_ERRORS as error:
                 raise UserError(f"{path} is not a complete image that can be read ({error})") from error
         return np.stack(images)
 

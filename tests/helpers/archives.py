@@ -36,17 +36,22 @@ COUNTS = {"train": 13, "test": 6}
 
 
 mnist = partial(
-    read_mnist, name="mnist", about="", homepage="", labels=[f"digit {digit}" for digit in range(10)], counts=COUNTS
+    read_mnist,
+    name="mnist",
+    description="",
+    homepage="",
+    labels=[f"digit {digit}" for digit in range(10)],
+    counts=COUNTS,
 )
 
 
 def mnist_folder(place: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Raw files under all the names and forms that are about, and what they hold."""
-    held = {}
+    """Writes raw files, some gzipped, under both styles of names; returns the images and labels by split."""
+    written = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images = RNG.integers(0, 256, (COUNTS[split], 28, 28), np.uint8)
         labels = RNG.integers(0, 10, COUNTS[split]).astype(np.uint8)
         (place / f"{prefix}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(images)))
         (place / f"{prefix}-labels.idx1-ubyte").write_bytes(idx_bytes(labels))
-        held[split] = images, labels
-    return held
+        written[split] = images, labels
+    return written

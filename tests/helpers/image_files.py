@@ -19,7 +19,7 @@ def save(path: Path, mode: str = "RGB", size: tuple[int, int] = SIZE, **options:
 
 
 def classes(place: Path, counts: dict[str, int], mode: str = "RGB") -> dict[bytes, str]:
-    """A folder of PNG images for each class, and the class by pixels."""
+    """Writes a folder of PNG images for each class; returns the class by pixels."""
     return {
         save(place / name / f"{index}.png", mode).tobytes(): name
         for name, count in counts.items()

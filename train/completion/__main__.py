@@ -48,8 +48,8 @@ def specs() -> dict[str, CompletionSpec]:
     return tasks | {
         "train.predict": CompletionSpec(predict.Options, tyro_arguments=no_pairs),
         "train.export": CompletionSpec(export.Options),
-        "train.prepare": CompletionSpec(prepare.Published, (*PREPARABLE, "folder"), no_pairs),
-        "train.prepare.folder": CompletionSpec(prepare.Own, tyro_arguments=no_pairs),
+        "train.prepare": CompletionSpec(prepare.DownloadOptions, (*PREPARABLE, "folder"), no_pairs),
+        "train.prepare.folder": CompletionSpec(prepare.FolderOptions, tyro_arguments=no_pairs),
         "train.report": CompletionSpec(report.Options),
         "train.runs": CompletionSpec(runs.Options, tyro_arguments=no_pairs),
         "train.dryrun": CompletionSpec(dryrun.Options, task_names(), no_pairs),

@@ -1,6 +1,6 @@
 """Labelled images: a source gathers examples by index; batches are a pure function of seed and step.
 
-Importing this package is quick: TFDS and grain are imported by the functions that need them.
+Importing this package is quick: the functions that need TFDS and grain import them.
 """
 
 from train.data.batches import batches, eval_batches, example_order

@@ -5,11 +5,11 @@ import numpy as np
 Box = tuple[float, float, float, float]
 
 _TRIES = 10
-_STRETCH = 4 / 3  # How much wider or higher than the target a random box may be.
+_STRETCH = 4 / 3  # The most that a random box is wider or higher than the target's proportions.
 _CENTRAL = 0.875
 
-DRAWS = 2 + 2 * _TRIES
-"""Uniform numbers that a random box follows from."""
+UNIFORMS_PER_BOX = 2 + 2 * _TRIES
+"""Uniform random numbers that determine a random box."""
 
 
 def central_box(width: int, height: int, size: tuple[int, int]) -> Box:
@@ -20,31 +20,31 @@ def central_box(width: int, height: int, size: tuple[int, int]) -> Box:
     return left, top, left + wide, top + high
 
 
-def random_box(width: int, height: int, size: tuple[int, int], smallest: float, draws: np.ndarray) -> Box:
+def random_box(width: int, height: int, size: tuple[int, int], min_area: float, uniforms: np.ndarray) -> Box:
     """A random part of an image (Szegedy et al. 2015, section 6).
 
-    Its part of the area is uniform from `smallest` to 1; its proportions are those of `size`, times a factor
-    log-uniform from 3/4 to 4/3; its place is uniform. Of ten such boxes the first that fits is taken; where none does,
+    Its fraction of the area is uniform from `min_area` to 1. Its proportions are those of `size`, times a factor
+    log-uniform from 3/4 to 4/3. Its place is uniform. The first of ten such boxes that fits is taken; if none fits,
     the largest box that the proportions allow.
 
     Args:
         width: of the image.
         height: of the image.
         size: (h, w) that the box is resized to.
-        smallest: part of the image's area.
-        draws: float64 [DRAWS], uniform in [0, 1): the place, then the tries; the box is a function of them.
+        min_area: fraction of the image's area.
+        uniforms: float64 [UNIFORMS_PER_BOX] in [0, 1): the place, then the tries; the box is a function of them.
     """
-    areas, stretches = np.split(draws[2:], 2)
-    area = width * height * (smallest + (1 - smallest) * areas)
-    square = size[1] / size[0]
-    ratio = square * _STRETCH ** (2 * stretches - 1)
+    areas, stretches = np.split(uniforms[2:], 2)
+    area = width * height * (min_area + (1 - min_area) * areas)
+    proportions = size[1] / size[0]
+    ratio = proportions * _STRETCH ** (2 * stretches - 1)
     wide, high = np.sqrt(area * ratio), np.sqrt(area / ratio)
     fits = (wide <= width) & (high <= height)
     if fits.any():
         first = fits.argmax()
         wide, high = float(wide[first]), float(high[first])
     else:
-        ratio = min(max(width / height, square / _STRETCH), square * _STRETCH)
+        ratio = min(max(width / height, proportions / _STRETCH), proportions * _STRETCH)
         wide, high = min(width, height * ratio), min(height, width / ratio)
-    left, top = float(draws[0]) * (width - wide), float(draws[1]) * (height - high)
+    left, top = float(uniforms[0]) * (width - wide), float(uniforms[1]) * (height - high)
     return left, top, left + wide, top + high

@@ -1,116 +1,146 @@
-"""What the files beside a prepared dataset's records say of it. Imports nothing heavy and runs nothing they name."""
+"""What a dataset is apart from its examples: read from the files beside its records, or known of published ones.
 
-import json
+Importing this module is quick.
+"""
+
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.data.decode import MODES, MOST_PIXELS
-from train.data.locate import data_dir, find, rewrite
-from train.data.published import Facts
+from train.data.decode import MAX_PIXELS, MODES
+from train.data.locate import data_dir, locate_dataset, rewrite_hint
 from train.process.errors import UserError
 
-_PART = re.compile(r"\w[\w.-]*", re.ASCII)  # Of a file's name.
-_TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]+\})*", re.ASCII)  # Names a file in the folder itself, and formats nothing.
-_MOST_CLASSES = 2**20
+_FILE_WORD = re.compile(r"\w[\w.-]*", re.ASCII)
+_TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]+\})*", re.ASCII)  # Stays in the dataset's folder; has no format options.
+_MAX_CLASSES = 2**20
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The files that hold a split."""
+    """The files of one split."""
 
-    template: str
-    """How they are called, in TFDS's notation; "" for its usual one."""
     lengths: list[int]
-    """Records in each."""
+    """Records in each file."""
+    template: str = ""
+    """The pattern of their names, in TFDS's notation; "" for its usual one."""
 
 
 @dataclass(frozen=True)
-class Description:
-    """A prepared dataset apart from its records."""
+class DatasetInfo:
+    """A dataset apart from its examples."""
 
-    folder: Path
-    prefix: str
-    """The dataset's name in the names of its files."""
-    facts: Facts
+    image_shape: tuple[int | None, int | None, int]
+    """(h, w, C) of the images; h and w are None where images differ in size."""
+    label_names: list[str]
+    """Label k is called label_names[k]."""
     shards: dict[str, Shards]
     """By split."""
+    folder: Path = Path()
+    """Folder of the files."""
+    file_prefix: str = "any"
+    """The dataset's name in the names of its files."""
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Examples in each split."""
+        return {split: sum(shards.lengths) for split, shards in self.shards.items()}
 
 
-def describe(name: str, directory: str | None) -> Description:
-    """Reads `dataset_info.json`, `features.json` and the label names of a prepared dataset; the arguments are `find`'s.
+def read_dataset_info(name: str, directory: str | None) -> DatasetInfo:
+    """Reads `dataset_info.json`, `features.json` and the label names of a prepared dataset.
 
-    TFDS would import the Python modules that these files name. Here they are only data.
+    TFDS's own builder imports the Python modules that `features.json` names. Here the files are parsed as data, by
+    protobuf and TFDS's schema.
+
+    Args:
+        name: as for `locate_dataset`.
+        directory: as for `locate_dataset`.
 
     Raises:
-        UserError: as `find`; a file is damaged or says what cannot be; the records cannot be read in any order; the
-            examples are not labelled images.
+        UserError: as `locate_dataset`; a file is damaged or its values are impossible; the records are not stored as
+            array_record; the examples are not labelled images.
     """
-    folder = find(name, directory)
-    with _named(name, folder / "dataset_info.json") as file:
-        info = _content(file)
-        form, prefix = _text(info, "fileFormat") or "tfrecord", _text(info, "name")
-        splits = {_text(split, "name"): _shards(split) for split in _items(info, "splits")}
-        wrong = [part for part in (form, prefix, *splits) if not _PART.fullmatch(part)]
-        if wrong:
-            raise ValueError(f"wanted plain names, got {wrong[0]!r}")
-    if form != "array_record":
+    folder = locate_dataset(name, directory)
+    from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2  # Imported late: it takes seconds.
+
+    with _file_errors(name, folder / "dataset_info.json") as file:
+        info = _parse(file, dataset_info_pb2.DatasetInfo())  # pyright: ignore[reportAttributeAccessIssue]
+        file_format = info.file_format or "tfrecord"
+        shards = {split.name: _shards(split) for split in info.splits}
+        for word in (file_format, info.name, *shards):
+            if not _FILE_WORD.fullmatch(word):
+                raise ValueError(f"names of formats, datasets and splits must be plain words, got {word!r}")
+    if file_format != "array_record":
         raise UserError(
-            f"dataset {name} in {folder} is stored as {form}, but only array_record can be read in any order; "
-            f"{rewrite(name, data_dir(directory))}"
+            f"dataset {name} in {folder} must be stored as array_record, which is read in any order, "
+            f"got {file_format}. {rewrite_hint(name, data_dir(directory))}"
         )
-    with _named(name, folder / "features.json") as file:
-        features = _object(_object(_content(file), "featuresDict"), "features")
-        kinds = [_object(features, key) for key in ("image", "label")]
-        if "image" not in kinds[0] or "classLabel" not in kinds[1]:
-            got = {key: sorted(_object(features, key).keys() - {"pythonClassName", "description"}) for key in features}
+    with _file_errors(name, folder / "features.json") as file:
+        tree = _parse(file, feature_pb2.Feature())  # pyright: ignore[reportAttributeAccessIssue]
+        kinds = {key: feature.WhichOneof("content") for key, feature in tree.features_dict.features.items()}
+        if (kinds.get("image"), kinds.get("label")) != ("image", "class_label"):
             raise UserError(
-                f"dataset {name}: wanted an Image called image and a ClassLabel called label, got {str(got)[:200]}"
+                f"dataset {name} must have an Image called image and a ClassLabel called label, got {_excerpt(kinds)}"
             )
-        shape, classes = _shape(_object(kinds[0], "image")), _integer(_object(kinds[1], "classLabel"), "numClasses")
-        if not 1 <= classes <= _MOST_CLASSES:
-            raise ValueError(f"wanted 1 to {_MOST_CLASSES:,} classes, got {classes}")
-    with _named(name, folder / "label.labels.txt") as file:
-        labels = _label_names(file, classes)
-    counts = {split: sum(shards.lengths) for split, shards in splits.items()}
-    return Description(folder, prefix, Facts(shape, labels, counts), splits)
+        features = tree.features_dict.features
+        image_shape, classes = _image_shape(features["image"].image), features["label"].class_label.num_classes
+        if not 1 <= classes <= _MAX_CLASSES:
+            raise ValueError(f"the number of classes must be from 1 to {_MAX_CLASSES:,}, got {classes}")
+    with _file_errors(name, folder / "label.labels.txt") as file:
+        label_names = _label_names(file, classes)
+    return DatasetInfo(image_shape, label_names, shards, folder, info.name)
 
 
 @contextmanager
-def _named(name: str, file: Path) -> Iterator[Path]:
-    """Names the file in what is wrong with it."""
+def _file_errors(name: str, file: Path) -> Iterator[Path]:
+    """Errors of reading `file` as a UserError that names it."""
     try:
         yield file
     except (OSError, ValueError, RecursionError) as error:
-        why = str(error) if str(error).isprintable() else ascii(str(error))
-        raise UserError(f"dataset {name}: {file} cannot be read ({why}); prepare it again") from error
+        raise UserError(f"dataset {name}: {file} cannot be read ({_excerpt(error)}). Prepare it again.") from error
 
 
-def _content(file: Path) -> Mapping[str, Any]:
-    return _object({"it": json.loads(file.read_text("utf-8"))}, "it")
+def _excerpt(value: object) -> str:
+    """A damaged file's words, fit for an error."""
+    from w2jax.text import one_line, shorten  # Imported late: it imports JAX.
+
+    return shorten(one_line(str(value)), 300)
 
 
-def _shards(split: Mapping[str, Any]) -> Shards:
-    template, lengths = _text(split, "filepathTemplate"), [_whole(length) for length in _list(split, "shardLengths")]
+def _parse(file: Path, message: Any) -> Any:
+    """Fills a protobuf message with the JSON object in `file`; fields that the schema lacks are left out."""
+    from google.protobuf import json_format
+
+    from w2jax.files import json_object
+
+    try:
+        return json_format.ParseDict(json_object(file.name, file.read_bytes()), message, ignore_unknown_fields=True)
+    except json_format.ParseError as error:
+        raise ValueError(str(error)) from error
+
+
+def _shards(split: Any) -> Shards:
+    """The files of a SplitInfo message."""
+    lengths, template = list(split.shard_lengths), split.filepath_template
     if not _TEMPLATE.fullmatch(template):
-        raise ValueError(f"wanted a filepathTemplate of a plain file name, got {template!r}")
+        raise ValueError(f"filepathTemplate must be a plain file name, got {template!r}")
     if min(lengths, default=0) < 0:
-        raise ValueError(f"wanted shardLengths of at least 0, got {min(lengths)}")
-    return Shards(template, lengths)
+        raise ValueError(f"shardLengths must be at least 0, got {min(lengths)}")
+    return Shards(lengths, template)
 
 
-def _shape(image: Mapping[str, Any]) -> tuple[int | None, int | None, int]:
-    """(h, w, C) of an image feature, h and w None where they differ."""
-    dtype, sides = _text(image, "dtype") or "uint8", _list(_object(image, "shape"), "dimensions")
-    sizes = [_whole(side) for side in sides]
+def _image_shape(image: Any) -> tuple[int | None, int | None, int]:
+    """(h, w, C) of an ImageFeature message; h and w are None where images differ in size."""
+    dtype, sizes = image.dtype or "uint8", list(image.shape.dimensions)
     if dtype != "uint8" or len(sizes) != 3 or sizes[2] not in MODES:
-        raise ValueError(f"wanted uint8 images of 1, 3 or 4 channels, got {dtype!r} of shape {sizes}")
+        raise ValueError(f"images must be uint8 with 1, 3 or 4 channels, got {dtype!r} of shape {sizes}")
     height, width, channels = sizes
-    if 0 in sizes or max(height, 1) * max(width, 1) > MOST_PIXELS:
-        raise ValueError(f"wanted images of 1 to {MOST_PIXELS:,} pixels, got {height} x {width}")
+    if 0 in sizes or max(height, 1) * max(width, 1) > MAX_PIXELS:
+        raise ValueError(f"images must have 1 to {MAX_PIXELS:,} pixels, got {height} x {width}")
     return None if height < 0 else height, None if width < 0 else width, channels
 
 
@@ -119,44 +149,36 @@ def _label_names(file: Path, classes: int) -> list[str]:
     try:
         lines = file.read_text("utf-8").split("\n")
     except FileNotFoundError:
-        return [str(label) for label in range(classes)]
-    found = [line.strip() for line in lines if line.strip()]
-    if len(found) != classes or len(set(found)) != classes:
-        raise ValueError(f"wanted {classes} different label names, got {len(set(found))}")
-    return found
+        return _numbers(classes)
+    names = [line.strip() for line in lines if line.strip()]
+    if len(names) != classes or len(set(names)) != classes:
+        raise ValueError(f"label names must be {classes} different lines, got {len(set(names))}")
+    return names
 
 
-def _object(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    return _of(dict, content, key)
+def _numbers(count: int) -> list[str]:
+    return [str(label) for label in range(count)]
 
 
-def _list(content: Mapping[str, Any], key: str) -> list[Any]:
-    return _of(list, content, key)
+def _published(image_shape: tuple[int | None, int | None, int], label_names: list[str], **splits: int) -> DatasetInfo:
+    return DatasetInfo(image_shape, label_names, {split: Shards([count]) for split, count in splits.items()})
 
 
-def _items(content: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    return [_object({key: item}, key) for item in _list(content, key)]
+_FASHION = [
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+]
 
-
-def _text(content: Mapping[str, Any], key: str) -> str:
-    return _of(str, content, key)
-
-
-def _integer(content: Mapping[str, Any], key: str) -> int:
-    return _whole(content.get(key, 0))
-
-
-def _of(kind: type, content: Mapping[str, Any], key: str) -> Any:
-    """A field of that kind; its default where it is left out, as protobuf does."""
-    found = content.get(key, kind())
-    if not isinstance(found, kind):
-        raise ValueError(f"wanted {key} to be a {kind.__name__}, got {str(found)[:40]!r}")
-    return found
-
-
-def _whole(value: Any) -> int:
-    """A whole number of 64 bits, which protobuf writes as text."""
-    number = int(value) if isinstance(value, str | int) else None
-    if number is None or not -(2**63) <= number < 2**63:
-        raise ValueError(f"wanted a whole number, got {str(value)[:40]!r}")
-    return number
+PUBLISHED = {
+    "mnist": _published((28, 28, 1), _numbers(10), train=60_000, test=10_000),
+    "fashion_mnist": _published((28, 28, 1), _FASHION, train=60_000, test=10_000),
+    "kmnist": _published((28, 28, 1), _numbers(10), train=60_000, test=10_000),
+    "cifar10": _published((32, 32, 3), _numbers(10), train=50_000, test=10_000),
+    "cifar100": _published((32, 32, 3), _numbers(100), train=50_000, test=10_000),
+    "svhn_cropped": _published((32, 32, 3), _numbers(10), train=73_257, test=26_032, extra=531_131),
+    "food101": _published((None, None, 3), _numbers(101), train=75_750, validation=25_250),
+    "oxford_flowers102": _published((None, None, 3), _numbers(102), train=1_020, validation=1_020, test=6_149),
+    "oxford_iiit_pet": _published((None, None, 3), _numbers(37), train=3_680, test=3_669),
+    "imagenet2012": _published((None, None, 3), _numbers(1000), train=1_281_167, validation=50_000),
+}
+"""Published datasets by TFDS's name, known without being prepared. Unknown label names are numbers."""

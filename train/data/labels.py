@@ -1,4 +1,4 @@
-"""Which labels of a training split are known, where just some are."""
+"""Semi-supervised learning: which labels of a training split are known."""
 
 import numpy as np
 from jaxtyping import Int
@@ -11,15 +11,15 @@ UNKNOWN = -1
 
 
 def known_labels(source: Source, count: int | None, seed: int) -> Int[np.ndarray, "N"]:
-    """The label of each example, int32, `UNKNOWN` for all but `count` of them.
+    """The label of each example, int32; `UNKNOWN` for all but `count` of them.
 
     Args:
         source: the training split.
-        count: how many are known: as many of each class, chosen by `seed`; None: all.
-        seed: other seeds choose other examples.
+        count: how many are known, the same number of each class; None: all.
+        seed: chooses the examples.
 
     Raises:
-        UserError: if there are not so many, or they cannot be spread evenly.
+        UserError: a class has too few examples, or `count` is not a multiple of the number of classes.
     """
     labels = _all_labels(source)
     if count is None:
@@ -28,8 +28,8 @@ def known_labels(source: Source, count: int | None, seed: int) -> Int[np.ndarray
     rarest = np.bincount(labels, minlength=classes).min()
     if not 0 <= count <= rarest * classes or count % classes:
         raise UserError(
-            f"--num-labels: wanted a multiple of the {classes} classes up to {rarest * classes}, as the rarest class "
-            f"of {source.name}, split {source.split}, has {rarest} examples; got {count}"
+            f"--num-labels must be a multiple of the {classes} classes up to {rarest * classes}, got {count}. "
+            f"The rarest class of {source.name}, split {source.split}, has {rarest} examples."
         )
     rng = np.random.default_rng(seed)
     known = np.full_like(labels, UNKNOWN)

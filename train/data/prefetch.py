@@ -1,8 +1,7 @@
 """Worker processes that decode ahead: each makes its rows of every batch, in order.
 
-Images come through memory that a worker shares with the program, all else through a pipe. The memory belongs to an
-unnamed file, so that nothing is left behind however a process ends; it lies on disk where a container is short of
-shared memory.
+Images go through memory that a worker shares with the main process, everything else through a pipe. The memory belongs
+to an unnamed file, so nothing is left behind however a process ends. The file is on disk where /dev/shm is too small.
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import signal
 from collections.abc import Callable, Generator
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,9 +21,19 @@ Batch = dict[str, np.ndarray]
 MakeBatch = Callable[[int, np.ndarray], Batch]
 """From a step and the rows wanted to those rows of its batch; it must be picklable."""
 
-# Sent to all processes of a group; but the program ends its workers itself, when it has saved.
-_FOR_ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_AHEAD = 3  # Batches that are made or wait to be taken.
+# A terminal or a scheduler sends these to the whole process group. Workers ignore them: the main process kills its
+# workers after it has saved.
+_GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_BUFFERS = 3  # Batches in shared memory at a time.
+
+
+class _Worker(NamedTuple):
+    """A worker process, as the main process sees it."""
+
+    process: Any
+    pipe: Connection
+    images: np.ndarray
+    """uint8 [_BUFFERS, m, h, w, C] in shared memory: batch k is in images[k % _BUFFERS]."""
 
 
 def prefetch(
@@ -33,91 +42,92 @@ def prefetch(
     """The batches `make(step, rows)` of those steps, in order, made by `workers` processes.
 
     Raises:
-        RunStopped: a worker was ended from outside; or what `make` raises.
+        RunStopped: a worker process was killed. Any exception of `make` is raised here too.
     """
-    context = multiprocessing.get_context("spawn")  # A fork would copy the locks of JAX's threads.
-    parts = [part for part in np.array_split(rows, workers) if len(part)] or [rows]
-    started, ends, buffers = [], [], []
+    started: list[_Worker] = []
     try:
-        for part in parts:
-            shape = (_AHEAD, len(part), *image_shape)
-            memory = context.RawArray(ctypes.c_uint8, max(int(np.prod(shape)), 1))
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(make, part, steps, memory, shape, theirs), daemon=True)
-            with _signals_blocked():
-                process.start()
-            theirs.close()  # So that the pipe ends with the worker.
-            started.append(process)
-            ends.append(ours)
-            buffers.append(_images(memory, shape))
+        for share in [share for share in np.array_split(rows, workers) if len(share)] or [rows]:
+            started.append(_start(make, share, image_shape, steps))
         for count, _ in enumerate(steps):
-            found = [_received(end) for end in ends]
-            for part, images in zip(found, buffers, strict=True):
-                part["image"] = images[count % _AHEAD]
-            batch = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
-            for end in ends:
-                _allow(end)
+            parts = [_receive(worker.pipe) for worker in started]
+            for worker, part in zip(started, parts, strict=True):
+                part["image"] = worker.images[count % _BUFFERS]
+            batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for worker in started:
+                _release_buffer(worker.pipe)
             yield batch
     finally:
-        for process, end in zip(started, ends, strict=True):
-            end.close()
-            process.kill()
-            process.join()
+        for worker in started:
+            worker.pipe.close()
+            worker.process.kill()
+            worker.process.join()
+
+
+def _start(make: MakeBatch, rows: np.ndarray, image_shape: tuple[int, ...], steps: range) -> _Worker:
+    context = multiprocessing.get_context("spawn")  # A fork would copy the locks of JAX's threads.
+    shape = (_BUFFERS, len(rows), *image_shape)
+    memory = context.RawArray(ctypes.c_uint8, max(int(np.prod(shape)), 1))
+    pipe, worker_pipe = context.Pipe()
+    process = context.Process(target=_work, args=(make, rows, steps, memory, shape, worker_pipe), daemon=True)
+    with _signals_blocked():
+        process.start()
+    worker_pipe.close()  # Only the worker has this end open now, so the pipe ends with the worker.
+    return _Worker(process, pipe, _as_images(memory, shape))
 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Generator[None]:
-    """Inside, a process is started that does not hear the signals, not even before it can ignore them."""
-    resource_tracker.ensure_running()  # When it starts, with the first process, it lets the signals through again.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_ALL)
+    """A process started inside inherits the blocked signals, so it cannot be killed before it ignores them."""
+    resource_tracker.ensure_running()  # It starts with the first process, and would unblock the signals.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _images(memory: Any, shape: tuple[int, ...]) -> np.ndarray:
+def _as_images(memory: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Shared memory as images of `shape`."""
     return np.frombuffer(memory, np.uint8)[: int(np.prod(shape))].reshape(shape)
 
 
-def _received(end: Connection) -> dict[str, Any]:
-    """A worker's next part without its images."""
+def _receive(pipe: Connection) -> dict[str, Any]:
+    """A worker's next part of a batch, without its images."""
     try:
-        found = end.recv()
+        message = pipe.recv()
     except (EOFError, ConnectionError) as error:
         raise RunStopped(
-            "a process that decodes images was ended from outside, perhaps for want of memory; "
-            "the same command goes on, with fewer of them by --data.workers"
+            "a process that decodes images was killed, perhaps because memory ran out. "
+            "The same command resumes; set a smaller --data.workers to use less memory."
         ) from error
-    if isinstance(found, Exception):
-        raise found
-    return found
+    if isinstance(message, Exception):
+        raise message
+    return message
 
 
-def _allow(end: Connection) -> None:
-    """Tells a worker that it may write over the images that were taken; one that has made its last is gone."""
+def _release_buffer(pipe: Connection) -> None:
+    """Lets a worker overwrite the images that were copied; a worker that has made its last batch may be gone."""
     with contextlib.suppress(ConnectionError):
-        end.send_bytes(b".")
+        pipe.send_bytes(b".")
 
 
 def _work(
-    make: MakeBatch, rows: np.ndarray, steps: range, memory: Any, shape: tuple[int, ...], end: Connection
+    make: MakeBatch, rows: np.ndarray, steps: range, memory: Any, shape: tuple[int, ...], pipe: Connection
 ) -> None:
-    """A worker's life; it ends with the program, as then its pipe does."""
-    for number in _FOR_ALL:
+    """The main function of a worker. It returns when the main process ends, since the pipe then ends too."""
+    for number in _GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    images = _images(memory, shape)
+    images = _as_images(memory, shape)
     try:
         for count, step in enumerate(steps):
-            if count >= _AHEAD:
-                end.recv_bytes()
+            if count >= _BUFFERS:
+                pipe.recv_bytes()
             try:
                 batch = make(step, rows)
-                images[count % _AHEAD] = batch.pop("image")
+                images[count % _BUFFERS] = batch.pop("image")
             except Exception as error:
-                end.send(error)
+                pipe.send(error)
                 return
-            end.send(batch)
+            pipe.send(batch)
     except (EOFError, ConnectionError):
         return

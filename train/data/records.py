@@ -15,75 +15,80 @@ class Record(NamedTuple):
     """One example."""
 
     image: bytes
-    """A file that holds it."""
+    """An encoded image file."""
     label: int
 
 
 class Records:
-    """A split's records, numbered from 0. ArrayRecord compares the checksum of each that it reads."""
+    """A split's records, numbered from 0. ArrayRecord verifies the checksum of each record that it reads."""
 
-    def __init__(self, where: str, files: Sequence[FileInstruction]) -> None:
-        """Opens each file once to look at its end, which says how many records it has.
+    def __init__(self, source_name: str, files: Sequence[FileInstruction]) -> None:
+        """Opens each file once and reads its end, which tells how many records it has.
 
         Args:
-            where: the dataset and split, for errors.
+            source_name: the dataset and split, for errors.
             files: which records of which files, as TFDS's splits say.
 
         Raises:
-            UserError: a file is missing, is not whole or has another number of records.
+            UserError: a file is missing, is damaged or has another number of records.
         """
         for file in files:
-            _check(where, file)
-        self._where, self._source = where, ArrayRecordDataSource(list(files))
+            _check(source_name, file)
+        self._source_name, self._records = source_name, ArrayRecordDataSource(list(files))
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._records)
 
     def read(self, indices: Sequence[int]) -> list[Record]:
         """The records of those numbers, in any order, also repeated.
 
         Raises:
-            UserError: one is damaged, or holds no image or no label; the text names it.
+            UserError: a record is damaged, or has no image or no label; the text names it.
         """
         try:
-            contents = self._source.__getitems__(indices)
-        except RuntimeError as error:  # ArrayRecord's, which does not say whose.
+            contents = self._records.__getitems__(indices)
+        except RuntimeError as error:  # ArrayRecord's, which names no record: find it by halves.
             if len(indices) > 1:
                 half = len(indices) // 2
                 self.read(indices[:half])
                 self.read(indices[half:])
             number = indices[0] if len(indices) == 1 else "of a batch"
             raise UserError(
-                f"{self._where}, record {number}: a file is damaged; prepare it again ({_line(error)})"
+                f"{self._source_name}, record {number}: a file is damaged ({_reason(error)}). Prepare it again."
             ) from error
-        return [self._parsed(index, content) for index, content in zip(indices, contents, strict=True)]
+        return [self._parse(index, content) for index, content in zip(indices, contents, strict=True)]
 
-    def _parsed(self, index: int, content: bytes) -> Record:
+    def _parse(self, index: int, content: bytes) -> Record:
         try:
             example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  It is made at run time.
             features = example.FromString(content).features.feature
             (image,), (label,) = features["image"].bytes_list.value, features["label"].int64_list.value
         except (DecodeError, ValueError) as error:
             raise UserError(
-                f"{self._where}, record {index}: wanted one image and one label; prepare it again ({_line(error)})"
+                f"{self._source_name}, record {index} must have one image and one label ({_reason(error)}). "
+                "Prepare it again."
             ) from error
         return Record(image, label)
 
 
-def _check(where: str, file: FileInstruction) -> None:
+def _check(source_name: str, file: FileInstruction) -> None:
     try:
-        # Nothing ahead: of a file without an end, this would be all of it.
+        # No read-ahead: in a file without an end it would read everything.
         reader = ArrayRecordReader(file.filename, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
-        found = reader.num_records()
+        count = reader.num_records()
         reader.close()
     except RuntimeError as error:
-        raise UserError(f"{where}: {file.filename} is damaged or missing; prepare it again ({_line(error)})") from error
-    if found != file.examples_in_shard:
         raise UserError(
-            f"{where}: {file.filename} is damaged, or that of another dataset: wanted {file.examples_in_shard} "
-            f"records, got {found}; prepare it again"
+            f"{source_name}: {file.filename} is damaged or missing ({_reason(error)}). Prepare it again."
+        ) from error
+    if count != file.examples_in_shard:
+        raise UserError(
+            f"{source_name}: {file.filename} is damaged or of another dataset: it must have {file.examples_in_shard} "
+            f"records, got {count}. Prepare it again."
         )
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _reason(error: Exception) -> str:
+    from w2jax.text import one_line  # Imported late: it imports JAX, which worker processes do not need.
+
+    return one_line(str(error))

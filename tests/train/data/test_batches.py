@@ -25,7 +25,7 @@ class Numbers(Source):
     def __len__(self) -> int:
         return self.count
 
-    def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def gather(self, indices: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, np.ndarray]:
         return {"image": indices.astype(np.uint8).reshape(-1, 1, 1, 1), "label": (indices % 10).astype(np.int32)}
 
 
@@ -83,7 +83,7 @@ def test_another_seed_gives_another_order() -> None:
 
 def test_rows_are_those_of_the_whole_batch_and_no_others_are_read() -> None:
     class Counted(Numbers):
-        def gather(self, indices: np.ndarray, draws: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        def gather(self, indices: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, np.ndarray]:
             read.append(len(indices))
             return super().gather(indices)
 
@@ -106,7 +106,7 @@ def test_rows_that_do_not_rise_or_lie_outside_of_the_batch_are_refused(rows: lis
         lambda: batches(Numbers(35), 8, 3, 0, 1, np.array(rows)),
         lambda: eval_batches(Numbers(35), 8, np.array(rows)),
     ):
-        with pytest.raises(ValueError, match="wanted rising rows of a batch of 8, got"):
+        with pytest.raises(ValueError, match="rows must be increasing rows of a batch of 8, got"):
             make()
 
 
@@ -133,7 +133,7 @@ def test_workers_decode_the_same_batches_and_a_caller_may_stop_early(tiny: Data)
 
 def test_a_damaged_record_is_named_by_a_worker_too(broken_label: Data) -> None:
     streamed = open_source(replace(broken_label, memory_limit=0), "train")
-    with pytest.raises(UserError, match=r"dataset wrong, split train, record \d+: wanted a label in 0..3, got 99"):
+    with pytest.raises(UserError, match=r"dataset wrong, split train, record \d+: the label must be in 0..3, got 99"):
         list(batches(streamed, 23, 3, 0, 1, workers=1))
 
 
@@ -143,7 +143,7 @@ def test_a_killed_worker_stops_the_run_and_the_others_with_it(tiny: Data) -> Non
     next(ahead)
     one, _ = multiprocessing.active_children()  # No worker is without a row.
     one.kill()
-    with pytest.raises(RunStopped, match="a process that decodes images was ended from outside"):
+    with pytest.raises(RunStopped, match="a process that decodes images was killed"):
         list(islice(ahead, 100))
     assert not multiprocessing.active_children()
 

@@ -10,9 +10,9 @@ from PIL import Image
 
 from configs.base import Data
 from train.data import abstract_source, batches, eval_batches, open_source
-from train.data.crops import DRAWS, Box, central_box, random_box
+from train.data.crops import UNIFORMS_PER_BOX, Box, central_box, random_box
 from train.data.decode import decode
-from train.data.prepare.tfds_writer import Card, write
+from train.data.prepare.tfds_writer import DatasetMetadata, write
 from train.data.source import InMemorySource, StreamingSource
 from train.process.errors import UserError
 
@@ -44,14 +44,14 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Data:
         ]
         for split, count in (("train", 11), ("test", 5))
     }
-    write(Card("photos", "1.0.0", features, ""), splits, data_dir)
+    write(DatasetMetadata("photos", "1.0.0", features, ""), splits, data_dir)
     return Data(name="photos", dir=str(data_dir), image_size=SIZE, crop=0.1)
 
 
-def boxes(width: int, height: int, smallest: float, count: int = 4000) -> np.ndarray:
+def boxes(width: int, height: int, min_area: float, count: int = 4000) -> np.ndarray:
     """[count, 4] random boxes."""
-    draws = RNG.random((count, DRAWS))
-    return np.array([random_box(width, height, SIZE, smallest, row) for row in draws])
+    uniforms = RNG.random((count, UNIFORMS_PER_BOX))
+    return np.array([random_box(width, height, SIZE, min_area, row) for row in uniforms])
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (90, 200)])
@@ -134,7 +134,7 @@ def test_gray_photographs_are_cropped_among_colour_ones() -> None:
 
 def test_a_cut_photograph_is_refused_at_any_scale() -> None:
     cut = encoded(ramps(645, 403), "JPEG", quality=95)[:-2000]
-    with pytest.raises(ValueError, match="is not a whole image"):
+    with pytest.raises(ValueError, match="is not a complete image"):
         decode(cut, 3, SIZE, lambda *found: (0.0, 0.0, 645.0, 403.0))
 
 
@@ -167,8 +167,8 @@ def test_crops_depend_on_seed_step_and_row_only(photos: Data) -> None:
 
 def test_a_crop_wants_a_size_and_a_part_of_the_area(photos: Data) -> None:
     for make in (open_source, abstract_source):
-        with pytest.raises(UserError, match=r"--data.crop: wanted a size .* set it by --data.image-size"):
+        with pytest.raises(UserError, match=r"--data.crop needs a size .* Set --data.image-size"):
             make(replace(photos, image_size=None), "train")
         for crop in (0.0, 1.5, float("nan")):
-            with pytest.raises(UserError, match=r"--data.crop: wanted a part of the area above 0 and up to 1, got"):
+            with pytest.raises(UserError, match=r"--data.crop must be a part of the area above 0 and at most 1, got"):
                 make(replace(photos, crop=crop), "train")

@@ -9,8 +9,7 @@ import pytest
 from tiny import COUNTS, prepare
 
 from configs.base import Data
-from train.data import decoded_cache as cached
-from train.data import open_source, source
+from train.data import decoded_cache, open_source, source
 from train.process.errors import UserError
 
 
@@ -18,7 +17,7 @@ from train.process.errors import UserError
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where splits are kept, however fast they were decoded."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cached, "_WORTH", 0.0)
+    monkeypatch.setattr(decoded_cache, "_MIN_SECONDS", 0.0)
     return tmp_path / "w2jax" / "decoded"
 
 
@@ -98,7 +97,7 @@ def test_what_was_used_longest_ago_makes_room(tiny: Data, folder: Path, monkeypa
     for time, entry in enumerate(entries.values(), 1):
         os.utime(entry, (time, time))
     read(tiny, "train[:4]")
-    monkeypatch.setattr(cached, "_MOST", 2 * entries["train[:4]"].stat().st_size)
+    monkeypatch.setattr(decoded_cache, "_MAX_BYTES", 2 * entries["train[:4]"].stat().st_size)
     read(tiny, "train[8:12]")
     assert not entries["train[4:8]"].exists() and len(list(folder.iterdir())) == 2
     decoded.clear()
@@ -112,10 +111,10 @@ def test_a_label_that_a_changed_description_forbids_is_refused_although_its_spli
     config, features = Data(name="tiny", dir=str(tmp_path)), prepare(tmp_path, labels={17: 99}) / "features.json"
     assert 99 in read(config)["label"]
     features.write_text(features.read_text().replace('"100"', '"4"'))
-    with pytest.raises(UserError, match=r"wanted a label in 0\.\.3, got 99"):
+    with pytest.raises(UserError, match=r"the label must be in 0\.\.3, got 99"):
         read(config)
 
 
 def test_a_split_that_is_decoded_quickly_is_not_kept(tiny: Data, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(cached, "_WORTH", 60.0)
+    monkeypatch.setattr(decoded_cache, "_MIN_SECONDS", 60.0)
     assert same(read(tiny), streamed(tiny)) and not folder.exists()

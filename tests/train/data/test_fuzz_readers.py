@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny import prepare
 
-from train.data.dataset_info import describe
+from train.data.dataset_info import read_dataset_info
 from train.data.decode import decode
-from train.data.prepare.idx_and_cifar import Raw, cifar, idx, names
+from train.data.prepare.idx_and_cifar import RawFiles, parse_cifar, parse_idx, parse_label_names
 from train.process.errors import UserError
 
 FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -60,7 +60,7 @@ def archive() -> bytes:
 @example(b"\0\0\x08\xff" + b"\xff" * 1020)
 def test_a_changed_idx_file_is_the_wanted_array_or_refused(content: bytes) -> None:
     try:
-        values = idx("file", content, IMAGES.shape)
+        values = parse_idx("file", content, IMAGES.shape)
     except UserError as error:
         assert str(error).isprintable()
     else:
@@ -71,7 +71,7 @@ def test_a_changed_idx_file_is_the_wanted_array_or_refused(content: bytes) -> No
 @given(st.one_of(mutated(CIFAR), st.binary(max_size=50)))
 def test_a_changed_cifar_file_keeps_its_size_or_is_refused(content: bytes) -> None:
     try:
-        images, labels = cifar("file", content, 2, 2)
+        images, labels = parse_cifar("file", content, 2, 2)
     except UserError as error:
         assert str(error).isprintable()
     else:
@@ -83,7 +83,7 @@ def test_a_changed_cifar_file_keeps_its_size_or_is_refused(content: bytes) -> No
 @given(st.one_of(mutated(b"cat\ndog\n"), st.binary(max_size=20)))
 def test_any_bytes_are_two_label_names_or_refused(content: bytes) -> None:
     try:
-        found = names("file", content, 2)
+        found = parse_label_names("file", content, 2)
     except UserError as error:
         assert str(error).isprintable()
     else:
@@ -95,7 +95,7 @@ def test_any_bytes_are_two_label_names_or_refused(content: bytes) -> None:
 def test_a_changed_archive_gives_a_file_of_bounded_size_or_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar").write_bytes(content)
     try:
-        assert len(Raw(tmp_path / "a.tar").read("file", most=7)[1]) <= 7
+        assert len(RawFiles(tmp_path / "a.tar").read("file", max_bytes=7)[1]) <= 7
     except UserError as error:
         assert str(error).isprintable()
 
@@ -126,7 +126,7 @@ def test_a_name_in_a_description_stays_in_one_line(tmp_path: Path) -> None:
     file = prepare(tmp_path) / "features.json"
     file.write_text(json.dumps({"featuresDict": {"features": {"image": {}, "label": {}, "\x1f\n": None}}}))
     with pytest.raises(UserError) as caught:
-        describe("tiny", str(tmp_path))
+        read_dataset_info("tiny", str(tmp_path))
     assert str(caught.value).isprintable()
 
 
@@ -159,7 +159,7 @@ def test_any_description_is_taken_or_refused(described: Path, name: str, data: s
     try:
         changed = json.dumps(content).encode() if data.draw(st.booleans()) else data.draw(mutated(whole))
         file.write_bytes(changed)
-        describe("tiny", str(described))
+        read_dataset_info("tiny", str(described))
     except UserError as error:
         assert str(error).isprintable()
     finally:

@@ -20,9 +20,9 @@ from tiny import prepare
 
 from configs.base import Data
 from train.data import open_source
-from train.data.decode import MOST_PIXELS, decode
-from train.data.locate import find
-from train.data.prepare.idx_and_cifar import Raw
+from train.data.decode import MAX_PIXELS, decode
+from train.data.locate import locate_dataset
+from train.data.prepare.idx_and_cifar import RawFiles
 from train.data.prepare.image_folder import dataset, scan
 from train.data.prepare.tfds_writer import write
 from train.prepare import main
@@ -41,15 +41,15 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("pixels", [MOST_PIXELS + 9_000, 3 * MOST_PIXELS])
+@pytest.mark.parametrize("pixels", [MAX_PIXELS + 9_000, 3 * MAX_PIXELS])
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path, pixels: int) -> None:
     bomb = png_header(pixels // 9_000, 9_000)
-    with pytest.raises(ValueError, match=r"is not a whole image .*pixels"):
+    with pytest.raises(ValueError, match=r"is not a complete image .*pixels"):
         decode(bomb, 3)
     classes(tmp_path, {"cat": 2, "dog": 2})
     (tmp_path / "cat/bomb.png").write_bytes(bomb)
-    (told,) = scan(tmp_path, 0.5, 0).corrupt
-    assert told.startswith(f"{tmp_path}/cat/bomb.png (Image size")
+    (error,) = scan(tmp_path, 0.5, 0).corrupt
+    assert error.startswith(f"{tmp_path}/cat/bomb.png (Image size")
 
 
 def test_no_more_is_expanded_than_a_file_may_have(tmp_path: Path) -> None:
@@ -57,19 +57,19 @@ def test_no_more_is_expanded_than_a_file_may_have(tmp_path: Path) -> None:
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(expanded), 1))
     (tmp_path / "plain").write_bytes(bytes(101))
     for name in ("bomb.gz", "plain"):
-        with pytest.raises(UserError, match=rf"{name}: wanted at most 100 bytes, got more"):
-            Raw(tmp_path).read(name, most=100)
-    assert Raw(tmp_path).read("plain", most=101)[1] == bytes(101)
+        with pytest.raises(UserError, match=rf"{name} must have at most 100 bytes, got more"):
+            RawFiles(tmp_path).read(name, max_bytes=100)
+    assert RawFiles(tmp_path).read("plain", max_bytes=101)[1] == bytes(101)
     inner = tar(tmp_path / "inner.tar.gz", {"file": (tmp_path / "bomb.gz").read_bytes()})
-    with pytest.raises(UserError, match="file: wanted at most 100 bytes, got more"):
-        Raw(inner).read("file", most=100)
+    with pytest.raises(UserError, match="file must have at most 100 bytes, got more"):
+        RawFiles(inner).read("file", max_bytes=100)
 
 
 def test_an_archive_that_expands_beyond_what_is_published_is_refused(tmp_path: Path) -> None:
     zeros = gzip.compress(bytes(2**20), 1)
     (tmp_path / "bomb.tar.gz").write_bytes(zeros * 257)  # Members of one gzip file: 257 MiB.
-    with pytest.raises(UserError, match=r"bomb.tar.gz: wanted at most 268,435,456 bytes, got more"):
-        Raw(tmp_path / "bomb.tar.gz")
+    with pytest.raises(UserError, match=r"bomb.tar.gz must have at most 268,435,456 bytes, got more"):
+        RawFiles(tmp_path / "bomb.tar.gz")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
@@ -78,8 +78,8 @@ def test_a_member_that_claims_more_than_the_archive_has_asks_for_no_memory(tmp_p
     info.type, info.size = kind, 2**40
     header = info.tobuf(tarfile.GNU_FORMAT)
     (tmp_path / "a.tar").write_bytes(header + bytes(2048))
-    with pytest.raises(UserError, match=r"a.tar (is not a whole tar archive|has no file|cannot be read)|file: wanted"):
-        Raw(tmp_path / "a.tar").read("file", most=2000)
+    with pytest.raises(UserError, match=r"a.tar (is not a whole tar archive|has no file)|file (is damaged|must have)"):
+        RawFiles(tmp_path / "a.tar").read("file", max_bytes=2000)
 
 
 def test_links_and_devices_in_an_archive_are_no_files_and_nothing_is_written(tmp_path: Path) -> None:
@@ -88,11 +88,11 @@ def test_links_and_devices_in_an_archive_are_no_files_and_nothing_is_written(tmp
     device, hard = tarfile.TarInfo("device"), tarfile.TarInfo("hard")
     device.type, hard.type, hard.linkname = tarfile.CHRTYPE, tarfile.LNKTYPE, "real"
     members = {"real": b"real", "soft": link("soft", "real"), "self": link("self", "self"), "../up": b"up"}
-    raw = Raw(tar(place / "evil.tar.gz", {**members, "device": device, "hard": hard, "/abs": b"abs"}))
+    raw = RawFiles(tar(place / "evil.tar.gz", {**members, "device": device, "hard": hard, "/abs": b"abs"}))
     for name in ("soft", "self", "device", "hard", "up", "abs"):
         with pytest.raises(UserError, match="has no file"):
-            raw.read(name, most=100)
-    assert raw.read("real", most=100)[1] == b"real"
+            raw.read(name, max_bytes=100)
+    assert raw.read("real", max_bytes=100)[1] == b"real"
     assert [path.name for path in tmp_path.rglob("*")] == ["archives", "evil.tar.gz"]
 
 
@@ -102,7 +102,7 @@ def test_of_two_members_of_one_name_the_last_counts_as_when_it_is_extracted(tmp_
             info = tarfile.TarInfo("file")
             info.size = 5
             archive.addfile(info, io.BytesIO(content))
-    assert Raw(tmp_path / "a.tar").read("file", most=5)[1] == b"last!"
+    assert RawFiles(tmp_path / "a.tar").read("file", max_bytes=5)[1] == b"last!"
 
 
 @pytest.mark.parametrize("linked", ["tiny", "tiny/1.0.0"])
@@ -112,7 +112,7 @@ def test_nothing_is_written_or_removed_through_a_link(tmp_path: Path, linked: st
     (data_dir / linked).parent.mkdir(parents=True)
     (data_dir / linked).symlink_to(outside / linked)
     before = {path: path.read_bytes() for path in kept.iterdir()}
-    with pytest.raises(UserError, match=rf"{linked} is a link; remove it"):
+    with pytest.raises(UserError, match=rf"{linked} is a link. Remove it"):
         prepare(data_dir)
     assert {path: path.read_bytes() for path in kept.iterdir()} == before
     assert [path.name for path in outside.rglob("*")] == ["tiny", "1.0.0", *(path.name for path in before)]
@@ -133,28 +133,28 @@ def test_overwrite_does_not_follow_a_link_either(tmp_path: Path) -> None:
 
 def test_of_two_that_prepare_at_once_the_later_wins_and_both_are_whole(tmp_path: Path) -> None:
     classes(tmp_path / "raw", {"cat": 3, "dog": 3})
-    card, splits = dataset("pets", scan(tmp_path / "raw", 0.5, 0))
+    metadata, splits = dataset("pets", scan(tmp_path / "raw", 0.5, 0))
 
     def meanwhile():
         yield from splits["train"]
         prepare(tmp_path / "data", "pets")  # Another one of the same name, with 23 examples.
         assert len(open_source(Data(name="pets", dir=str(tmp_path / "data")), "train")) == 23
 
-    write(card, {"train": meanwhile(), "test": splits["test"]}, tmp_path / "data")
+    write(metadata, {"train": meanwhile(), "test": splits["test"]}, tmp_path / "data")
     assert len(open_source(Data(name="pets", dir=str(tmp_path / "data")), "train")) == 2
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["pets"]
 
 
-def test_a_place_that_cannot_be_taken_is_told(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_taken_is_reported(tmp_path: Path) -> None:
     classes(tmp_path / "raw", {"cat": 2, "dog": 2})
-    card, splits = dataset("pets", scan(tmp_path / "raw", 0.5, 0))
+    metadata, splits = dataset("pets", scan(tmp_path / "raw", 0.5, 0))
 
     def meanwhile():
         yield from splits["train"]
         (tmp_path / "pets").write_text("a file")
 
     with pytest.raises(RunStopped, match=r"pets/1.0.0 could not be put in place .*another process"):
-        write(card, {"train": meanwhile(), "test": splits["test"]}, tmp_path)
+        write(metadata, {"train": meanwhile(), "test": splits["test"]}, tmp_path)
     assert (tmp_path / "pets").read_text() == "a file"
     assert not list(tmp_path.glob(".*"))
 
@@ -162,10 +162,10 @@ def test_a_place_that_cannot_be_taken_is_told(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_killed_prepare_leaves_the_old_dataset_or_none(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path\nfrom train.data.prepare.tfds_writer import write; import tiny"
+        "import sys, time; from pathlib import Path\nimport tiny"
         "\ndef slow(examples):\n for e in examples:\n  print('.', flush=True); time.sleep(60); yield e"
         "\nimport train.data.prepare.tfds_writer as b; real = b.write"
-        "\ntiny.write = lambda card, splits, place: real(card, {k: slow(v) for k, v in splits.items()}, place)"
+        "\ntiny.write = lambda metadata, splits, place: real(metadata, {k: slow(v) for k, v in splits.items()}, place)"
         "\ntiny.prepare(Path(sys.argv[1]))"
     )
     root = Path(__file__).parents[3]
@@ -175,7 +175,7 @@ def test_a_killed_prepare_leaves_the_old_dataset_or_none(tmp_path: Path) -> None
             held = {path.name: path.read_bytes() for path in kept.iterdir()}
         process = subprocess.Popen(
             [sys.executable, "-c", program, str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests/data'}"},
+            env={**os.environ, "PYTHONPATH": f"{root}:{root / 'tests/helpers'}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
         )
@@ -185,30 +185,31 @@ def test_a_killed_prepare_leaves_the_old_dataset_or_none(tmp_path: Path) -> None
             # The progress of TFDS is silenced, so what is seen is the folder it works in.
             while not list(tmp_path.glob(".tiny-*/tiny/*")) and time.monotonic() < deadline:
                 time.sleep(0.05)
+            assert process.poll() is None and list(tmp_path.glob(".tiny-*/tiny/*"))
             process.send_signal(signal.SIGKILL)
         if before:
-            assert {path.name: path.read_bytes() for path in find("tiny", str(tmp_path)).iterdir()} == held
+            assert {path.name: path.read_bytes() for path in locate_dataset("tiny", str(tmp_path)).iterdir()} == held
             assert len(open_source(Data(name="tiny", dir=str(tmp_path)), "train")) == 23
         else:
             with pytest.raises(UserError, match="there is no dataset tiny"):
-                find("tiny", str(tmp_path))
+                locate_dataset("tiny", str(tmp_path))
 
 
 def test_names_of_files_stay_in_one_line_and_are_never_commands(tmp_path: Path) -> None:
     classes(tmp_path, {"cat": 2, "dog": 2})
     for name in ("a\nb.png", "$(touch evil).png", "; rm -rf *.jpg"):
         (tmp_path / "cat" / name).write_text("text")
-    told = scan(tmp_path, 0.5, 0).corrupt
-    assert len(told) == 3
-    assert all(text.isprintable() for text in told)
-    assert any("a\\nb.png" in text for text in told)
+    errors = scan(tmp_path, 0.5, 0).corrupt
+    assert len(errors) == 3
+    assert all(error.isprintable() for error in errors)
+    assert any("a\\nb.png" in error for error in errors)
 
 
 @pytest.mark.parametrize("name", ["a\nb", " cat", "cat ", "\x1b[2J", os.fsdecode(b"\xff")])
 def test_a_class_whose_name_is_no_line_of_text_is_refused(tmp_path: Path, name: str) -> None:
     classes(tmp_path, {"cat": 2, "dog": 2})
     save(tmp_path / name / "0.png")
-    with pytest.raises(UserError, match="--from: wanted names of classes that can stand in one line") as caught:
+    with pytest.raises(UserError, match="--from: names of classes must be one printable line") as caught:
         scan(tmp_path, 0.5, 0)
     assert str(caught.value).isprintable()
 
@@ -219,9 +220,9 @@ def test_a_link_to_an_image_is_read_and_one_to_nothing_is_named(tmp_path: Path) 
     pixels = save(tmp_path / "elsewhere.png")
     (tmp_path / "raw/cat/linked.png").symlink_to(tmp_path / "elsewhere.png")
     (tmp_path / "raw/dog/broken.png").symlink_to(tmp_path / "nothing.png")
-    found = scan(tmp_path / "raw", 0.5, 0)
-    (told,) = found.corrupt
-    assert told.startswith(f"{tmp_path}/raw/dog/broken.png (")
-    files = [path for part in found.splits.values() for path, _ in part]
+    folder = scan(tmp_path / "raw", 0.5, 0)
+    (error,) = folder.corrupt
+    assert error.startswith(f"{tmp_path}/raw/dog/broken.png (")
+    files = [path for part in folder.splits.values() for path, _ in part]
     linked = next(path for path in files if path.name == "linked.png")
     np.testing.assert_array_equal(decode(linked.read_bytes(), 3), pixels)

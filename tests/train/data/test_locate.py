@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tiny import prepare
 
-from train.data.dataset_info import describe
-from train.data.locate import find
+from train.data.dataset_info import read_dataset_info
+from train.data.locate import locate_dataset
 from train.process.errors import UserError
 
 
@@ -40,8 +40,8 @@ def test_a_missing_dataset_is_answered_within_two_seconds_and_without_tfds(tmp_p
 
 def test_the_command_names_no_folder_where_it_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"none \(there is no such folder\); run `python -m train.prepare cifar10`"):
-        find("cifar10")
+    with pytest.raises(UserError, match=r"none \(there is no such folder\). Run `python -m train.prepare cifar10`"):
+        locate_dataset("cifar10")
 
 
 def test_the_folder_is_the_one_given_then_the_environments_then_the_homes(
@@ -51,45 +51,45 @@ def test_the_folder_is_the_one_given_then_the_environments_then_the_homes(
     prepared = {key: prepare(folder) for key, folder in homes.items()}
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(homes["environment"]))
-    assert find("tiny", str(homes["given"])) == prepared["given"]
-    assert find("tiny") == prepared["environment"]
+    assert locate_dataset("tiny", str(homes["given"])) == prepared["given"]
+    assert locate_dataset("tiny") == prepared["environment"]
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert find("tiny") == prepared["home/tensorflow_datasets"]
+    assert locate_dataset("tiny") == prepared["home/tensorflow_datasets"]
 
 
 @pytest.mark.parametrize(("name", "near"), [("tinny", "tiny"), ("fashon_mnist", "fashion_mnist"), ("cifar", "cifar10")])
 def test_an_unknown_name_is_answered_with_the_nearest_prepared_and_preparable(
     tiny_dir: Path, name: str, near: str
 ) -> None:
-    with pytest.raises(UserError, match=rf"there is no dataset {name} in .*; did you mean .*\b{near}\b"):
-        find(name, str(tiny_dir))
+    with pytest.raises(UserError, match=rf"there is no dataset {name} in .*\. Did you mean .*\b{near}\b"):
+        locate_dataset(name, str(tiny_dir))
 
 
 def test_an_unknown_name_like_no_other_is_answered_with_all(tiny_dir: Path) -> None:
     with pytest.raises(
-        UserError, match=r"known are cifar10, cifar100, fashion_mnist, mnist, mnist_sample, tiny; .*--data.dir"
+        UserError, match=r"Known are cifar10, cifar100, fashion_mnist, mnist, mnist_sample, tiny\. .*--data.dir"
     ):
-        find("xyzzy", str(tiny_dir))
+        locate_dataset("xyzzy", str(tiny_dir))
 
 
 def test_the_highest_version_wins_by_number(tmp_path: Path) -> None:
     for version in ("9.0.0", "10.0.0", "10.0.0.incomplete"):
         shutil.copytree(prepare(tmp_path / "one"), tmp_path / "many" / "tiny" / version)
-    assert find("tiny", str(tmp_path / "many")).name == "10.0.0"
+    assert locate_dataset("tiny", str(tmp_path / "many")).name == "10.0.0"
 
 
 def test_a_config_is_named_after_the_dataset(tmp_path: Path) -> None:
     for config in ("blue", "red"):
         shutil.copytree(prepare(tmp_path / "one"), tmp_path / "many" / "tiny" / config / "1.0.0")
-    assert find("tiny/red", str(tmp_path / "many")) == tmp_path / "many" / "tiny" / "red" / "1.0.0"
-    with pytest.raises(UserError, match=r"has configs; give one: --data.name tiny/blue or tiny/red"):
-        find("tiny", str(tmp_path / "many"))
+    assert locate_dataset("tiny/red", str(tmp_path / "many")) == tmp_path / "many" / "tiny" / "red" / "1.0.0"
+    with pytest.raises(UserError, match=r"has configs. Choose one by --data.name tiny/blue or tiny/red"):
+        locate_dataset("tiny", str(tmp_path / "many"))
 
 
 @pytest.mark.parametrize("name", ["../tiny", "tiny/..", "tiny/../tiny", "/tiny", "", "..", "tiny/a/b", "tiny\n"])
 def test_a_name_cannot_leave_the_folder(tiny_dir: Path, name: str) -> None:
-    with pytest.raises(UserError, match=r"--data.name: wanted a dataset's name"):
-        find(name, str(tiny_dir))
+    with pytest.raises(UserError, match=r"--data.name must be a dataset's name"):
+        locate_dataset(name, str(tiny_dir))
 
 
 def test_a_dataset_that_cannot_be_read_at_random_says_how_to_write_it_again(tmp_path: Path) -> None:
@@ -102,28 +102,28 @@ def test_a_dataset_that_cannot_be_read_at_random_says_how_to_write_it_again(tmp_
         for form in ("tfrecord", None):  # Old datasets do not say their form.
             content.pop("fileFormat") if form is None else content.update(fileFormat=form)
             info.write_text(json.dumps(content))
-            with pytest.raises(UserError, match=f"is stored as tfrecord, but only array_record .* run `{command}"):
-                describe(name, str(tmp_path))
+            with pytest.raises(UserError, match=f"must be stored as array_record, .* got tfrecord. Run `{command}"):
+                read_dataset_info(name, str(tmp_path))
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
 def test_a_damaged_description_is_named(tmp_path: Path, file: str) -> None:
     path = prepare(tmp_path) / file
     path.write_text(path.read_text()[:50])
-    with pytest.raises(UserError, match=rf"{file} cannot be read .*; prepare it again"):
-        describe("tiny", str(tmp_path))
+    with pytest.raises(UserError, match=rf"{file} cannot be read .*\. Prepare it again"):
+        read_dataset_info("tiny", str(tmp_path))
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--data.dir: wanted a folder of prepared datasets, got the file"):
-        find("mnist", str(tmp_path / "file"))
+    with pytest.raises(UserError, match=r"--data.dir must be a folder of prepared datasets, got the file"):
+        locate_dataset("mnist", str(tmp_path / "file"))
 
 
-def test_the_bundled_sample_needs_no_folder_but_a_wrong_one_is_told(
+def test_the_bundled_sample_needs_no_folder_but_a_wrong_one_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
-    assert find("mnist_sample") == find("mnist_sample", str(tmp_path))
-    with pytest.raises(UserError, match=r"no folder .*none; mnist_sample is bundled"):
-        find("mnist_sample", str(tmp_path / "none"))
+    assert locate_dataset("mnist_sample") == locate_dataset("mnist_sample", str(tmp_path))
+    with pytest.raises(UserError, match=r"no folder .*none. .* mnist_sample is bundled"):
+        locate_dataset("mnist_sample", str(tmp_path / "none"))

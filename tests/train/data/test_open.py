@@ -1,4 +1,4 @@
-"""A declared source has all the facts of the opened one, from the prepared dataset or from what is published."""
+"""An abstract source has the fields of the opened one, from the prepared dataset or from a published one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +10,12 @@ from tiny import SHAPE
 
 from configs.base import Data
 from train.data import Source, abstract_source, batches, eval_batches, open_source
-from train.data.published import PUBLISHED
+from train.data.dataset_info import PUBLISHED
 from train.data.source import InMemorySource, StreamingSource
 from train.process.errors import UserError
 
 
-def facts(source: Source) -> tuple:
+def fields(source: Source) -> tuple:
     return (
         source.name,
         source.split,
@@ -28,18 +28,18 @@ def facts(source: Source) -> tuple:
 
 @pytest.mark.parametrize("split", ["train", "test[:60%]", "train[9:]", "train+test[:2]"])
 @pytest.mark.parametrize("size", [None, (5, 13)])
-def test_a_declared_source_has_the_facts_of_the_opened_one(
+def test_an_abstract_source_has_the_fields_of_the_opened_one(
     tiny: Data, split: str, size: tuple[int, int] | None
 ) -> None:
     config = replace(tiny, image_size=size)
-    declared, opened = abstract_source(config, split), open_source(config, split)
-    assert facts(declared) == facts(opened)
-    ours, theirs = (next(iter(batches(source, 6, 3, 0, 1))) for source in (declared, opened))
+    abstract, opened = abstract_source(config, split), open_source(config, split)
+    assert fields(abstract) == fields(opened)
+    ours, theirs = (next(iter(batches(source, 6, 3, 0, 1))) for source in (abstract, opened))
     assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
     np.testing.assert_array_equal(ours["index"], theirs["index"])
 
 
-def test_a_declared_source_needs_no_records(tiny: Data, tmp_path: Path) -> None:
+def test_an_abstract_source_needs_no_records(tiny: Data, tmp_path: Path) -> None:
     for file in ("dataset_info.json", "features.json"):
         folder = tmp_path / "tiny" / "1.0.0"
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,9 +61,9 @@ def test_imagenet_is_known_without_being_there(tmp_path: Path) -> None:
     assert len(held_out) == 12_812
     assert len(test) == 500
     assert (train.image_shape, train.num_classes) == ((224, 192, 3), 1000)
-    with pytest.raises(UserError, match=r"imagenet2012 has images of different sizes; set one by --data.image-size"):
+    with pytest.raises(UserError, match=r"imagenet2012 has images of different sizes. Set --data.image-size"):
         abstract_source(replace(config, image_size=None), "train")
-    with pytest.raises(UserError, match=r"wanted a split such as .* of train, validation, got 'test'"):
+    with pytest.raises(UserError, match=r"the split must be one of train, validation .*, got 'test'"):
         abstract_source(config, "test")
 
 
@@ -75,27 +75,25 @@ def test_published_shapes_and_labels_are_those_of_tfds(name: str, tmp_path: Path
 
 
 def test_a_dataset_of_which_nothing_is_known_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"there is no dataset pets .*without being prepared .* known: cifar10, .*mnist"
-    ):
+    with pytest.raises(UserError, match=r"there is no dataset pets .*Known without being prepared: cifar10, .*mnist"):
         abstract_source(Data(name="pets", dir=str(tmp_path)), "train")
 
 
-def test_a_sibling_is_another_split_opened_the_same_way(tiny: Data) -> None:
+def test_another_split_is_opened_in_the_same_way(tiny: Data) -> None:
     config = replace(tiny, image_size=(5, 13))
     for source in (open_source(config, "train"), open_source(replace(config, memory_limit=0), "train")):
-        open_split, wanted = source.open_split("test[1:]"), open_source(config, "test[1:]")
-        assert type(open_split) is type(source)
-        assert facts(open_split) == facts(wanted)
-        np.testing.assert_array_equal(open_split.gather(np.arange(4))["image"], wanted.gather(np.arange(4))["image"])
+        opened, expected = source.open_split("test[1:]"), open_source(config, "test[1:]")
+        assert type(opened) is type(source)
+        assert fields(opened) == fields(expected)
+        np.testing.assert_array_equal(opened.gather(np.arange(4))["image"], expected.gather(np.arange(4))["image"])
     assert isinstance(source, StreamingSource)
-    declared = abstract_source(config, "train").open_split("test[1:]")
-    assert facts(declared) == facts(wanted)
-    assert not declared.gather(np.arange(4))["image"].any()
+    abstract = abstract_source(config, "train").open_split("test[1:]")
+    assert fields(abstract) == fields(expected)
+    assert not abstract.gather(np.arange(4))["image"].any()
 
 
-def test_a_source_made_by_hand_has_no_sibling() -> None:
+def test_a_source_made_by_hand_has_no_other_split() -> None:
     images = np.zeros((2, 3, 4, 1), np.uint8)
     source = InMemorySource("own", "train", (3, 4, 1), 2, ["a", "b"], images, np.zeros(2, np.int32))
-    with pytest.raises(UserError, match="'test': wanted a split of a dataset that was opened by name"):
+    with pytest.raises(UserError, match="'test' needs a dataset that was opened by name"):
         source.open_split("test")

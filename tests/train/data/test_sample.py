@@ -1,15 +1,16 @@
 """The bundled sample is a balanced part of MNIST that anyone with MNIST can cut again."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from benchmarks.makers.mnist_sample import chosen, cut
+from benchmarks.makers.mnist_sample import DESCRIPTION, choose_examples, write_sample
 from configs.base import Data
 from train.data import open_source
-from train.data.locate import find
-from train.data.prepare.tfds_writer import Card, png, write
+from train.data.locate import locate_dataset
+from train.data.prepare.tfds_writer import DatasetMetadata, encode_png, write
 
 
 def test_the_sample_has_as_many_images_of_each_digit_and_none_twice() -> None:
@@ -24,10 +25,11 @@ def test_the_sample_has_as_many_images_of_each_digit_and_none_twice() -> None:
     assert len(seen) == 12_000
 
 
-def test_the_sample_is_small_names_its_licence_and_opens_with_tfds_alone() -> None:
-    folder = find("mnist_sample")
+def test_the_sample_is_small_names_its_maker_and_licence_and_opens_with_tfds() -> None:
+    folder = locate_dataset("mnist_sample")
     assert sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) < 5_000_000
     licence = (folder.parent / "LICENSE").read_text()
+    assert json.loads((folder / "dataset_info.json").read_text())["description"] == DESCRIPTION
     assert all(word in licence for word in ("CC BY-SA 3.0", "Yann LeCun", "Corinna Cortes", "Burges"))
     example = tfds.builder_from_directory(folder).as_data_source(
         "test", decoders={"image": tfds.decode.SkipDecoding()}
@@ -37,22 +39,22 @@ def test_the_sample_is_small_names_its_licence_and_opens_with_tfds_alone() -> No
 
 def test_the_same_seed_draws_the_same_examples_of_each_class() -> None:
     labels = np.repeat(np.arange(3), (7, 5, 9))
-    drawn = chosen(labels, 4, seed=0)
+    drawn = choose_examples(labels, 4, seed=0)
     assert np.bincount(labels[drawn]).tolist() == [4, 4, 4]
     assert len(set(drawn.tolist())) == 12
-    assert drawn.tolist() == chosen(labels, 4, seed=0).tolist() != chosen(labels, 4, seed=1).tolist()
+    assert drawn.tolist() == choose_examples(labels, 4, seed=0).tolist() != choose_examples(labels, 4, seed=1).tolist()
 
 
 def test_the_script_cuts_examples_out_of_a_prepared_mnist(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     counts = {"train": 1001, "test": 203}
     splits = {
-        split: [{"image": png(rng.integers(0, 256, (28, 28, 1), np.uint8)), "label": 4} for _ in range(count)]
+        split: [{"image": encode_png(rng.integers(0, 256, (28, 28, 1), np.uint8)), "label": 4} for _ in range(count)]
         for split, count in counts.items()
     }
     features = {"image": tfds.features.Image(shape=(28, 28, 1)), "label": tfds.features.ClassLabel(num_classes=10)}
-    write(Card("mnist", "3.0.1", features, ""), splits, tmp_path)
-    folder = cut(tmp_path / "out", str(tmp_path))
+    write(DatasetMetadata("mnist", "3.0.1", features, ""), splits, tmp_path)
+    folder = write_sample(tmp_path / "out", str(tmp_path))
     for split, kept in (("train", 1000), ("test", 200)):
         whole = {
             example["image"].tobytes()

@@ -12,7 +12,7 @@ from tiny import COUNTS, SHAPE
 
 from configs.base import Data
 from train.data import open_source
-from train.data.prepare.tfds_writer import Card, png, write
+from train.data.prepare.tfds_writer import DatasetMetadata, encode_png, write
 from train.data.source import InMemorySource, StreamingSource
 from train.process.errors import UserError
 
@@ -20,12 +20,16 @@ from train.process.errors import UserError
 def images_only(data_dir: Path, encoded: list[bytes], shape: tuple[int | None, int | None, int]) -> Data:
     """A dataset `odd` of one class with those images as its train split."""
     features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(num_classes=1)}
-    write(Card("odd", "1.0.0", features, ""), {"train": [{"image": image, "label": 0} for image in encoded]}, data_dir)
+    write(
+        DatasetMetadata("odd", "1.0.0", features, ""),
+        {"train": [{"image": image, "label": 0} for image in encoded]},
+        data_dir,
+    )
     return Data(name="odd", dir=str(data_dir))
 
 
 def blank(height: int, width: int) -> bytes:
-    return png(np.full((height, width, 3), 100, np.uint8))
+    return encode_png(np.full((height, width, 3), 100, np.uint8))
 
 
 def test_a_source_gathers_the_images_and_labels_that_were_written(tiny: Data) -> None:
@@ -57,7 +61,7 @@ def test_a_streamed_split_gathers_bit_for_bit_what_a_held_one_does(tiny: Data, s
 def test_image_size_is_height_then_width_and_resizes_bilinearly(tmp_path: Path) -> None:
     image = np.zeros((3, 2, 3), np.uint8)
     image[:, 1] = 200  # Dark on the left, bright on the right.
-    config = images_only(tmp_path, [png(image)], (3, 2, 3))
+    config = images_only(tmp_path, [encode_png(image)], (3, 2, 3))
     (found,) = open_source(replace(config, image_size=(5, 4)), "train").gather(np.array([0]))["image"]
     np.testing.assert_array_equal(found, np.broadcast_to(np.array([[[0], [50], [150], [200]]]), (5, 4, 3)))
 
@@ -71,7 +75,7 @@ def test_tfds_split_notation_cuts_a_split(tiny: Data) -> None:
 
 @pytest.mark.parametrize("split", ["val", "train[:90", "train[50:]", ""])
 def test_an_unknown_split_is_refused_with_those_there_are(tiny: Data, split: str) -> None:
-    with pytest.raises(UserError, match=r"tiny: wanted a split .* of train, test, got") as caught:
+    with pytest.raises(UserError, match=r"tiny: the split must be one of train, test .*, got") as caught:
         open_source(tiny, split)
     assert repr(split) in str(caught.value)
 
@@ -82,13 +86,13 @@ def test_an_empty_split_is_refused(tiny: Data) -> None:
 
 
 def test_a_label_out_of_range_is_refused_with_its_record(broken_label: Data) -> None:
-    with pytest.raises(UserError, match=r"dataset wrong, split train, record \d+: wanted a label in 0..3, got 99"):
+    with pytest.raises(UserError, match=r"dataset wrong, split train, record \d+: the label must be in 0..3, got 99"):
         open_source(broken_label, "train")
 
 
 def test_images_of_different_sizes_want_an_image_size(tmp_path: Path) -> None:
     config = images_only(tmp_path, [blank(4, 6), blank(5, 3)], (None, None, 3))
-    with pytest.raises(UserError, match=r"odd has images of different sizes; set one by --data.image-size"):
+    with pytest.raises(UserError, match=r"odd has images of different sizes. Set --data.image-size"):
         open_source(config, "train")
     assert open_source(replace(config, image_size=(5, 7)), "train").image_shape == (5, 7, 3)
 
@@ -96,14 +100,14 @@ def test_images_of_different_sizes_want_an_image_size(tmp_path: Path) -> None:
 def test_an_image_of_another_size_than_declared_is_named(tmp_path: Path) -> None:
     config = images_only(tmp_path, [blank(4, 6), blank(5, 3)], (4, 6, 3))
     with pytest.raises(
-        UserError, match=r"odd, split train, record \d: wanted .*\(4, 6, 3\), got \(5, 3, 3\); set --data"
+        UserError, match=r"odd, split train, record \d: .* must have shape \(4, 6, 3\), got \(5, 3, 3\). Set --data"
     ):
         open_source(config, "train")
 
 
 def test_a_gray_image_among_colour_ones_is_expanded(tmp_path: Path) -> None:
     gray = np.arange(24, dtype=np.uint8).reshape(4, 6, 1)
-    (found,) = open_source(images_only(tmp_path, [png(gray)], (4, 6, 3)), "train").gather(np.array([0]))["image"]
+    (found,) = open_source(images_only(tmp_path, [encode_png(gray)], (4, 6, 3)), "train").gather(np.array([0]))["image"]
     np.testing.assert_array_equal(found, np.repeat(gray, 3, axis=-1))
 
 
@@ -111,12 +115,12 @@ def test_a_record_that_is_no_image_or_has_other_channels_is_named(tmp_path: Path
     file = io.BytesIO()
     Image.new("RGBA", (6, 4)).save(file, "PNG")
     for case, encoded, wrong in (
-        ("cut", blank(4, 6)[:-30], "is not a whole image"),
-        ("text", b"no image", "is not a whole image"),
-        ("rgba", file.getvalue(), "is an image of mode RGBA, wanted RGB"),
+        ("cut", blank(4, 6)[:-30], "is not a complete image"),
+        ("text", b"no image", "is not a complete image"),
+        ("rgba", file.getvalue(), "must be an image of mode RGB, got RGBA"),
     ):
         config = images_only(tmp_path / case, [encoded], (4, 6, 3))
-        with pytest.raises(UserError, match=f"dataset odd, split train, record 0: {wrong}"):
+        with pytest.raises(UserError, match=f"dataset odd, split train, record 0 {wrong}"):
             open_source(config, "train")
 
 
@@ -124,6 +128,8 @@ def test_a_record_that_is_no_image_or_has_other_channels_is_named(tmp_path: Path
 def test_a_dataset_without_images_or_classes_is_refused(tmp_path: Path, feature: str) -> None:
     features = {"image": tfds.features.Image(shape=(4, 6, 3)), "label": tfds.features.ClassLabel(num_classes=1)}
     example = {"image": blank(4, 6), "label": 0, feature: "text"}
-    write(Card("odd", "1.0.0", {**features, feature: tfds.features.Text()}, ""), {"train": [example]}, tmp_path)
-    with pytest.raises(UserError, match="dataset odd: wanted an Image called image and a ClassLabel called label"):
+    write(
+        DatasetMetadata("odd", "1.0.0", {**features, feature: tfds.features.Text()}, ""), {"train": [example]}, tmp_path
+    )
+    with pytest.raises(UserError, match="dataset odd must have an Image called image and a ClassLabel called label"):
         open_source(Data(name="odd", dir=str(tmp_path)), "train")

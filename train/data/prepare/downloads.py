@@ -1,4 +1,4 @@
-"""The published datasets that are prepared by name, with TFDS's versions, features, orders and addresses."""
+"""Published datasets that are prepared by name, with TFDS's versions, features, label orders and addresses."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -9,59 +9,67 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from train.data.prepare.idx_and_cifar import Raw, check_labels, cifar, cifar_record, idx, names
-from train.data.prepare.tfds_writer import Card, Dataset, Example, download, png
-from train.data.published import PUBLISHED
+from train.data.dataset_info import PUBLISHED
+from train.data.prepare.idx_and_cifar import (
+    RawFiles,
+    check_labels,
+    cifar_record_bytes,
+    parse_cifar,
+    parse_idx,
+    parse_label_names,
+)
+from train.data.prepare.tfds_writer import Dataset, DatasetMetadata, Example, download, encode_png
 
-_MOST_NAMES = 2**16  # Bytes of a file of label names.
+_MAX_NAMES_BYTES = 2**16
 
 
 @dataclass(frozen=True)
-class Known:
-    """A published dataset."""
+class Download:
+    """Where a published dataset is downloaded from, and how its files are read."""
 
     urls: tuple[str, ...]
-    """Where it is fetched from."""
     archive: str
-    """The archive's file name; "" where the files come one by one."""
-    read: Callable[[Raw], Dataset]
-    """Reads and checks its raw files, all at once; the examples are encoded as they are drawn."""
+    """The archive's file name; "" if the files are not archived."""
+    read: Callable[[RawFiles], Dataset]
+    """Reads and checks all raw files at once; examples are encoded while they are iterated."""
 
 
-def raw_files(known: Known, place: Path | None, data_dir: Path) -> Raw:
-    """The raw files in `place`, a folder or an archive; where it is None, they are downloaded.
+def open_raw_files(source: Download, place: Path | None, data_dir: Path) -> RawFiles:
+    """The raw files in `place`, a folder or an archive; None downloads them.
 
     Raises:
-        UserError: there is no such place.
+        UserError: `place` does not exist.
         RunStopped: the download failed.
     """
     if place is None:
-        files = download(known.urls, data_dir)
-        return Raw(files[known.archive]) if known.archive else Raw(data_dir, files)
-    return Raw(place / known.archive if (place / known.archive).is_file() else place)
+        files = download(source.urls, data_dir)
+        return RawFiles(files[source.archive]) if source.archive else RawFiles(data_dir, files)
+    return RawFiles(place / source.archive if (place / source.archive).is_file() else place)
 
 
-def read_mnist(raw: Raw, name: str, about: str, homepage: str, labels: list[str], counts: Mapping[str, int]) -> Dataset:
-    """MNIST and what has its form: idx files of 28 x 28 images and of their labels, `counts` by split.
+def read_mnist(
+    raw: RawFiles, name: str, description: str, homepage: str, labels: list[str], counts: Mapping[str, int]
+) -> Dataset:
+    """MNIST and datasets in its format: idx files of 28 x 28 images and of their labels, `counts` by split.
 
     Raises:
-        UserError: a file is missing or is not what it should be.
+        UserError: a file is missing or damaged.
     """
     splits = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         count = counts[split]
         _, images = _idx(raw, f"{prefix}-images", (count, 28, 28))
-        where, digits = _idx(raw, f"{prefix}-labels", (count,))
-        check_labels(digits, where, 10)
-        splits[split] = _examples(images[..., None], {"label": digits})
+        path, labels_of_split = _idx(raw, f"{prefix}-labels", (count,))
+        check_labels(labels_of_split, path, 10)
+        splits[split] = _examples(images[..., None], {"label": labels_of_split})
     features = {"image": tfds.features.Image(shape=(28, 28, 1)), "label": tfds.features.ClassLabel(names=labels)}
-    return Card(name, "3.0.1", features, about, homepage), splits
+    return DatasetMetadata(name, "3.0.1", features, description, homepage), splits
 
 
 def read_cifar(
-    raw: Raw,
+    raw: RawFiles,
     name: str,
-    about: str,
+    description: str,
     folder: str,
     files: Mapping[str, Mapping[str, int]],
     labels: Mapping[str, tuple[str, int]],
@@ -69,46 +77,47 @@ def read_cifar(
     """CIFAR's binary version.
 
     Args:
-        raw: its files, in `folder` or directly.
+        raw: its files, in `folder` or without it.
         name: the dataset's name.
-        about: its description.
+        description: the dataset's description.
         folder: the archive's folder.
-        files: by split, the files and how many images each has.
-        labels: by feature, in the order of the labels in a record: the file of its names, and how many there are.
+        files: by split, the number of images in each file.
+        labels: by feature, in the order of the labels in a record: the file of its label names, and their number.
 
     Raises:
-        UserError: a file is missing or is not what it should be.
+        UserError: a file is missing or damaged.
     """
     features = {"id": tfds.features.Text(), "image": tfds.features.Image(shape=(32, 32, 3))}
     for label, (file, classes) in labels.items():
-        found = names(*raw.read(f"{folder}/{file}", file, most=_MOST_NAMES), classes)
-        features[label] = tfds.features.ClassLabel(names=found)
+        names = parse_label_names(*raw.read(f"{folder}/{file}", file, max_bytes=_MAX_NAMES_BYTES), classes)
+        features[label] = tfds.features.ClassLabel(names=names)
     splits = {}
     for split, parts in files.items():
         images, columns = [], []
         for part, count in parts.items():
-            where, content = raw.read(f"{folder}/{part}", part, most=count * cifar_record(len(labels)))
-            pixels, table = cifar(where, content, count, len(labels))
+            max_bytes = count * cifar_record_bytes(len(labels))
+            path, content = raw.read(f"{folder}/{part}", part, max_bytes=max_bytes)
+            pixels, table = parse_cifar(path, content, count, len(labels))
             for column, (_, classes) in zip(table.T, labels.values(), strict=True):
-                check_labels(column, where, classes)
+                check_labels(column, path, classes)
             images.append(pixels)
             columns.append(table)
         table = np.concatenate(columns)
         ids = [f"{split}_{index:05d}" for index in range(len(table))]
         splits[split] = _examples(np.concatenate(images), {"id": ids, **dict(zip(labels, table.T, strict=True))})
-    return Card(name, "3.0.2", features, about, "https://www.cs.toronto.edu/~kriz/cifar.html"), splits
+    return DatasetMetadata(name, "3.0.2", features, description, "https://www.cs.toronto.edu/~kriz/cifar.html"), splits
 
 
 def _examples(images: np.ndarray, columns: Mapping[str, np.ndarray | list[str]]) -> Iterator[Example]:
     for image, *values in zip(images, *columns.values(), strict=True):
         plain = (value if isinstance(value, str) else int(value) for value in values)
-        yield {"image": png(image), **dict(zip(columns, plain, strict=True))}
+        yield {"image": encode_png(image), **dict(zip(columns, plain, strict=True))}
 
 
-def _idx(raw: Raw, stem: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
-    """Where an idx file is, and its values."""
-    where, content = raw.read(*_idx_names(stem, len(shape)), most=4 + 4 * len(shape) + math.prod(shape))
-    return where, idx(where, content, shape)
+def _idx(raw: RawFiles, stem: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
+    """The path of an idx file, and its values."""
+    path, content = raw.read(*_idx_names(stem, len(shape)), max_bytes=4 + 4 * len(shape) + math.prod(shape))
+    return path, parse_idx(path, content, shape)
 
 
 def _idx_names(stem: str, axes: int) -> list[str]:
@@ -120,54 +129,54 @@ def _idx_urls(base: str) -> tuple[str, ...]:
     return tuple(f"{base}/{stem}-idx{axes}-ubyte.gz" for stem, axes in stems)
 
 
-KNOWN = {
-    "mnist": Known(
+DOWNLOADS = {
+    "mnist": Download(
         _idx_urls("https://storage.googleapis.com/cvdf-datasets/mnist"),
         "",
         partial(
             read_mnist,
             name="mnist",
-            about="MNIST: handwritten digits, by LeCun, Cortes and Burges (CC BY-SA 3.0).",
+            description="MNIST: handwritten digits, by LeCun, Cortes and Burges (CC BY-SA 3.0).",
             homepage="http://yann.lecun.com/exdb/mnist/",
             labels=PUBLISHED["mnist"].label_names,
             counts=PUBLISHED["mnist"].splits,
         ),
     ),
-    "fashion_mnist": Known(
+    "fashion_mnist": Download(
         _idx_urls("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
         "",
         partial(
             read_mnist,
             name="fashion_mnist",
-            about="Fashion-MNIST: Zalando's article images in the form of MNIST, by Xiao, Rasul and Vollgraf (MIT).",
+            description="Fashion-MNIST: Zalando's article images in MNIST's format, by Xiao, Rasul and Vollgraf (MIT).",
             homepage="https://github.com/zalandoresearch/fashion-mnist",
             labels=PUBLISHED["fashion_mnist"].label_names,
             counts=PUBLISHED["fashion_mnist"].splits,
         ),
     ),
-    "cifar10": Known(
+    "cifar10": Download(
         ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
         "cifar-10-binary.tar.gz",
         partial(
             read_cifar,
             name="cifar10",
-            about="CIFAR-10: colour images of 10 classes, by Alex Krizhevsky, Vinod Nair and Geoffrey Hinton.",
+            description="CIFAR-10: colour images of 10 classes, by Alex Krizhevsky, Vinod Nair and Geoffrey Hinton.",
             folder="cifar-10-batches-bin",
             files={"train": {f"data_batch_{k}.bin": 10000 for k in range(1, 6)}, "test": {"test_batch.bin": 10000}},
             labels={"label": ("batches.meta.txt", 10)},
         ),
     ),
-    "cifar100": Known(
+    "cifar100": Download(
         ("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",),
         "cifar-100-binary.tar.gz",
         partial(
             read_cifar,
             name="cifar100",
-            about="CIFAR-100: colour images of 100 classes in 20 groups, by Krizhevsky, Nair and Hinton.",
+            description="CIFAR-100: colour images of 100 classes in 20 groups, by Krizhevsky, Nair and Hinton.",
             folder="cifar-100-binary",
             files={"train": {"train.bin": 50000}, "test": {"test.bin": 10000}},
             labels={"coarse_label": ("coarse_label_names.txt", 20), "label": ("fine_label_names.txt", 100)},
         ),
     ),
 }
-"""By name."""
+"""By the dataset's name."""

@@ -16,44 +16,43 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from tensorflow_datasets.core.download.util import DownloadError
 
 from train.process.errors import RunStopped, UserError
+from w2jax.text import one_line
 
 Example = dict[str, Any]
 """One example by feature; its image as encoded bytes, a path or a Pillow image."""
 
 
 @dataclass(frozen=True)
-class Card:
-    """What a dataset is, apart from its examples."""
+class DatasetMetadata:
+    """What TFDS writes about a dataset, apart from its examples."""
 
     name: str
-    """In lower case with underscores: the dataset's folder."""
+    """In lower case with underscores; also the dataset's folder."""
     version: str
-    """Such as 3.0.1: the folder in that one."""
+    """Such as 3.0.1; also the folder inside the dataset's."""
     features: Mapping[str, tfds.features.FeatureConnector]
     description: str
     homepage: str = ""
-    citation: str = ""
 
 
-Dataset = tuple[Card, dict[str, Iterator[Example]]]
-"""What `write` takes: the card, and the examples by split."""
+Dataset = tuple[DatasetMetadata, dict[str, Iterator[Example]]]
+"""What `write` takes: the metadata, and the examples by split."""
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    def __init__(self, card: Card, splits: Mapping[str, Iterable[Example]], data_dir: Path) -> None:
-        self.name = card.name  # pyright: ignore[reportAttributeAccessIssue]  TFDS's own builder without a class does so.
-        self.VERSION = tfds.core.Version(card.version)
-        self._card, self._examples = card, splits
+    def __init__(self, metadata: DatasetMetadata, splits: Mapping[str, Iterable[Example]], data_dir: Path) -> None:
+        self.name = metadata.name  # pyright: ignore[reportAttributeAccessIssue]  As TFDS's ReadOnlyBuilder does.
+        self.VERSION = tfds.core.Version(metadata.version)
+        self._metadata, self._examples = metadata, splits
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self._card.description,
-            features=tfds.features.FeaturesDict(self._card.features),
+            description=self._metadata.description,
+            features=tfds.features.FeaturesDict(self._metadata.features),
             supervised_keys=("image", "label"),
-            homepage=self._card.homepage,
-            citation=self._card.citation,
+            homepage=self._metadata.homepage,
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Example]]]:
@@ -63,66 +62,66 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         yield from enumerate(examples)
 
 
-def write(card: Card, splits: Mapping[str, Iterable[Example]], data_dir: Path) -> Path:
+def write(metadata: DatasetMetadata, splits: Mapping[str, Iterable[Example]], data_dir: Path) -> Path:
     """Writes a dataset, its examples shuffled the same way each time, and returns its folder.
 
-    Nothing of it is seen before it is whole; one of the same name and version is then replaced.
+    The dataset appears once it is complete, and replaces one of the same name and version.
 
     Args:
-        card: what the dataset is.
+        metadata: of the dataset.
         splits: the examples of each split.
-        data_dir: folder of prepared datasets, made where it is missing.
+        data_dir: folder of prepared datasets, created if missing.
 
     Raises:
-        UserError: the dataset's folder is a link, through which nothing is written or removed.
-        RunStopped: another process wrote the same dataset at the same moment.
+        UserError: the dataset's folder is a link; nothing is written or removed through links.
+        RunStopped: another process wrote the same dataset at the same time.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
-    target = data_dir / card.name / card.version
+    target = data_dir / metadata.name / metadata.version
     for place in (target.parent, target):
         if place.is_symlink():
-            raise UserError(f"{place} is a link; remove it, or give the folder it leads to by --data-dir")
-    with tempfile.TemporaryDirectory(prefix=f".{card.name}-", dir=data_dir) as scratch:
-        builder = _Builder(card, splits, Path(scratch))
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, and there is none here.
+            raise UserError(f"{place} is a link. Remove it, or give the folder that it leads to by --data-dir.")
+    with tempfile.TemporaryDirectory(prefix=f".{metadata.name}-", dir=data_dir) as scratch:
+        builder = _Builder(metadata, splits, Path(scratch))
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that does not happen.
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         try:
             target.parent.mkdir(exist_ok=True)
             if target.exists():
-                target.rename(Path(scratch) / "old")  # As a whole, so that no half of it is seen while it is removed.
+                target.rename(Path(scratch) / "old")  # In one move, so that nobody sees a half removed dataset.
             Path(builder.data_dir).rename(target)
         except OSError as error:
             raise RunStopped(
-                f"{target} could not be put in place ({error.strerror}); perhaps another process prepares it too"
+                f"{target} could not be put in place ({error.strerror}). Perhaps another process prepares it too."
             ) from error
     return target
 
 
 def download(urls: Sequence[str], data_dir: Path) -> dict[str, Path]:
-    """Fetches files by TFDS's download manager, which checks their registered size and SHA-256, and keeps them.
+    """Downloads files by TFDS's download manager, which verifies their registered sizes and SHA-256.
 
     Args:
-        urls: addresses that TFDS has a checksum of.
-        data_dir: the files are kept in its folder `downloads`, where TFDS looks too.
+        urls: addresses whose checksums TFDS has registered.
+        data_dir: the files are kept in its folder `downloads`, which TFDS uses too.
 
     Returns:
-        Where each file is, by the last part of its address.
+        The path of each file, by the last part of its address.
 
     Raises:
-        RunStopped: a file cannot be fetched, or is not the registered one.
+        RunStopped: a file cannot be downloaded, or its checksum is wrong.
     """
     manager = tfds.download.DownloadManager(download_dir=data_dir / "downloads", force_checksums_validation=True)
     try:
-        requests.head(urls[0], timeout=10)  # One quick look first: TFDS tries a silent host for minutes.
+        requests.head(urls[0], timeout=10)  # TFDS retries a host that does not answer for minutes.
         files: Any = manager.download({url.rsplit("/", 1)[-1]: url for url in urls})
     except (requests.RequestException, DownloadError, NonMatchingChecksumError) as error:
-        why = " ".join(str(error).split())
-        raise RunStopped(f"cannot download {urls[0]} ({why}); or give the raw files by --from DIR") from error
+        why = one_line(" ".join(str(error).split()))
+        raise RunStopped(f"cannot download {urls[0]} ({why}). Give the raw files by --from DIR instead.") from error
     return {name: Path(path) for name, path in files.items()}
 
 
-def png(image: np.ndarray, optimize: bool = False) -> bytes:
-    """Encodes a uint8 [h, w, C] image with C = 1 or 3; `optimize` takes longer to save some bytes."""
+def encode_png(image: np.ndarray, optimize: bool = False) -> bytes:
+    """Encodes a uint8 [h, w, C] image with C = 1 or 3; `optimize` is slower and saves some bytes."""
     file = io.BytesIO()
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, "PNG", optimize=optimize)
     return file.getvalue()

@@ -15,15 +15,15 @@ from tensorflow_datasets.core.download import checksums
 
 from configs.base import Data
 from train.data import open_source
-from train.data.prepare.downloads import KNOWN, raw_files, read_cifar
-from train.data.prepare.idx_and_cifar import Raw
+from train.data.dataset_info import PUBLISHED
+from train.data.prepare.downloads import DOWNLOADS, open_raw_files, read_cifar
+from train.data.prepare.idx_and_cifar import RawFiles
 from train.data.prepare.tfds_writer import download, write
-from train.data.published import PUBLISHED
 from train.process.errors import RunStopped, UserError
 
 FILES = {"train": {"one.bin": 7, "two.bin": 4}, "test": {"test.bin": 3}}
 LABELS = {"coarse_label": ("coarse.txt", 5), "label": ("fine.txt", 9)}
-cifar100 = partial(read_cifar, name="cifar100", about="", folder="inner", files=FILES, labels=LABELS)
+cifar100 = partial(read_cifar, name="cifar100", description="", folder="inner", files=FILES, labels=LABELS)
 
 
 def cifar_members() -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
@@ -46,7 +46,7 @@ def pairs(images: np.ndarray, labels: np.ndarray) -> set[tuple[bytes, int]]:
 
 def test_mnist_goes_from_raw_files_to_a_source_unchanged(tmp_path: Path) -> None:
     held = mnist_folder(tmp_path)
-    write(*mnist(Raw(tmp_path)), tmp_path / "prepared")
+    write(*mnist(RawFiles(tmp_path)), tmp_path / "prepared")
     for split, (images, labels) in held.items():
         source = open_source(Data(name="mnist", dir=str(tmp_path / "prepared")), split)
         batch = source.gather(np.arange(len(source)))
@@ -58,11 +58,11 @@ def test_mnist_goes_from_raw_files_to_a_source_unchanged(tmp_path: Path) -> None
 def test_cifar_goes_from_raw_files_to_a_dataset_unchanged(tmp_path: Path, packed: bool) -> None:
     members, tables = cifar_members()
     if packed:
-        raw = Raw(tar(tmp_path / "a.tar.gz", {f"inner/{name}": content for name, content in members.items()}))
+        raw = RawFiles(tar(tmp_path / "a.tar.gz", {f"inner/{name}": content for name, content in members.items()}))
     else:
         for name, content in members.items():
             (tmp_path / name).write_bytes(content)
-        raw = Raw(tmp_path)
+        raw = RawFiles(tmp_path)
     builder = tfds.builder_from_directory(write(*cifar100(raw), tmp_path / "prepared"))
     assert builder.info.features["coarse_label"].names == list("vwxyz")
     assert builder.info.features["label"].names == list("abcdefghi")
@@ -79,13 +79,13 @@ def test_a_raw_file_that_is_missing_or_wrong_is_named(tmp_path: Path) -> None:
     mnist_folder(tmp_path)
     labels = tmp_path / "t10k-labels.idx1-ubyte"
     for content, wrong in (
-        (labels.read_bytes()[:-2], "wanted 6 values after the header, got 4"),
-        (labels.read_bytes()[:-1] + b"\x0a", "record 5: wanted a label in 0..9, got 10"),
+        (labels.read_bytes()[:-2], "must have 6 values after the header, got 4"),
+        (labels.read_bytes()[:-1] + b"\x0a", "record 5: the label must be in 0..9, got 10"),
         (None, "has no file t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz or t10k-labels.idx1-ubyte"),
     ):
         labels.unlink() if content is None else labels.write_bytes(content)
         with pytest.raises(UserError, match=wrong):
-            mnist(Raw(tmp_path))
+            mnist(RawFiles(tmp_path))
 
 
 def test_a_cifar_file_with_a_label_out_of_range_is_named(tmp_path: Path) -> None:
@@ -93,13 +93,13 @@ def test_a_cifar_file_with_a_label_out_of_range_is_named(tmp_path: Path) -> None
     for name, content in members.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "two.bin").write_bytes(members["two.bin"][:3074] + b"\4\x09" + members["two.bin"][3076:])
-    with pytest.raises(UserError, match=r"two.bin, record 1: wanted a label in 0..8, got 9"):
-        cifar100(Raw(tmp_path))
+    with pytest.raises(UserError, match=r"two.bin, record 1: the label must be in 0..8, got 9"):
+        cifar100(RawFiles(tmp_path))
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", DOWNLOADS)
 def test_features_and_addresses_are_those_of_tfds(name: str, tmp_path: Path) -> None:
-    published = KNOWN[name]
+    published = DOWNLOADS[name]
     assert set(published.urls) <= checksums.get_all_url_infos().keys()
     wanted = tfds.builder_cls(name)(data_dir=str(tmp_path))
     images = PUBLISHED[name].splits
@@ -118,12 +118,12 @@ def test_features_and_addresses_are_those_of_tfds(name: str, tmp_path: Path) -> 
             (tmp_path / "train.bin").write_bytes(bytes(50000 * record))
         for file, count in (("batches.meta.txt", 10), ("coarse_label_names.txt", 20), ("fine_label_names.txt", 100)):
             (tmp_path / file).write_text("\n".join(map(str, range(count))))
-    card, splits = published.read(raw_files(published, tmp_path, tmp_path))
-    assert (card.name, card.version) == (wanted.name, str(wanted.version))
-    assert repr(tfds.features.FeaturesDict(card.features)) == repr(wanted.info.features)
+    metadata, splits = published.read(open_raw_files(published, tmp_path, tmp_path))
+    assert (metadata.name, metadata.version) == (wanted.name, str(wanted.version))
+    assert repr(tfds.features.FeaturesDict(metadata.features)) == repr(wanted.info.features)
     assert splits.keys() == images.keys()
     if name == "fashion_mnist":
-        assert card.features["label"].names == wanted.info.features["label"].names
+        assert metadata.features["label"].names == wanted.info.features["label"].names
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_download_is_kept_only_if_its_checksum_is_the_registered_one(
         assert download([server], tmp_path)["raw.gz"].read_bytes() == b"content"
     else:
         with pytest.raises(
-            RunStopped, match=rf"cannot download {server} .*checksum.*; or give the raw files by --from DIR"
+            RunStopped, match=rf"cannot download {server} .*checksum.*\. Give the raw files by --from DIR"
         ):
             download([server], tmp_path)
 
@@ -168,7 +168,7 @@ def test_a_download_is_kept_only_if_its_checksum_is_the_registered_one(
 def test_a_host_that_does_not_answer_is_one_line_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(
-        RunStopped, match=r"cannot download http://127.0.0.1:9/raw.gz .*; or give the raw files by --from DIR"
+        RunStopped, match=r"cannot download http://127.0.0.1:9/raw.gz .*\. Give the raw files by --from DIR"
     ) as caught:
         download(["http://127.0.0.1:9/raw.gz"], tmp_path)
     assert "\n" not in str(caught.value)

@@ -43,12 +43,12 @@ def test_black_and_white_images_are_gray_ones(tmp_path: Path) -> None:
 
 def test_the_split_takes_its_part_of_each_class_and_follows_the_seed(tmp_path: Path) -> None:
     classes(tmp_path, {"cat": 20, "dog": 8, "ant": 2})
-    found = scan(tmp_path, 0.25, 3)
-    assert found.classes == ["ant", "cat", "dog"]
-    assert np.bincount([label for _, label in found.splits["test"]]).tolist() == [1, 5, 2]
-    assert np.bincount([label for _, label in found.splits["train"]]).tolist() == [1, 15, 6]
-    assert found.splits == scan(tmp_path, 0.25, 3).splits
-    assert found.splits != scan(tmp_path, 0.25, 4).splits
+    folder = scan(tmp_path, 0.25, 3)
+    assert folder.classes == ["ant", "cat", "dog"]
+    assert np.bincount([label for _, label in folder.splits["test"]]).tolist() == [1, 5, 2]
+    assert np.bincount([label for _, label in folder.splits["train"]]).tolist() == [1, 15, 6]
+    assert folder.splits == scan(tmp_path, 0.25, 3).splits
+    assert folder.splits != scan(tmp_path, 0.25, 4).splits
 
 
 def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
     assert read(tmp_path / "raw", tmp_path / "data", "train") == train
     assert read(tmp_path / "raw", tmp_path / "data", "test") == test
     save(tmp_path / "raw/test/fox/0.png")
-    with pytest.raises(UserError, match="has classes that train has not: fox"):
+    with pytest.raises(UserError, match="has classes that train does not have: fox"):
         scan(tmp_path / "raw", 0.25, 0)
 
 
@@ -83,7 +83,7 @@ def test_images_are_turned_upright_and_made_plain(tmp_path: Path) -> None:
 def test_images_of_different_sizes_are_prepared_and_resized_when_opened(tmp_path: Path) -> None:
     classes(tmp_path / "raw", {"cat": 2, "dog": 2})
     save(tmp_path / "raw/dog/large.png", size=(9, 11))
-    with pytest.raises(UserError, match=r"own has images of different sizes; set one by --data.image-size"):
+    with pytest.raises(UserError, match=r"own has images of different sizes\. Set --data.image-size"):
         read(tmp_path / "raw", tmp_path / "data", "train")
     assert {len(pixels) for pixels in read(tmp_path / "raw", tmp_path / "data", "train", (4, 2))} == {4 * 2 * 3}
 
@@ -94,32 +94,32 @@ def test_files_that_are_no_whole_images_are_found_and_others_left_out(tmp_path: 
     (tmp_path / "dog/text.jpg").write_text("text")
     Image.fromarray(np.zeros(SIZE, np.uint16)).save(tmp_path / "dog/deep.png")
     (tmp_path / "dog/notes.txt").write_text("text")
-    found = scan(tmp_path, 0.25, 0)
-    assert [Path(text.split(" (")[0]).name for text in found.corrupt] == ["cut.png", "deep.png", "text.jpg"]
-    assert "wanted 8 bits a channel, got an image of mode I;16" in found.corrupt[1]
-    assert [path.name for path in found.ignored] == ["notes.txt"]
-    assert len(found.splits["train"] + found.splits["test"]) == 8
+    folder = scan(tmp_path, 0.25, 0)
+    assert [Path(error.split(" (")[0]).name for error in folder.corrupt] == ["cut.png", "deep.png", "text.jpg"]
+    assert "must have 8 bits a channel, got mode I;16" in folder.corrupt[1]
+    assert [path.name for path in folder.ignored] == ["notes.txt"]
+    assert len(folder.splits["train"] + folder.splits["test"]) == 8
 
 
 def test_a_folder_without_classes_or_with_too_few_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"--from: wanted a folder with a folder of images for each class, got .*absent"
+        UserError, match=r"--from must be a folder with a folder of images for each class, got .*absent"
     ):
         scan(tmp_path / "absent", 0.25, 0)
     classes(tmp_path, {"cat": 4})
-    with pytest.raises(UserError, match=r"--from: wanted at least 2 folders, one a class, .* got 1"):
+    with pytest.raises(UserError, match=r"--from: .* must have at least 2 folders, one for each class, got 1"):
         scan(tmp_path, 0.25, 0)
     classes(tmp_path, {"dog": 1})
-    with pytest.raises(UserError, match=r"class dog wants at least 2 whole images, to train and to test, got 1"):
+    with pytest.raises(UserError, match=r"class dog must have at least 2 complete images, to train and to test, got 1"):
         scan(tmp_path, 0.25, 0)
     classes(tmp_path, {"dog": 2})
     for fraction in (0.0, 1.0, -0.5, float("nan")):
-        with pytest.raises(UserError, match=r"--test-fraction: wanted a number between 0 and 1"):
+        with pytest.raises(UserError, match=r"--test-fraction must be between 0 and 1"):
             scan(tmp_path, fraction, 0)
 
 
 def test_a_train_or_test_folder_without_images_is_refused(tmp_path: Path) -> None:
     classes(tmp_path / "train", {"cat": 2, "dog": 2})
     (tmp_path / "test/cat").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"test has no whole JPEG or PNG image in the folders of its classes"):
+    with pytest.raises(UserError, match=r"test has no complete JPEG or PNG image in the folders of its classes"):
         scan(tmp_path, 0.25, 0)

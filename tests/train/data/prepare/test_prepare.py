@@ -9,15 +9,17 @@ from image_files import classes, save
 
 from configs.base import Data
 from train.data import open_source
-from train.data.locate import find
-from train.data.prepare.downloads import KNOWN
+from train.data.locate import locate_dataset
+from train.data.prepare.downloads import DOWNLOADS
 from train.prepare import main
 from train.process.errors import RunStopped, UserError
 
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(KNOWN, "mnist", replace(KNOWN["mnist"], read=mnist, urls=("http://127.0.0.1:9/raw.gz",)))
+    monkeypatch.setitem(
+        DOWNLOADS, "mnist", replace(DOWNLOADS["mnist"], read=mnist, urls=("http://127.0.0.1:9/raw.gz",))
+    )
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
@@ -40,7 +42,7 @@ def test_the_default_folder_is_used_and_not_shown(
     mnist_folder(tmp_path)
     main(["mnist", "--from", str(tmp_path)])
     assert capsys.readouterr().out.endswith("train on it: python -m train.vit mnist\n")
-    assert find("mnist").parent.parent == tmp_path / "data"
+    assert locate_dataset("mnist").parent.parent == tmp_path / "data"
 
 
 def test_a_prepared_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
@@ -49,7 +51,7 @@ def test_a_prepared_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
     main(command)
     files = {path.name: path.read_bytes() for path in (tmp_path / "data/mnist/3.0.1").iterdir()}
     mnist_folder(tmp_path)
-    with pytest.raises(UserError, match=r"dataset mnist is prepared already, in .*3.0.1; replace it by --overwrite"):
+    with pytest.raises(UserError, match=r"dataset mnist is already prepared in .*3.0.1. Replace it by --overwrite"):
         main(command)
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "data/mnist/3.0.1").iterdir()}
     main([*command, "--overwrite"])
@@ -72,7 +74,7 @@ def test_without_a_network_the_download_stops_with_one_line(tmp_path: Path, monk
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(RunStopped, match=r"cannot download .*; or give the raw files by --from DIR"):
+    with pytest.raises(RunStopped, match=r"cannot download .*\. Give the raw files by --from DIR"):
         main(["mnist", "--data-dir", str(tmp_path / "data")])
     assert not (tmp_path / "data" / "mnist").exists()
 
@@ -98,14 +100,16 @@ def test_corrupt_images_are_refused_by_name_or_left_out_with_a_list(
         (tmp_path / "raw" / name).write_text("text")
     (tmp_path / "raw/dog/notes.txt").write_text("text")
     command = ["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", str(tmp_path / "data")]
-    with pytest.raises(UserError, match=r"2 files are no whole images: .*cat/one.png .*dog/two.jpg .*--skip-corrupt"):
+    with pytest.raises(
+        UserError, match=r"2 files are not complete images: .*cat/one.png .*dog/two.jpg .*--skip-corrupt"
+    ):
         main(command)
     assert not (tmp_path / "data").exists()
     main([*command, "--skip-corrupt"])
     one, two, other, _ = capsys.readouterr().out.splitlines()
-    assert one.startswith(f"left out, no whole image: {tmp_path}/raw/cat/one.png")
-    assert two.startswith(f"left out, no whole image: {tmp_path}/raw/dog/two.jpg")
-    assert other == f"left out, neither .jpg nor .png: 1 files such as {tmp_path}/raw/dog/notes.txt"
+    assert one.startswith(f"skipped, not a complete image: {tmp_path}/raw/cat/one.png")
+    assert two.startswith(f"skipped, not a complete image: {tmp_path}/raw/dog/two.jpg")
+    assert other == f"skipped, neither .jpg nor .png: 1 files such as {tmp_path}/raw/dog/notes.txt"
     splits = [open_source(Data(name="pets", dir=str(tmp_path / "data")), split) for split in ("train", "test")]
     assert sum(map(len, splits)) == 10
 
@@ -127,15 +131,15 @@ def test_the_next_command_resizes_only_images_that_differ_or_that_patches_do_not
 )
 def test_a_name_that_is_not_plain_or_is_taken_is_refused(tmp_path: Path, name: str) -> None:
     classes(tmp_path / "raw", {"cat": 2, "dog": 2})
-    with pytest.raises(UserError, match=r"--name: wanted lower case letters, .*; got"):
+    with pytest.raises(UserError, match=r"--name must be lower case letters, .*, got"):
         main(["folder", "--from", str(tmp_path / "raw"), "--name", name, "--data-dir", str(tmp_path / "data")])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["mnits"], r"got 'mnits'; did you mean mnist\?"),
-        (["xyzzy"], r"got 'xyzzy'; your own images are prepared by `folder`"),
+        (["mnits"], r"got 'mnits'. Did you mean mnist\?"),
+        (["xyzzy"], r"got 'xyzzy'. Prepare your own images by `folder`"),
         (["mnist", "--fro", "x"], r"--fro"),
         (["folder", "--from", "."], r"--name"),
         (["folder", "--from", ".", "--name", "pets", "--seed", "two"], r"--seed"),
@@ -165,5 +169,5 @@ def test_help_names_what_can_be_prepared_and_how(
 
 def test_a_file_in_place_of_the_data_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"--data-dir: wanted a folder, got the file"):
+    with pytest.raises(UserError, match=r"--data-dir must be a folder, got the file"):
         main(["mnist", "--data-dir", str(tmp_path / "file")])
