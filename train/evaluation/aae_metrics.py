@@ -43,8 +43,8 @@ DIGITS = ("mnist", "mnist_sample")  # the datasets that `digit_features` was tra
 def make_final_metrics(config: Config, train: Source) -> Callable[[State, Source], dict[str, float]]:
     """The function that measures a trained autoencoder: `final_metrics(state, test)` by name.
 
-    `METRIC_DESCRIPTIONS` has them in words. frechet is measured on digits only, clustering_error only where labels did not supervise the categories.
-    `config.metric_examples` is the number of samples, and the largest number of images of a split.
+    `METRIC_DESCRIPTIONS` has them in words. frechet is measured on digits only, clustering_error only where labels did
+    not supervise the categories. `config.metric_examples` is the number of samples, and the most images of a split.
 
     Raises:
         UserError: if `config.validation_split` does not exist.
