@@ -28,17 +28,17 @@ def with_run(config, folder, **options):
 
 def interrupted_at(monkeypatch, moment, number):
     """Sends the signal to this process at `moment`: ("step", n) as step n is counted, ("test", n) in the n-th test."""
-    from train.engine import loop
+    from train.engine import evaluator, publisher
 
     tests = 0
 
-    class Console(loop.RunConsole):
+    class Console(publisher.RunConsole):
         def step(self, step):
             if moment == ("step", step):
                 signal.raise_signal(number)
             super().step(step)
 
-    def eval_batches(*arguments, before=loop.eval_batches):
+    def eval_batches(*arguments, before=evaluator.eval_batches):
         nonlocal tests
         for i, batch in enumerate(before(*arguments)):
             yield batch
@@ -46,5 +46,5 @@ def interrupted_at(monkeypatch, moment, number):
             if moment == ("test", tests):
                 signal.raise_signal(number)
 
-    monkeypatch.setattr(loop, "RunConsole", Console)
-    monkeypatch.setattr(loop, "eval_batches", eval_batches)
+    monkeypatch.setattr(publisher, "RunConsole", Console)
+    monkeypatch.setattr(evaluator, "eval_batches", eval_batches)

@@ -225,20 +225,22 @@ def test_the_reports_command_makes_the_same_config_again(module, tmp_path):
             options += ["--model.decoder.hidden-sizes", "9", "8", "7", "--model.decoder.batch-norm"]
         for arguments in ([preset], [preset, *options]):
             config = parse(task, module.PRESETS, arguments)
-            words = shlex.split(command(config_to_tree(config)))
+            words = shlex.split(command({"task": task, **config_to_tree(config)}))
             assert words[:3] == ["python", "-m", f"train.{task}"]
             again = parse(task, module.PRESETS, words[3:])
             assert dataclasses.replace(again, mesh=config.mesh) == config
             made += 1
         assert words[3] == preset and len(words) < 40
-        assert shlex.split(command(config_to_tree(parse(task, module.PRESETS, [preset])))) == [*words[:3], preset]
+        default = config_to_tree(parse(task, module.PRESETS, [preset]))
+        assert shlex.split(command({"task": task, **default})) == [*words[:3], preset]
     assert made == 2 * len(module.PRESETS)
 
 
 def test_a_config_that_no_option_makes_has_no_command():
     assert command({"model": {"class": "Unknown"}}) is None
     assert command({"model": {"class": {}}}) is None
-    tree = config_to_tree(configs.aae.PRESETS["tiny"].config)
+    tree = {"task": "aae", **config_to_tree(configs.aae.PRESETS["tiny"].config)}
+    assert command(tree) is not None
     tree["model"]["invented"] = 3
     assert command(tree) is None
 
