@@ -20,7 +20,6 @@ from train.config.cli import read_options, run_main
 from train.process.errors import UserError
 from train.run.files import CHECKPOINTS, CONFIG, METRICS, format_duration
 from train.run.record import read_record
-from w2jax.text import one_line
 
 _RUN_FILES = {CONFIG, METRICS, CHECKPOINTS}  # A folder with one of them is a run folder.
 _WIDE_TERMINAL = 120  # columns
@@ -131,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = sort_runs([run for folder in dict.fromkeys(options.dirs) for run in find_runs(folder)], options.sort)
     if not runs:
         where = ", ".join(map(str, options.dirs))
-        print(one_line(f"no run in {where}; {_HINT}"), file=sys.stderr)
+        print(_one_line(f"no run in {where}; {_HINT}"), file=sys.stderr)
     elif options.json:
         try:
             print("\n".join(json.dumps(asdict(run)) for run in runs), flush=True)
@@ -170,11 +169,20 @@ def print_table(runs: Sequence[ListedRun]) -> None:
             "took": None if run.seconds is None else format_duration(run.seconds),
             "seed": None if run.seed is None else str(run.seed),
         }
-        table.add_row(*(one_line(cells[name] or "") for name in columns))
+        table.add_row(*(_one_line(cells[name] or "") for name in columns))
     console.print(table, soft_wrap=False)
     for run in runs:
         if run.note is not None:
-            console.print(one_line(f"{run.path}: {run.state}: {run.note}"))
+            console.print(_one_line(f"{run.path}: {run.state}: {run.note}"))
+
+
+def _one_line(text: str) -> str:
+    """`w2jax.text.one_line`, without importing w2jax and so JAX for the usual text, in which it changes nothing."""
+    if text.isprintable():
+        return text
+    from w2jax.text import one_line
+
+    return one_line(text)
 
 
 def _ago(seconds: float) -> str:

@@ -60,9 +60,7 @@ def table(folder, capsys, *options):
         ((), (), "no checkpoint", 0),
     ],
 )
-def test_the_state_of_a_run_is_read_off_its_checkpoints_and_its_last_evaluation(
-    tmp_path, saved, accuracies, state, step
-):
+def test_checkpoints_and_the_last_evaluation_decide_the_state_of_a_run(tmp_path, saved, accuracies, state, step):
     (a_run(tmp_path / "run", saved=saved, accuracies=accuracies) / "checkpoints").mkdir(exist_ok=True)
     (tmp_path / "run" / "checkpoints" / "300.orbax-checkpoint-tmp-1").mkdir()
     run = only(tmp_path)
@@ -72,7 +70,8 @@ def test_the_state_of_a_run_is_read_off_its_checkpoints_and_its_last_evaluation(
     assert only(tmp_path) == dataclasses.replace(run)
 
 
-def test_a_run_is_running_while_a_process_has_its_lock_and_the_list_leaves_the_lock_alone(tmp_path):
+def test_a_run_is_running_while_a_process_has_its_lock(tmp_path):
+    """The list does not take the lock."""
     folder = a_run(tmp_path / "run", saved=(200,), accuracies=((200, 0.75),))
     lock = Lock(folder / "lock")
     try:
@@ -87,7 +86,7 @@ def test_a_run_is_running_while_a_process_has_its_lock_and_the_list_leaves_the_l
     Lock(folder / "lock").release()
 
 
-def test_the_line_tells_task_metric_best_last_time_and_seed(tmp_path, capsys):
+def test_a_line_has_task_metric_best_last_time_and_seed(tmp_path, capsys):
     a_run(tmp_path / "a")
     a_run(tmp_path / "b", "aae", accuracies=((200, 0.25), (400, 0.5)), metric="reconstruction")
     for name in ("config.json", "metrics.jsonl", "timing.jsonl", "checkpoints"):
@@ -203,7 +202,7 @@ def test_a_value_that_is_no_number_is_no_score_and_no_time(tmp_path, capsys, val
     assert json.loads(capsys.readouterr().out)["best"] == 0.5
 
 
-def test_a_text_of_a_folder_changes_nothing_but_its_own_line(tmp_path, capsys):
+def test_control_characters_change_only_their_own_line(tmp_path, capsys):
     name = "[bold red]x\x1b[31m\r\x07\n:smile: \u202e"
     a_run(tmp_path / name)
     (tmp_path / name / "config.json").write_text('{"\x1b[2J')
@@ -213,7 +212,8 @@ def test_a_text_of_a_folder_changes_nothing_but_its_own_line(tmp_path, capsys):
     assert all(c.isprintable() for c in head + line + note)
 
 
-def test_runs_are_found_below_and_neither_in_hidden_folders_nor_behind_links_nor_in_one_another(tmp_path):
+def test_runs_are_found_in_all_subfolders(tmp_path):
+    """But not in hidden folders, behind links, or inside another run folder."""
     a_run(tmp_path / "runs" / "deep" / "er" / "run")
     a_run(tmp_path / "runs" / "a" / "pictures" / "inner")
     (tmp_path / "runs" / "a" / "config.json").write_text("{}")
@@ -246,7 +246,7 @@ def test_runs_are_sorted_by_name_by_time_and_each_metric_by_its_best(tmp_path, c
     assert order("--sort", "time") == "eadcbf"
 
 
-def test_what_is_asked_for_and_not_there_is_told_in_one_line(tmp_path, capsys, monkeypatch):
+def test_a_missing_folder_or_an_empty_one_is_reported_in_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"but runs does not exist; python -m train.vit tiny makes a run in runs/"):
         main([])
@@ -273,7 +273,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_no_line_is_cut(tmp_path, capsy
     assert "".join(line[:width].strip() for line in lines[1:]) == str(tmp_path / ("long" * 20))
 
 
-def test_the_list_changes_nothing_and_waits_for_no_jax(tmp_path):
+def test_the_list_changes_nothing_and_imports_no_jax(tmp_path):
     a_run(tmp_path / "run")
     (tmp_path / "run" / "lock").write_text("{}")
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from train.engine.evaluator import Evaluator
 from train.engine.setup import Setup
@@ -36,16 +37,15 @@ class Publisher:
         self.console = RunConsole(setup.config.run.steps, done, is_main_process())
 
     def __enter__(self) -> "Publisher":
-        self.lines.__enter__()
-        self._timing.__enter__()
-        self.console.__enter__()
-        self._trackers.start(self.lines.restored, self._timing.restored, self.seconds, self.console.say)
+        with ExitStack() as stack:
+            for part in (self.lines, self._timing, self.console):
+                stack.enter_context(part)
+            self._trackers.start(self.lines.restored, self._timing.restored, self.seconds, self.console.say)
+            self._open = stack.pop_all()  # Unless a tracker's options are wrong: then all of them are closed here.
         return self
 
     def __exit__(self, *error) -> None:
-        self.console.__exit__(*error)
-        self._timing.__exit__(*error)
-        self.lines.__exit__(*error)
+        self._open.__exit__(*error)
 
     @property
     def seconds(self) -> float:

@@ -113,6 +113,7 @@ class Trackers:
             try:
                 call(tracker)
             except UserError:
+                self._active.remove(tracker)
                 raise
             # Any error: the disk is full, or the service's library raises something that it does not document.
             except Exception as error:

@@ -78,7 +78,7 @@ def test_codes_of_filled_up_examples_are_not_drawn_and_heads_are_marked():
 
 
 @pytest.mark.parametrize("latent", [2, 5])
-def test_the_plane_shows_what_each_place_decodes_to_and_each_code_at_its_place(latent):
+def test_the_plane_shows_decoded_images_and_each_code_at_its_place(latent):
     model = autoencoder(latent=latent)
     state = trained(model)
     plane = pictures(model, state, masked=10)["plane"]
@@ -120,7 +120,8 @@ def test_a_style_is_written_with_every_label():
         np.testing.assert_allclose(cells[:, 1 + label], written[..., 0], atol=1e-5)
 
 
-def test_below_a_clusters_head_stand_its_surest_images_and_nothing_where_it_has_too_few():
+def test_below_a_clusters_head_are_its_most_probable_images():
+    """Cells are black where a cluster has too few images."""
     model = autoencoder(categories=K)
     state = trained(model)
     cells = pictures(model, state, masked=10)["clusters"].cells
@@ -136,7 +137,8 @@ def test_below_a_clusters_head_stand_its_surest_images_and_nothing_where_it_has_
         assert not cells[1 + len(best) :, cluster].any()
 
 
-def test_each_row_of_classes_comes_from_the_classes_part_of_the_prior_and_the_manifold_walks_through_them():
+def test_each_row_of_classes_shows_the_classes_region_of_the_prior():
+    """The manifold goes through the same regions."""
     model = autoencoder(prior="uniform").clone(decoder=AAEDecoder(SHAPE, (), batch_norm=(), activation="sigmoid"))
     state = trained(model)
     kernel = np.zeros((2, 20), np.float32)
@@ -159,7 +161,7 @@ def test_each_row_of_classes_comes_from_the_classes_part_of_the_prior_and_the_ma
     np.testing.assert_allclose(pre_activation(drawn["manifold"].cells[:, 3, 0, 1]), -steps, atol=1e-5)
 
 
-def test_metrics_are_of_test_images_under_the_window_of_the_validation_split():
+def test_metrics_are_of_test_images_with_the_validation_splits_window():
     model = autoencoder(prior_scale=2.0)
     state = trained(model)
     values = make_final_metrics(Config(model=model, metric_examples=100), TRAIN)(state, TEST)
@@ -189,7 +191,7 @@ def test_clusters_are_scored_where_they_were_not_taught(labels):
     assert values.get("clustering_error") == (0.0 if labels == "unused" else None)
 
 
-def test_the_distance_of_digits_is_measured_and_that_of_other_images_is_not():
+def test_the_frechet_distance_is_measured_of_digits_only():
     model = autoencoder()
     digits = dataclasses.replace(TRAIN, name="mnist_sample")
     values = make_final_metrics(Config(model=model, metric_examples=60), digits)(trained(model), TEST)

@@ -30,7 +30,7 @@ def test_a_new_order_of_clusters_renames_them_and_keeps_the_error():
     assert clustering_error(VALIDATION[:, order], LABELS, TEST[:, order], labels) == 0.25
 
 
-def test_float64_tells_apart_what_rounds_to_one_and_of_equals_the_first_counts():
+def test_float64_separates_probabilities_near_one_and_ties_go_to_the_first():
     unsure = np.array([[2e-9, 1], [1e-13, 0], [1, 0]])
     labels = np.array([1, 2, 3])
     assert cluster_labels(1 - unsure, labels).tolist() == [2, 2]

@@ -26,7 +26,7 @@ def with_moments(mean, covariance, count):
     return mean + points @ root.T
 
 
-def test_it_is_the_formula_with_the_square_root_of_the_product_of_covariances():
+def test_it_equals_the_formula_with_the_root_of_the_covariances_product():
     values = np.linalg.eigvals(np.cov(X.T) @ np.cov(Y.T))  # of the product that is not symmetric, as in the paper
     expected = ((X.mean(0) - Y.mean(0)) ** 2).sum() + np.trace(np.cov(X.T) + np.cov(Y.T)) - 2 * np.sqrt(values).sum()
     assert frechet_distance(X, Y) == pytest.approx(expected, rel=1e-5)
@@ -56,7 +56,8 @@ def test_the_shipped_classifier_reads_the_sample_s_test_digits():
     assert WEIGHTS.stat().st_size < 250_000
 
 
-def test_test_digits_are_near_training_digits_and_noise_blur_and_missing_classes_are_far():
+def test_test_digits_are_near_training_digits():
+    """Noise, blurred digits and sets without some classes are far."""
     images, labels = digits("train[:2000]")
     train, test = digit_features(images), digit_features(digits("test")[0])
     floor = frechet_distance(train, test)

@@ -22,7 +22,7 @@ def direct(samples, images, sigma):
     return kernels - images.shape[1] / 2 * math.log(2 * math.pi * sigma**2)
 
 
-def test_it_is_the_formula_at_the_width_that_the_validation_images_like_best():
+def test_it_equals_the_formula_at_the_best_width_for_validation_images():
     # The test images are the samples, so they would choose the narrowest kernel.
     means = [direct(SAMPLES, VALIDATION, sigma).mean() for sigma in parzen.SIGMAS]
     best = int(np.argmax(means))
@@ -43,7 +43,7 @@ def test_every_width_is_as_exact_as_the_direct_formula_in_float64():
     np.testing.assert_allclose(result, expected, atol=5e-3)
 
 
-def test_one_sample_makes_the_normal_density_and_an_image_on_it_has_its_peak():
+def test_one_sample_gives_the_normal_density_with_its_peak_at_the_sample():
     sigmas = np.array([0.1, 0.4])
     result = parzen.log_likelihoods(SAMPLES[:1], SAMPLES[:1], sigmas)
     np.testing.assert_allclose(result, -97 / 2 * np.log(2 * math.pi * sigmas**2)[None], atol=5e-3)
@@ -55,7 +55,7 @@ def test_blocks_of_any_size_give_the_same(monkeypatch):
     np.testing.assert_allclose(parzen.parzen(SAMPLES, VALIDATION, TEST), whole, rtol=1e-5)
 
 
-def test_moving_all_images_alike_turning_a_mirror_or_doubling_the_samples_changes_nothing():
+def test_shifts_mirrors_and_doubled_samples_change_nothing():
     whole = np.array(parzen.parzen(SAMPLES, VALIDATION, TEST))
     for change in (lambda x: x + 20, lambda x: x[:, ::-1], lambda x: jnp.asarray(x)):
         np.testing.assert_allclose(parzen.parzen(*map(change, (SAMPLES, VALIDATION, TEST))), whole, rtol=3e-4)

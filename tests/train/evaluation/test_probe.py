@@ -31,7 +31,7 @@ def test_what_is_found_is_the_minimum_where_the_gradient_vanishes():
     np.testing.assert_allclose(wrong.mean(axis=0), 0, atol=2e-5)
 
 
-def test_separable_codes_are_read_without_error_and_noise_is_read_at_chance():
+def test_separable_codes_have_no_error_and_noise_is_at_chance():
     assert probe_accuracy(*cloud(301, 0.01), *cloud(203, 0.01), V) == 1.0
     noise = RNG.normal(size=(1203, Z + 1)).astype(np.float32)
     labels = RNG.integers(0, V, 1203)
@@ -50,7 +50,7 @@ def test_units_and_origin_of_each_coordinate_change_nothing():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_coordinate_that_stands_still_is_not_read_though_it_moves_in_the_test_codes(dtype):
+def test_a_constant_coordinate_is_ignored_even_if_it_varies_in_test_codes(dtype):
     codes, still, moved = CODES.astype(dtype), TEST_CODES.astype(dtype), TEST_CODES.astype(dtype)
     codes[:, 3], still[:, 3], moved[:, 3] = 3.3, 3.3, 3.4
     accuracy = probe_accuracy(codes, LABELS, still, TEST_LABELS, V)

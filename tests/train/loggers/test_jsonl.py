@@ -13,7 +13,7 @@ from train.process.errors import UserError
 from train.run.files import read_lines
 
 
-def test_a_file_taken_up_at_a_step_drops_later_and_torn_lines(tmp_path):
+def test_a_file_resumed_at_a_step_drops_later_and_torn_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with JsonLines(path, 0) as lines:
         for step in (1, 2, 3):
@@ -49,7 +49,7 @@ def test_any_bytes_are_lines_or_are_refused(content):
             assert len(lines) == content.count(b"\n") and all(isinstance(line["step"], int) for line in lines)
 
 
-def test_what_a_full_disk_does_not_take_is_written_when_there_is_room(tmp_path):
+def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with JsonLines(tmp_path / "metrics.jsonl", 0) as lines:
         lines.write(step=1, x=1.0)

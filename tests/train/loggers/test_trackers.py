@@ -19,7 +19,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from train.config.flat import flatten
 from train.config.tree import config_to_tree
-from train.engine import loop
+from train.engine import publisher
 from train.engine.loop import fit
 from train.loggers import trackers
 from train.loggers.trackers import check_trackers
@@ -39,7 +39,7 @@ def offline():
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
-    """A run that both were told of, and that nothing interrupted."""
+    """An uninterrupted run with both trackers."""
     config = with_run(small("", workers=0), tmp_path_factory.mktemp("tracked") / "run", save_every=3, **BOTH)
     fit(config, make_task)
     return config
@@ -121,8 +121,8 @@ def history(records):
             yield {name: x for name, x in values.items() if name not in ("_timestamp", "_runtime")}
 
 
-def told(config):
-    """What a tracker should have been told: a row for each line of metrics.jsonl, by tag."""
+def expected_rows(config):
+    """The rows that a tracker should have: one for each line of metrics.jsonl, by tag."""
     speeds = {line["step"]: line["examples_per_second"] for line in lines(config, "timing")}
     for line in lines(config):
         step, split = line.pop("step"), line.pop("split")
@@ -132,7 +132,7 @@ def told(config):
 
 
 def assert_tensorboard_holds_the_run(config):
-    expected = [(step, tag, np.float32(value)) for step, row in told(config) for tag, value in row.items()]
+    expected = [(step, tag, np.float32(value)) for step, row in expected_rows(config) for tag, value in row.items()]
     assert sorted(scalars(config)) == sorted(expected)
     picture = Path(config.run.dir, "pictures", "attention.png").read_bytes()
     width, height = struct.unpack(">II", picture[16:24])
@@ -153,6 +153,7 @@ def test_tensorboard_shows_the_config_as_it_is(tracked):
     assert (step, plugin) == (0, "text")
     shown = dict(line.removeprefix("    ").split(": ", 1) for line in text.decode().splitlines())
     saved = json.loads(Path(tracked.run.dir, "config.json").read_text())
+    del saved["task"]
     assert {name: json.loads(value) for name, value in shown.items()} == flatten(saved)
 
 
@@ -160,7 +161,7 @@ def test_weights_and_biases_holds_every_number_the_pictures_and_the_config(track
     (records,) = offline_runs(tracked)
     *rows, last = history(records)
     assert [(row.pop("step"), row) for row in rows] == [
-        (step, {"_step": i, **row}) for i, (step, row) in enumerate(told(tracked))
+        (step, {"_step": i, **row}) for i, (step, row) in enumerate(expected_rows(tracked))
     ]
     (run,) = (record.run for record in records if record.HasField("run"))
     assert run.project == "project" and run.display_name == "run"
@@ -181,9 +182,7 @@ def without_speeds(rows):
 
 
 @pytest.mark.slow
-def test_of_an_interrupted_run_that_goes_on_trackers_hold_what_they_hold_of_one_that_never_was(
-    tracked, tmp_path, monkeypatch
-):
+def test_trackers_of_a_resumed_run_equal_those_of_an_uninterrupted_one(tracked, tmp_path, monkeypatch):
     config = with_run(tracked, tmp_path / "run")
     with monkeypatch.context() as patch:
         interrupted_at(patch, ("step", 3), signal.SIGTERM)
@@ -203,15 +202,16 @@ def test_of_an_interrupted_run_that_goes_on_trackers_hold_what_they_hold_of_one_
     exits = [record.exit.exit_code for records in runs for record in records if record.HasField("exit")]
     assert exits == [1, 0, 0]
     assert [row["_step"] for row in rows] == [0, 1, 2, 3, 4]
-    assert [{"step": step, "_step": i, **row} for i, (step, row) in enumerate(told(config))] == rows
+    assert [{"step": step, "_step": i, **row} for i, (step, row) in enumerate(expected_rows(config))] == rows
 
 
 @pytest.mark.slow
-def test_a_tracker_that_comes_later_is_told_all_and_a_line_without_a_split_is_no_hindrance(tracked, tmp_path, capsys):
+def test_a_tracker_that_is_added_later_gets_all_lines(tracked, tmp_path, capsys):
+    """Also if one of them has no split."""
     config = with_run(tracked, tmp_path / "run", tensorboard=False, wandb=None)
     fit(config, make_task)
     assert not (tmp_path / "run" / "tensorboard").exists() and not (tmp_path / "run" / "wandb").exists()
-    rows = list(told(config))
+    rows = list(expected_rows(config))
     metrics = tmp_path / "run" / "metrics.jsonl"
     whole = metrics.read_text()
     metrics.write_text('{"step": 1, "loss": 2.0}\n' + whole)
@@ -234,7 +234,7 @@ def test_a_tracker_that_comes_later_is_told_all_and_a_line_without_a_split_is_no
     ]
 
 
-def test_of_a_run_that_goes_on_weights_and_biases_is_told_what_it_lacks(tracked, tmp_path, monkeypatch):
+def test_weights_and_biases_gets_only_the_lines_that_it_lacks(tracked, tmp_path, monkeypatch):
     logged = []
     run = SimpleNamespace(
         starting_step=4,
@@ -252,9 +252,8 @@ def test_of_a_run_that_goes_on_weights_and_biases_is_told_what_it_lacks(tracked,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("option", "package"), [(("tensorboard",), "tensorboardX"), (("wandb", "project"), "wandb")])
-def test_a_tracker_whose_package_is_missing_ends_the_program_by_2_with_one_line_before_it_begins(
-    option, package, tmp_path
-):
+def test_a_missing_package_of_a_tracker_is_one_line_and_exit_status_2(option, package, tmp_path):
+    """The program ends before it creates the run folder."""
     arguments = ["vit", "tiny", "--run.dir", str(tmp_path / "run"), f"--run.{option[0]}", *option[1:]]
     program = f"import sys; sys.modules[{package!r}] = None; sys.argv = {arguments}\n"
     program += "from train.config.cli import run_main\nfrom train.vit import main\nrun_main(main)"
@@ -277,20 +276,19 @@ def test_a_folder_of_a_packages_name_is_not_taken_for_the_package(tracked, tmp_p
 def full_disk_at(monkeypatch, step, path):
     """From that step on, every write to the file fails as on a full disk."""
 
-    class Console(loop.RunConsole):
+    class Console(publisher.RunConsole):
         def step(self, now):
             if now == step:
                 path.unlink()
                 path.symlink_to("/dev/full")
             super().step(now)
 
-    monkeypatch.setattr(loop, "RunConsole", Console)
+    monkeypatch.setattr(publisher, "RunConsole", Console)
 
 
 @pytest.mark.parametrize("on_save_error", ["retry", "stop"])
-def test_a_full_disk_costs_a_tracker_and_no_run_and_the_next_process_mends_it(
-    tracked, tmp_path, monkeypatch, capsys, on_save_error
-):
+def test_a_full_disk_ends_a_tracker_but_not_the_run(tracked, tmp_path, monkeypatch, capsys, on_save_error):
+    """The next process repairs the tracker's file."""
     config = with_run(tracked, tmp_path / "run", wandb=None, on_save_error=on_save_error)
     with monkeypatch.context() as patch:
         full_disk_at(patch, 3, tmp_path / "run" / "tensorboard" / "events.out.tfevents.run")
@@ -304,7 +302,7 @@ def test_a_full_disk_costs_a_tracker_and_no_run_and_the_next_process_mends_it(
     assert_tensorboard_holds_the_run(config)
 
 
-def test_a_tracker_that_cannot_begin_costs_no_run(tracked, tmp_path, monkeypatch, capsys):
+def test_a_tracker_that_cannot_start_does_not_end_the_run(tracked, tmp_path, monkeypatch, capsys):
     def init(**_):
         raise wandb.errors.CommError("no server\nanswers")
 
@@ -328,9 +326,7 @@ def test_a_tracker_that_cannot_begin_costs_no_run(tracked, tmp_path, monkeypatch
         ("project", "[", "run.json must be"),
     ],
 )
-def test_what_is_the_users_mistake_is_told_in_one_line_before_the_first_step(
-    tracked, tmp_path, project, content, message
-):
+def test_a_wrong_option_is_one_line_before_the_first_step(tracked, tmp_path, project, content, message):
     config = with_run(tracked, tmp_path / "run", wandb=project, tensorboard=False)
     if content is not None:
         shutil.copytree(tracked.run.dir, tmp_path / "run")
@@ -340,7 +336,7 @@ def test_what_is_the_users_mistake_is_told_in_one_line_before_the_first_step(
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_process_that_does_not_lead_tells_no_tracker(tracked, tmp_path, monkeypatch):
+def test_only_the_main_process_starts_trackers(tracked, tmp_path, monkeypatch):
     monkeypatch.setattr(trackers, "is_main_process", lambda: False)
     fit(with_run(tracked, tmp_path / "run"), make_task)
     assert not (tmp_path / "run" / "tensorboard").exists() and not (tmp_path / "run" / "wandb").exists()

@@ -35,7 +35,7 @@ def test_each_line_is_the_mean_of_the_steps_since_the_last(values, every):
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=30), st.integers(1, 7), st.data())
-def test_a_window_taken_up_again_gives_bit_equal_lines(values, every, data):
+def test_a_resumed_window_gives_bit_equal_lines(values, every, data):
     cut = data.draw(st.integers(1, len(values) - 1))
     whole, lines = windows(values, every)
     whole.drain()

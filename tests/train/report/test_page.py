@@ -66,7 +66,8 @@ def drawn(page):
     return json.loads(re.search(r"<script type=application/json id=data>(.*?)</script>", page).group(1))
 
 
-def test_a_curve_has_every_point_of_its_metric_and_a_metric_seen_once_stands_in_the_table_alone(folder):
+def test_a_curve_has_every_point_of_its_metric(folder):
+    """A metric with a single value is in the table only."""
     page = run_page(folder)
     assert "<td>test distance<td>0.2500" in page
     assert "<td>test loss<td>1.5000<td class=about>cross-entropy" in page
@@ -85,7 +86,7 @@ def test_the_speed_is_the_median_of_the_lines_and_says_on_what(folder):
     assert "<td>time to the last step<td>1:01:01" in page
 
 
-def test_what_is_no_number_is_in_no_curve_and_no_table(folder):
+def test_values_that_are_no_numbers_are_in_no_curve_and_no_table(folder):
     with (folder / "metrics.jsonl").open("a") as file:
         for value in ("NaN", "Infinity", "1" + 400 * "0", '"text"', "[1]", "true", "null"):
             file.write(f'{{"step": 5, "split": "test", "loss": {value}, "x": {value}}}\n')
@@ -104,7 +105,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_last_point(folder):
     assert losses == [1 / step for step in steps]
 
 
-def test_only_the_page_of_a_run_that_goes_on_is_read_again_by_itself(folder):
+def test_only_the_page_of_an_unfinished_run_reloads(folder):
     assert "http-equiv=refresh" in run_page(folder)
     steps = PRESETS["tiny"].config.run.steps
     with (folder / "metrics.jsonl").open("a") as file:
@@ -116,7 +117,7 @@ def test_only_the_page_of_a_run_that_goes_on_is_read_again_by_itself(folder):
     assert "http-equiv=refresh" not in page and "Finished of 400 steps" in page
 
 
-def test_a_plane_is_a_sheet_of_its_images_and_the_points_from_left_to_right(folder):
+def test_a_plane_is_a_sheet_of_images_and_points_from_left_to_right(folder):
     write_pictures(folder, {"plane": a_plane()}, DIGITS)
     sheet = pixels((folder / "pictures" / "plane.png").read_bytes())[..., 0]
     assert sheet.shape == (3 * 4, 5 * 6)
@@ -138,7 +139,8 @@ class Images:
         return {"image": np.stack([np.full((2, 2, 1), 10 * index, np.uint8) for index in indices])}
 
 
-def test_mistakes_are_counted_by_label_and_answer_and_the_surest_stand_first(folder):
+def test_mistakes_are_counted_by_label_and_prediction(folder):
+    """The most confident ones come first."""
     labels, predicted = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 2, 1, 2, 0, 1])
     write_mistakes(folder, Predictions(labels, predicted, np.array([0.9, 0.6, 0.8, 0.7, 0.95, 0.5])), Images())
     found = read_mistakes(folder)
@@ -166,7 +168,7 @@ def test_mistakes_of_an_older_version_are_shown_too(folder):
     assert '"said"' in path.read_text() and run_page(folder) == page and "is b, predicted c (60%)" in page
 
 
-def test_the_tasks_words_stand_beside_its_metrics(folder):
+def test_the_tasks_descriptions_are_beside_its_metrics(folder):
     words = {"distance": "of points & lines"}
     info = {"best_metric": "accuracy", "best_mode": "max", "metric_descriptions": words}
     (folder / "task.json").write_text(json.dumps(info))
@@ -224,20 +226,22 @@ def test_the_reports_command_makes_the_same_config_again(module, tmp_path):
             options += ["--model.decoder.hidden-sizes", "9", "8", "7", "--model.decoder.batch-norm"]
         for arguments in ([preset], [preset, *options]):
             config = parse(task, module.PRESETS, arguments)
-            words = shlex.split(command(config_to_tree(config)))
+            words = shlex.split(command({"task": task, **config_to_tree(config)}))
             assert words[:3] == ["python", "-m", f"train.{task}"]
             again = parse(task, module.PRESETS, words[3:])
             assert dataclasses.replace(again, mesh=config.mesh) == config
             made += 1
         assert words[3] == preset and len(words) < 40
-        assert shlex.split(command(config_to_tree(parse(task, module.PRESETS, [preset])))) == [*words[:3], preset]
+        default = config_to_tree(parse(task, module.PRESETS, [preset]))
+        assert shlex.split(command({"task": task, **default})) == [*words[:3], preset]
     assert made == 2 * len(module.PRESETS)
 
 
 def test_a_config_that_no_option_makes_has_no_command():
     assert command({"model": {"class": "Unknown"}}) is None
     assert command({"model": {"class": {}}}) is None
-    tree = config_to_tree(configs.aae.PRESETS["tiny"].config)
+    tree = {"task": "aae", **config_to_tree(configs.aae.PRESETS["tiny"].config)}
+    assert command(tree) is not None
     tree["model"]["invented"] = 3
     assert command(tree) is None
 

@@ -153,7 +153,7 @@ def test_a_comparison_tells_train_from_test_by_dashes_in_the_legend_too(shown, f
         assert style == ("dashed" if label.endswith(" train") else "solid")
 
 
-def test_the_command_is_shown_to_be_copied_and_broken_before_its_options_alone(shown, folder):
+def test_the_commands_lines_break_only_before_its_options(shown, folder):
     page = shown(folder / "report.html")
     told = command(json.loads((folder / "config.json").read_text()))
     assert page.inner_text("pre") == told

@@ -96,7 +96,7 @@ def written(tmp_path_factory):
     return folder, Page((folder.path / "report.html").read_text(encoding="utf-8"))
 
 
-def test_a_text_is_shown_as_it_is_wherever_it_stands(written):
+def test_every_text_is_shown_literally(written):
     folder, page = written
     assert {tag for tag, _ in page.tags} == MEANT
     assert page.texts["h1"] == page.texts["title"] == [seen(folder.path.name)]
@@ -113,7 +113,7 @@ def test_a_text_is_shown_as_it_is_wherever_it_stands(written):
     assert plane["names"] == HOSTILE
 
 
-def test_a_page_forbids_and_asks_for_nothing_but_its_own_pictures_and_scripts(written):
+def test_a_page_loads_and_allows_only_its_own_pictures_and_scripts(written):
     folder, page = written
     allowed = {"alt", "src", "class", "lang", "charset", "http-equiv", "content", "name", "style", "id", "type"}
     assert {name for _, attributes in page.tags for name in attributes} <= allowed | {"data-curve", "data-plane"}

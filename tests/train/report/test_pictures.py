@@ -25,7 +25,7 @@ def folder(tmp_path):
     return a_run_folder(tmp_path / "run")
 
 
-def test_every_picture_becomes_a_file_of_its_name_and_the_page_holds_the_same_bytes(folder):
+def test_every_picture_is_a_file_and_the_page_has_the_same_bytes(folder):
     pictures = {"cells": a_grid(2, 3, 4, 5), "latent_points": a_scatter()}
     write_pictures(folder, pictures, DIGITS)
     page = run_page(folder)
@@ -46,7 +46,7 @@ def test_pictures_come_out_of_a_jitted_function_with_their_captions():
 @pytest.mark.parametrize(
     ("shape", "zoom"), [((2, 3, 8, 12), 8), ((20, 20, 28, 28), 2), ((3, 40, 28, 28), 1), ((1, 9, 7, 224), 1)]
 )
-def test_each_value_of_a_grid_is_a_square_of_whole_pixels_and_cells_stand_apart(shape, zoom):
+def test_each_value_of_a_grid_is_a_square_of_pixels_with_gaps_around_cells(shape, zoom):
     grid = a_grid(*shape)
     sheet = pixels(encode_picture(grid, []))[..., 0]
     rows, columns, height, width = shape
@@ -70,7 +70,8 @@ def test_cells_in_colour_keep_their_colours():
     np.testing.assert_array_equal(cell, np.round(grid.cells[1, 0] * 255))
 
 
-def test_points_stand_at_their_place_in_the_colour_of_their_class_and_marks_lie_over_all():
+def test_points_are_drawn_at_their_place_in_their_classes_colour():
+    """Marks are drawn over them."""
     angles = np.arange(10) * 0.6
     places = np.stack([np.cos(angles), 0.5 * np.sin(angles)], axis=1)
     background, marks = np.array([[0.0, 0.0], [3.0, 0.3], [0.0, 0.2]]), np.array([[0.0, 0.2], places[4]])
@@ -108,7 +109,7 @@ def test_the_legend_names_the_classes_that_are_seen_in_their_colours():
 
 
 @pytest.mark.parametrize("count", [10, 11, 100])
-def test_no_two_classes_share_a_colour_and_none_is_the_gray_of_the_background(count):
+def test_class_colours_differ_from_each_other_and_from_the_background(count):
     colors = np.array([to_rgb(color) for color in class_colors(count)])
     apart = np.abs(colors[:, None] - colors).sum(axis=-1) + 9 * np.eye(count)
     assert len(colors) == count
