@@ -18,7 +18,7 @@ from configs.base import Mesh
 from train import export
 from train.engine.checkpoint import Checkpoints
 from train.engine.loop import fit
-from train.predict import load, predictor_of
+from train.predict import load, make_predictor
 from train.process.errors import UserError
 from train.run.folder import ImageInfo, read_image_info
 from train.task import State
@@ -87,7 +87,7 @@ def untrained(case):
         variables["batch_stats"] = jax.tree.map(
             lambda x: rng.uniform(1, 2, x.shape).astype(x.dtype), shapes["batch_stats"]
         )
-    return predictor_of(config, ImageInfo(shape, list("0123456789")), variables, "random ones")
+    return make_predictor(config, ImageInfo(shape, list("0123456789")), variables, "random ones")
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +242,6 @@ def test_a_decoder_that_is_told_the_label_is_refused(tmp_path):
         AAEEncoder(3, hidden_sizes=(8,)), AAEDecoder(GRAY, hidden_sizes=(8,)), AAEDiscriminator(hidden_sizes=(8,))
     )
     config = dataclasses.replace(preset("aae", "supervised"), model=model)
-    predictor = predictor_of(config, ImageInfo(GRAY, list("0123456789")), {"params": {}}, "none")
+    predictor = make_predictor(config, ImageInfo(GRAY, list("0123456789")), {"params": {}}, "none")
     with pytest.raises(UserError, match="told each image's label"):
         export.stablehlo(predictor)
