@@ -64,7 +64,7 @@ def nothing(shape=(28, 28, 1), classes=10):
 def begun(config, source=None):
     """The task, its first State, and what is said of that."""
     task = make_task(config, source or nothing())
-    start = task.start()
+    start = task.initial_params()
     return task, jax.jit(task.init)(start.params), start.note
 
 
@@ -100,7 +100,7 @@ def test_what_neither_tensors_nor_the_user_tell_is_assumed_and_said(tmp_path):
     save_file(to_torch(usual, random_variables(usual, jnp.zeros((1, 28, 28, 1))), "timm"), tmp_path / "vit.safetensors")
     config = parsed(tmp_path / "vit.safetensors")
     assert config.model == usual
-    note = make_task(config, nothing()).start().note
+    note = make_task(config, nothing()).initial_params().note
     assert "(timm)" in note
     assert note.endswith("; not told by the file: num_heads 2, activation gelu, norm_eps 1e-06, pool cls")
 
@@ -121,8 +121,8 @@ def test_a_config_made_without_the_command_line_must_be_the_files(tmp_path):
     written(tmp_path / "vit.safetensors")
     config = dataclasses.replace(PRESETS["tiny"].config, init_from=str(tmp_path / "vit.safetensors"))
     with pytest.raises(UserError, match=r"--model.depth: .* has 1, wanted 2"):
-        make_task(config, nothing()).start()
-    make_task(dataclasses.replace(config, model=model), nothing()).start()
+        make_task(config, nothing()).initial_params()
+    make_task(dataclasses.replace(config, model=model), nothing()).initial_params()
 
 
 def test_all_but_a_new_head_and_resized_positions_are_the_files_bit_for_bit(tmp_path):
@@ -163,7 +163,7 @@ def test_half_precision_is_trained_in_float32(tmp_path):
 def test_parameters_are_an_argument_of_init_and_lie_where_the_state_wants_them(tmp_path):
     written(tmp_path / "vit.safetensors")
     task = make_task(parsed(tmp_path / "vit.safetensors"), nothing())
-    params = task.start().params
+    params = task.initial_params().params
     doubled = jax.tree.map(lambda x: 2 * x, params)
     assert_same_trees(jax.jit(task.init)(doubled).params, doubled)
     places = state_sharding(make_mesh(Mesh(1, 1, 2)), jax.eval_shape(task.init))
@@ -184,12 +184,12 @@ def test_parameters_are_an_argument_of_init_and_lie_where_the_state_wants_them(t
 def test_images_that_the_model_cannot_read_are_refused(size, channels, shape, message, tmp_path):
     written(tmp_path / "vit.safetensors", size=size, channels=channels)
     with pytest.raises(UserError, match=message):
-        make_task(parsed(tmp_path / "vit.safetensors"), nothing(shape)).start()
+        make_task(parsed(tmp_path / "vit.safetensors"), nothing(shape)).initial_params()
 
 
 def test_positions_of_no_square_are_kept_for_images_of_as_many_patches(tmp_path):
     params = written(tmp_path / "vit.safetensors", size=(14, 21))["params"]
-    start = make_task(parsed(tmp_path / "vit.safetensors"), nothing((14, 21, 1))).start()
+    start = make_task(parsed(tmp_path / "vit.safetensors"), nothing((14, 21, 1))).initial_params()
     np.testing.assert_array_equal(start.params["positions"], params["positions"])
     assert "positions 2×3;" in start.note
 
@@ -262,5 +262,5 @@ def test_a_mistake_is_told_with_the_file_before_there_is_a_run_folder(tmp_path, 
 
 def test_without_a_file_nothing_is_read_and_all_is_new():
     config = parse("vit", PRESETS, ["tiny"], pretrained.resolve)
-    assert config.model == PRESETS["tiny"].config.model and make_task(config, nothing()).start is None
+    assert config.model == PRESETS["tiny"].config.model and make_task(config, nothing()).initial_params is None
     assert config.optim == Optim(learning_rate=3e-3)
