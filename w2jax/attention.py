@@ -15,7 +15,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from w2jax.kernels.attention import chunked_attention, cudnn_attention, xla_attention
-from w2jax.norm import LayerNorm
+from w2jax.layer_norm import LayerNorm
+from w2jax.module import Inputs, Size, abstract
 
 Causal = bool | Literal["top_left", "bottom_right"]
 Implementation = Literal["auto", "xla", "chunked", "cudnn"]
@@ -113,10 +114,10 @@ def scaled_dot_product_attention(
 
 
 class HeadProjection(nn.Module):
-    """x W + b of each head, with the parameters of Flax's DenseGeneral: `kernel` [I, H, K], `bias` [H, K].
+    """x W + b for each head: Q W^Q, K W^K, V W^V of equation 5 in one product each.
 
-    The bias comes in behind the transposition, for its gradient's sake: of [B, T, H, K] the sum over B and T takes XLA
-    twenty times as long on CPU as that of [B, H, T, K] (benchmarks/README.md).
+    Parameters: `kernel` [I, H, K] and `bias` [H, K], as in flax.linen.DenseGeneral. The bias is added to [B, H, T, K]:
+    XLA's CPU backend sums its gradient twenty times as fast as over the [B, T, H, K] of DenseGeneral.
     """
 
     num_heads: int  # H
@@ -134,8 +135,7 @@ class HeadProjection(nn.Module):
             return rearrange(flat, "i (h k) -> i h k", h=shape[1])
 
         kernel = self.param("kernel", init, shape)
-        x = jnp.einsum("bti,ihk->bthk", x.astype(self.dtype), kernel.astype(self.dtype))
-        x = rearrange(x, "b t h k -> b h t k")
+        x = jnp.einsum("bti,ihk->bhtk", x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)[:, None]
         return x
@@ -283,6 +283,12 @@ class MultiHeadAttention(nn.Module):
             name="out",
         )
         return out(attended), weights
+
+    def example_inputs(self, size: Size) -> Inputs:
+        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        width = self.embed_dim or size("query/kernel", 0, self.num_heads)
+        query, key, value = (abstract(1, 1, size(f"{name}/kernel", 0, width)) for name in ("query", "key", "value"))
+        return query, key, value
 
     def _check_decode(self, decode: str, query, key, value, causal: Causal, key_lengths) -> None:
         if causal == "top_left":

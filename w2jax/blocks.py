@@ -13,13 +13,14 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from w2jax.attention import MultiHeadAttention
-from w2jax.norm import LayerNorm
+from w2jax.layer_norm import LayerNorm
+from w2jax.module import submodule
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 """GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415): exact (torch, timm), by tanh (Google), x·σ(1.702 x) (CLIP); ReLU"""
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
-    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),  # as torch; erfc, as Flax's, takes longer
+    "gelu": partial(nn.gelu, approximate=False),
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
@@ -30,7 +31,7 @@ class Mlp(nn.Module):
     """Dense → activation → Dense, back to the input's width (Vaswani et al. 2017, section 3.3).
 
     Raises:
-        ValueError: if there is no such activation.
+        ValueError: if the activation is unknown.
     """
 
     mlp_dim: int  # hidden width
@@ -43,7 +44,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "*batch D"], train: bool = False) -> Float[Array, "*batch D"]:
         """Each vector by itself; with `train`, needs the rng "dropout" (if it is on)."""
         if self.activation not in ACTIVATIONS:
-            raise ValueError(f'activation is one of {", ".join(ACTIVATIONS)}, got "{self.activation}"')
+            raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, got "{self.activation}"')
         kernel_init = nn.initializers.xavier_uniform()
         dense = {"use_bias": self.use_bias, "kernel_init": kernel_init, "dtype": jnp.dtype(self.dtype)}
         width = x.shape[-1]
@@ -60,7 +61,7 @@ class LayerScale(nn.Module):
     Touvron et al. 2021, "Going deeper with Image Transformers", arXiv 2103.17239.
     """
 
-    initial: float  # every factor's first value
+    initial: float  # first value of every factor
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
@@ -70,7 +71,7 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole examples, scaled to keep its mean.
+    """Drops a residual branch for whole examples at random, and scales the rest to keep its mean.
 
     Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv 1603.09382.
     """
@@ -88,7 +89,7 @@ class EncoderBlock(nn.Module):
     With `pre_norm` False, z' = LN(MSA(z) + z), then z = LN(MLP(z') + z') (section 3.1 of "Attention Is All You Need").
 
     Raises:
-        ValueError: if `residual_from_norm` is asked for without `pre_norm`.
+        ValueError: if `residual_from_norm` is True and `pre_norm` False.
     """
 
     num_heads: int  # H; must divide D
@@ -121,7 +122,7 @@ class EncoderBlock(nn.Module):
         `mask`, True = attend, broadcasts to [B, H, N, N]; tokens past `lengths` are not attended to.
         """
         if self.residual_from_norm and not self.pre_norm:
-            raise ValueError("residual_from_norm needs pre_norm True: without it no norm stands before the residual")
+            raise ValueError("residual_from_norm needs pre_norm True, got False: there is no norm before the branch")
 
         def branch(y, scale_name: str):
             if self.layer_scale is not None:
@@ -129,23 +130,13 @@ class EncoderBlock(nn.Module):
             return DropPath()(y, drop_path) if train and drop_path is not None else y
 
         def attend(y):
-            attention = MultiHeadAttention(
-                self.num_heads,
-                dropout=self.attention_dropout,
-                use_bias=self.use_bias,
-                qkv_bias=self.qkv_bias,
-                qk_norm=self.qk_norm,
-                norm_eps=self.norm_eps,
-                scale=self.attention_scale,
-                dtype=self.dtype,
-                name="attention",
-            )
+            options = {"dropout": self.attention_dropout, "scale": self.attention_scale}
+            attention = submodule(MultiHeadAttention, self, **options, name="attention")
             y, weights = attention(y, mask=mask, key_lengths=lengths, train=train, return_weights=return_attention)
             return branch(nn.Dropout(self.dropout)(y, deterministic=not train), "scale1"), weights
 
         def feed_forward(y):
-            mlp = Mlp(self.mlp_dim, self.dropout, self.activation, self.use_bias, self.dtype, name="mlp")
-            return branch(mlp(y, train=train), "scale2"), None
+            return branch(submodule(Mlp, self, name="mlp")(y, train=train), "scale2"), None
 
         norms = [layer_norm(self, f"norm{i}") for i in (1, 2)]
         x, weights = _residual(x, attend, norms[0], self.pre_norm, self.residual_from_norm)
@@ -154,11 +145,11 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention, attention to the encoder's memory, MLP, each a residual branch with its LayerNorm behind it, or
-    before it with `pre_norm` (section 3.1 of "Attention Is All You Need").
+    """Self-attention, attention to the encoder's memory, MLP: three residual branches, each with a LayerNorm behind the
+    sum, or before the branch with `pre_norm` (section 3.1 of "Attention Is All You Need").
 
     Raises:
-        ValueError: if there is no memory, neither given nor in a cache.
+        ValueError: if the memory is None and not in a cache.
     """
 
     num_heads: int  # H; must divide D
@@ -188,23 +179,24 @@ class DecoderBlock(nn.Module):
         """One block, with `return_attention` the weights on the target and on the memory; see `Transformer.decode`."""
         if memory is None and not cache:
             raise ValueError(
-                "decoding needs the encoder's memory, got None; only with cache=True may later parts omit it"
+                "memory must be the encoder's output, got None; only with cache=True may later parts omit it"
             )
 
         def attention(name: str):
-            return MultiHeadAttention(
-                self.num_heads, dropout=self.attention_dropout, use_bias=self.use_bias, dtype=self.dtype, name=name
-            )
+            return submodule(MultiHeadAttention, self, dropout=self.attention_dropout, name=name)
 
         def dropout(y):
             return nn.Dropout(self.dropout)(y, deterministic=not train)
 
-        options: dict[str, Any] = {"train": train, "return_weights": return_attention}
-
         def attend_to_target(y):
-            decode = "append" if cache else None
             y, weights = attention("self_attention")(
-                y, mask=mask, key_lengths=lengths, causal=causal, decode=decode, **options
+                y,
+                mask=mask,
+                key_lengths=lengths,
+                causal=causal,
+                decode="append" if cache else None,
+                train=train,
+                return_weights=return_attention,
             )
             return dropout(y), weights
 
@@ -213,15 +205,14 @@ class DecoderBlock(nn.Module):
             visible = memory_mask
             if memory_lengths is not None:
                 size = attend.get_variable("cache", "key").shape[2] if memory is None else memory.shape[1]
-                visible = inside(memory_lengths, size)[:, None, None]
+                visible = is_valid(memory_lengths, size)[:, None, None]
                 visible = visible if memory_mask is None else visible & memory_mask
             decode = None if not cache else "reuse" if memory is None else "append"
-            y, weights = attend(y, memory, mask=visible, decode=decode, **options)
+            y, weights = attend(y, memory, mask=visible, decode=decode, train=train, return_weights=return_attention)
             return dropout(y), weights
 
         def feed_forward(y):
-            mlp = Mlp(self.mlp_dim, self.dropout, self.activation, self.use_bias, self.dtype, name="mlp")
-            return mlp(y, train=train), None
+            return submodule(Mlp, self, name="mlp")(y, train=train), None
 
         norms = [layer_norm(self, f"norm{i}") for i in (1, 2, 3)]
         x, on_target = _residual(x, attend_to_target, norms[0], self.pre_norm)
@@ -231,22 +222,22 @@ class DecoderBlock(nn.Module):
 
 
 def _residual(x, layer: Callable, norm: LayerNorm, pre_norm: bool, from_norm: bool = False) -> tuple[Array, Any]:
-    """One residual sum: x + layer(norm(x)), or norm(x + layer(x)) if not `pre_norm`; and what `layer` returns beside.
+    """(x + layer(norm(x)), attention weights), or norm(x + layer(x)) if not `pre_norm`.
 
-    With `from_norm`, norm(x) + layer(norm(x)).
+    `layer` returns (its output, attention weights). With `from_norm`, the sum is norm(x) + layer(norm(x)).
     """
     y = norm(x) if pre_norm else x
     if from_norm:
         x = y
-    y, beside = layer(y)
-    return (x + y if pre_norm else norm(x + y)), beside
+    y, weights = layer(y)
+    return (x + y if pre_norm else norm(x + y)), weights
 
 
 def layer_norm(module, name: str | None = None) -> LayerNorm:
-    """A LayerNorm with the module's options."""
-    return LayerNorm(module.norm_eps, module.use_bias, module.dtype, name=name)
+    """A LayerNorm with the options of `module`."""
+    return submodule(LayerNorm, module, eps=module.norm_eps, name=name)
 
 
-def inside(lengths: Int[Array, " B"], size: int) -> Bool[Array, "B {size}"]:
-    """True before `lengths`, False behind."""
+def is_valid(lengths: Int[Array, " B"], size: int) -> Bool[Array, "B {size}"]:
+    """True for the first `lengths` of `size` positions, False for the padding behind them."""
     return jnp.arange(size) < lengths[:, None]

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from w2jax.recurrent import Lengths, Recurrent, project_gates, uniform_init
+from w2jax.module import submodule
+from w2jax.recurrent import Lengths, Recurrent, project_input, uniform_init
 
 # (gates of the input, gates of the hidden state, both [B, G, H] and float32, h) -> next h
 Cell = Callable[[Array, Array, Array], Array]
@@ -52,10 +53,12 @@ class RNN(Recurrent):
 class GRU(Recurrent):
     """A multi-layer GRU, with gates in the order r, z, n, as in torch:
 
-        r = σ(x W_ir + b_ir + h W_hr + b_hr),  z = σ(x W_iz + b_iz + h W_hz + b_hz),
-        n = tanh(x W_in + b_in + r (h W_hn + b_hn)),  h ← (1 − z) n + z h
+        r = σ(x W_ir + b_ir + h W_hr + b_hr)
+        z = σ(x W_iz + b_iz + h W_hz + b_hz)
+        n = tanh(x W_in + b_in + r (h W_hn + b_hn))
+        h ← (1 − z) n + z h
 
-    r stands outside the product with h and its bias; in the paper it stands inside, on h itself.
+    As in torch, r multiplies h W_hn + b_hn; in the paper it multiplies h itself.
 
     Parameters of a layer and direction: `input_kernel` [I, 3, H], `hidden_kernel` [H, 3, H], `input_bias` and
     `hidden_bias` [3, H].
@@ -87,20 +90,20 @@ class GRU(Recurrent):
 
 
 def activation(nonlinearity: str) -> Callable[[Array], Array]:
-    """The function of that name.
+    """The nonlinearity of that name.
 
     Raises:
-        ValueError: if torch.nn.RNN has none of that name.
+        ValueError: if it is neither "tanh" nor "relu".
     """
     functions = {"tanh": jnp.tanh, "relu": nn.relu}
     if nonlinearity not in functions:
-        raise ValueError(f'nonlinearity is "tanh" or "relu", got "{nonlinearity}"')
+        raise ValueError(f'nonlinearity must be "tanh" or "relu", got "{nonlinearity}"')
     return functions[nonlinearity]
 
 
 def _run(module: Recurrent, gates: int, cell: Cell, x, initial_state, lengths, train):
     def make_layer(name: str, reverse: bool):
-        layer = RecurrentLayer(module.hidden_size, gates, cell, module.bias, reverse, name=name)
+        layer = submodule(RecurrentLayer, module, gates=gates, cell=cell, reverse=reverse, name=name)
         return lambda x, states, valid: layer(x, states[0], valid)
 
     initial = None if initial_state is None else (initial_state,)
@@ -109,11 +112,11 @@ def _run(module: Recurrent, gates: int, cell: Cell, x, initial_state, lengths, t
 
 
 class RecurrentLayer(nn.Module):
-    """One layer in one direction, time first; what is between the products is the cell's."""
+    """One layer in one direction, time first."""
 
     hidden_size: int  # H
     gates: int  # G
-    cell: Cell  # what is between the products
+    cell: Cell  # the next h from the products of input and hidden state
     bias: bool  # on the input's and on the hidden state's product
     reverse: bool  # reads from the end
 
@@ -121,7 +124,7 @@ class RecurrentLayer(nn.Module):
     def __call__(
         self, x: Float[Array, "T B I"], h: Float[Array, "B H"], valid: Bool[Array, "T B 1"] | None
     ) -> tuple[Float[Array, "T B H"], tuple[Float[Array, "B H"]]]:
-        """(outputs, (last h,)), from the state h; steps that are not `valid` change nothing and put out 0."""
+        """(outputs, (last h,)), from the state h; steps that are not `valid` leave it and output 0."""
         gates, dtype = (self.gates, self.hidden_size), x.dtype
         exact, init = jnp.promote_types(dtype, jnp.float32), uniform_init(self.hidden_size)
         input_kernel = self.param("input_kernel", init, (x.shape[-1], *gates))
@@ -129,14 +132,14 @@ class RecurrentLayer(nn.Module):
         input_bias, hidden_bias = None, jnp.zeros(gates)
         if self.bias:
             input_bias, hidden_bias = self.param("input_bias", init, gates), self.param("hidden_bias", init, gates)
-        gates_x = project_gates(x, input_kernel, input_bias)
+        input_gates = project_input(x, input_kernel, input_bias)
         hidden_kernel, hidden_bias = hidden_kernel.astype(dtype), hidden_bias.astype(dtype)
 
         def step(h, inputs):
-            x, now = inputs
+            x, is_valid = inputs
             hidden = jnp.einsum("bp,pgh->bgh", h, hidden_kernel, preferred_element_type=exact) + hidden_bias
             new = self.cell(x.astype(exact), hidden, h).astype(dtype)
-            return (new, new) if now is None else (jnp.where(now, new, h), jnp.where(now, new, 0))
+            return (new, new) if is_valid is None else (jnp.where(is_valid, new, h), jnp.where(is_valid, new, 0))
 
-        last, out = jax.lax.scan(step, h, (gates_x, valid), reverse=self.reverse)
+        last, out = jax.lax.scan(step, h, (input_gates, valid), reverse=self.reverse)
         return out, (last,)

@@ -15,11 +15,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from w2jax.blocks import Activation
+from w2jax.module import Inputs, Size, abstract, submodule
 from w2jax.transformer import Transformer
 
 
 class Seq2Seq(nn.Module):
-    """Embed → Transformer → logits. Embedding, √D, positions and the tied output are those of section 3.4 and 3.5.
+    """Embed → Transformer → logits, with embeddings times √D, positions and tied output as in sections 3.4 and 3.5.
 
     Raises:
         ValueError: if there are more tokens than `max_length`.
@@ -32,8 +33,8 @@ class Seq2Seq(nn.Module):
     encoder_depth: int = 6  # number of encoder blocks
     decoder_depth: int = 6  # number of decoder blocks
     max_length: int = 512  # tokens at most, of a source and of a target
-    source_vocab_size: int | None = None  # of an embedding of the source's own; None: it shares the target's
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # fixed waves, or a table that is learned
+    source_vocab_size: int | None = None  # of a separate source embedding; None: the source shares the target's
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # fixed waves, or a learned table
     tie_output: bool = True  # the output layer is the target's embedding, without bias
     dropout: float = 0.1  # on embeddings and wherever `Transformer` has it
     activation: Activation = "relu"  # of the MLPs
@@ -46,7 +47,7 @@ class Seq2Seq(nn.Module):
 
     def setup(self):
         dtype = jnp.dtype(self.dtype)
-        # Of deviation 1/√D, so that the factor √D makes it 1 and tied logits start small.
+        # The standard deviation 1/√D becomes 1 by the factor √D, and tied logits start small.
         embed = partial(
             nn.Embed, features=self.embed_dim, embedding_init=nn.initializers.normal(self.embed_dim**-0.5), dtype=dtype
         )
@@ -59,20 +60,7 @@ class Seq2Seq(nn.Module):
         else:
             self.source_positions = self.target_positions = sinusoidal_positions(self.max_length, self.embed_dim)
         self.embedding_dropout = nn.Dropout(self.dropout)
-        self.transformer = Transformer(
-            self.num_heads,
-            self.mlp_dim,
-            self.encoder_depth,
-            self.decoder_depth,
-            dropout=self.dropout,
-            activation=self.activation,
-            pre_norm=self.pre_norm,
-            norm_eps=self.norm_eps,
-            use_bias=self.use_bias,
-            dtype=self.dtype,
-            remat=self.remat,
-            scan_layers=self.scan_layers,
-        )
+        self.transformer = submodule(Transformer, self)
         if not self.tie_output:
             self.head = nn.Dense(self.vocab_size, use_bias=self.use_bias, dtype=dtype)
 
@@ -85,15 +73,19 @@ class Seq2Seq(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B T V"], dict[str, list[Float[Array, "B H _ _"]]] | None]:
-        """Logits of the token behind each position of the target, and the attention weights as of a `Transformer`.
+        """Logits of the token behind each position of the target, and attention weights as `Transformer` returns them.
 
-        What stands behind `source_lengths` and `target_lengths` is padding. With `train`, needs a "dropout" rng.
+        Tokens behind `source_lengths` and `target_lengths` are padding. With `train`, needs the rng "dropout".
         """
         memory, encoder = self.encode(source_tokens, source_lengths, train, return_attention)
         logits, decoder = self.decode(
             target_tokens, memory, source_lengths, target_lengths, train=train, return_attention=return_attention
         )
         return logits, {"encoder": encoder, **decoder} if encoder is not None and decoder is not None else None
+
+    def example_inputs(self, size: Size) -> Inputs:
+        """The smallest inputs for which `init` makes the right parameters; no size depends on the inputs."""
+        return abstract(1, 1, dtype=jnp.int32), abstract(1, 1, dtype=jnp.int32)
 
     def encode(
         self,
@@ -119,8 +111,8 @@ class Seq2Seq(nn.Module):
     ) -> tuple[Float[Array, "B T V"], dict[str, list[Float[Array, "B H T _"]]] | None]:
         """Logits for a target given the memory of its source.
 
-        With `cache` the target comes in parts, as in `Transformer.decode`, each at its position `start`. A traced
-        `start` that leads past `max_length` cannot raise: the logits are NaN.
+        With `cache` the target comes in parts, as in `Transformer.decode`; `start` is the position of the part's first
+        token. Where a traced `start` leads past `max_length`, which cannot raise, the logits are NaN.
         """
         x = self._embed(self.embedding, self.target_positions, target_tokens, start, train)
         x, attentions = self.transformer.decode(
@@ -144,17 +136,17 @@ class Seq2Seq(nn.Module):
         end_token: int | Int[Array, ""] | None = None,
         source_lengths: Int[Array, " B"] | None = None,
     ) -> Int[Array, "B {length}"]:
-        """The likeliest token behind `start_token`, the likeliest behind both, and so on: `length` tokens.
+        """Greedy decoding: `length` tokens, each the likeliest after `start_token` and the tokens before it.
 
-        Each step decodes one token against cached keys and values; when all rows are done, so is the loop. To be
-        compiled as `jax.jit(model.generate, static_argnames="length")`.
+        Each step decodes one token with cached keys and values; the loop ends early once all rows have ended. Compile
+        it as `jax.jit(model.generate, static_argnames="length")`.
 
         Args:
-            variables: what `init` made, or what was trained.
-            source_tokens: what is read.
-            start_token: stands before the first token, for all rows or for each.
-            length: how many tokens to write.
-            end_token: with its first a row is done, and it fills what is left of it; None: no row ends early.
+            variables: from `init`, or trained.
+            source_tokens: the source.
+            start_token: the token before the first, one for all rows or one for each.
+            length: number of tokens to generate.
+            end_token: ends a row, and fills the rest of it; None: no row ends early.
             source_lengths: tokens of each source; the rest is padding.
 
         Raises:
@@ -167,7 +159,7 @@ class Seq2Seq(nn.Module):
         decode = partial(self.apply, source_lengths=source_lengths, cache=True, method="decode", mutable=["cache"])
 
         def step(tokens, done, last, cache, memory, i):
-            """Writes token i, decoded from token i - 1, the `last`."""
+            """Writes token i, decoded from `last`, token i - 1."""
             (logits, _), state = decode({**variables, "cache": cache}, last[:, None], memory, start=i)
             last = logits[:, -1].argmax(-1).astype(jnp.int32)
             if end_token is not None:
@@ -175,28 +167,30 @@ class Seq2Seq(nn.Module):
                 done = last == end_token
             return tokens.at[:, i].set(last), done, last, state["cache"]
 
-        def more(carry):
+        def unfinished(carry):
             i, _, done, *_ = carry
             return (i < length) & ~done.all()
 
-        room = partial(self.init, cache=True, method="decode")
+        init_cache = partial(self.init, cache=True, method="decode")
         tokens = jnp.full((batch, length), 0 if end_token is None else end_token, jnp.int32)
         last = jnp.broadcast_to(jnp.asarray(start_token, jnp.int32), (batch,))
-        cache = jax.eval_shape(room, jax.random.key(0), tokens, memory)["cache"]
+        cache = jax.eval_shape(init_cache, jax.random.key(0), tokens, memory)["cache"]
         cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
-        # The first step stands before the loop: it alone has the memory, whose keys and values it leaves in the cache.
+        # The first step precedes the loop: it alone needs the memory, whose keys and values it leaves in the cache.
         carry = 1, *step(tokens, jnp.zeros(batch, bool), last, cache, memory, 0)
-        carry = jax.lax.while_loop(more, lambda carry: (carry[0] + 1, *step(*carry[1:], None, carry[0])), carry)
+        carry = jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, *step(*carry[1:], None, carry[0])), carry)
         return carry[1]
 
     def _embed(self, embedding: nn.Embed, positions: Array, tokens: Array, start, train: bool) -> Array:
         length = tokens.shape[1]
         end = length if isinstance(start, Tracer) else int(start) + length
         if end > self.max_length:
-            raise ValueError(f"max_length is {self.max_length}, got tokens up to position {end}; cut them or raise it")
+            raise ValueError(
+                f"tokens must end at max_length {self.max_length}, got a position {end}. Cut them or raise max_length."
+            )
         x = embedding(tokens) * self.embed_dim**0.5
-        there = positions.astype(x.dtype).at[start + jnp.arange(length)].get(mode="fill", fill_value=jnp.nan)
-        return self.embedding_dropout(x + there, deterministic=not train)
+        positions = positions.astype(x.dtype).at[start + jnp.arange(length)].get(mode="fill", fill_value=jnp.nan)
+        return self.embedding_dropout(x + positions, deterministic=not train)
 
 
 def sinusoidal_positions(length: int, dim: int) -> Float[Array, "{length} {dim}"]:
@@ -204,7 +198,7 @@ def sinusoidal_positions(length: int, dim: int) -> Float[Array, "{length} {dim}"
 
     An odd `dim` ends with a sine.
     """
-    # In float64 on the host: float32 has the angle of position 10,000 wrong by up to 0.0005.
+    # In float64 on the host: in float32 the angle at position 10,000 would be off by up to 0.0005.
     angles = np.arange(length)[:, None] / 10_000.0 ** (np.arange(0, dim, 2) / dim)
     waves = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, -1)
     return jnp.asarray(waves[:, :dim], jnp.float32)

@@ -10,8 +10,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from w2jax.blocks import EncoderBlock
+from w2jax.layer_norm import LayerNorm
 from w2jax.lstm import LSTM
-from w2jax.norm import LayerNorm
+from w2jax.module import Inputs, Size, abstract, check_rates, submodule
 from w2jax.recurrent import uniform_init
 from w2jax.transformer import TransformerEncoder
 
@@ -19,8 +20,8 @@ from w2jax.transformer import TransformerEncoder
 class AttentionClassifier(nn.Module):
     """Embed each step → add its position → encoder → LayerNorm → mean over the steps → head.
 
-    The encoder is the ViT's, so each block is multi-head attention and an MLP. The length comes from the sequences at
-    `init`. Positions are all that tells the steps apart.
+    The encoder is the ViT's: each block is multi-head attention and an MLP. The number of steps is that of the
+    sequences at `init`. Without the positions, the order of the steps would not matter.
     """
 
     num_classes: int  # V, width of the logits
@@ -37,39 +38,34 @@ class AttentionClassifier(nn.Module):
     def __call__(
         self, x: Float[Array, "B T I"], train: bool = False, return_attention: bool = False
     ) -> tuple[Float[Array, "B V"], list[Float[Array, "B H T T"]] | None]:
-        """Logits, and with `return_attention` each block's attention map; with `train`, needs a "dropout" rng
-        if any dropout is on.
+        """Logits, and with `return_attention` each block's attention map; with `train`, needs the rng "dropout" if any
+        dropout is on.
 
         Raises:
-            ValueError: if embed_dim is not divisible by num_heads, or a rate is not one.
+            ValueError: if embed_dim is not divisible by num_heads, or a rate is outside [0, 1).
         """
-        for name in ("dropout", "attention_dropout", "drop_path"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is a rate of at least 0 and below 1, got {getattr(self, name)}")
+        check_rates(dropout=self.dropout, attention_dropout=self.attention_dropout, drop_path=self.drop_path)
         dtype = jnp.dtype(self.dtype)
         x = nn.Dense(self.embed_dim, dtype=dtype, name="embed")(x)
         positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = nn.Dropout(self.dropout)(x + positions.astype(x.dtype), deterministic=not train)
-        block = EncoderBlock(
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            dtype=self.dtype,
-            parent=None,
-        )
-        encoder = TransformerEncoder(block, self.depth, self.drop_path, name="encoder")
+        block = submodule(EncoderBlock, self, parent=None)
+        encoder = submodule(TransformerEncoder, self, block=block, name="encoder")
         x, attentions = encoder(x, train=train, return_attention=return_attention)
-        x = LayerNorm(1e-6, dtype=self.dtype, name="norm")(x).mean(axis=1)
+        x = submodule(LayerNorm, self, eps=1e-6, name="norm")(x).mean(axis=1)
         x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, dtype=dtype, name="head")(x)
         return x.astype(jnp.float32), attentions
 
+    def example_inputs(self, size: Size) -> Inputs:
+        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        return (abstract(1, size("positions", 1, 1), size("embed/kernel", 0, 1)),)
+
 
 class LSTMClassifier(nn.Module):
-    """An LSTM reads the sequence; a linear layer makes logits of its last output.
+    """An LSTM reads the sequence; a linear layer maps its last output to logits.
 
-    Initialised as torch.nn.LSTM and torch.nn.Linear are. The same layer on an earlier output tells what the model
-    would answer if the sequence ended there.
+    Initialised like torch.nn.LSTM and torch.nn.Linear. The same linear layer on an earlier output gives the logits of
+    the sequence up to that step.
     """
 
     num_classes: int  # V, width of the logits
@@ -83,23 +79,19 @@ class LSTMClassifier(nn.Module):
     def __call__(
         self, x: Float[Array, "B T I"], train: bool = False, return_steps: bool = False
     ) -> tuple[Float[Array, "B V"], Float[Array, "B T V"] | None]:
-        """Logits, and with `return_steps` those after each step; with `train`, needs a "dropout" rng if dropout is on.
+        """Logits, and with `return_steps` those after each step; with `train`, needs the rng "dropout" if it is on.
 
         Raises:
             ValueError: if an option is outside its range.
         """
-        lstm = LSTM(
-            self.hidden_size,
-            self.num_layers,
-            dropout=self.dropout,
-            proj_size=self.proj_size,
-            dtype=self.dtype,
-            name="lstm",
-        )
-        out, _ = lstm(x, train=train)
+        out, _ = submodule(LSTM, self, name="lstm")(x, train=train)
         init = uniform_init(out.shape[-1])
         head = nn.Dense(self.num_classes, kernel_init=init, bias_init=init, dtype=jnp.dtype(self.dtype), name="head")
         if not return_steps:
             return head(out[:, -1]).astype(jnp.float32), None
         steps = head(out).astype(jnp.float32)
         return steps[:, -1], steps
+
+    def example_inputs(self, size: Size) -> Inputs:
+        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        return (abstract(1, 1, size("lstm/forward_0/input_kernel", 0, 1)),)

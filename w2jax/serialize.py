@@ -3,7 +3,6 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import fields
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -11,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from flax import linen as nn
 
 import w2jax
+from w2jax.module import field_names
 from w2jax.text import nearest
 
 # Classes by the names that files written before 0.1.0 have for them.
@@ -49,11 +49,6 @@ def module_class(name: Any) -> type[nn.Module]:
     raise ValueError(
         f"a module's class must be one of w2jax, got {name!r}" + (f"; the nearest is {close[0]!r}" if close else "")
     )
-
-
-def field_names(module: nn.Module | type[nn.Module]) -> list[str]:
-    """A module's own fields, without `parent` and `name`, which every Linen module has."""
-    return [field.name for field in fields(module) if field.name not in ("parent", "name")]
 
 
 def with_fields(module: nn.Module, values: Mapping[str, Any]) -> nn.Module:

@@ -6,20 +6,20 @@ Axis names: B batch, N tokens, S source length, T target length, D width, H head
 
 from collections.abc import Callable
 from operator import itemgetter
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from w2jax.blocks import Activation, DecoderBlock, EncoderBlock, inside, layer_norm
+from w2jax.blocks import Activation, DecoderBlock, EncoderBlock, is_valid, layer_norm
+from w2jax.module import Inputs, Size, abstract, submodule
 
 
 class TransformerEncoder(nn.Module):
-    """`depth` copies of `block`, each with parameters of its own.
+    """`depth` copies of `block`, each with its own parameters.
 
-    Parameters lie under `block_0` … `block_{depth-1}`, or, with `scan`, under `blocks` with the depth as first axis:
+    Parameters are under `block_0` … `block_{depth-1}`, or, with `scan`, under `blocks` with the depth as first axis:
     the same values, one compiled block. The rate of DropPath grows linearly from 0 at the first block to `drop_path`.
     """
 
@@ -40,17 +40,16 @@ class TransformerEncoder(nn.Module):
     ) -> tuple[Float[Array, "B N D"], list[Float[Array, "B H N N"]] | None]:
         """All blocks, with `return_attention` each one's weights too; `mask` and `lengths` as in a block."""
         rates = jnp.linspace(0.0, self.drop_path, self.depth) if self.drop_path > 0.0 else None
-        options = {"mask": mask, "lengths": lengths, "train": train, "return_attention": return_attention}
 
         def run(block, x, rate):
-            return block(x, rate, **options)
+            return block(x, rate, mask, lengths, train, return_attention)
 
         x, attentions = _layers(run, self.block, self.depth, x, rates, self.remat, self.scan)
         return x, attentions if return_attention else None
 
 
 class TransformerDecoder(nn.Module):
-    """`depth` copies of `block`, each with parameters of its own, which lie as a `TransformerEncoder`'s do."""
+    """`depth` copies of `block`, each with its own parameters, at the same paths as in `TransformerEncoder`."""
 
     block: DecoderBlock  # what is copied
     depth: int  # how often
@@ -62,16 +61,22 @@ class TransformerDecoder(nn.Module):
         self,
         x: Float[Array, "B T D"],
         memory: Float[Array, "B S D"] | None,
+        mask: Bool[Array, "..."] | None = None,
+        memory_mask: Bool[Array, "..."] | None = None,
+        lengths: Int[Array, " B"] | None = None,
+        memory_lengths: Int[Array, " B"] | None = None,
+        causal: bool = True,
+        cache: bool = False,
+        train: bool = False,
         return_attention: bool = False,
-        **options,
     ) -> tuple[Float[Array, "B T D"], list[tuple[Float[Array, "B H T _"], Float[Array, "B H T _"]]] | None]:
         """All blocks, with `return_attention` each one's weights on the target and on the memory.
 
-        `options` are those of a block.
+        Arguments as in `Transformer.decode`, without the prefixes "target_" and "source_".
         """
 
         def run(block, x, _):
-            return block(x, memory, return_attention=return_attention, **options)
+            return block(x, memory, mask, memory_mask, lengths, memory_lengths, causal, cache, train, return_attention)
 
         x, attentions = _layers(run, self.block, self.depth, x, None, self.remat, self.scan)
         return x, attentions if return_attention else None
@@ -80,9 +85,9 @@ class TransformerDecoder(nn.Module):
 class Transformer(nn.Module):
     """The encoder–decoder of "Attention Is All You Need" (section 3) on embedded tokens, as `torch.nn.Transformer`.
 
-    LayerNorm stands behind every residual sum, or before every branch with `pre_norm`, and once more behind the
-    encoder and behind the decoder, in both orders, as in torch. Unlike there, the target is causal unless told
-    otherwise, and the memory is as long as its source, so that one argument hides the padding everywhere.
+    LayerNorm follows every residual sum, or precedes every branch with `pre_norm`; one more follows the encoder and
+    the decoder in either case, as in torch. Unlike in torch, the target is causal by default, and `source_lengths`
+    hides the padding of the memory too.
     """
 
     num_heads: int  # must divide the inputs' width
@@ -99,25 +104,12 @@ class Transformer(nn.Module):
     scan_layers: bool = False  # one compiled block a stack, parameters stacked along depth
 
     def setup(self):
-        block: dict[str, Any] = {
-            "num_heads": self.num_heads,
-            "mlp_dim": self.mlp_dim,
-            "dropout": self.dropout,
-            "attention_dropout": self.dropout,
-            "activation": self.activation,
-            "pre_norm": self.pre_norm,
-            "norm_eps": self.norm_eps,
-            "use_bias": self.use_bias,
-            "dtype": self.dtype,
-            "parent": None,
-        }
-        self.encoder = TransformerEncoder(
-            EncoderBlock(**block), self.encoder_depth, remat=self.remat, scan=self.scan_layers
-        )
+        encoder_block = submodule(EncoderBlock, self, attention_dropout=self.dropout, parent=None)
+        decoder_block = submodule(DecoderBlock, self, attention_dropout=self.dropout, parent=None)
+        scan, depths = self.scan_layers, (self.encoder_depth, self.decoder_depth)
+        self.encoder = submodule(TransformerEncoder, self, block=encoder_block, depth=depths[0], scan=scan)
         self.encoder_norm = layer_norm(self)
-        self.decoder = TransformerDecoder(
-            DecoderBlock(**block), self.decoder_depth, remat=self.remat, scan=self.scan_layers
-        )
+        self.decoder = submodule(TransformerDecoder, self, block=decoder_block, depth=depths[1], scan=scan)
         self.decoder_norm = layer_norm(self)
 
     def __call__(
@@ -136,20 +128,22 @@ class Transformer(nn.Module):
         """The decoder's output for every position of the target.
 
         Args:
-            source: what is read.
-            target: what has been written, shifted so that position t is to predict what stands behind it.
-            source_mask: True = attend, broadcastable to [B, H, S, S]; as all masks here.
-            target_mask: broadcastable to [B, H, T, T]; together with `causal`.
-            memory_mask: what each position of the target sees of the source, broadcastable to [B, H, T, S].
+            source: embedded tokens to read.
+            target: embedded tokens written so far; the output at position t predicts the token behind it.
+            source_mask: True = attend, as in every mask here; broadcastable to [B, H, S, S].
+            target_mask: broadcastable to [B, H, T, T]; combined with `causal`.
+            memory_mask: which positions of the source each position of the target attends to; broadcastable to
+                [B, H, T, S].
             source_lengths: tokens of each source; the rest is padding, which neither stack attends to.
             target_lengths: the same for the target.
             causal: a position of the target attends to itself and those before it.
             train: dropout draws from the "dropout" rng.
-            return_attention: attention weights under "encoder", "decoder" and "cross", a list over the blocks each.
+            return_attention: return attention weights too.
 
         Returns:
-            (output, attentions). Outputs behind `target_lengths` mean nothing. NaN in padding reaches no other
-            position and no gradient.
+            (output, weights): weights under "encoder", "decoder" and "cross", each a list over the blocks; None
+            without `return_attention`. Outputs behind `target_lengths` are meaningless. NaN in padding reaches no
+            other position and no gradient.
         """
         memory, encoder = self.encode(source, source_mask, source_lengths, train, return_attention)
         out, decoder = self.decode(
@@ -164,6 +158,11 @@ class Transformer(nn.Module):
             return_attention=return_attention,
         )
         return out, {"encoder": encoder, **decoder} if encoder is not None and decoder is not None else None
+
+    def example_inputs(self, size: Size) -> Inputs:
+        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        width = size("encoder_norm/scale", 0, self.num_heads)
+        return abstract(1, 1, width), abstract(1, 1, width)
 
     def encode(
         self,
@@ -193,10 +192,9 @@ class Transformer(nn.Module):
     ) -> tuple[Float[Array, "B T D"], dict[str, list[Float[Array, "B H T _"]]] | None]:
         """The output for a target given the memory of its source; arguments as in a call.
 
-        With `cache`, `init` on a target of full length makes room in the collection "cache", and `apply` with that
-        collection mutable takes the target in parts, each behind those before it. Only the first part needs the
-        memory; its keys and values stay in the cache, and None stands for it afterwards. Masks are then as wide as the
-        cache, and `target_lengths` have no meaning.
+        With `cache`, `init` on a target of full length creates the collection "cache", and `apply` with that collection
+        mutable takes the target in consecutive parts. Only the first part needs the memory, whose keys and values stay
+        in the cache; pass None afterwards. Masks are then as wide as the cache, and `target_lengths` must be None.
         """
         if not cache:
             target = _without_broken_padding(target, target_lengths)
@@ -218,7 +216,7 @@ class Transformer(nn.Module):
 
 
 def _layers(run: Callable, block: nn.Module, depth: int, x, per_layer, remat: bool, scan: bool) -> tuple[Array, list]:
-    """Runs `depth` copies of `block` by run(block, x, per_layer[i]) -> (x, beside); the last x and all `beside`."""
+    """Calls run(block, x, per_layer[i]) → (x, attention) for `depth` copies of `block`; the last x, all attentions."""
     if remat:
         run = nn.remat(run)
     if scan:
@@ -230,15 +228,15 @@ def _layers(run: Callable, block: nn.Module, depth: int, x, per_layer, remat: bo
         )
         x, stacked = layers(block.copy(name="blocks"), x, per_layer)
         return x, [jax.tree.map(itemgetter(i), stacked) for i in range(depth)]
-    all_beside = []
+    attentions = []
     for i in range(depth):
-        x, beside = run(block.copy(name=f"block_{i}"), x, None if per_layer is None else per_layer[i])
-        all_beside.append(beside)
-    return x, all_beside
+        x, attention = run(block.copy(name=f"block_{i}"), x, None if per_layer is None else per_layer[i])
+        attentions.append(attention)
+    return x, attentions
 
 
 def _without_broken_padding(x: Float[Array, "B N D"], lengths: Int[Array, " B"] | None) -> Float[Array, "B N D"]:
-    """`x` with 0 for NaN and infinities behind `lengths`: 0 · NaN would be NaN in the gradients of the layers."""
+    """`x` with NaN and infinities behind `lengths` replaced by 0: 0 · NaN would be NaN in the layers' gradients."""
     if lengths is None:
         return x
-    return jnp.where(inside(lengths, x.shape[1])[..., None] | jnp.isfinite(x), x, 0)
+    return jnp.where(is_valid(lengths, x.shape[1])[..., None] | jnp.isfinite(x), x, 0)

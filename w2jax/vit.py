@@ -13,8 +13,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from w2jax.attention import MultiHeadAttention
-from w2jax.blocks import Activation, EncoderBlock, Mlp
-from w2jax.norm import LayerNorm
+from w2jax.blocks import Activation, EncoderBlock, Mlp, layer_norm
+from w2jax.module import Inputs, Size, abstract, check_rates, submodule
 from w2jax.transformer import TransformerEncoder
 
 SIZES = {
@@ -40,16 +40,16 @@ class PatchEmbed(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B h w C"]) -> Float[Array, "B N D"]:
-        """A token of each patch; N = h · w / patch_size²."""
+        """One token for each patch; N = h · w / patch_size²."""
         patches = rearrange(images, "b (n p1) (m p2) c -> b (n m) (p1 p2 c)", p1=self.patch_size, p2=self.patch_size)
         dense = nn.Dense(self.embed_dim, use_bias=self.use_bias, dtype=jnp.dtype(self.dtype), name="projection")
         return dense(patches)
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends to all tokens, then a residual MLP.
+    """One learned query attends to all tokens; a residual MLP follows.
 
-    The head "MAP" of Zhai et al. 2022, "Scaling Vision Transformers" (arXiv 2106.04560).
+    The "MAP" head of Zhai et al. 2022, "Scaling Vision Transformers" (arXiv 2106.04560).
     """
 
     num_heads: int  # must divide D
@@ -60,20 +60,18 @@ class AttentionPool(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
-        """One vector for all tokens of an example."""
+        """One vector for each example."""
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, tokens.shape[-1]))
         probe = repeat(probe.astype(tokens.dtype), "1 1 d -> b 1 d", b=tokens.shape[0])
-        x, _ = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="attention")(probe, tokens)
-        norm = LayerNorm(self.norm_eps, dtype=self.dtype, name="norm")
-        x = x + Mlp(self.mlp_dim, activation=self.activation, dtype=self.dtype, name="mlp")(norm(x))
+        x, _ = submodule(MultiHeadAttention, self, name="attention")(probe, tokens)
+        x = x + submodule(Mlp, self, name="mlp")(layer_norm(self, "norm")(x))
         return rearrange(x, "b 1 d -> b d")
 
 
 class ViT(nn.Module):
     """Embed → encoder → pool → LayerNorm → head (equations 1 to 4 of the paper).
 
-    The image size comes from the images at `init`.
-    Tokens stand in the order class token, registers, patches row by row.
+    The image size is that of the images at `init`. The order of tokens is class token, registers, patches row by row.
     """
 
     num_classes: int  # V; 0 returns the pooled features instead of logits
@@ -115,7 +113,9 @@ class ViT(nn.Module):
         """
         size, _, patch = name.partition("/")
         if size not in SIZES or not patch.isdigit() or int(patch) == 0:
-            raise ValueError(f'a ViT name is one of {", ".join(SIZES)}, "/" and a patch size, as "B/16"; got "{name}"')
+            raise ValueError(
+                f'name must be one of {", ".join(SIZES)}, "/" and a patch size, such as "B/16", got "{name}"'
+            )
         embed_dim, depth, num_heads, mlp_dim = SIZES[size]
         return cls(num_classes, int(patch), embed_dim, depth, num_heads, mlp_dim, **options)
 
@@ -123,16 +123,16 @@ class ViT(nn.Module):
     def __call__(
         self, images: Float[Array, "B h w C"], train: bool = False, return_attention: bool = False
     ) -> tuple[Float[Array, "B V"], list[Float[Array, "B H N N"]] | None]:
-        """What each image is.
+        """Classify images.
 
         Args:
-            images: of any range of values; what the model is trained on is what it wants.
-            train: dropout and stochastic depth are on; needs a "dropout" rng if one of them is.
-            return_attention: otherwise there are no maps.
+            images: in any range of values, the same as in training.
+            train: dropout and stochastic depth are on; needs the rng "dropout" if any of their rates is above 0.
+            return_attention: return attention maps too.
 
         Returns:
-            (logits [B, V] in float32, each block's attention map [B, H, N, N] or None). With `num_classes` 0 the pooled
-            features [B, D] stand for the logits.
+            (logits [B, V] in float32, each block's attention map [B, H, N, N] or None). With `num_classes` 0, the
+            pooled features [B, D] take the place of the logits.
 
         Raises:
             ValueError: if options do not fit each other or the image size.
@@ -140,43 +140,25 @@ class ViT(nn.Module):
         self._check(images)
         dtype = jnp.dtype(self.dtype)
 
-        def norm(name: str):
-            return LayerNorm(self.norm_eps, dtype=self.dtype, name=name)
-
-        x = PatchEmbed(self.patch_size, self.embed_dim, self.patch_bias, self.dtype, name="patch_embed")(images)
+        x = submodule(PatchEmbed, self, use_bias=self.patch_bias, name="patch_embed")(images)
         x = self._prepend_and_position(x, (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         if self.embed_norm:
-            x = norm("embed_norm")(x)
+            x = layer_norm(self, "embed_norm")(x)
 
-        block = EncoderBlock(
-            num_heads=self.num_heads,
-            mlp_dim=self.mlp_dim,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            attention_scale=self.attention_scale,
-            qkv_bias=self.qkv_bias,
-            qk_norm=self.qk_norm,
-            layer_scale=self.layer_scale,
-            residual_from_norm=self.residual_from_norm,
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            dtype=self.dtype,
-            parent=None,
-        )
-        encoder = TransformerEncoder(block, self.depth, self.drop_path, self.remat, self.scan_layers, name="encoder")
+        block = submodule(EncoderBlock, self, parent=None)
+        encoder = submodule(TransformerEncoder, self, block=block, scan=self.scan_layers, name="encoder")
         x, attentions = encoder(x, train=train, return_attention=return_attention)
 
         x = x[:, 0] if self.pool == "cls" else x[:, self.class_token + self.num_registers :]
         if not self.norm_after_pool:
-            x = norm("norm")(x)
+            x = layer_norm(self, "norm")(x)
         if self.pool == "gap":
             x = x.mean(axis=1)
         elif self.pool == "map":
-            pool = AttentionPool(self.num_heads, self.mlp_dim, self.activation, self.norm_eps, self.dtype, name="pool")
-            x = pool(x)
+            x = submodule(AttentionPool, self, name="pool")(x)
         if self.norm_after_pool:
-            x = norm("pool_norm")(x)
+            x = layer_norm(self, "pool_norm")(x)
         if self.pre_logits_dim is not None:
             x = jnp.tanh(nn.Dense(self.pre_logits_dim, dtype=dtype, name="pre_logits")(x))
         if self.num_classes:
@@ -201,10 +183,17 @@ class ViT(nn.Module):
         for token, has_position in prefix:
             token = token.astype(x.dtype)
             if has_position and self.positions == "learned":
-                here, in_front = jnp.split(in_front, [token.shape[1]], axis=1)
-                token = token + here.astype(x.dtype)
+                position, in_front = jnp.split(in_front, [token.shape[1]], axis=1)
+                token = token + position.astype(x.dtype)
             tokens.append(repeat(token, "1 n d -> b n d", b=x.shape[0]))
         return jnp.concatenate([*tokens, x], axis=1)
+
+    def example_inputs(self, size: Size) -> Inputs:
+        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        patch = self.patch_size
+        patches = size("positions", 1, self.prefix_positions + 1) - self.prefix_positions
+        channels = size("patch_embed/projection/kernel", 0, 3 * patch**2) // patch**2
+        return (abstract(1, patch, patch * max(patches, 1), max(channels, 1)),)
 
     @property
     def prefix_positions(self) -> int:
@@ -219,9 +208,7 @@ class ViT(nn.Module):
             raise ValueError(
                 f"patch_size must divide the image, got patch_size {self.patch_size} and an image of {height}×{width}"
             )
-        for name in ("dropout", "attention_dropout", "drop_path"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"{name} is a rate of at least 0 and below 1, got {getattr(self, name)}")
+        check_rates(dropout=self.dropout, attention_dropout=self.attention_dropout, drop_path=self.drop_path)
         if self.pool == "cls" and not self.class_token:
             raise ValueError('pool "cls" needs class_token True; without a class token choose pool "gap" or "map"')
         if self.positions == "sincos2d" and self.embed_dim % 4:

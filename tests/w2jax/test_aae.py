@@ -268,13 +268,13 @@ def test_bfloat16_changes_the_products_and_keeps_parameters_and_results_float32(
     [
         (aae({"latent_size": 0}), "latent_size must be at least 1"),
         (aae({"hidden_sizes": (8, 0)}), r"hidden_sizes must be at least 1, got \(8, 0\)"),
-        (aae({"dropout": 1.0}), "dropout is a rate of at least 0 and below 1, got 1.0"),
-        (aae(decoder={"batch_norm": (2,)}), r"batch_norm counts hidden layers from 0 to 1, got \(2,\)"),
+        (aae({"dropout": 1.0}), "dropout must be at least 0 and below 1, got 1.0"),
+        (aae(decoder={"batch_norm": (2,)}), r"batch_norm must be hidden layers from 0 to 1, got \(2,\)"),
         (aae(prior="swiss_roll"), "lies in a plane: latent_size must be 2, got 3"),
         (aae(prior_scale=0.0), "scale and classes must be above 0, got 0.0 and 10"),
         (aae(prior_classes=0), "scale and classes must be above 0, got 1.0 and 0"),
         (aae(cluster_heads=True), "set encoder.categories"),
-        (aae(decoder={"image_shape": (4, 7, 1)}), r"images are \(4, 7, 1\) here, got \(4, 6, 1\)"),
+        (aae(decoder={"image_shape": (4, 7, 1)}), r"images must have decoder.image_shape \(4, 7, 1\), got \(4, 6, 1\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_was_got(model, message):

@@ -372,9 +372,9 @@ def test_more_tokens_than_max_length_are_an_error_or_nan_where_only_the_device_k
     model, (source, target) = seq2seq(max_length=S), tokens()
     variables = random_variables(model, source, target)
     longer = jnp.concatenate([source, source], axis=1)
-    with pytest.raises(ValueError, match=f"max_length is {S}, got tokens up to position {2 * S}"):
+    with pytest.raises(ValueError, match=f"tokens must end at max_length {S}, got a position {2 * S}"):
         model.apply(variables, longer, target)
-    with pytest.raises(ValueError, match=f"max_length is {S}, got tokens up to position {S + 1}"):
+    with pytest.raises(ValueError, match=f"tokens must end at max_length {S}, got a position {S + 1}"):
         memory = jnp.zeros((B, S, D))
         model.apply(variables, target, memory, start=S - T + 1, method="decode")
     with pytest.raises(ValueError, match=f"length must be from 1 to max_length {S}, got {S + 1}"):

@@ -130,5 +130,5 @@ def test_bfloat16_computes_nearly_the_same_with_parameters_and_logits_in_float32
 @pytest.mark.parametrize("name", ["dropout", "attention_dropout", "drop_path"])
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_a_rate_that_is_none_is_refused(name, rate):
-    with pytest.raises(ValueError, match=f"{name} is a rate of at least 0 and below 1, got {rate}"):
+    with pytest.raises(ValueError, match=f"{name} must be at least 0 and below 1, got {rate}"):
         ATTENTION.clone(**{name: rate}).init(jax.random.key(0), sequences())

@@ -129,15 +129,15 @@ def test_drop_path_drops_whole_examples_keeps_the_mean_and_rises_with_depth():
     np.testing.assert_allclose(dropped, jnp.where(kept[:, None, None], 1 / 0.75, 0) * x, rtol=1e-6)
     np.testing.assert_allclose(kept.mean(), 0.75, atol=0.03)
 
-    class AbstractSource(EncoderBlock):
-        """A block whose output tells the rate that it was given."""
+    class RateBlock(EncoderBlock):
+        """A block that adds its rate to the output."""
 
         @nn.compact
-        def __call__(self, x, drop_path, **options):
+        def __call__(self, x, drop_path, *_):
             return x.at[:, 0, 0].add(drop_path).at[:, 0, 1].max(drop_path), None
 
     for scan in (False, True):
-        encoder = TransformerEncoder(AbstractSource(H, F), 4, drop_path=0.3, scan=scan)
+        encoder = TransformerEncoder(RateBlock(H, F), 4, drop_path=0.3, scan=scan)
         out, _ = run(encoder, {}, jnp.zeros((B, N, D)), train=True)
         np.testing.assert_allclose(out[0, 0, :2], [0.0 + 0.1 + 0.2 + 0.3, 0.3], rtol=1e-6)
 

@@ -16,7 +16,8 @@ from w2jax.convert.vit_architecture import read_architecture, recognise, unstack
 from w2jax.convert.vit_configs import huggingface_config, timm_constructor
 from w2jax.convert.vit_tables import different_defaults
 from w2jax.files import json_object
-from w2jax.serialize import check_field_names, field_names, module_from_json, module_to_json, with_fields
+from w2jax.module import field_names
+from w2jax.serialize import check_field_names, module_from_json, module_to_json, with_fields
 from w2jax.text import shorten
 from w2jax.vit import ViT
 

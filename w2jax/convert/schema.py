@@ -1,6 +1,6 @@
 """The parameters of our modules, one by one: their paths, shapes and places in the variables."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -9,29 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
-from w2jax.attention import MultiHeadAttention
 from w2jax.convert.lazy_tensor import LazyTensor
-from w2jax.lstm import LSTM
-from w2jax.recurrent import Recurrent
-from w2jax.rnn import GRU, RNN
+from w2jax.module import Inputs, Size
 from w2jax.seq2seq import Seq2Seq
-from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
 from w2jax.text import shorten
-from w2jax.transformer import Transformer
-from w2jax.vit import ViT
-
-MODULES: dict[str, type[nn.Module]] = {
-    cls.__name__: cls
-    for cls in (
-        *(AAE, AAEDecoder, AAEDiscriminator, AAEEncoder),
-        *(LSTM, GRU, RNN, LSTMClassifier),
-        *(MultiHeadAttention, AttentionClassifier, Transformer, Seq2Seq, ViT),
-    )
-}
-
-# (path of a parameter, axis, default) -> the size of that axis
-Size = Callable[[str, int, int], int]
 
 
 class Leaf(NamedTuple):
@@ -143,49 +124,13 @@ def split_variables(leaves: Mapping[str, Leaf], variables: Mapping[str, Any], ow
     return {path: tensor(leaf) for path, leaf in leaves.items()}
 
 
-def example_inputs(module: nn.Module, size: Size) -> tuple[jax.ShapeDtypeStruct | None, ...]:
-    """Shapes of inputs for which `init` makes the right parameters, as small as they can be."""
-    if isinstance(module, ViT):
-        patch = module.patch_size
-        tokens = size("positions", 1, module.prefix_positions + 1) - module.prefix_positions
-        channels = size("patch_embed/projection/kernel", 0, 3 * patch**2) // patch**2
-        return (_abstract((1, patch, patch * max(tokens, 1), max(channels, 1))),)
-    if isinstance(module, Recurrent):
-        return (_abstract((1, 1, size("forward_0/input_kernel", 0, 1))),)
-    if isinstance(module, LSTMClassifier):
-        return (_abstract((1, 1, size("lstm/forward_0/input_kernel", 0, 1))),)
-    if isinstance(module, AttentionClassifier):
-        return (_abstract((1, size("positions", 1, 1), size("embed/kernel", 0, 1))),)
-    if isinstance(module, MultiHeadAttention):
-        width = module.embed_dim or size("query/kernel", 0, module.num_heads)
-        widths = (size(f"{name}/kernel", 0, width) for name in ("query", "key", "value"))
-        return tuple(_abstract((1, 1, width)) for width in widths)
-    if isinstance(module, Transformer):
-        width = size("encoder_norm/scale", 0, module.num_heads)
-        return _abstract((1, 1, width)), _abstract((1, 1, width))
-    if isinstance(module, Seq2Seq):
-        return _abstract((1, 1), jnp.int32), _abstract((1, 1), jnp.int32)
-    if isinstance(module, AAE):
-        return _autoencoder_inputs(module, size)
-    if isinstance(module, AAEEncoder):
-        first = "hidden_0/kernel" if module.hidden_sizes else "mean/kernel"
-        return (_abstract((1, 1, 1, size(first, 0, 1))),)
-    if isinstance(module, AAEDecoder | AAEDiscriminator):
-        return (_abstract((1, size("hidden_0/kernel" if module.hidden_sizes else "output/kernel", 0, 1))),)
-    raise ValueError(f"{type(module).__name__} is none that can be converted; those are {', '.join(MODULES)}")
+def example_inputs(module: nn.Module, size: Size) -> Inputs:
+    """Shapes of the smallest inputs for which `init` makes the right parameters.
 
-
-def _abstract(shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _autoencoder_inputs(module: AAE, size: Size) -> tuple[jax.ShapeDtypeStruct | None, ...]:
-    """Images; and y and the condition, where the first layers of decoder and discriminator are wider than the code."""
-    z = module.encoder.latent_size
-    told = []
-    for name, part in (("decoder", module.decoder), ("discriminator", module.discriminator)):
-        first = "hidden_0" if part.hidden_sizes else "output"
-        width = size(f"{name}/{first}/kernel", 0, z) - z
-        told.append(_abstract((1, width)) if width > 0 else None)
-    y, condition = told
-    return _abstract((1, *module.decoder.image_shape)), None if module.encoder.categories else y, condition
+    Raises:
+        ValueError: if the module has no method `example_inputs`.
+    """
+    method = getattr(module, "example_inputs", None)
+    if method is None:
+        raise ValueError(f"{type(module).__name__} must have a method example_inputs(size) to be converted, got none")
+    return method(size)

@@ -59,7 +59,7 @@ def test_a_module_or_a_network_that_is_none_of_these_is_told_so(tmp_path: Path) 
     assert str(path) in message
     from flax import linen as nn
 
-    assert "Dense is none that can be converted" in refusal(lambda: from_torch(nn.Dense(3), resnet))
+    assert "Dense must have a method example_inputs(size)" in refusal(lambda: from_torch(nn.Dense(3), resnet))
 
 
 def test_heads_that_cannot_be_known_must_be_given(tmp_path: Path) -> None:
