@@ -1,6 +1,6 @@
-"""Random changes to a batch of training images, inside the jitted step: a pure function of the key.
+"""Data augmentation of a batch of training images, inside the jitted step: a pure function of the key.
 
-Images are floats in [0, 1], [B, h, w, C]; what enters at the border is 0.
+Images are floats in [0, 1], [B, h, w, C]; pixels from outside the image are 0.
 """
 
 import math
@@ -18,7 +18,7 @@ from configs.base import Augment
 def augment(
     key: Key[Array, ""], images: Float[Array, "B h w C"], labels: Float[Array, "B V"], config: Augment
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B V"]]:
-    """Images and labels (one-hot or soft) after everything that `config` turns on, in the order of its fields."""
+    """Images and labels (one-hot or soft) after every change that `config` turns on, in the order of its fields."""
     batch, height, width, _ = images.shape
     keys = dict(zip(("warp", "flip", "erase", "rand", "mixup"), jax.random.split(key, 5), strict=True))
     if config.shift or config.rotate or config.scale or config.shear:
@@ -37,7 +37,7 @@ def augment(
 
 
 def random_affine(key: Key[Array, ""], batch: int, config: Augment) -> Float[Array, "B 2 3"]:
-    """Matrices that take an output pixel (row, column, 1), measured from the centre, to where it comes from."""
+    """Matrices from an output pixel (row, column, 1), measured from the centre, to its place in the input."""
     turn, grow, slant, move = jax.random.split(key, 4)
     uniform = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
     angle = jnp.deg2rad(config.rotate) * uniform(turn, (batch,))
@@ -50,7 +50,7 @@ def random_affine(key: Key[Array, ""], batch: int, config: Augment) -> Float[Arr
 
 
 def warp(image: Float[Array, "h w C"], matrix: Float[Array, "2 3"]) -> Float[Array, "h w C"]:
-    """The image seen through an affine map about its centre, bilinearly; outside is 0."""
+    """The image under an affine map about its centre, interpolated bilinearly."""
     height, width, _ = image.shape
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
     pixels = rearrange(jnp.mgrid[:height, :width], "c h w -> h w c") - centre
@@ -60,7 +60,7 @@ def warp(image: Float[Array, "h w C"], matrix: Float[Array, "2 3"]) -> Float[Arr
 
 
 def random_squares(key: Key[Array, ""], shape: tuple[int, int, int], largest: float) -> Array:
-    """True [B, h, w, 1] inside one square an image, with a side uniform up to `largest` of the shorter side."""
+    """True [B, h, w, 1] inside one square per image, whose side is uniform up to `largest` times the shorter side."""
     batch, height, width = shape
     side_key, row_key, column_key = jax.random.split(key, 3)
     half = jax.random.uniform(side_key, (batch, 1)) * largest * min(height, width) / 2
@@ -75,12 +75,12 @@ def mixup(
     key: Key[Array, ""], images: Float[Array, "B h w C"], labels: Float[Array, "B V"], alpha: float
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B V"]]:
     """Blends each example with its neighbour by λ ~ Beta(α, α), one for the batch (Zhang et al. 2018, "mixup")."""
-    # Drawn by rejection: one for each example would make all devices wait for each other at every try.
-    part = jax.random.beta(key, alpha, alpha)
-    part = jnp.maximum(part, 1 - part)
+    # Beta is sampled by rejection: one λ for each example would make all devices wait for each other at every try.
+    weight = jax.random.beta(key, alpha, alpha)
+    weight = jnp.maximum(weight, 1 - weight)
 
     def blend(x):
-        return part * x + (1 - part) * jnp.roll(x, 1, axis=0)
+        return weight * x + (1 - weight) * jnp.roll(x, 1, axis=0)
 
     return blend(images), blend(labels)
 
@@ -89,7 +89,7 @@ def rand_augment(
     key: Key[Array, ""], image: Float[Array, "h w C"], count: int, magnitude: float
 ) -> Float[Array, "h w C"]:
     """`count` operations drawn from colour and geometry (after Cubuk et al. 2020, "RandAugment")."""
-    image = rearrange(image, "h w c -> c h w")  # long inner rows, for the vector units of a CPU
+    image = rearrange(image, "h w c -> c h w")  # long inner rows, for a CPU's vector units
     for each in jax.random.split(key, count):
         choice, sign_key = jax.random.split(each)
         index = jax.random.randint(choice, (), 0, len(_COLOUR) + len(_GEOMETRY))
@@ -104,52 +104,52 @@ def rand_augment(
 
 def three_shears(image: Float[Array, "C h w"], slants: Float[Array, "5"], magnitude: float) -> Float[Array, "C h w"]:
     """The image under one of `_GEOMETRY`, by shifts of its rows, its columns and its rows again (Paeth 1986, "A fast
-    algorithm for general raster rotation"): without a gather, which is slow on a TPU.
+    algorithm for general raster rotation"). It needs no gather, which is slow on a TPU.
 
     Args:
-        image: one image; outside it is 0.
-        slants: (first, down, last, rows, columns): each pixel of the result comes from that many pixels further, where
-            `first` and `last` count per row, `down` per column, and the whole image moves by `rows` and `columns`.
-        magnitude: the largest strength that `slants` were made with, which bounds the shifts.
+        image: one image.
+        slants: (first, down, last, rows, columns), how far each pixel of the result comes from: `first` and `last` are
+            pixels per row, `down` pixels per column, and `rows` and `columns` move the whole image.
+        magnitude: the largest strength of `slants`, which bounds the shifts.
     """
     _, height, width = image.shape
     first, down, last, rows, columns = slants
     turn, slant = math.radians(_DEGREES * magnitude), _SLANT * magnitude
     half, sine = math.tan(turn / 2), math.sin(turn)
-    # Half-way through a rotation some of what ends inside the frame is left or right of it, never above or below: the
-    # first and the last shift leave rows as they are. So the frame is wider in between, by the first one's reach.
-    wider = _above(half * height / 2)
+    # Between the shifts of a rotation, pixels that end inside the frame may be left or right of it, but not above or
+    # below: only the second shift changes rows. So the frame is widened in between by the reach of the first shift.
+    margin = _next_integer(half * height / 2)
     row = jnp.arange(height) - (height - 1) / 2
-    column = jnp.arange(width + 2 * wider) - (width - 1) / 2 - wider
-    image = shift_rows(image, first * row, wider, wider)
-    reach = _above(max(max(sine, slant) * (width / 2 + wider), slant * height))
+    column = jnp.arange(width + 2 * margin) - (width - 1) / 2 - margin
+    image = shift_rows(image, first * row, margin, margin)
+    reach = _next_integer(max(max(sine, slant) * (width / 2 + margin), slant * height))
     image = rearrange(image, "c h w -> c w h")
     image = rearrange(shift_rows(image, rows + down * column, reach, 0), "c w h -> c h w")
-    reach = _above(max(max(half, slant) * height / 2, slant * width))
-    return shift_rows(image, columns + last * row, reach, -wider)
+    reach = _next_integer(max(max(half, slant) * height / 2, slant * width))
+    return shift_rows(image, columns + last * row, reach, -margin)
 
 
-def _above(bound: float) -> int:
+def _next_integer(bound: float) -> int:
     return int(bound) + 1
 
 
 def shift_rows(image: Float[Array, "C h w"], by: Float[Array, "h"], reach: int, grow: int) -> Float[Array, "C h v"]:
-    """Each pixel from `by` pixels further along its row, between two of them linearly; v = w + 2 · grow.
+    """Each pixel from `by` pixels further along its row, interpolated linearly; v = w + 2 · grow.
 
     Args:
-        image: one image; outside it is 0.
-        by: one move a row, |by| ≤ `reach` but for rounding.
-        reach: bounds the moves, and with them the size of the program.
-        grow: columns that are added on each side, or cut off if negative; at least -reach.
+        image: one image.
+        by: one shift per row, |by| ≤ `reach` up to rounding.
+        reach: bounds the shifts, and so the size of the program.
+        grow: columns added on each side, or removed if negative; at least -reach.
     """
     width = image.shape[2] + 2 * grow
-    # by + reach = base · coarse + fine + part, in two passes of about √(2 · reach) choices each: fewer passes choose
-    # among more, more passes write more.
+    # by + reach = base · coarse + fine + fraction, in two passes of about √(2 · reach) choices each: one pass would
+    # choose among more, and more passes would write more.
     base = math.isqrt(2 * reach) + 1
     steps = 2 * reach // base + 1
     place = (by + reach)[:, None]
-    whole = place.astype(jnp.int32)  # divided as an integer: a rounded quotient may be the next one's
-    coarse, fine, part = whole // base, whole % base, place - whole
+    whole = place.astype(jnp.int32)  # divided as an integer: a float quotient may round up
+    coarse, fine, fraction = whole // base, whole % base, place - whole
 
     def choose(image, index, choices, stride, length):
         result = image[..., :length]
@@ -160,7 +160,7 @@ def shift_rows(image: Float[Array, "C h w"], by: Float[Array, "h"], reach: int, 
     image = jnp.pad(image, [(0, 0), (0, 0), (reach + grow, base * steps - reach + grow)])
     image = choose(image, coarse, steps, base, width + base)
     image = choose(image, fine, base, 1, width + 1)
-    return (1 - part) * image[..., :-1] + part * image[..., 1:]
+    return (1 - fraction) * image[..., :-1] + fraction * image[..., 1:]
 
 
 def _gray(image):
@@ -200,7 +200,7 @@ _COLOUR = [
 
 
 _DEGREES = 30
-_SLANT = 0.3  # of a shear, per pixel, and of a move, as a part of the side
+_SLANT = 0.3  # of a shear, in pixels per pixel; of a shift, as a fraction of the side
 
 
 def _rotation(strength, shape):
