@@ -40,7 +40,7 @@ class Tree:
         self.folder, self.task = folder, task
         for package in ("w2jax", "configs", "train"):
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-        added = [path for path in (FIXTURES / kind).rglob("*.py")]
+        added = list((FIXTURES / kind).rglob("*.py"))
         assert len(added) == 3
         for path in added:
             target = folder / path.relative_to(FIXTURES / kind)

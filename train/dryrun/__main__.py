@@ -72,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return_unknown_args=True,
         )
     if options.hbm is not None and options.hbm <= 0:
-        raise UserError(f"--hbm is above 0, in GiB, got {options.hbm:g}")
+        raise UserError(f"--hbm must be above 0 GiB, got {options.hbm:g}")
     if options.json not in (None, "-") and not Path(options.json).parent.is_dir():
-        raise UserError(f"--json: wanted a file in a folder that exists, got {options.json}")
+        raise UserError(f"--json must be a file in a folder that exists, got {options.json}")
     silence_libraries()
     if options.topology != "gpu":
         jax.config.update("jax_platforms", "cpu")  # The compiler needs no TPU; one that is there stays free.

@@ -186,4 +186,5 @@ def read_config(folder: Path, config_type: type[AnyConfig]) -> AnyConfig:
     try:
         return config_from_tree(config_type, tree)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} is not a config of {config_type.__module__}: {error}") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{folder / CONFIG} is not a config of {config_type.__module__}: {reason}") from error
