@@ -13,6 +13,7 @@ from configs.base import Data
 from configs.lstm import PRESETS
 from train.data import open_source
 from train.lstm import beside_its_rows, gates, make_task, spread
+import pytest
 
 
 def sample(count):
@@ -20,6 +21,7 @@ def sample(count):
     return source, source.gather(np.arange(count))
 
 
+@pytest.mark.slow
 def test_the_preset_mnist_trains_as_the_courses_program_does():
     torch.manual_seed(0)
     theirs = TorchLSTMClassifier(28, 256, 2, 10)

@@ -7,8 +7,10 @@ from benchmarks.makers.digit_features import accuracy, save, train
 from configs.base import Data
 from train.data import open_source
 from train.evaluation.frechet import load_weights
+import pytest
 
 
+@pytest.mark.slow
 def test_training_learns_and_its_weights_survive_the_file(tmp_path):
     params = train(open_source(Data(), "train[:1000]"), steps=12)
     file = tmp_path / "weights"
