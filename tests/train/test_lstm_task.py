@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from einops import rearrange
 from torch_sequence import TorchLSTMClassifier
@@ -13,7 +14,6 @@ from configs.base import Data
 from configs.lstm import PRESETS
 from train.data import open_source
 from train.lstm import beside_its_rows, gates, make_task, spread
-import pytest
 
 
 def sample(count):

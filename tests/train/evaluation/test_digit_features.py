@@ -2,12 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks.makers.digit_features import accuracy, save, train
 from configs.base import Data
 from train.data import open_source
 from train.evaluation.frechet import load_weights
-import pytest
 
 
 @pytest.mark.slow
