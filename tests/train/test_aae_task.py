@@ -182,6 +182,7 @@ def test_running_statistics_follow_the_reconstruction_alone():
         np.testing.assert_allclose(kept["var"], 0.9 + 0.1 * np.var(x, 0, ddof=1), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("labels", ["prior", "categories"])
 def test_only_the_labels_that_are_known_are_looked_at(labels):
     of = model(categories=K if labels == "categories" else 0)
@@ -228,6 +229,7 @@ def test_the_discriminator_is_told_the_class_whose_part_of_the_prior_it_sees(num
     np.testing.assert_allclose(metrics["generator"], np.logaddexp(0, -logits[1]).mean(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_consistency_pulls_an_augmented_image_to_the_category_of_the_image_and_not_the_other_way():
     of = model(categories=K, dropout=0.0, stochastic=False)
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from einops import rearrange
 from torch_sequence import TorchLSTMClassifier
@@ -20,6 +21,7 @@ def sample(count):
     return source, source.gather(np.arange(count))
 
 
+@pytest.mark.slow
 def test_the_preset_mnist_trains_as_the_courses_program_does():
     torch.manual_seed(0)
     theirs = TorchLSTMClassifier(28, 256, 2, 10)

@@ -158,6 +158,7 @@ def test_an_output_depends_on_the_target_up_to_itself_and_on_the_whole_source():
     assert (np.abs(on_source).sum((1, 3)) > 0).all()
 
 
+@pytest.mark.slow
 def test_padding_even_nan_leaves_outputs_and_gradients_as_if_it_were_cut_off():
     model, (source, target) = transformer(), inputs()
     variables = random_variables(model, source, target)
@@ -265,6 +266,7 @@ def test_decoding_part_by_part_against_the_cache_equals_the_full_pass(options, p
     np.testing.assert_allclose(jnp.concatenate(out, axis=1), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_acts_in_torchs_places_and_on_the_embeddings(monkeypatch):
     model = seq2seq(dropout=0.1)
     variables = random_variables(model, *tokens())

@@ -123,6 +123,7 @@ def test_without_a_whole_manifest_a_checkpoint_is_damaged(saved, content):
     assert str(damage(saved / "7")).startswith("manifest.json ")
 
 
+@pytest.mark.slow
 def test_a_step_that_was_damaged_is_done_and_saved_again(saved):
     flip(saved / "7" / "progress" / "metadata")
     with Checkpoints(saved) as checkpoints:
@@ -131,6 +132,7 @@ def test_a_step_that_was_damaged_is_done_and_saved_again(saved):
     assert assert_restores(saved, 7) == []
 
 
+@pytest.mark.slow
 def test_damage_twice_to_the_same_step_keeps_both_for_a_look(saved):
     for _ in range(2):
         flip(saved / "7" / "progress" / "metadata")

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from benchmarks.makers.digit_features import accuracy, save, train
 from configs.base import Data
@@ -9,6 +10,7 @@ from train.data import open_source
 from train.evaluation.frechet import load_weights
 
 
+@pytest.mark.slow
 def test_training_learns_and_its_weights_survive_the_file(tmp_path):
     params = train(open_source(Data(), "train[:1000]"), steps=12)
     file = tmp_path / "weights"

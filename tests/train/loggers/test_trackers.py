@@ -286,6 +286,7 @@ def full_disk_at(monkeypatch, step, path):
     monkeypatch.setattr(publisher, "RunConsole", Console)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_save_error", ["retry", "stop"])
 def test_a_full_disk_ends_a_tracker_but_not_the_run(tracked, tmp_path, monkeypatch, capsys, on_save_error):
     """The next process repairs the tracker's file."""
