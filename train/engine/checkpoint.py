@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -55,7 +56,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, async_options=ending)
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
         # A registry of the handler's own: orbax's global one serves the whole process.
-        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        numpy = ocp.type_handlers.NumpyHandler()  # restores a state whose shapes have no shardings
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), (np.ndarray, numpy))
         state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
         handlers = {"state": state, "progress": ocp.JsonCheckpointHandler()}
         return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
