@@ -1,16 +1,18 @@
 """The models people learn in PyTorch, in JAX and Flax: recurrent networks, attention, Transformers, autoencoders."""
 
 import warnings
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from w2jax import aae, convert
-from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
-from w2jax.attention import MultiHeadAttention, scaled_dot_product_attention
-from w2jax.lstm import LSTM
-from w2jax.rnn import GRU, RNN
-from w2jax.seq2seq import Seq2Seq
-from w2jax.transformer import Transformer, TransformerDecoder, TransformerEncoder
-from w2jax.vit import ViT
+if TYPE_CHECKING:
+    from w2jax import convert
+    from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
+    from w2jax.attention import MultiHeadAttention, scaled_dot_product_attention
+    from w2jax.lstm import LSTM
+    from w2jax.rnn import GRU, RNN
+    from w2jax.seq2seq import Seq2Seq
+    from w2jax.transformer import Transformer, TransformerDecoder, TransformerEncoder
+    from w2jax.vit import ViT
 
 __all__ = [
     "AAE",
@@ -30,10 +32,30 @@ __all__ = [
     "scaled_dot_product_attention",
 ]
 
+# Imported at their first use, so that a program which needs no model, such as train.runs, does not wait for JAX.
+_MODULES = {
+    "aae": ("AAE", "AAEDecoder", "AAEDiscriminator", "AAEEncoder"),
+    "attention": ("MultiHeadAttention", "scaled_dot_product_attention"),
+    "lstm": ("LSTM",),
+    "rnn": ("GRU", "RNN"),
+    "seq2seq": ("Seq2Seq",),
+    "transformer": ("Transformer", "TransformerDecoder", "TransformerEncoder"),
+    "vit": ("ViT",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+_RENAMED = {"Encoder": "AAEEncoder", "Decoder": "AAEDecoder", "Discriminator": "AAEDiscriminator"}  # until 0.2.0
+
 
 def __getattr__(name: str) -> Any:
-    """The AAE's parts by their names before 0.1.0; these names go in 0.2.0."""
-    if name not in ("Encoder", "Decoder", "Discriminator"):
+    if name == "convert":
+        return import_module("w2jax.convert")
+    if name in _RENAMED:
+        warnings.warn(f"w2jax.{name} was renamed: use w2jax.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+    public = _RENAMED.get(name, name)
+    if public not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"w2jax.{name} was renamed: use w2jax.AAE{name}", DeprecationWarning, stacklevel=2)
-    return getattr(aae, f"AAE{name}")
+    return getattr(import_module(f"w2jax.{_HOME[public]}"), public)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

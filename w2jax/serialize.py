@@ -95,7 +95,7 @@ def module_from_json(tree: Mapping[str, Any]) -> nn.Module:
     try:
         return cls(**converted)
     except TypeError as error:
-        raise ValueError(f"the description of {cls.__name__} lacks a field: {error}") from error
+        raise ValueError(f"the description of {cls.__name__} lacks a field: {str(error).splitlines()[0]}") from error
 
 
 def _field_value(field: str, value: Any, expected: Any) -> Any:
@@ -105,7 +105,8 @@ def _field_value(field: str, value: Any, expected: Any) -> Any:
     value = tuple(value) if isinstance(value, list) else value
     if not _is(value, expected):
         raise ValueError(f"{field} must be {getattr(expected, '__name__', expected)}, got {value!r}")
-    return value
+    types = (expected, *get_args(expected))
+    return float(value) if type(value) is int and float in types and int not in types else value
 
 
 def _module_type(tree: Mapping[str, Any]) -> type[nn.Module] | None:

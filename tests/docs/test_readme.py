@@ -167,7 +167,7 @@ def try_training(task, arguments):
     config, make_task = read_task(task, arguments)
     check_ranges(config)
     made = make_task(config, abstract_source(config.data, config.data.train_split))
-    state = jax.eval_shape(made.init, *([] if made.start is None else [made.start().params]))
+    state = jax.eval_shape(made.init, *([] if made.initial_params is None else [made.initial_params().params]))
     assert sum(x.size for x in jax.tree.leaves(state.params)) > 0
 
 

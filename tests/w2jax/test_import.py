@@ -1,0 +1,22 @@
+"""`import w2jax` loads a model's module at its first use."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import w2jax
+
+
+def test_every_public_name_is_there_and_no_other() -> None:
+    for name in w2jax.__all__:
+        assert getattr(w2jax, name).__name__ in (name, f"w2jax.{name}")
+    assert set(w2jax.__all__) <= set(dir(w2jax))
+    with pytest.raises(AttributeError, match="module 'w2jax' has no attribute 'BERT'"):
+        w2jax.BERT  # noqa: B018
+
+
+def test_the_package_and_its_text_and_files_need_no_jax() -> None:
+    program = "import sys, w2jax, w2jax.text, w2jax.files; sys.exit(bool({'jax', 'flax', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False).returncode == 0
