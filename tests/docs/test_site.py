@@ -18,13 +18,17 @@ ROOMS = (
     "aae",
     "attention",
     "blocks",
+    "kernels.attention",
+    "kernels.layer_norm",
+    "kernels.lstm",
+    "layer_norm",
     "lstm",
-    "norm",
+    "module",
     "priors",
     "recurrent",
     "rnn",
     "seq2seq",
-    "sequence",
+    "sequence_classifiers",
     "transformer",
     "vit",
 )
@@ -114,4 +118,4 @@ def test_the_table_of_fields_holds_inherited_ones_with_their_types_defaults_and_
     assert (str(lstm["dropout"].annotation), str(lstm["dropout"].value)) == ("float", "0.0")
     assert lstm["hidden_size"].value is None
     assert "y" not in fields(library, "aae.Code") and "z" in fields(library, "aae.Code")
-    assert fields(library, "convert.checkpoint.Loaded")["notes"].description == "What else the user should know."
+    assert fields(library, "convert.load_save.Loaded")["notes"].description == "What else the user should know."
