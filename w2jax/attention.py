@@ -68,7 +68,7 @@ def scaled_dot_product_attention(
     Returns:
         (output, weights); the softmax is computed in float32 whatever the input's dtype.
 
-    `jax.vmap` and derivatives of any order work, in forward and reverse mode; "cudnn" has first-order gradients only.
+    With "xla" and "chunked", `jax.vmap` and derivatives of any order work, in forward and reverse mode.
 
     Raises:
         ValueError: if widths or lengths disagree, dropout has no dropout_key, or the implementation is unknown or does
