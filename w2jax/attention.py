@@ -125,7 +125,7 @@ class HeadProjection(nn.Module):
 
     num_heads: int  # H
     width: int  # K
-    use_bias: bool
+    use_bias: bool  # adds b
     dtype: str  # of the computation; parameters are float32
 
     @nn.compact
