@@ -43,11 +43,11 @@ def scaled_dot_product_attention(
     Any leading axes (batch, heads) broadcast; the value width may differ from the key width, T from S.
 
     Args:
-        query: what asks.
-        key: what is asked.
-        value: what is answered.
-        mask: True = attend; broadcastable to [..., T, S]. A query that may attend to nothing gets output 0,
-            weights 0 and gradients 0. A key that a query may not attend to never reaches it, NaN included.
+        query: Q.
+        key: K.
+        value: V.
+        mask: True = attend; broadcastable to [..., T, S]. A query that may attend to no key has output 0, weights 0
+            and gradients 0. A hidden key never affects the query's output or gradients, even if it is NaN.
         bias: added to the logits; broadcastable to [..., T, S]; −inf masks.
         causal: True or "top_left": query t attends to keys 0..t (aligned at the first key, as torch and jax.nn do).
             "bottom_right": the last query is aligned with the last valid key, so query t attends to keys up to
@@ -58,22 +58,21 @@ def scaled_dot_product_attention(
         return_weights: False returns None in their place. Weights are those before dropout.
         key_lengths: the number of valid keys, those behind are masked; broadcastable to the leading axes [...]:
             [B] for queries [B, T, K], [B, 1] for [B, H, T, K].
-        implementation: "xla" holds all logits [..., T, S]. "chunked" holds one block of them at a time, forward and
-            backward: memory linear in T and S, the same result up to rounding (under dropout other random bits), no
-            weights. "cudnn" is jax.nn's fused kernel: an NVIDIA GPU, float16 or bfloat16, [B, H, T, K], V = K, and
-            neither weights nor dropout, bias or "bottom_right"; its limits that depend on the GPU jax names itself.
-            "auto" is "chunked" where weights are not wanted and the logits exceed `CHUNK_ABOVE_BYTES`, else "xla";
+        implementation: "xla" computes all logits [..., T, S] at once. "chunked" computes one block of them at a time,
+            forward and backward: memory linear in T and S, the same result up to rounding (with dropout, other random
+            bits), no weights. "cudnn" is jax.nn's fused kernel: an NVIDIA GPU, float16 or bfloat16, [B, H, T, K],
+            V = K, no weights, dropout, bias or "bottom_right"; jax raises for further limits of the GPU.
+            "auto" is "chunked" if `return_weights` is False and the logits exceed `CHUNK_ABOVE_BYTES`, else "xla";
             a size that `jax.export` leaves open counts as 1.
 
     Returns:
         (output, weights); the softmax is computed in float32 whatever the input's dtype.
 
-    `jax.vmap` and reverse-mode gradients of any order work, forward over reverse (`jax.hessian`) too. Forward mode
-    alone (`jax.jvp`) does not, and JAX says so: the products' gradients are a `custom_vjp`.
+    With "xla" and "chunked", `jax.vmap` and derivatives of any order work, in forward and reverse mode.
 
     Raises:
-        ValueError: if widths or lengths disagree, dropout is asked for without a key, or the implementation is unknown
-            or cannot do what is asked.
+        ValueError: if widths or lengths disagree, dropout has no dropout_key, or the implementation is unknown or does
+            not support an argument.
     """
     queries, keys = query.shape[-2], key.shape[-2]
     if query.shape[-1] != key.shape[-1]:
@@ -94,8 +93,8 @@ def scaled_dot_product_attention(
 
     if implementation == "auto":
         batch = jnp.broadcast_shapes(query.shape[:-2], key.shape[:-2])
-        known = [size for size in (*batch, queries, keys) if isinstance(size, int)]
-        small = 4 * math.prod(known) <= CHUNK_ABOVE_BYTES
+        concrete_sizes = [size for size in (*batch, queries, keys) if isinstance(size, int)]
+        small = 4 * math.prod(concrete_sizes) <= CHUNK_ABOVE_BYTES
         implementation = "xla" if return_weights or small else "chunked"
     factor: float = query.shape[-1] ** -0.5 if scale is None else scale
     lengths = None if key_lengths is None else jnp.minimum(key_lengths, keys)[..., None, None]
@@ -104,9 +103,13 @@ def scaled_dot_product_attention(
         offset = (keys if lengths is None else lengths) - queries if causal == "bottom_right" else 0
 
     if implementation == "cudnn":
-        asked = {"the weights": return_weights, "dropout": dropout > 0.0, "a bias": bias is not None}
-        asked["causal='bottom_right'"] = causal == "bottom_right"
-        return cudnn_attention(query, key, value, mask, offset, lengths, factor, asked), None
+        unsupported = {
+            "the weights": return_weights,
+            "dropout": dropout > 0.0,
+            "a bias": bias is not None,
+            "causal='bottom_right'": causal == "bottom_right",
+        }
+        return cudnn_attention(query, key, value, mask, offset, lengths, factor, unsupported), None
     if implementation == "chunked":
         return chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key), None
     output, weights = xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key)
@@ -116,13 +119,13 @@ def scaled_dot_product_attention(
 class HeadProjection(nn.Module):
     """x W + b for each head: Q W^Q, K W^K, V W^V of equation 5 in one product each.
 
-    Parameters: `kernel` [I, H, K] and `bias` [H, K], as in flax.linen.DenseGeneral. The bias is added to [B, H, T, K]:
-    XLA's CPU backend sums its gradient twenty times as fast as over the [B, T, H, K] of DenseGeneral.
+    Parameters: `kernel` [I, H, K] and `bias` [H, K], as in flax.linen.DenseGeneral. Glorot's initial values count the
+    widths of all heads, as torch's do.
     """
 
     num_heads: int  # H
     width: int  # K
-    use_bias: bool
+    use_bias: bool  # adds b
     dtype: str  # of the computation; parameters are float32
 
     @nn.compact
@@ -144,15 +147,15 @@ class HeadProjection(nn.Module):
 class MultiHeadAttention(nn.Module):
     """MultiHead(Q, K, V) = Concat(head_1 … head_H) W^O, section 3.2.2 of the paper.
 
-    With `num_kv_heads` it is grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), with 1 of them
+    With `num_kv_heads` it is grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), with `num_kv_heads` 1
     multi-query attention (Shazeer 2019, arXiv 1911.02150).
 
-    Self-attention when only `query` is given, cross-attention otherwise. Parameters: `query`, `key`, `value` kernels
-    [width in, H, K] and `out` [H, K, D], each with a bias if `use_bias`, the first three only with `qkv_bias` too.
+    Self-attention when only `query` is given, cross-attention otherwise. Parameters: kernels `query`, `key`, `value`
+    [input width, H, K] and `out` [H, K, D], each with a bias if `use_bias`, the first three only with `qkv_bias` too.
 
-    With `decode` the keys and values are kept in the collection "cache": `key` [B, Hkv, L, K], `value` [B, Hkv, L, V],
-    and `index`, how many positions are written. `init(rng, x, decode="append")` makes it empty, for the length L of the
-    keys in that call; then every `apply(variables, x, decode="append", mutable=["cache"])` adds its own.
+    With `decode`, keys and values are stored in the collection "cache": `key` [B, Hkv, L, K], `value` [B, Hkv, L, V],
+    and `index`, the number of positions written. `init(rng, x, decode="append")` creates it empty, with the length L of
+    the keys in that call; every `apply(variables, x, decode="append", mutable=["cache"])` appends its own.
     """
 
     num_heads: int  # H; must divide the widths
@@ -186,27 +189,26 @@ class MultiHeadAttention(nn.Module):
         """Attend from `query` to `key`/`value` (by default `query`, and `value` = `key`).
 
         Args:
-            query: what asks.
-            key: what is asked.
-            value: what is answered.
+            query: Q before its projection.
+            key: K before its projection.
+            value: V before its projection.
             mask: broadcastable to [B, H, T, S], or [B, H, T, L] with `decode`; True = attend.
             bias: added to the logits; broadcastable as the mask.
             causal: as in `scaled_dot_product_attention`. With `decode`, True is "bottom_right": the last query is
-                aligned with the last position written, so decoding in pieces equals one causal pass.
-            train: drop weights, by the "dropout" rng.
-            return_weights: otherwise they are None.
+                aligned with the last position written, so decoding in parts equals one causal pass.
+            train: dropout on the weights is on, drawn from the rng "dropout".
+            return_weights: False returns None in their place.
             key_lengths: the number of valid keys of each example.
-            decode: "append" writes these keys and values, of one position or many, behind those in the cache and
-                attends to all of them. "reuse" attends to the cache as it is and projects only the query: that is
-                cross-attention after its first call.
+            decode: "append" appends these keys and values, of one position or many, to the cache and attends to all
+                of it. "reuse" attends to the cache as it is and projects only the query, for cross-attention after its
+                first call.
 
         Returns:
-            (output, weights). Where more was appended than the cache holds, the output is NaN from then on under
-            `jit`, which cannot raise.
+            (output, weights). Once the cache has overflowed under `jit`, which cannot raise, the output is NaN.
 
         Raises:
-            ValueError: if heads do not divide a width, or an argument does not go with `decode`; outside `jit` also if
-                the cache overflows.
+            ValueError: if heads do not divide a width, or an argument does not fit `decode`; outside `jit` also if the
+                cache overflows.
         """
         if decode is not None:
             self._check_decode(decode, query, key, value, causal, key_lengths)
@@ -239,10 +241,10 @@ class MultiHeadAttention(nn.Module):
         if written is not None:
             key_lengths = jnp.full(query.shape[0], written)
 
-        grouped = kv_heads < self.num_heads
+        grouped = kv_heads < self.num_heads  # else no axis of groups: it takes the ViT's step 15 % more on CPU
 
         def by_group(x):
-            """[..., H, T, S] -> [..., Hkv, G, T, S]: the G heads that share keys, and so need no copies of them."""
+            """[..., H, T, S] → [..., Hkv, G, T, S], so that the G heads of a group share keys without copies."""
             if x is None or x.ndim < 3:
                 return x
             if x.shape[-3] not in (1, self.num_heads):
@@ -307,13 +309,13 @@ class MultiHeadAttention(nn.Module):
                 f"decode={decode!r} needs a cache: init with decode='append' and a key of the full length, then apply "
                 "with that collection 'cache' and mutable=['cache']"
             )
-        held = self.get_variable("cache", "key").shape[0]
-        if query.shape[0] != held:
-            raise ValueError(f"the cache is for a batch of {held}, got {query.shape[0]}: init one for this batch")
+        batch = self.get_variable("cache", "key").shape[0]
+        if query.shape[0] != batch:
+            raise ValueError(f"the cache is for a batch of {batch}, got {query.shape[0]}: init one for this batch")
 
     def _appended(self, key: Array, value: Array) -> tuple[Array, Array, Array]:
-        """The cache's keys, values and how many are written, once `key` and `value` are; `init` writes nothing."""
-        # The submodules are called `key` and `value` too, so these are put and got instead of declared.
+        """(keys, values, number of positions written) of the cache after `key` and `value`; `init` writes nothing."""
+        # Submodules have the names `key` and `value` too, so `self.variable` would collide.
         if self.is_initializing():
             for name, x in (("key", key), ("value", value)):
                 self.put_variable("cache", name, jnp.zeros_like(x))

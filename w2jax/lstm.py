@@ -97,5 +97,6 @@ class LSTMLayer(nn.Module):
         if self.bias:
             bias = self.param("input_bias", init, (4, hidden)) + self.param("hidden_bias", init, (4, hidden))
         gates = project_input(x, input_kernel, bias)
+        # Six equations a step: `lstm_scan_reference` in kernels/lstm.py has them plainly.
         out, h, c = lstm_scan(gates, hidden_kernel.astype(x.dtype), projection, h, c, valid, self.reverse)
         return out, (h, c)

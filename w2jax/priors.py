@@ -1,7 +1,7 @@
-"""Distributions that an adversarial autoencoder's codes are shaped after (Makhzani et al. 2015, arXiv 1511.05644, 2.2).
+"""Priors of an adversarial autoencoder's codes (Makhzani et al. 2015, arXiv 1511.05644, section 2.2).
 
-Each is a map from the unit square (or cube): the first coordinate runs through the classes one after the other, so that
-a class has its own part of the prior, a K-th of its mass. Axis names: B batch, Z latent size.
+Each is a map from the unit square (or cube) whose first coordinate runs through the K classes in order, so that every
+class has its own part of the prior, with 1/K of the mass. Axis names: B batch, Z latent size.
 """
 
 from typing import Literal, get_args
@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int, Key
 
 Prior = Literal["gaussian", "mixture", "swiss_roll", "uniform"]
 
-# Normal quantiles are finite inside of these bounds: codes lie within 4.8 standard deviations.
-_INSIDE = 1e-6
+# Uniform numbers are clipped by this much, so that normal quantiles are finite: at most 4.8 standard deviations.
+_MARGIN = 1e-6
 # Of the mixture, relative to the distance of its centres from the origin: along the radius, and across it.
 _ALONG, _ACROSS = 0.25, 0.06
 # Of the roll, relative to its outer radius: half turns, and the standard deviation of its thickness.
@@ -33,13 +33,14 @@ def sample_prior(
     """`count` codes of `size` numbers.
 
     Args:
-        key: what the codes follow from.
+        key: the random key.
         prior: its name.
         count: B.
-        size: Z; 2 for the mixture and the Swiss roll.
+        size: Z; must be 2 for the mixture and the Swiss roll.
         scale: see `place_codes`.
-        classes: each code's class, whose part of the prior it is drawn from; -1, or None for all: the whole prior.
-        num_classes: K, into how many parts the prior falls.
+        classes: the class of each code, which is drawn from that class's part of the prior. -1, or None for all codes,
+            draws from the whole prior.
+        num_classes: K.
 
     Raises:
         ValueError: if the prior does not exist in this size.
@@ -54,18 +55,18 @@ def sample_prior(
 def place_codes(
     square: Float[Array, "B Z"], prior: Prior, scale: float = 1.0, num_classes: int = 10
 ) -> Float[Array, "B Z"]:
-    """The codes at points of the unit square or cube; evenly spread points become a sample of the prior.
+    """Maps points of the unit square or cube to codes; uniformly distributed points become a sample of the prior.
 
-    "gaussian": `scale` is the standard deviation; the classes are stripes across the first axis.
-    "uniform": `scale` is half the side of a square around the origin; the classes are stripes, too.
-    "mixture": K Gaussians, each longer along the radius, around a circle of radius `scale`; one a class.
-    "swiss_roll": a spiral that ends at radius `scale`; the classes follow one another from inside out.
+    "gaussian": `scale` is the standard deviation; classes are stripes across the first axis.
+    "uniform": `scale` is half the side of a square around the origin; classes are stripes across the first axis.
+    "mixture": K Gaussians, elongated along the radius, on a circle of radius `scale`; one for each class.
+    "swiss_roll": a spiral that ends at radius `scale`; classes follow each other from the inside out.
 
     Raises:
         ValueError: if the prior does not exist in this size.
     """
     check_prior(prior, square.shape[-1], scale, num_classes)
-    inside = jnp.clip(square, _INSIDE, 1.0 - _INSIDE)
+    inside = jnp.clip(square, _MARGIN, 1.0 - _MARGIN)
     if prior == "gaussian":
         return scale * ndtri(inside)
     if prior == "uniform":
@@ -87,10 +88,10 @@ def place_codes(
 
 
 def check_prior(prior: Prior, size: int, scale: float, num_classes: int) -> None:
-    """ValueError if the prior does not exist in this size, or scale or classes are none."""
+    """Raises a ValueError if the prior does not exist in this size, or scale or num_classes is not above 0."""
     if prior not in get_args(Prior):
-        raise ValueError(f"the prior is one of {', '.join(get_args(Prior))}, got {prior!r}")
+        raise ValueError(f"prior must be one of {', '.join(get_args(Prior))}, got {prior!r}")
     if size != 2 and prior in ("mixture", "swiss_roll"):
         raise ValueError(f"the prior {prior} lies in a plane: latent_size must be 2, got {size}")
     if scale <= 0.0 or num_classes < 1:
-        raise ValueError(f"the prior's scale and classes must be above 0, got {scale} and {num_classes}")
+        raise ValueError(f"prior_scale and prior_classes must be above 0, got {scale} and {num_classes}")

@@ -271,9 +271,9 @@ def test_bfloat16_changes_the_products_and_keeps_parameters_and_results_float32(
         (aae({"dropout": 1.0}), "dropout must be at least 0 and below 1, got 1.0"),
         (aae(decoder={"batch_norm": (2,)}), r"batch_norm must be hidden layers from 0 to 1, got \(2,\)"),
         (aae(prior="swiss_roll"), "lies in a plane: latent_size must be 2, got 3"),
-        (aae(prior_scale=0.0), "scale and classes must be above 0, got 0.0 and 10"),
-        (aae(prior_classes=0), "scale and classes must be above 0, got 1.0 and 0"),
-        (aae(cluster_heads=True), "set encoder.categories"),
+        (aae(prior_scale=0.0), "prior_scale and prior_classes must be above 0, got 0.0 and 10"),
+        (aae(prior_classes=0), "prior_scale and prior_classes must be above 0, got 1.0 and 0"),
+        (aae(cluster_heads=True), "Set encoder.categories"),
         (aae(decoder={"image_shape": (4, 7, 1)}), r"images must have decoder.image_shape \(4, 7, 1\), got \(4, 6, 1\)"),
     ],
 )

@@ -1,7 +1,8 @@
-"""Three ways to compute attention: with all logits, in blocks with an online softmax, by cuDNN.
+"""Attention by its plain formula, and two kernels that equal it: in blocks with an online softmax, and by cuDNN.
 
-All take the conditions as `scaled_dot_product_attention` prepares them: `mask`, `bias`, `offset` (query t sees keys up
-to t + offset; None: all) and `lengths` [..., 1, 1] (None: all keys).
+All take their arguments from `scaled_dot_product_attention`: query [..., T, K], key [..., S, K], value [..., S, V];
+`mask` and `bias`, broadcastable to [..., T, S], or None; `offset` (query t attends to keys up to t + offset; None: all)
+and `lengths` [..., 1, 1] (None: all keys are valid); `factor` multiplies the logits; `dropout` is a rate.
 """
 
 import math
@@ -19,97 +20,42 @@ LOWEST = float(jnp.finfo(jnp.float32).min)  # instead of −inf, whose differenc
 
 
 def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key):
-    """(output, weights) by way of all logits [..., T, S]."""
+    """(output, weights) by the plain formula, softmax(Q Kᵀ · factor + bias) V, with all logits [..., T, S] at once."""
     rows, columns = jnp.arange(query.shape[-2])[:, None], jnp.arange(key.shape[-2])
-
-    def logits(key):
-        products = _similarities(query * factor, key)
-        return products if bias is None else products + bias
-
-    poisoned = None
     conditions = _conditions(mask, bias, offset, lengths, rows, columns)
-    if not conditions:
-        weights = nn.softmax(logits(key))
-    else:
-        visible = reduce(jnp.logical_and, conditions)
-        key, value, finite = _without_broken(key, value)
-        poisoned = (visible & ~finite[..., None, :]).any(-1, keepdims=True)
-        # The lowest float keeps a fully masked row finite; the next `where` makes it exactly 0.
-        weights = nn.softmax(jnp.where(visible, logits(key), LOWEST))
-        weights = jnp.where(visible, weights, 0)
+    visible = reduce(jnp.logical_and, conditions) if conditions else None
+    nan_rows = None
+    if visible is not None:
+        key, value, finite = _without_nan(key, value)
+        nan_rows = (visible & ~finite[..., None, :]).any(-1, keepdims=True)
 
-    used = weights
-    if dropout > 0.0:
-        used = _dropped(dropout_key, dropout, weights)
-    output = _weighted_sums(used.astype(value.dtype), value)
-    if poisoned is not None:
-        output, weights = jnp.where(poisoned, jnp.nan, output), jnp.where(poisoned, jnp.nan, weights)
+    logits = jnp.einsum("...tk,...sk->...ts", query * factor, key, preferred_element_type=jnp.float32)
+    logits = logits if bias is None else logits + bias
+    if visible is None:
+        weights = nn.softmax(logits)
+    else:  # the lowest float keeps a fully masked row finite, and the outer `where` makes it exactly 0
+        weights = jnp.where(visible, nn.softmax(jnp.where(visible, logits, LOWEST)), 0)
+    dropped = _dropout(dropout_key, dropout, weights) if dropout > 0.0 else weights
+    output = jnp.einsum("...ts,...sv->...tv", dropped.astype(value.dtype), value)
+    if nan_rows is not None:
+        output, weights = jnp.where(nan_rows, jnp.nan, output), jnp.where(nan_rows, jnp.nan, weights)
     return output, weights
 
 
-def _similarities(query, key):
-    """Q Kᵀ [..., T, S] in float32."""
-    return (_qk_of_one_batch if query.shape[:-2] == key.shape[:-2] else _qk)(query, key)
-
-
-def _weighted_sums(weights, value):
-    """A V [..., T, V]."""
-    return (_av_of_one_batch if weights.shape[:-2] == value.shape[:-2] else _av)(weights, value)
-
-
-def _qk(query, key):
-    return jnp.einsum("...tk,...sk->...ts", query, key, preferred_element_type=jnp.float32)
-
-
-def _av(weights, value):
-    return jnp.einsum("...ts,...sv->...tv", weights, value)
-
-
-# The gradients of both products are written out for the second factor's sake. Its is a product with a transposed array.
-# On CPU XLA takes two to three times as long for that, unless it lies transposed in memory: here the smaller one does.
-
-
-def _qk_backward(factors, gradient):
-    query, key = factors
-    by_query = jnp.einsum("...ts,...sk->...tk", gradient, key, preferred_element_type=jnp.float32)
-    by_key = jnp.einsum("...kt,...ts->...ks", _turned(query), gradient, preferred_element_type=jnp.float32)
-    return by_query.astype(query.dtype), jnp.swapaxes(by_key, -1, -2).astype(key.dtype)
-
-
-def _av_backward(factors, gradient):
-    weights, value = factors
-    by_value = jnp.einsum("...vt,...ts->...vs", _turned(gradient), weights)
-    return jnp.einsum("...tv,...sv->...ts", gradient, value), jnp.swapaxes(by_value, -1, -2)
-
-
-_qk_of_one_batch, _av_of_one_batch = jax.custom_vjp(_qk), jax.custom_vjp(_av)
-_qk_of_one_batch.defvjp(lambda *factors: (_qk(*factors), factors), _qk_backward)
-_av_of_one_batch.defvjp(lambda *factors: (_av(*factors), factors), _av_backward)
-
-
-def _turned(x):
-    """Transposed; on CPU also in memory, else the compiler would merge it into the product again."""
-
-    def turned(x):
-        return jnp.swapaxes(x, -1, -2)
-
-    return jax.lax.platform_dependent(x, cpu=lambda x: jax.lax.optimization_barrier(turned(x)), default=turned)
-
-
 def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key):
-    """The output, one block of queries after the other, for each one block of keys after the other.
+    """The output, in a loop over blocks of queries and, for each, a loop over blocks of keys.
 
-    The softmax over the blocks of keys is kept as (largest logit, sum of exponentials, weighted sum of values), the
-    last two relative to the first (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax"); the
-    backward pass computes each block again (Rabe & Staats 2021, "Self-attention Does Not Need O(n²) Memory").
+    The state of the softmax over the blocks of keys is (largest logit, sum of exponentials, weighted sum of values),
+    the last two relative to the first (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax"); the
+    backward pass recomputes each block (Rabe & Staats 2021, "Self-attention Does Not Need O(n²) Memory").
     """
     queries, keys, width = query.shape[-2], key.shape[-2], value.shape[-1]
     dtype = value.dtype
-    lengths = keys if lengths is None else lengths  # hides what fills up the last block
+    lengths = keys if lengths is None else lengths  # hides the padding of the last block
     shapes = [jnp.shape(x)[:-2] for x in (query, key, value, mask, bias, lengths) if x is not None]
     batch = jnp.broadcast_shapes(*shapes)
 
-    key, value, finite = _without_broken(key, value)
+    key, value, finite = _without_nan(key, value)
     row_size, column_size = min(QUERY_BLOCK, queries), min(KEY_BLOCK, keys)
     row_count, column_count = -(-queries // row_size), -(-keys // column_size)
     by_row, for_all_rows = _blocks({"query": query * factor, "mask": mask, "bias": bias}, -2, row_size)
@@ -131,7 +77,7 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
             visible = reduce(jnp.logical_and, _conditions(x["mask"], x["bias"], offset, lengths, rows, columns))
 
             def add_block(state):
-                top, total, output, poisoned = state
+                top, total, output, nan_rows = state
                 logits = jnp.einsum("...tk,...ks->...ts", query, x["key"], preferred_element_type=jnp.float32)
                 if x["bias"] is not None:
                     logits = logits + x["bias"].astype(jnp.float32)
@@ -143,12 +89,12 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
                 total = total * shrink + weights.sum(-1, keepdims=True)
                 if dropout > 0.0:
                     own_key = jax.random.fold_in(jax.random.fold_in(dropout_key, i), j)
-                    weights = _dropped(own_key, dropout, weights)
+                    weights = _dropout(own_key, dropout, weights)
                 added = jnp.einsum(
                     "...ts,...vs->...tv", weights.astype(dtype), x["value"], preferred_element_type=jnp.float32
                 )
-                poisoned = poisoned | (visible & ~x["finite"]).any(-1, keepdims=True)
-                return new_top, total, output * shrink + added, poisoned
+                nan_rows = nan_rows | (visible & ~x["finite"]).any(-1, keepdims=True)
+                return new_top, total, output * shrink + added, nan_rows
 
             return jax.lax.cond(visible.any(), add_block, lambda state: state, state), None
 
@@ -156,17 +102,17 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
         zeros = partial(jnp.zeros, dtype=jnp.float32)
         start = zeros(one) + LOWEST, zeros(one), zeros((*batch, row_size, width)), jnp.zeros(one, bool)
         blocks = jnp.arange(column_count), {**by_column, **own_by_column}
-        (_, total, output, poisoned), _ = jax.lax.scan(attend_to, start, blocks)
+        (_, total, output, nan_rows), _ = jax.lax.scan(attend_to, start, blocks)
         output = output / jnp.where(total == 0, 1, total)
-        return jnp.where(poisoned, jnp.nan, output).astype(dtype)
+        return jnp.where(nan_rows, jnp.nan, output).astype(dtype)
 
     output = jax.lax.map(attend_from, (jnp.arange(row_count), by_row))
     output = jnp.moveaxis(output, 0, -3).reshape(*batch, row_count * row_size, width)
     return output[..., :queries, :]
 
 
-def cudnn_attention(query, key, value, mask, offset, lengths, factor, unable: dict[str, bool]):
-    """The output of jax.nn's cuDNN kernel; `unable` holds what else is asked for that the kernel cannot do."""
+def cudnn_attention(query, key, value, mask, offset, lengths, factor, unsupported: dict[str, bool]):
+    """The output of jax.nn's cuDNN kernel; `unsupported` says of further arguments whether they are in use."""
     *lead, queries, width = query.shape
     keys, kinds = key.shape[-2], {x.dtype.name for x in (query, key, value)}
     given = f"query {query.shape}, key {key.shape}, value {value.shape}"
@@ -176,7 +122,7 @@ def cudnn_attention(query, key, value, mask, offset, lengths, factor, unable: di
     fitting = (*query.shape[:2], 1, keys, width)
     fit = query.ndim == 5 and key.shape == value.shape == fitting
     half = kinds in ({"float16"}, {"bfloat16"})
-    unable = unable | {
+    unsupported = unsupported | {
         f"shapes other than [B, H, T, K], [B, H, S, K], [B, H, S, K], got {given}": not fit,
         f"the dtype {', '.join(sorted(kinds))}, only float16 or bfloat16": not half,
         f"a head width of {width}, only multiples of 8 up to 256": width % 8 > 0 or width > 256,
@@ -184,16 +130,16 @@ def cudnn_attention(query, key, value, mask, offset, lengths, factor, unable: di
         "key_lengths that differ between heads": lengths is not None and math.prod(lengths.shape[-4:]) > 1,
         f"the backend {jax.default_backend()!r}, only 'gpu'": jax.default_backend() != "gpu",
     }
-    for what, asked in unable.items():
-        if asked:
+    for what, used in unsupported.items():
+        if used:
             raise ValueError(f"implementation 'cudnn' cannot do {what}: use another, as 'auto'")
 
-    # XLA reduces these over the keys as it computes them: no array [..., T, S] is held.
+    # XLA reduces these over the keys as it computes them, without an array [..., T, S].
     conditions = _conditions(mask, None, offset, lengths, jnp.arange(queries)[:, None], jnp.arange(keys))
     rows = None
     if conditions:
         visible = reduce(jnp.logical_and, conditions)
-        key, value, finite = _without_broken(key, value)
+        key, value, finite = _without_nan(key, value)
         rows = visible.any(-1, keepdims=True), (visible & ~finite[..., None, :]).any(-1, keepdims=True)
     if mask is not None:
         mask = mask.reshape((1,) * (5 - mask.ndim) + mask.shape)
@@ -201,7 +147,7 @@ def cudnn_attention(query, key, value, mask, offset, lengths, factor, unable: di
         mask = jnp.broadcast_to(mask, (mask.shape[0], *heads, queries, keys))
         mask = rearrange(mask, "b h g t s -> b (h g) t s")
     if lengths is not None:
-        # At least one key, lest the kernel divide by nothing; rows that see none are zeroed below.
+        # At least one key, or the kernel would divide by 0; rows without a visible key are zeroed below.
         lengths = jnp.broadcast_to(jnp.maximum(lengths, 1).reshape(-1), query.shape[0]).astype(jnp.int32)
     output = jax.nn.dot_product_attention(
         rearrange(query, "b h g t k -> b t (h g) k"),
@@ -215,8 +161,8 @@ def cudnn_attention(query, key, value, mask, offset, lengths, factor, unable: di
     )
     output = rearrange(output, "b t (h g) v -> b h g t v", h=fitting[1])
     if rows is not None:
-        seen, poisoned = rows
-        output = jnp.where(poisoned, jnp.nan, jnp.where(seen, output, 0))
+        any_visible, nan_rows = rows
+        output = jnp.where(nan_rows, jnp.nan, jnp.where(any_visible, output, 0))
     return output.reshape(*lead, queries, width)
 
 
@@ -234,28 +180,28 @@ def _conditions(mask, bias, offset, lengths, rows, columns) -> list[Array]:
     return conditions
 
 
-def _without_broken(key, value) -> tuple[Array, Array, Array]:
-    """(key, value, finite), keys that are NaN or infinite, or whose values are, replaced by 0.
+def _without_nan(key, value) -> tuple[Array, Array, Array]:
+    """(key, value, finite): keys that are NaN or infinite, or whose values are, replaced by 0 together with the values.
 
-    0 · NaN is NaN, forward and backward, so masking the weights would not keep them out of the products. They are put
-    back at the end, only into the rows that attend to them.
+    0 · NaN is NaN, forward and backward, so masked weights would not keep NaN out of the products. The callers write
+    NaN into the output of the queries that attend to such keys.
     """
     finite = jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1)
     return jnp.where(finite[..., None], key, 0), jnp.where(finite[..., None], value, 0), finite
 
 
-def _dropped(key, rate: float, weights):
+def _dropout(key, rate: float, weights):
     return jnp.where(jax.random.bernoulli(key, 1.0 - rate, weights.shape), weights / (1.0 - rate), 0)
 
 
 def _blocks(
     arrays: Mapping[str, Array | None], axis: int, size: int
 ) -> tuple[dict[str, Array], dict[str, Array | None]]:
-    """Those cut along `axis` into blocks, which become the first axis; those that broadcast along it, as they are.
+    """(arrays split along `axis` into blocks, which become the first axis; arrays that broadcast along `axis`, as is).
 
-    The last block is filled up with zeros.
+    The last block is padded with zeros.
     """
-    cut, whole = {}, {}
+    split, whole = {}, {}
     for name, x in arrays.items():
         if x is None or x.ndim < -axis or x.shape[axis] == 1:
             whole[name] = x
@@ -264,5 +210,5 @@ def _blocks(
         padding[axis] = (0, -x.shape[axis] % size)
         x = jnp.pad(x, padding)
         before, after = x.shape[: x.ndim + axis], x.shape[x.ndim + axis + 1 :]
-        cut[name] = jnp.moveaxis(x.reshape(*before, -1, size, *after), axis - 1, 0)
-    return cut, whole
+        split[name] = jnp.moveaxis(x.reshape(*before, -1, size, *after), axis - 1, 0)
+    return split, whole

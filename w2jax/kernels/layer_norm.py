@@ -25,7 +25,7 @@ standardize = jax.custom_jvp(standardize_reference, nondiff_argnums=(1,))
 
     dy = (dx − mean(dx) − y · mean(dx · y)) / √(variance + eps)
 
-Its transpose, the gradient, has the same form. With JAX's own derivative XLA's CPU backend takes twice as long for a
-training step of the classifier of rows (benchmarks/README.md).
+Its transpose, the gradient, has the same form. With JAX's own derivative, a training step of the classifier of rows on
+one CPU device takes a fifth more time (benchmarks/README.md).
 """
 standardize.defjvp(_jvp)
