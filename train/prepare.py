@@ -21,6 +21,7 @@ import tyro
 from train.config.cli import read_options, run_main
 from train.data.locate import PREPARABLE, data_dir, prepared_versions
 from train.process.errors import UserError
+from w2jax.text import nearest, one_line
 
 if TYPE_CHECKING:
     from train.data.prepare.tfds_writer import Dataset, DatasetMetadata
@@ -67,7 +68,6 @@ def dataset_from_folder(options: FolderOptions) -> "Dataset":
         UserError: as `image_folder.scan`, or a file is not a complete image.
     """
     from train.data.prepare import image_folder
-    from w2jax.text import one_line
 
     folder = image_folder.scan(options.source, options.test_fraction, options.seed)
     if folder.corrupt and not options.skip_corrupt:
@@ -109,8 +109,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     choices = (*PREPARABLE, "folder")
     if name not in choices:
-        from w2jax.text import nearest  # Imported late: it imports JAX.
-
         near = nearest(name, choices)
         hint = f"Did you mean {near[0]}?" if near else "Prepare your own images by `folder`."
         raise UserError(f"the dataset must be one of {', '.join(choices)}, got {name!r}. {hint}")

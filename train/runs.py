@@ -20,6 +20,7 @@ from train.config.cli import read_options, run_main
 from train.process.errors import UserError
 from train.run.files import CHECKPOINTS, CONFIG, METRICS, format_duration
 from train.run.record import read_record
+from w2jax.text import one_line
 
 _RUN_FILES = {CONFIG, METRICS, CHECKPOINTS}  # A folder with one of them is a run folder.
 _WIDE_TERMINAL = 120  # columns
@@ -180,8 +181,6 @@ def _one_line(text: str) -> str:
     """`w2jax.text.one_line`, without importing w2jax and so JAX for the usual text, in which it changes nothing."""
     if text.isprintable():
         return text
-    from w2jax.text import one_line
-
     return one_line(text)
 
 

@@ -15,6 +15,7 @@ from train.config.flat import differing
 from train.config.run_name import default_folder
 from train.process.errors import Interrupted, RunStopped, UserError
 from train.process.signals import raise_on_signals
+from w2jax.text import nearest
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 Options = TypeVar("Options")
@@ -149,8 +150,6 @@ def _leave(status: int | None) -> NoReturn:
 
 
 def _did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
-    from w2jax.text import nearest  # Imported late: w2jax imports JAX, and programs that only read files do without.
-
     close = nearest(name, known)
     return f'did you mean "{close[0]}"?' if close else otherwise
 

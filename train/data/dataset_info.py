@@ -13,6 +13,7 @@ from typing import Any
 from train.data.decode import MAX_PIXELS, MODES
 from train.data.locate import data_dir, locate_dataset, rewrite_hint
 from train.process.errors import UserError
+from w2jax.text import one_line, shorten
 
 _FILE_WORD = re.compile(r"\w[\w.-]*", re.ASCII)
 _TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]+\})*", re.ASCII)  # Stays in the dataset's folder; has no format options.
@@ -106,8 +107,6 @@ def _file_errors(name: str, file: Path) -> Iterator[Path]:
 
 def _excerpt(value: object) -> str:
     """A damaged file's words, fit for an error."""
-    from w2jax.text import one_line, shorten  # Imported late: it imports JAX.
-
     return shorten(one_line(str(value)), 300)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import PIL
 
 from w2jax.convert.files.npz import read_npz
+from w2jax.files import write_files_atomic
 
 _MIN_SECONDS = 0.3  # Splits that decode faster are not cached.
 _MAX_BYTES = 4 * 2**30  # Of the whole cache.
@@ -58,14 +59,7 @@ def _fingerprint(files: Sequence[Any], settings: Any) -> str:
 
 
 def _store(path: Path, split: Mapping[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.new")  # Another process may store the same split.
-    try:
-        with scratch.open("wb") as file:
-            np.savez(file, image=split["image"], label=split["label"])
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_files_atomic({path: lambda file: np.savez(file, image=split["image"], label=split["label"])})
     total = 0
     for entry in sorted(path.parent.iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True):
         total += entry.stat().st_size

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from train.process.errors import UserError
+from w2jax.text import nearest
 
 PREPARABLE = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 """Datasets that `python -m train.prepare` knows by name."""
@@ -73,8 +74,6 @@ def _not_found(name: str, root: Path) -> str:
             f"dataset {name} is not prepared in {where}. "
             f"Run `{prepare_command(name, root)}`, or give its folder by --data.dir."
         )
-    from w2jax.text import nearest  # Imported late: it imports JAX.
-
     known = sorted({*prepared, *PREPARABLE, "mnist_sample"})
     near = nearest(name, known, 3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are {', '.join(known)}."

@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from train.process.errors import UserError
+from w2jax.text import one_line
 
 
 class Record(NamedTuple):
@@ -89,6 +90,4 @@ def _check(source_name: str, file: FileInstruction) -> None:
 
 
 def _reason(error: Exception) -> str:
-    from w2jax.text import one_line  # Imported late: it imports JAX, which worker processes do not need.
-
     return one_line(str(error))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from einops import rearrange
+from jax.interpreters import partial_eval
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
@@ -149,10 +150,10 @@ def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key
 
 
 def _uses_last_argument(function: jax.stages.Wrapped, *arguments) -> bool:
-    """Whether the last argument, a single array, takes part in what `function` computes."""
+    """Whether what `function` computes depends on its last argument, a single array."""
     jaxpr = function.trace(*arguments).jaxpr.jaxpr
-    used = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
-    return id(jaxpr.invars[-1]) in used
+    _, is_used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return is_used[-1]
 
 
 def _mean(gradient: Gradient, params: Params, parts: Batch, keys: Key[Array, "P"]):

@@ -13,7 +13,7 @@ from train.data import Source
 from train.process.errors import UserError
 from train.report.pictures import encode_png
 from train.run.atomic import write_atomic
-from train.run.files import MISTAKES, read_json
+from train.run.files import MISTAKES
 
 WORST = 24  # mistakes with their images
 _SIDE = 96  # pixels; smaller images are enlarged to it
@@ -61,7 +61,7 @@ def read_mistakes(folder: Path) -> dict[str, Any] | None:
     path = folder / MISTAKES
     if not path.exists():
         return None
-    content = read_json(path, dict)
+    content = read_run_json(path)
     try:
         confusion = np.array(content["confusion"], int)
         for mistake in content["worst"]:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from train.process.errors import UserError
 from train.run.atomic import write_atomic
-from train.run.files import PICTURES, read_json
+from train.run.files import PICTURES
 from train.task import Grid, Picture, Plane, Scatter
 from w2jax.text import one_line, shorten
 
@@ -65,7 +65,7 @@ def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
         UserError: if it is damaged, or a picture is missing.
     """
     path = folder / PICTURES / "pictures.json"
-    entries = read_json(path, dict) if path.exists() else {}
+    entries = read_run_json(path) if path.exists() else {}
     try:
         for name, entry in entries.items():
             if not (isinstance(entry["caption"], str) and picture_path(folder, name).is_file()):

@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from train.process.errors import UserError
+from w2jax.files import read_json
 
 CONFIG, TASK, METRICS, TIMING = "config.json", "task.json", "metrics.jsonl", "timing.jsonl"
 CHECKPOINTS, IMAGES, MISTAKES, PICTURES, LOCK = "checkpoints", "images.json", "mistakes.json", "pictures", "lock"
@@ -15,8 +16,6 @@ RENAMED_METRICS: dict[str, str] = {"told_apart": "discriminator_accuracy", "crow
 # Before config.json named its task, the class of the model told it.
 _TASK_OF_MODEL = {"ViT": "vit", "LSTMClassifier": "lstm", "AttentionClassifier": "mha", "AAE": "aae"}
 
-Json = TypeVar("Json", dict, list)
-
 
 def read_config_tree(folder: Path) -> dict[str, Any]:
     """The content of a run's `config.json`: the config as `config_to_tree` made it, and "task", the name of its task.
@@ -26,7 +25,7 @@ def read_config_tree(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONFIG).is_file():
         raise UserError(f"this must be a run folder, such as runs/vit-sample, but {folder / CONFIG} is not a file")
-    tree = read_json(folder / CONFIG, dict)
+    tree = read_run_json(folder / CONFIG)
     model = tree.get("model")
     of_model = _TASK_OF_MODEL.get(str(model.get("class"))) if isinstance(model, dict) else None
     groups = {name: _with_new_names(tree[name]) for name in ("run", "optim") if name in tree}
@@ -39,19 +38,16 @@ def _with_new_names(tree: Any) -> Any:
     return {_RENAMED_OPTIONS.get(name, name): _with_new_names(value) for name, value in tree.items()}
 
 
-def read_json(path: Path, kind: type[Json]) -> Json:
-    """The content of a JSON file.
+def read_run_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run folder.
 
     Raises:
-        UserError: it is not valid JSON, or not of that kind.
+        UserError: the file cannot be read, or is not a JSON object.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error})") from error
-    if not isinstance(content, kind):
-        raise UserError(f"{path} is damaged: it must hold a JSON {kind.__name__}, got {str(content)[:40]}")
-    return content
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

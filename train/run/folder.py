@@ -19,7 +19,7 @@ from train.run.atomic import write_atomic
 from train.run.files import CHECKPOINTS, CONFIG, IMAGES, LOCK, METRICS, TASK, TIMING, read_config_tree
 from train.run.lock import Lock
 from train.run.manifest import checkpoint_steps
-from w2jax.files import is_temporary
+from w2jax.files import is_temporary, read_json
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
@@ -166,10 +166,10 @@ def read_image_info(folder: Path) -> ImageInfo:
         UserError: `images.json` does not say it.
     """
     try:
-        tree = json.loads((folder / IMAGES).read_bytes())
+        tree = read_json(folder / IMAGES)
         height, width, channels = map(int, tree["image_shape"])
         return ImageInfo((height, width, channels), [str(name) for name in tree["label_names"]])
-    except (OSError, OverflowError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, OverflowError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{folder / IMAGES} does not describe the images of the run ({error!r}). "
             "Start the run's command again: it writes the file, also when it resumes"

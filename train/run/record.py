@@ -15,8 +15,8 @@ from train.run.files import (
     TIMING,
     is_number,
     read_config_tree,
-    read_json,
     read_lines,
+    read_run_json,
 )
 from train.run.lock import holder
 
@@ -185,7 +185,7 @@ def read_task_info(folder: Path, lines: list[dict[str, Any]]) -> TaskInfo:
         tested = {name for line in lines if line.get("split") == "test" for name in line if is_number(line[name])}
         metric = next((name for name in _OLD_BEST_METRICS if name in tested), "accuracy")
         return TaskInfo(metric, _OLD_BEST_METRICS[metric])
-    content = read_json(path, dict)
+    content = read_run_json(path)
     metric, mode, descriptions = (content.get(name) for name in ("best_metric", "best_mode", "metric_descriptions"))
     if not (
         isinstance(metric, str)
