@@ -209,7 +209,7 @@ def test_attention_weights_are_distributions_over_what_the_masks_leave():
 def test_a_decoder_without_memory_says_so():
     source, target = inputs()
     variables = random_variables(transformer(), source, target)
-    with pytest.raises(ValueError, match="needs the encoder's memory, got None"):
+    with pytest.raises(ValueError, match="must be the encoder's output, got None"):
         transformer().apply(variables, target, None, method="decode")
 
 

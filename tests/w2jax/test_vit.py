@@ -197,14 +197,14 @@ def test_named_sizes_have_the_published_parameter_counts():
         shapes = jax.eval_shape(ViT.named(name, 1000).init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
         assert sum(x.size for x in jax.tree.leaves(shapes)) == expected, name
     for name in ("Q/16", "B16", "B/", "B/0"):
-        with pytest.raises(ValueError, match=f'"B/16"; got "{name}"'):
+        with pytest.raises(ValueError, match=f'"B/16", got "{name}"'):
             ViT.named(name, 10)
 
 
 @pytest.mark.parametrize(
     ("options", "size", "message"),
     [
-        ({"drop_path": 1.0}, (8, 12), "drop_path is a rate .* got 1.0"),
+        ({"drop_path": 1.0}, (8, 12), "drop_path must be at least 0 and below 1, got 1.0"),
         ({}, (10, 12), "patch_size 4 and an image of 10×12"),
         ({"num_heads": 5}, (8, 12), "got 12 and 5"),
         ({"class_token": False}, (8, 12), "class_token"),
