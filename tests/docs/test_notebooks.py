@@ -95,7 +95,8 @@ def check_outputs(name, notebook):
 
 
 @pytest.mark.slow
-def test_a_notebook_runs_inside_a_clone_and_its_outputs_are_such_as_are_committed(committed, tmp_path):
+def test_a_notebook_runs_and_gives_the_committed_outputs(committed, tmp_path):
+    """Runs inside a clone. Outputs must be of the kinds that are committed."""
     name, notebook = committed
     for part in ("configs", "train", "w2jax"):  # A clone, into which the runs are written.
         (tmp_path / part).symlink_to(ROOT / part)
@@ -122,7 +123,8 @@ def test_a_notebook_is_small(committed):
     assert (ROOT / "notebooks" / f"{name}.ipynb").stat().st_size < 400_000
 
 
-def test_badge_and_clone_line_have_the_address_of_pyproject_and_all_install_alike(committed):
+def test_badge_and_clone_line_have_the_address_of_pyproject(committed):
+    """All notebooks install the project in the same way."""
     name, notebook = committed
     address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     badge = address.replace("https://github.com/", "https://colab.research.google.com/github/")

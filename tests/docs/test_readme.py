@@ -105,7 +105,8 @@ THEN = {"docs/convert.md": weights_give_the_same_logits, "docs/scale.md": pieces
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in ALONE and python_blocks(name)])
-def test_the_python_blocks_of_a_page_run_one_after_the_other_and_compute_what_it_says(name):
+def test_the_python_blocks_of_a_page_run_and_compute_what_it_says(name):
+    """Blocks run one after the other, as a reader would run them."""
     names: dict = {}
     for block in python_blocks(name):
         exec(block, names)
@@ -254,7 +255,8 @@ def test_what_is_not_tried_stands_in_a_page():
 
 
 @pytest.mark.parametrize("command", sorted(MENTIONED))
-def test_each_program_that_a_page_mentions_exists_with_the_preset_and_options_it_is_mentioned_with(command):
+def test_each_program_that_a_page_mentions_exists(command):
+    """With the preset and the options that stand beside it."""
     module, *arguments = command.split()[2:]
     if "…" in module or "TASK" in module:
         return
@@ -265,7 +267,8 @@ def test_each_program_that_a_page_mentions_exists_with_the_preset_and_options_it
         check_ranges(read_task(task, arguments)[0])
 
 
-def test_every_promise_of_the_page_on_reliability_is_held_by_a_test_that_exists():
+def test_every_promise_of_the_reliability_page_names_a_test():
+    """The test that keeps a promise must exist."""
     rows = re.findall(r"^\| (?!promise|---)(.*) \| (.*) \|$", PAGES["docs/reliability.md"], re.MULTILINE)
     assert len(rows) >= 30
     for promise, holders in rows:

@@ -82,7 +82,8 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert not re.search(r"url\([\"']?(https?:)?//|@import", sheet.read_text()), sheet
 
 
-def test_links_of_the_readme_lead_to_the_pages_of_the_site_and_else_to_the_repository(site):
+def test_links_of_the_readme_lead_to_the_site_or_the_repository(site):
+    """To a page of the site where there is one, otherwise to the repository."""
     links = set(re.findall(r'href="([^"]+)"', (site / "index.html").read_text()))
     assert {"convert.html", "results.html", "benchmarks.html", "contributing.html", "use.html#a-run-folder"} <= links
     assert "https://github.com/w2jax/w2jax/blob/main/notebooks/quickstart.ipynb" in links
@@ -111,7 +112,8 @@ def test_every_public_function_class_and_field_of_the_models_is_explained(librar
     assert silent == []
 
 
-def test_the_table_of_fields_holds_inherited_ones_with_their_types_defaults_and_comments(library):
+def test_the_table_of_fields_includes_inherited_fields(library):
+    """With their types, defaults and comments."""
     lstm = fields(library, "lstm.LSTM")
     assert list(lstm)[:2] == ["hidden_size", "num_layers"] and list(lstm)[-1] == "proj_size"
     assert lstm["dropout"].description == "on the output of every layer but the last"

@@ -107,7 +107,7 @@ def test_each_phase_updates_its_own_sub_trees_no_other_and_all_of_them():
 
 
 @pytest.mark.slow
-def test_twenty_steps_of_all_three_phases_are_those_of_the_courses_torch_program():
+def test_twenty_steps_of_all_phases_equal_the_courses_torch_program():
     of = model(dropout=0.0, stochastic=False)
     rates = {"reconstruction": 3e-3, "discriminator": 2e-3, "generator": 1e-3}
     optim = {name: dataclasses.replace(STEADY, learning_rate=rate) for name, rate in rates.items()}
@@ -209,7 +209,7 @@ def test_the_decoder_is_told_the_label_in_training_and_in_evaluation():
 
 
 @pytest.mark.parametrize("num_labels", [None, 30])
-def test_the_discriminator_is_told_the_class_whose_part_of_the_prior_it_sees(num_labels):
+def test_the_discriminator_knows_the_class_of_its_prior_sample(num_labels):
     of = model(dropout=0.0, stochastic=False, prior="uniform")
     settings = config(of, labels="prior", num_labels=num_labels)
     task, known = make_task(settings, SOURCE), known_labels(SOURCE, num_labels, 0)[:B]
@@ -230,7 +230,8 @@ def test_the_discriminator_is_told_the_class_whose_part_of_the_prior_it_sees(num
 
 
 @pytest.mark.slow
-def test_consistency_pulls_an_augmented_image_to_the_category_of_the_image_and_not_the_other_way():
+def test_consistency_pulls_the_augmented_image_to_the_images_category():
+    """Never the image to the augmented one's category."""
     of = model(categories=K, dropout=0.0, stochastic=False)
 
     def moved(augmentation):
@@ -301,7 +302,8 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
 )
 def test_what_does_not_fit_is_refused_with_what_to_do(options, message):
     with pytest.raises((UserError, ValueError)) as error:
-        make_task(config(**options), SOURCE).init()
+        task = make_task(config(**options), SOURCE)
+        jax.eval_shape(task.step, jax.eval_shape(task.init), SOURCE.gather(np.arange(B)) | {"index": np.arange(B)})
     assert message in str(error.value)
 
 

@@ -107,7 +107,8 @@ def computed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_program_with_jax_alone_computes_what_the_predictor_does_for_any_batch(case, computed):
+def test_the_exported_program_computes_what_the_predictor_does(case, computed):
+    """With jax alone, for any batch size."""
     predictor, images, found = computed[case]
     expected = predictor(images)
     assert found.shape == expected.shape and found.dtype == expected.dtype and expected.std(axis=0).max() > 1e-3
@@ -141,7 +142,8 @@ def test_the_lines_that_the_command_prints_compute_the_predictors_answer(run, tm
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_weights_and_the_shape_of_the_images_lie_beside_it_by_default_in_the_run_folder(run):
+def test_the_export_writes_weights_and_the_image_shape_beside_it(run):
+    """In the run folder by default."""
     export.main([str(run)])
     predictor = load(run)
     module, variables = convert.load(run / "exported" / "model.safetensors")
@@ -182,7 +184,8 @@ def test_with_a_format_only_the_weights_are_written(form, name, tmp_path, capfd)
     jax.tree.map(np.testing.assert_array_equal, weights, variables)
 
 
-def test_weights_are_exported_to_the_path_that_is_given_with_the_call_that_builds_them_in_timm(tmp_path, capfd):
+def test_weights_are_exported_to_the_given_path(tmp_path, capfd):
+    """The program prints the call that builds the model in timm."""
     run = write_run(tmp_path / "run", VIT, random_variables(VIT, np.zeros((1, *GRAY), np.float32)))
     export.main([str(run), "--format", "timm", "--out", str(tmp_path / "new" / "vit.pt")])
     assert (tmp_path / "new" / "vit.pt").is_file() and not (run / "exported").exists()

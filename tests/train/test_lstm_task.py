@@ -43,7 +43,8 @@ def test_the_preset_mnist_trains_as_the_courses_program_does():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state.params, theirs.our_params())
 
 
-def test_every_value_of_a_row_is_equally_wide_and_the_image_stands_in_its_middle():
+def test_every_value_of_a_row_is_equally_wide():
+    """The image stands in the middle of the row."""
     height, width, values = 3, 7, 4
     images = np.random.default_rng(0).uniform(size=(2, height, width, 1)).astype(np.float32)
     maps = np.random.default_rng(1).uniform(size=(2, 5, height, values)).astype(np.float32)
@@ -61,7 +62,7 @@ def test_of_many_units_some_are_shown_from_the_most_forgetful_to_the_least():
     np.testing.assert_array_equal(spread(jnp.asarray(opened), 20), opened[..., order])
 
 
-def test_a_line_of_the_figure_is_what_is_believed_of_the_image_cut_below_it():
+def test_a_row_of_the_figure_is_the_belief_after_the_rows_above_it():
     source, batch = sample(3)
     config = PRESETS["tiny"].config
     task = make_task(config, source)

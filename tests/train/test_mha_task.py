@@ -23,7 +23,7 @@ def test_a_map_lights_on_each_line_the_row_that_is_looked_at():
         np.testing.assert_array_equal(grid[0, 1 + head] > 0.99, np.repeat(expected, 3, axis=1))
 
 
-def test_the_figure_is_the_image_and_the_attention_of_the_last_block_to_its_rows():
+def test_the_figure_is_the_image_and_the_last_blocks_attention_to_rows():
     config = PRESETS["tiny"].config
     source = open_source(config.data, "test[:3]")
     batch = source.gather(np.arange(3))

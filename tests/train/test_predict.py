@@ -73,9 +73,7 @@ def last_line(config):
 @pytest.mark.parametrize(
     ("task", "model"), [("lstm", {"hidden_size": 8}), ("mha", {"embed_dim": 8, "mlp_dim": 8, "depth": 1}), ("vit", {})]
 )
-def test_accuracy_and_loss_of_the_predicted_probabilities_are_those_of_the_runs_last_line(
-    task, model, vit, digits, tmp_path
-):
+def test_predictions_have_the_accuracy_and_loss_of_the_runs_last_line(task, model, vit, digits, tmp_path):
     config = vit if task == "vit" else trained(task, tmp_path / "run", **model)
     images, labels = digits
     predictor = load(config.run.dir)
@@ -89,7 +87,7 @@ def test_accuracy_and_loss_of_the_predicted_probabilities_are_those_of_the_runs_
 
 
 @pytest.mark.slow
-def test_the_autoencoders_reconstructions_have_the_squared_error_of_the_runs_last_line(tmp_path):
+def test_reconstructions_have_the_squared_error_of_the_runs_last_line(tmp_path):
     config = trained("aae", tmp_path / "run")
     predictor = load(config.run.dir)
     images = open_source(config.data, config.data.test_split).gather(np.arange(24))["image"]  # [24, 32, 32, 1]
@@ -125,7 +123,7 @@ def test_a_digit_is_the_same_digit_in_any_mode_depth_and_format(vit, files, caps
     assert values[5] != pytest.approx(values[0], rel=1e-5)
 
 
-def test_the_table_has_as_many_classes_as_asked_for_and_names_files_as_they_are_called(vit, files, capsys, monkeypatch):
+def test_the_table_has_top_k_classes_and_each_files_name(vit, files, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     (files / "a_gray.png").rename(files / "zwölf 数.png")
     (files / "f_other.png").rename(files / "other\x1b[2J.png")
@@ -136,7 +134,8 @@ def test_the_table_has_as_many_classes_as_asked_for_and_names_files_as_they_are_
     assert "\x1b" not in printed and r"other\x1b[2J" in printed
 
 
-def test_images_stand_above_the_same_with_red_where_the_report_says_that_the_vit_looked(vit, files, digits):
+def test_the_attention_image_is_red_where_the_vit_attends(vit, files, digits):
+    """It shows each image above the same image with the report's attention."""
     many = files / "many"
     many.mkdir()
     for number, image in enumerate(digits[0][:12]):
@@ -172,7 +171,7 @@ def test_images_stand_above_the_same_with_red_where_the_report_says_that_the_vit
         (["{older}", "{image}"], "images.json does not describe"),
         (["{no_model}", "{image}"], r"config.json is not a config of configs\.vit"),
         (["{no_run}", "{image}"], r"config.json is not a config of configs\.vit"),
-        (["{list}", "{image}"], "config.json is damaged"),
+        (["{list}", "{image}"], "config.json must be a JSON object"),
     ],
 )
 def test_a_mistake_is_told_in_one_line(arguments, told, vit, files, tmp_path):

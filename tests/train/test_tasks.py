@@ -65,7 +65,8 @@ def test_a_task_overfits_one_batch(trained):
     assert losses[-1] < 0.2 * losses[0]
 
 
-def test_a_checkpoint_goes_on_bit_for_bit_even_when_training_overwrote_its_buffers(trained, tmp_path):
+def test_a_checkpoint_resumes_bit_for_bit(trained, tmp_path):
+    """Although the training reused the saved arrays' buffers."""
     expected, expected_metrics = trained.run(trained.start, 6)
     donated = jax.jit(trained.task.step, donate_argnums=0)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -126,7 +127,7 @@ def test_evaluation_gives_one_value_per_example_and_ignores_its_neighbours(train
         np.testing.assert_allclose(mirrored[::-1], value, rtol=1e-5, atol=1e-5)
 
 
-def test_an_interrupted_run_ends_with_the_same_state_and_the_same_metrics_file(trained, tmp_path, capsys):
+def test_a_resumed_run_ends_with_the_same_state_and_metrics_file(trained, tmp_path, capsys):
     config = dataclasses.replace(
         trained.config,
         data=dataclasses.replace(trained.config.data, train_split="train[:300]", test_split="test[:150]"),

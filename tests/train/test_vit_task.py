@@ -43,7 +43,7 @@ def test_a_map_lights_the_patch_that_is_looked_at(class_token):
         np.testing.assert_array_equal(bright, expected)
 
 
-def test_the_digits_themselves_are_red_where_each_head_looked_and_else_as_they_are():
+def test_digits_are_red_where_a_head_attends_and_unchanged_elsewhere():
     images = np.random.default_rng(0).uniform(size=(2, 4, 6, 3)).astype(np.float32)
     weights = np.zeros((2, 1, 6, 6), np.float32)
     weights[..., 4] = 1.0  # All look at the patch in row 1, column 1.
@@ -69,7 +69,8 @@ def test_of_large_images_fewer_are_shown_so_that_the_page_stays_small(monkeypatc
         assert len(pictures["attention"].cells) == shown
 
 
-def test_the_rollout_follows_a_token_through_the_blocks_and_half_of_it_stays():
+def test_the_rollout_follows_a_token_through_the_blocks():
+    """Half of it stays at its position in each block."""
     first, second = np.zeros((2, 1, 2, 4, 4), np.float32)
     first[:, :] = np.eye(4)[[0, 1, 3, 3]]  # token 2 reads token 3
     second[:, 0], second[:, 1] = np.eye(4)[[2, 1, 2, 3]], np.eye(4)[[0, 1, 2, 3]]  # one head lets token 0 read token 2
@@ -91,7 +92,7 @@ def test_the_rollout_is_the_gradient_of_a_vit_that_only_mixes_tokens():
     np.testing.assert_allclose(rollout([*weights])[1], jacobian[1, :, 1], atol=1e-6)
 
 
-def test_the_filters_are_the_directions_that_most_of_the_embedding_is_made_of():
+def test_the_filters_are_the_principal_components_of_the_embedding():
     rng = np.random.default_rng(0)
     strong, weak = np.linalg.qr(rng.normal(size=(3 * 3 * 2, 2)))[0].T
     kernel = np.outer(strong, 5 * rng.normal(size=40)) + np.outer(weak, rng.normal(size=40))  # [P P C, D]

@@ -55,7 +55,8 @@ def test_the_encoder_gives_torchs_mean_and_log_variance_and_every_gradient():
 
 
 @pytest.mark.parametrize("train", [False, True])
-def test_the_decoder_gives_torchs_images_and_every_gradient_with_batch_norm(train):
+def test_the_decoder_gives_torchs_images_and_gradients(train):
+    """With batch norm."""
     theirs = torch_decoder(Z, SIZES, 24, dropout=0.0)
     with torch.no_grad():  # statistics that are not 0 and 1
         theirs[4].running_mean.uniform_(-1, 1)
@@ -78,7 +79,8 @@ def test_the_decoder_gives_torchs_images_and_every_gradient_with_batch_norm(trai
     assert_close(gradients, our_params(theirs, DECODER, gradients=True), 1e-4)
 
 
-def test_the_discriminators_logit_is_that_of_torchs_probability_and_predict_is_the_probability():
+def test_the_discriminator_gives_the_logit_of_torchs_probability():
+    """Its `predict` gives the probability."""
     theirs = torch_discriminator(Z, SIZES).eval()
     expected = theirs(torch.from_numpy(np.array(CODES)))[:, 0]
     expected.log().sum().backward()
@@ -117,7 +119,7 @@ def test_parameters_start_within_torchs_bounds():
         assert params[name]["kernel"].std() == pytest.approx(fan_in**-0.5 / np.sqrt(3), rel=0.15)
 
 
-def test_a_code_in_training_is_drawn_around_the_mean_with_the_variance_told():
+def test_a_code_in_training_is_drawn_with_the_given_mean_and_variance():
     module = AAEEncoder(Z, SIZES, dropout=0.0)
     variables = random_variables(module, IMAGES)
 
@@ -129,7 +131,7 @@ def test_a_code_in_training_is_drawn_around_the_mean_with_the_variance_told():
     np.testing.assert_allclose(np.log(codes.z.var(0)), codes.log_variance[0], atol=0.15)
 
 
-def test_a_code_in_training_carries_gradients_to_mean_and_variance_by_the_same_noise():
+def test_gradients_reach_mean_and_variance_by_the_same_noise():
     module = AAEEncoder(Z, SIZES, dropout=0.0)
     params = random_variables(module, IMAGES)["params"]
 
@@ -186,7 +188,8 @@ def test_categories_are_probabilities_and_join_the_code_in_front_of_z():
     np.testing.assert_array_equal(again, model.apply(variables, code.z, code.y, method="decode"))
 
 
-def test_normalized_categories_have_logits_of_mean_0_and_variance_1_over_the_batch():
+def test_normalized_category_logits_have_mean_0_and_variance_1():
+    """Over the batch."""
     model = AAEEncoder(Z, SIZES, dropout=0.0, categories=K, normalize_categories=True)
     variables = model.init({"params": KEY}, IMAGES)
     code, _ = model.apply(variables, IMAGES, train=True, rngs={"sample": KEY}, mutable=["batch_stats"])
@@ -252,7 +255,7 @@ def test_images_come_in_the_range_and_in_the_shape_of_the_decoder(activation, lo
     np.testing.assert_allclose(decoder.apply(variables, CODES)[0].reshape(-1), link(bias), rtol=1e-5)
 
 
-def test_bfloat16_changes_the_products_and_keeps_parameters_and_results_float32():
+def test_bfloat16_products_keep_parameters_and_results_float32():
     for dtype, tolerance in (("float32", 0.0), ("bfloat16", 0.05)):
         model = aae({"dtype": dtype}, {"dtype": dtype})
         variables = random_variables(aae(), IMAGES)

@@ -188,7 +188,7 @@ def test_a_broken_key_that_nothing_hides_breaks_every_output(attend):
     assert jnp.isnan(jax.jit(attend)(q, k.at[:, :, 4].set(jnp.nan), v)).all()
 
 
-def test_a_broken_key_spoils_only_the_weights_of_the_queries_that_attend_to_it():
+def test_a_nan_key_spoils_only_the_queries_that_attend_to_it():
     q, k, v = qkv()
     _, weights = scaled_dot_product_attention(q, k.at[:, :, 4].set(jnp.nan), v, causal=True)
     _, clean = scaled_dot_product_attention(q, k, v, causal=True)
@@ -207,7 +207,8 @@ def test_gradients_under_a_mask_are_the_derivatives(attend):
     check_grads(lambda *x: masked(*map(jnp.asarray, x)), (q, k, v, bias), order=1, modes=["rev"], rtol=2e-2, atol=2e-2)
 
 
-def test_second_order_gradients_are_the_derivatives_of_the_first_and_vmap_is_a_loop():
+def test_second_order_gradients_are_the_derivatives_of_the_first():
+    """And vmap equals a loop."""
     q, k, v = (x[0, 0] for x in qkv())
 
     def loss(*inputs):
@@ -322,7 +323,9 @@ def test_what_cannot_be_done_is_refused_with_what_can(options, message):
         inspect.unwrap(scaled_dot_product_attention)(*qkv(), **options)
 
 
-def test_auto_goes_by_chunks_only_for_large_logits_whose_weights_nobody_wants(monkeypatch):
+def test_auto_computes_in_chunks_only_for_large_logits(monkeypatch):
+    """And only if the weights are not returned."""
+
     def loops(limit, return_weights):
         monkeypatch.setattr("w2jax.attention.CHUNK_ABOVE_BYTES", limit)
         attention = partial(scaled_dot_product_attention, return_weights=return_weights)
@@ -493,7 +496,7 @@ def test_widths_that_heads_do_not_divide_are_refused_by_name(options):
         mha.init(jax.random.key(0), normal(0, B, T, 12))
 
 
-def test_separate_widths_for_queries_and_values_give_the_asked_output_width():
+def test_separate_widths_of_queries_and_values_give_the_output_width():
     query = normal(0, B, T, 9)
     mha = MultiHeadAttention(2, embed_dim=6, qk_dim=8, v_dim=10)
     variables = random_variables(mha, query)
@@ -502,7 +505,8 @@ def test_separate_widths_for_queries_and_values_give_the_asked_output_width():
     assert run(mha, variables, query)[0].shape == (B, T, 6)
 
 
-def test_projections_to_heads_begin_uniform_within_the_bound_of_glorot_over_all_heads():
+def test_projections_to_heads_are_initialized_by_glorot_over_all_heads():
+    """Uniformly."""
     attention = MultiHeadAttention(num_heads=3, qk_dim=60, v_dim=36)
     params = attention.init(jax.random.key(0), jnp.zeros((2, 5, 24)))["params"]
     for name, width in (("query", 60), ("key", 60), ("value", 36)):

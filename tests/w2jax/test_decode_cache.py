@@ -50,7 +50,8 @@ def test_decoding_in_pieces_is_the_full_causal_pass(mha, pieces, monkeypatch):
     assert cache["key"].shape == (B, mha.num_kv_heads or mha.num_heads, L, D // mha.num_heads)
 
 
-def test_without_causal_a_piece_sees_itself_and_what_is_written_but_nothing_unwritten():
+def test_without_causal_a_piece_sees_itself_and_what_is_written():
+    """And nothing of the cache that is not yet written."""
     mha, x = MultiHeadAttention(3), normal(1, B, L, D)
     params, cache = with_cache(mha, x)
     for start, stop in ((0, 4), (4, 6)):

@@ -145,7 +145,7 @@ def test_the_defaults_are_those_of_torch():
     assert ours.activation == theirs["activation"].default.__name__
 
 
-def test_an_output_depends_on_the_target_up_to_itself_and_on_the_whole_source():
+def test_an_output_depends_on_earlier_targets_and_the_whole_source():
     model, (source, target) = transformer(), inputs()
     variables = random_variables(model, source, target)
 
@@ -159,7 +159,8 @@ def test_an_output_depends_on_the_target_up_to_itself_and_on_the_whole_source():
 
 
 @pytest.mark.slow
-def test_padding_even_nan_leaves_outputs_and_gradients_as_if_it_were_cut_off():
+def test_padding_changes_neither_outputs_nor_gradients():
+    """Even if it is NaN."""
     model, (source, target) = transformer(), inputs()
     variables = random_variables(model, source, target)
     s, t = 4, 2
@@ -318,7 +319,8 @@ def tokens():
     [{}, {"positions": "learned", "source_vocab_size": SOURCE_V}, {"tie_output": False, "pre_norm": True}],
     ids=str,
 )
-def test_tokens_are_embedded_times_root_d_plus_positions_and_read_out_by_the_same_embedding(options):
+def test_tokens_are_embedded_times_root_d_plus_positions(options):
+    """The same embedding computes the logits."""
     model, (source, target) = seq2seq(**options), tokens()
     params = random_variables(model, source, target)["params"]
     logits, _ = run(model, {"params": params}, source, target, source_lengths=MASKS["source_lengths"])
@@ -370,7 +372,8 @@ def test_generating_with_the_cache_writes_what_full_passes_write(options, factor
     np.testing.assert_array_equal(generate(variables, source, start, LENGTH, end, lengths), ended)
 
 
-def test_more_tokens_than_max_length_are_an_error_or_nan_where_only_the_device_knows():
+def test_more_tokens_than_max_length_are_an_error_or_nan():
+    """NaN where only the device knows how many there are."""
     model, (source, target) = seq2seq(max_length=S), tokens()
     variables = random_variables(model, source, target)
     longer = jnp.concatenate([source, source], axis=1)

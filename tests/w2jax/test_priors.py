@@ -15,7 +15,7 @@ def draw(prior, size=2, scale=2.0, classes=None, count=N):
     return np.asarray(sample_prior(KEY, prior, count, size, scale, classes, K))
 
 
-def test_a_gaussian_has_its_standard_deviation_and_the_shape_of_one_in_every_direction():
+def test_a_gaussian_has_its_standard_deviation_in_every_direction():
     codes = draw("gaussian", 3)
     np.testing.assert_allclose(np.cov(codes.T), 4.0 * np.eye(3), atol=0.15)
     along = codes @ np.array([0.6, -0.48, 0.64]) / 2.0
@@ -56,7 +56,7 @@ def test_the_swiss_roll_is_a_thin_spiral_of_even_density():
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_each_class_has_a_part_of_the_prior_and_the_parts_make_up_the_whole(prior):
+def test_the_classes_parts_make_up_the_whole_prior(prior):
     classes = jnp.arange(N) % K
     parts, whole = draw(prior, classes=classes), draw(prior)
     # The nearest other code is of the same class nearly always: the parts do not mix.

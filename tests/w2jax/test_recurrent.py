@@ -251,7 +251,8 @@ def test_a_step_of_the_lstm_makes_one_product_forward_and_one_backward():
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU])
-def test_devices_that_share_the_hidden_units_exchange_states_and_never_weights(kind):
+def test_devices_that_shard_hidden_units_exchange_only_states(kind):
+    """Never weights."""
     mesh = jax.make_mesh((4,), ("tensor",), axis_types=(AxisType.Auto,))
     batch, width, hidden = 3, 5, 16
     module, x = kind(hidden), jax.ShapeDtypeStruct((batch, 6, width), jnp.float32)
@@ -365,7 +366,8 @@ def test_an_input_or_state_of_another_shape_is_refused():
 
 
 @pytest.mark.slow
-def test_reading_in_pieces_as_the_page_on_scale_shows_has_the_same_gradient_in_an_eighth_of_the_memory():
+def test_reading_in_pieces_gives_the_same_gradient_in_less_memory():
+    """In an eighth of it, as docs/scale.md shows."""
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "in_pieces" in block)
     names: dict = {}

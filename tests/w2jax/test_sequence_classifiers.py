@@ -70,7 +70,7 @@ def test_an_lstm_classifier_is_torchs_lstm_and_linear_on_its_last_output(proj_si
     np.testing.assert_allclose(gradients[1], x.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_what_an_lstm_answers_after_a_step_depends_on_all_rows_so_far_and_on_none_later():
+def test_an_lstms_answer_depends_on_all_rows_so_far_and_none_later():
     model = LSTMClassifier(V, hidden_size=7, num_layers=2)
     variables = random_variables(model, sequences())
 
@@ -115,7 +115,8 @@ def test_every_dropout_changes_training_and_never_evaluation(model):
 
 
 @pytest.mark.parametrize("model", [ATTENTION, LSTMClassifier(V, hidden_size=7)], ids=["attention", "lstm"])
-def test_bfloat16_computes_nearly_the_same_with_parameters_and_logits_in_float32(model):
+def test_bfloat16_keeps_parameters_and_logits_in_float32(model):
+    """It computes nearly the same."""
     half = model.clone(dtype="bfloat16")
     variables = half.init(jax.random.key(0), sequences())
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}

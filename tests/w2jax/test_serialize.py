@@ -63,7 +63,8 @@ def test_an_unknown_class_is_answered_with_the_nearest_name() -> None:
         module_class("x" * 10**6)
 
 
-def test_the_names_that_earlier_files_have_for_the_parts_of_an_aae_are_read() -> None:
+def test_earlier_names_of_an_aaes_parts_are_read() -> None:
+    """Those in files that were written before the parts were renamed."""
     old = {
         "class": "AAE",
         "encoder": {"class": "Encoder", "latent_size": 3},

@@ -52,7 +52,7 @@ def test_a_block_is_the_papers_equation_or_the_courses_residual(from_norm):
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_residual_from_the_norm_is_refused_where_no_norm_stands_before_it():
+def test_a_residual_from_the_norm_needs_a_norm_before_it():
     block = EncoderBlock(H, F, pre_norm=False, residual_from_norm=True)
     with pytest.raises(ValueError, match="residual_from_norm needs pre_norm True"):
         jax.eval_shape(block.init, jax.random.key(0), tokens())
@@ -80,7 +80,8 @@ def test_the_mlp_is_torchs_with_every_activation(activation, torchs):
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_scanned_layers_equal_unrolled_ones_in_value_attention_and_gradient(remat):
+def test_scanned_layers_equal_unrolled_ones(remat):
+    """In value, attention weights and gradient."""
     depth = 3
     block = EncoderBlock(H, F, layer_scale=0.5)
     unrolled, scanned = TransformerEncoder(block, depth), TransformerEncoder(block, depth, remat=remat, scan=True)
@@ -105,7 +106,7 @@ def test_scanned_layers_equal_unrolled_ones_in_value_attention_and_gradient(rema
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_rematerialised_layers_give_the_same_gradient_from_less_saved_memory():
+def test_rematerialised_layers_give_the_same_gradient_in_less_memory():
     def saved(remat):
         encoder = TransformerEncoder(EncoderBlock(H, F), 3, remat=remat)
         params = random_variables(encoder, tokens())
@@ -122,7 +123,8 @@ def test_rematerialised_layers_give_the_same_gradient_from_less_saved_memory():
     assert remat_size < plain_size / 2
 
 
-def test_drop_path_drops_whole_examples_keeps_the_mean_and_rises_with_depth():
+def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+    """Its rate rises with the depth."""
     x = jnp.ones((4000, 2, 3))
     dropped = DropPath().apply({}, x, jnp.float32(0.25), rngs={"dropout": jax.random.key(0)})
     kept = dropped[:, 0, 0] > 0
@@ -142,7 +144,8 @@ def test_drop_path_drops_whole_examples_keeps_the_mean_and_rises_with_depth():
         np.testing.assert_allclose(out[0, 0, :2], [0.0 + 0.1 + 0.2 + 0.3, 0.3], rtol=1e-6)
 
 
-def test_random_layers_are_still_in_evaluation_and_drawn_per_layer_in_training():
+def test_random_layers_do_nothing_in_evaluation():
+    """In training each layer draws its own."""
     encoder = TransformerEncoder(EncoderBlock(H, F, dropout=0.3, attention_dropout=0.2), 2, drop_path=0.2)
     variables = random_variables(encoder, tokens())
     still = run(TransformerEncoder(EncoderBlock(H, F), 2), variables, tokens())[0]

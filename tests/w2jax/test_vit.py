@@ -123,7 +123,8 @@ def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits():
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("pool", ["cls", "gap", "map"])
-def test_pools_read_the_class_token_or_the_patches_behind_or_before_the_norm(pool, after):
+def test_pools_read_the_class_token_or_the_patches(pool, after):
+    """Before or after the norm, as the pool says."""
     model = vit(num_classes=0, num_registers=2, pool=pool, norm_after_pool=after)
     variables = init(model)
 
@@ -166,7 +167,8 @@ def test_sincos_positions_vary_in_two_directions_and_have_unit_pairs():
     np.testing.assert_allclose(positions[0, 3, 0], np.sin(3 / 10_000 ** np.linspace(0, 1, 4)), rtol=1e-5)
 
 
-def test_resized_positions_fit_the_new_image_keep_the_class_token_and_interpolate():
+def test_resized_positions_interpolate_and_keep_the_class_token():
+    """They fit the new image."""
     model = vit()
     variables = init(model)
     resized = model.resize(variables, (HEIGHT, WIDTH), (12, 8))

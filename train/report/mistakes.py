@@ -13,7 +13,7 @@ from train.data import Source
 from train.process.errors import UserError
 from train.report.pictures import encode_png
 from train.run.atomic import write_atomic
-from train.run.files import MISTAKES
+from train.run.files import MISTAKES, read_run_json
 
 WORST = 24  # mistakes with their images
 _SIDE = 96  # pixels; smaller images are enlarged to it

@@ -16,7 +16,7 @@ from PIL import Image
 
 from train.process.errors import UserError
 from train.run.atomic import write_atomic
-from train.run.files import PICTURES
+from train.run.files import PICTURES, read_run_json
 from train.task import Grid, Picture, Plane, Scatter
 from w2jax.text import one_line, shorten
 

@@ -46,8 +46,10 @@ def read_run_json(path: Path) -> dict[str, Any]:
     """
     try:
         return read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{error}; the file is damaged") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ def test_nothing_changes_when_all_is_off():
     np.testing.assert_array_equal(labels, LABELS)
 
 
-def test_the_result_follows_from_the_key_and_stays_a_picture_with_a_distribution():
+def test_the_key_decides_the_augmentation():
+    """The result is still an image in [0, 1] and a distribution over labels."""
     (a, la), (b, lb), (c, _) = run(EVERYTHING), run(EVERYTHING), run(EVERYTHING, key=2)
     np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(la, lb)
@@ -41,7 +42,7 @@ def test_the_result_follows_from_the_key_and_stays_a_picture_with_a_distribution
     np.testing.assert_allclose(la.sum(-1), 1.0, rtol=1e-6)
 
 
-def test_a_whole_pixel_move_takes_each_pixel_from_its_neighbour_and_fills_with_zero():
+def test_a_shift_by_whole_pixels_moves_pixels_and_fills_with_zero():
     moved = warp(IMAGES[0], jnp.array([[1.0, 0, 2], [0, 1, -3]]))
     expected = np.zeros((HEIGHT, WIDTH, C), np.float32)
     expected[:-2, 3:] = IMAGES[0, 2:, :-3]
@@ -87,7 +88,8 @@ def test_an_erased_part_is_one_rectangle_no_larger_than_asked():
         assert max(rows.sum(), columns.sum()) <= 0.6 * HEIGHT + 1
 
 
-def test_mixup_blends_image_and_label_by_one_weight_and_the_first_stays_the_larger():
+def test_mixup_blends_image_and_label_by_one_weight():
+    """The first image keeps the larger weight."""
     found = []
     mix = jax.jit(partial(augment, config=Augment(mixup=0.5)))
     for key in jax.random.split(jax.random.key(0), 20):
@@ -109,7 +111,8 @@ def test_random_operations_differ_between_images_and_stay_in_range(magnitude):
     assert len({tuple(np.round(x, 4).ravel()) for x in np.asarray(out)}) >= 18  # 11 operations, most of two signs
 
 
-def test_random_operations_of_no_strength_leave_a_picture_of_full_contrast_as_it_is():
+def test_random_operations_of_strength_zero_change_nothing():
+    """For an image of full contrast."""
     image = IMAGES[0].at[0, 0].set(0).at[0, 1].set(1)  # each channel spans 0..1, so autocontrast has nothing to do
     keys = jax.random.split(jax.random.key(3), 60)
     out = jax.jit(jax.vmap(lambda k: rand_augment(k, image, 1, 0.0)))(keys)
@@ -177,7 +180,8 @@ def test_slants_and_moves_read_rows_and_columns_between_their_pixels(strength, s
 
 
 @pytest.mark.parametrize("strength, shape", [(-1.0, (26, 43)), (0.4, (43, 26)), (1.0, (51, 22))])
-def test_three_shears_turn_as_the_exact_rotation_and_lose_nothing_that_it_keeps(strength, shape):
+def test_three_shears_equal_the_exact_rotation(strength, shape):
+    """Pixels that the exact rotation keeps in the image are kept."""
     angle = np.deg2rad(30 * strength)
     matrix = jnp.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
     # A pixel's colour is its own place, which survives linear interpolation, so the result tells where it came from.

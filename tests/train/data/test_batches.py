@@ -39,7 +39,7 @@ def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     )
 
 
-def test_each_epoch_shows_every_example_exactly_once_in_an_order_of_its_own() -> None:
+def test_each_epoch_shows_every_example_once_in_a_new_order() -> None:
     order = drawn(batches(Numbers(35), 7, seed=3, start_step=0, stop_step=4 * 5))
     epochs = [order[start : start + 35] for start in range(0, 4 * 35, 35)]
     assert all(sorted(epoch) == list(range(35)) for epoch in epochs)
@@ -54,7 +54,8 @@ def test_a_batch_tells_the_number_of_each_example_in_the_split() -> None:
         assert batch["index"].tolist() == batch["image"].ravel().tolist()
 
 
-def test_epochs_follow_without_a_gap_when_the_batch_does_not_divide_the_split() -> None:
+def test_epochs_follow_without_a_gap() -> None:
+    """When the batch size does not divide the split."""
     order = drawn(batches(Numbers(10), 4, seed=3, start_step=0, stop_step=5))
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
 
@@ -111,9 +112,8 @@ def test_rows_that_do_not_rise_or_lie_outside_of_the_batch_are_refused(rows: lis
 
 
 @pytest.mark.parametrize(("count", "batch_size", "steps"), [(35, 8, 5), (35, 7, 5), (3, 8, 1)])
-def test_evaluation_shows_every_example_once_in_order_and_masks_the_filling(
-    count: int, batch_size: int, steps: int
-) -> None:
+def test_evaluation_shows_every_example_once_and_masks_the_padding(count: int, batch_size: int, steps: int) -> None:
+    """In order."""
     found = list(eval_batches(Numbers(count), batch_size))
     assert len(found) == steps
     assert all(batch["image"].shape == (batch_size, 1, 1, 1) and batch["mask"].dtype == bool for batch in found)

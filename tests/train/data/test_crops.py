@@ -68,7 +68,7 @@ def test_random_boxes_keep_to_the_image_the_area_and_the_proportions(width: int,
     assert 1.32 < stretch.max() <= 4 / 3 + 1e-9
 
 
-def test_small_boxes_are_uniform_in_area_place_and_logarithm_of_the_proportions() -> None:
+def test_small_boxes_are_uniform_in_area_position_and_log_aspect_ratio() -> None:
     found = boxes(630, 420, 1e-6)  # In these proportions every box of up to 3/4 of the area fits.
     wide, high = found[:, 2] - found[:, 0], found[:, 3] - found[:, 1]
     area, stretch = wide * high / (630 * 420), np.log(wide / high * SIZE[0] / SIZE[1]) / np.log(4 / 3)
@@ -83,7 +83,8 @@ def test_small_boxes_are_uniform_in_area_place_and_logarithm_of_the_proportions(
         np.testing.assert_allclose(parts / len(values), 0.25, atol=0.035)
 
 
-def test_of_an_image_in_which_no_try_fits_the_largest_box_of_its_height_or_width_is_taken() -> None:
+def test_an_image_in_which_no_crop_fits_gets_the_largest_box() -> None:
+    """The largest allowed box of its full height or width."""
     for width, height, wide, high in ((900, 100, 200, 100), (100, 900, 100, 100 / 1.5 / 0.75)):
         found = boxes(width, height, 0.9, count=50)
         np.testing.assert_allclose(found[:, 2] - found[:, 0], wide)
@@ -138,7 +139,7 @@ def test_a_cut_photograph_is_refused_at_any_scale() -> None:
         decode(cut, 3, SIZE, lambda *found: (0.0, 0.0, 645.0, 403.0))
 
 
-def test_training_images_are_cropped_anew_each_epoch_and_test_images_in_the_middle(photos: Data) -> None:
+def test_training_crops_change_each_epoch_and_test_crops_are_central(photos: Data) -> None:
     train, test = open_source(photos, "train", train=True), open_source(photos, "train")
     assert isinstance(train, StreamingSource)
     assert isinstance(test, InMemorySource)

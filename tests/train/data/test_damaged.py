@@ -111,7 +111,7 @@ def test_the_record_that_is_damaged_is_named_among_those_of_a_batch(dataset: tup
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_the_first_record_of_a_streamed_split_is_looked_at_when_it_is_opened(tmp_path: Path) -> None:
+def test_opening_a_streamed_split_checks_its_first_record(tmp_path: Path) -> None:
     features = {"image": tfds.features.Image(shape=SHAPE), "label": tfds.features.ClassLabel(num_classes=1)}
     image = encode_png(np.zeros((7, 11, 3), np.uint8))
     write(DatasetMetadata("odd", "1.0.0", features, ""), {"train": [{"image": image, "label": 0}]}, tmp_path)

@@ -58,7 +58,8 @@ def test_other_records_and_other_sizes_are_other_splits(tiny: Data) -> None:
         assert all(same(read(config, split), streamed(config, split)) for config, split in asked)
 
 
-def test_a_file_that_changes_its_content_but_not_its_name_size_and_time_is_another(tmp_path: Path) -> None:
+def test_a_file_with_other_content_is_decoded_again(tmp_path: Path) -> None:
+    """Although its name, size and time are the same."""
     config = Data(name="tiny", dir=str(tmp_path))
     (file,) = prepare(tmp_path, labels={4: 50}).glob("*train*")
     stat, first = file.stat(), read(config)
@@ -107,7 +108,8 @@ def test_what_was_used_longest_ago_makes_room(tiny: Data, folder: Path, monkeypa
     assert len(decoded) == 4
 
 
-def test_a_label_that_a_changed_description_forbids_is_refused_although_its_split_is_kept(tmp_path: Path) -> None:
+def test_a_label_that_a_changed_description_forbids_is_refused(tmp_path: Path) -> None:
+    """Although the decoded split is in the cache."""
     config, features = Data(name="tiny", dir=str(tmp_path)), prepare(tmp_path, labels={17: 99}) / "features.json"
     assert 99 in read(config)["label"]
     features.write_text(features.read_text().replace('"100"', '"4"'))

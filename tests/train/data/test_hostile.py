@@ -82,7 +82,8 @@ def test_a_member_that_claims_more_than_the_archive_has_asks_for_no_memory(tmp_p
         RawFiles(tmp_path / "a.tar").read("file", max_bytes=2000)
 
 
-def test_links_and_devices_in_an_archive_are_no_files_and_nothing_is_written(tmp_path: Path) -> None:
+def test_links_and_devices_in_an_archive_are_refused(tmp_path: Path) -> None:
+    """Nothing is written."""
     place = tmp_path / "archives"
     place.mkdir()
     device, hard = tarfile.TarInfo("device"), tarfile.TarInfo("hard")
@@ -96,7 +97,8 @@ def test_links_and_devices_in_an_archive_are_no_files_and_nothing_is_written(tmp
     assert [path.name for path in tmp_path.rglob("*")] == ["archives", "evil.tar.gz"]
 
 
-def test_of_two_members_of_one_name_the_last_counts_as_when_it_is_extracted(tmp_path: Path) -> None:
+def test_the_last_of_two_archive_members_of_one_name_counts(tmp_path: Path) -> None:
+    """As it does when tar extracts the archive."""
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for content in (b"first", b"last!"):
             info = tarfile.TarInfo("file")

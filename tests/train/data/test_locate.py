@@ -58,9 +58,8 @@ def test_the_folder_is_the_one_given_then_the_environments_then_the_homes(
 
 
 @pytest.mark.parametrize(("name", "near"), [("tinny", "tiny"), ("fashon_mnist", "fashion_mnist"), ("cifar", "cifar10")])
-def test_an_unknown_name_is_answered_with_the_nearest_prepared_and_preparable(
-    tiny_dir: Path, name: str, near: str
-) -> None:
+def test_an_unknown_dataset_is_refused_with_the_nearest_name(tiny_dir: Path, name: str, near: str) -> None:
+    """Among datasets that are prepared or can be prepared."""
     with pytest.raises(UserError, match=rf"there is no dataset {name} in .*\. Did you mean .*\b{near}\b"):
         locate_dataset(name, str(tiny_dir))
 
@@ -92,7 +91,8 @@ def test_a_name_cannot_leave_the_folder(tiny_dir: Path, name: str) -> None:
         locate_dataset(name, str(tiny_dir))
 
 
-def test_a_dataset_that_cannot_be_read_at_random_says_how_to_write_it_again(tmp_path: Path) -> None:
+def test_a_dataset_without_random_access_is_refused(tmp_path: Path) -> None:
+    """The error says how to write the dataset again."""
     for name, command in (
         ("mnist", "python -m train.prepare mnist --data-dir .* --overwrite"),
         ("flowers", "tfds build"),

@@ -25,7 +25,8 @@ def test_the_sample_has_as_many_images_of_each_digit_and_none_twice() -> None:
     assert len(seen) == 12_000
 
 
-def test_the_sample_is_small_names_its_maker_and_licence_and_opens_with_tfds() -> None:
+def test_the_sample_names_its_maker_and_licence_and_opens_with_tfds() -> None:
+    """It is small, too."""
     folder = locate_dataset("mnist_sample")
     assert sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) < 5_000_000
     licence = (folder.parent / "LICENSE").read_text()

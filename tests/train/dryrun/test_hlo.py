@@ -68,7 +68,7 @@ def test_a_convolution_counts_what_meets_the_image(padding, meetings):
     assert counts(program).flops == 2 * 7 * 11 * 13 * meetings
 
 
-def test_the_mathematics_ask_for_what_the_program_does_without_recomputation():
+def test_model_flops_equal_those_of_the_program_without_recomputation():
     def loss(weights, x):
         return chain(x, weights).sum()
 
@@ -103,7 +103,8 @@ def test_a_gathered_array_counts_whole():
     assert (gather.count, gather.bytes, gather.sent) == (1, 4 * 8 * 3, 3 / 4 * 4 * 8 * 3)
 
 
-def test_memory_traffic_of_a_slice_is_what_it_takes_in_a_fusion_of_a_fusion_too():
+def test_a_slice_reads_only_its_own_bytes():
+    """Also inside a fusion of a fusion."""
     text = """
 %inner (a: f32[9,5,7], i: s32[]) -> f32[1,5,7] {
   %i = s32[] parameter(1)
@@ -173,7 +174,8 @@ ENTRY %main (s: (s32[], f32[2,256])) -> (s32[], f32[2,256]) {
 """
 
 
-def test_a_loop_runs_up_to_the_constant_of_its_condition_and_a_spread_collective_counts_once():
+def test_a_loop_counts_as_often_as_its_condition_says():
+    """A collective that is split into start and done counts once."""
     result = count(TPU, devices=4)
     gather = result.collectives["all-gather"]
     # [2, 256] lies in tiles of 8×128, so each device gives 8 rows.

@@ -215,7 +215,8 @@ def no_file_above(size):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("size", [10, 600, 4000])  # in a small file, orbax's own, and that of the arrays
-def test_a_save_that_cannot_be_written_is_told_and_leaves_the_others_whole_and_the_next_one_succeeds(saved, size):
+def test_a_failed_save_is_reported_and_leaves_the_other_checkpoints(saved, size):
+    """The next save succeeds."""
     with Checkpoints(saved) as checkpoints:
         with no_file_above(size):
             checkpoints.save(9, state(9), {"seconds": 9.0})

@@ -68,7 +68,8 @@ def begun(config, source=None):
     return task, jax.jit(task.init)(start.params), start.note
 
 
-def test_the_architecture_is_the_files_and_what_matters_in_training_only_is_the_configs(tmp_path):
+def test_the_architecture_is_the_files_and_the_rest_the_configs(tmp_path):
+    """Options that matter only in training come from the config."""
     written(tmp_path / "vit.safetensors")
     training = ["--model.dropout", "0.1", "--model.drop-path", "0.2", "--model.scan-layers"]
     config = parsed(tmp_path / "vit.safetensors", *training, "--model.num-classes", "4", "--model.depth", "1")
@@ -83,7 +84,8 @@ def test_layers_are_stacked_for_a_scan_if_the_config_scans(tmp_path):
     assert_same_trees(state.params["encoder"]["blocks"], jax.tree.map(lambda *x: jnp.stack(x), *blocks))
 
 
-def test_what_tensors_do_not_tell_is_the_users_and_the_model_computes_what_it_did(tmp_path):
+def test_options_that_tensors_do_not_show_come_from_the_user(tmp_path):
+    """The model computes what the original computed."""
     variables = random_variables(model, jnp.zeros((1, 28, 28, 1)))
     save_file(to_torch(model, variables, "timm"), tmp_path / "vit.safetensors")
     config = parsed(tmp_path / "vit.safetensors", *UNTOLD)
@@ -125,7 +127,8 @@ def test_a_config_made_without_the_command_line_must_be_the_files(tmp_path):
     make_task(dataclasses.replace(config, model=model), nothing()).initial_params()
 
 
-def test_all_but_a_new_head_and_resized_positions_are_the_files_bit_for_bit(tmp_path):
+def test_parameters_are_the_files_bit_for_bit(tmp_path):
+    """Except for a new head and resized positions."""
     path, module = tmp_path / "vit.safetensors", model.clone(num_classes=7, pool="cls", pre_logits_dim=5)
     params = dict(written(path, module, size=(42, 42), format="google")["params"])
     _, state, note = begun(parsed(path))
@@ -160,7 +163,8 @@ def test_half_precision_is_trained_in_float32(tmp_path):
     assert_same_trees(state.params, jax.tree.map(lambda x: x.astype(jnp.float32), halves["params"]))
 
 
-def test_parameters_are_an_argument_of_init_and_lie_where_the_state_wants_them(tmp_path):
+def test_pretrained_parameters_are_placed_as_the_state_is(tmp_path):
+    """They are an argument of init, not constants of its program."""
     written(tmp_path / "vit.safetensors")
     task = make_task(parsed(tmp_path / "vit.safetensors"), nothing())
     params = task.initial_params().params
@@ -205,9 +209,8 @@ def whole(tmp_path_factory):
     return folder, fit(parsed(folder / "vit.safetensors", *RUN, str(folder / "a")), make_task)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_and_asks_the_file_for_its_architecture_only(
-    whole, capsys, monkeypatch
-):
+def test_a_resumed_run_reads_only_the_architecture_from_the_weights_file(whole, capsys, monkeypatch):
+    """It equals an uninterrupted run."""
     folder, state = whole
     path = folder / "vit.safetensors"
     shutil.copytree(folder / "a", folder / "b")

@@ -16,7 +16,8 @@ OPTIONS = (
 )
 
 
-def test_a_run_killed_at_random_moments_ends_in_the_bits_of_one_that_never_was(tmp_path):
+def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path):
+    """The same as an uninterrupted run."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # Shown if it fails.
     rng = random.Random(seed)

@@ -55,7 +55,7 @@ def test_a_streamed_split_trains_to_the_same_bits_as_one_in_memory(finished, tmp
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_on_streamed_random_crops_goes_on_with_the_same_crops(tmp_path):
+def test_a_resumed_run_on_streamed_images_takes_the_same_crops(tmp_path):
     config = small(tmp_path / "whole", image_size=(14, 14), crop=0.3, workers=0)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, save_every=3))
     whole = fit(config, make_task)
@@ -117,7 +117,7 @@ def test_the_mistakes_are_those_of_the_last_evaluation(finished):
     assert np.trace(expected) / 24 == pytest.approx(lines(config)[-1]["accuracy"])
     for mistake in mistakes["worst"]:
         row = probabilities[mistake["example"]]
-        assert (mistake["label"], mistake["said"]) == (examples["label"][mistake["example"]], row.argmax())
+        assert (mistake["label"], mistake["predicted"]) == (examples["label"][mistake["example"]], row.argmax())
         assert mistake["probability"] == pytest.approx(row.max(), abs=1e-4)
 
 
@@ -173,7 +173,8 @@ def test_a_report_that_finds_no_room_stops_a_run_unless_it_is_to_go_on(tmp_path,
         assert "Finished of 5 steps" in Path(config.run.dir, "report.html").read_text()
 
 
-def test_figures_are_given_as_many_images_as_the_task_wants_and_know_which_only_fill_up(finished, tmp_path):
+def test_figures_receive_as_many_images_as_the_task_wants(finished, tmp_path):
+    """A mask says which of them are padding."""
     config, _ = finished
     shutil.copytree(config.run.dir, tmp_path / "run")
     config = dataclasses.replace(

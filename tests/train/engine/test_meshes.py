@@ -110,7 +110,8 @@ def small_models_are_cut(monkeypatch):
     [pytest.param(*case, marks=[] if case == QUICK else pytest.mark.slow) for case in CASES],
     ids=[f"{task}-{sizes.data}x{sizes.fsdp}x{sizes.tensor}" for task, sizes in CASES],
 )
-def test_a_mesh_computes_what_one_device_computes_and_each_device_holds_its_share(task, sizes):
+def test_a_mesh_computes_what_one_device_computes(task, sizes):
+    """Each device holds its share of the state and does its share of the FLOPs."""
     one, many = trainee(task).one, trainee(task).run(sizes)
     assert one.metrics.keys() == many.metrics.keys()
     for name, expected in one.metrics.items():
@@ -150,7 +151,7 @@ def test_a_mesh_computes_what_one_device_computes_and_each_device_holds_its_shar
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", CLASSIFIERS)
-def test_two_devices_of_a_cpu_compute_in_micro_batches_what_one_device_computes(task):
+def test_micro_batches_on_two_cpu_devices_compute_what_one_device_does(task):
     model = trainee(task).config.model
     quiet = {name: 0.0 for name in ("dropout", "attention_dropout", "drop_path") if hasattr(model, name)}
     calm = Trainee(task, model=model.clone(**quiet), optim=Optim(), augment=Augment(shift=2, mixup=0.2))

@@ -58,7 +58,8 @@ ALL = {"data": 1, "fsdp": 2, "tensor": 2}
         ("step", (), P()),
     ],
 )
-def test_the_rule_cuts_heads_and_widths_by_tensor_and_the_largest_other_axis_by_fsdp(name, shape, expected):
+def test_the_rule_shards_heads_and_widths_by_tensor_the_rest_by_fsdp(name, shape, expected):
+    """fsdp shards the largest axis that tensor does not."""
     assert partition_spec(name, shape, ALL) == expected
 
 

@@ -73,7 +73,8 @@ def on_devices(devices, micro_batch, loss=wide_error):
 
 
 @pytest.mark.parametrize(("devices", "micro_batch"), [(2, 4), (3, 2), (4, 1)])
-def test_micro_batches_give_the_whole_batchs_gradient_keep_little_and_exchange_it_once(devices, micro_batch):
+def test_micro_batches_give_the_whole_batchs_gradient(devices, micro_batch):
+    """They take little memory and exchange the gradient once."""
     (whole, arguments), (cut, arguments_of_parts) = on_devices(1, None), on_devices(devices, micro_batch)
     (state, metrics), (state_of_parts, metrics_of_parts) = whole(*arguments), cut(*arguments_of_parts)
     for name, value in metrics.items():
@@ -93,7 +94,7 @@ def test_each_example_of_each_micro_batch_has_its_own_randomness():
     assert len(set(np.round(moved, 6))) == 24 and 0.5 < np.std(moved * 24 / 0.1) < 2
 
 
-def test_the_average_starts_close_to_the_parameters_and_is_what_is_evaluated():
+def test_the_average_starts_close_to_the_parameters_and_is_evaluated():
     states, _ = run(Optim(ema=0.9), 40)
     average = states[0].params["kernel"]
     for t, state in enumerate(states[1:]):
@@ -118,7 +119,7 @@ def test_randomness_follows_from_seed_and_step_alone():
     assert len(set(first + losses(1))) == 8
 
 
-def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_its_final_part():
+def test_the_learning_rate_warms_up_and_decays_to_its_final_fraction():
     rates = np.array(
         [
             make_schedule(Optim(learning_rate=2.0, warmup_fraction=0.2, final_lr_fraction=0.1), 100)(t)
@@ -180,7 +181,8 @@ def test_a_step_tells_which_gradients_are_not_finite(value, broken):
     assert np.flatnonzero(metrics[NONFINITE]).tolist() == broken  # in the order of the leaves: a, b, c
 
 
-def test_a_skipped_step_leaves_all_but_its_number_and_the_run_goes_on_as_if_it_had_not_been():
+def test_a_skipped_step_changes_only_the_step_number():
+    """The run continues as if that batch had not been there."""
     optimizer, config = optax.adam(0.1), Optim(ema=0.9)
     plain = make_train_step(poisoned_loss, optimizer, config, 0)
     careful, state = skip_nonfinite(plain), init_state(PARAMS, optimizer, config)

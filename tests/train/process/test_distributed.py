@@ -164,7 +164,8 @@ def test_when_one_process_dies_the_other_says_so_and_ends_within_a_minute(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_saves_and_ends_all_of_them_after_the_same_step(tmp_path):
+def test_a_signal_to_one_process_ends_all_after_the_same_step(tmp_path):
+    """All of them save first."""
     with training_pair(tmp_path / "run", "--run.save-every", "1000000") as processes:
         processes[1].send_signal(signal.SIGTERM)
         outputs = [process.communicate(timeout=60)[0] for process in processes]

@@ -40,7 +40,8 @@ def test_one_variable_turns_huge_pages_off(kernel: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["[always] madvise never", "always madvise [never]", None])
-def test_no_huge_pages_are_requested_of_a_kernel_that_gives_none_on_request(kernel: Path, mode: str | None) -> None:
+def test_no_huge_pages_are_requested_where_the_kernel_gives_none(kernel: Path, mode: str | None) -> None:
+    """None on request: it gives them to all memory, or to none."""
     kernel.unlink() if mode is None else kernel.write_text(mode)
     assert huge_pages({}) == {}
 

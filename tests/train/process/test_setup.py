@@ -38,7 +38,8 @@ for devices, size in json.loads(sys.argv[1]):
         ([(2, 100)], {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, [4]),
     ],
 )
-def test_a_cpu_counts_as_the_devices_set_if_its_cores_the_batch_and_jax_allow(settings, environment, devices):
+def test_the_cpu_is_split_into_the_requested_devices(settings, environment, devices):
+    """If its cores, the batch size and JAX allow it."""
     outer = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     command = [sys.executable, "-c", PROGRAM, json.dumps(settings)]
     root = Path(__file__).parents[3]

@@ -65,7 +65,8 @@ def test_an_interrupted_run_is_saved_and_resumes_to_the_same_bits(whole, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_second_process_in_the_folder_is_refused_and_sigterm_ends_the_first(tmp_path):
+def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
+    """The first one ends when it gets a signal."""
     folder = tmp_path / "run"
     options = ["tiny", "--run.dir", str(folder), "--run.steps", "1000000", "--run.log-every", "5"]
     command = [sys.executable, "-m", "train.vit", *options]

@@ -45,7 +45,8 @@ def test_a_run_of_the_first_layout_goes_on(tmp_path, capsys):
     assert (tmp_path / "run" / "checkpoints" / "4" / "manifest.json").exists()
 
 
-def test_a_field_that_is_younger_than_the_folder_counts_as_its_default_and_no_other_value(tmp_path):
+def test_a_field_newer_than_the_folder_counts_as_its_default(tmp_path):
+    """Any other value is refused."""
     with RunFolder(config(tmp_path / "run")):
         pass
     path = tmp_path / "run" / "config.json"
@@ -76,7 +77,7 @@ def test_a_run_writes_through_no_link(tmp_path, name):
     with RunFolder(config(tmp_path / "run")):
         pass
     (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=rf"holds links \({name}\), and a run writes nowhere but in its folder"):
+    with pytest.raises(UserError, match=rf"contains links \({name}\), and a run writes only inside its folder"):
         RunFolder(config(tmp_path / "run"))
     assert not any((tmp_path / "elsewhere").iterdir())
 
@@ -84,14 +85,24 @@ def test_a_run_writes_through_no_link(tmp_path, name):
 @pytest.mark.parametrize("content", ["", "{", "[" * 10**5, "\x00"])
 def test_a_config_that_is_no_json_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match=r"config.json is not valid JSON"):
+    with pytest.raises(
+        UserError, match=r"config.json must be valid JSON: .*; the file is damaged; choose another --run.dir"
+    ):
         RunFolder(config(tmp_path))
 
 
-@pytest.mark.parametrize("content", ["[]", "3", '{"run": 3}', '{"model": [1]}'])
-def test_a_config_of_something_else_is_another_config(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "config.json must be a JSON object, got a list"),
+        ("3", "config.json must be a JSON object, got a int"),
+        ('{"run": 3}', "was made by a different config"),
+        ('{"model": [1]}', "was made by a different config"),
+    ],
+)
+def test_a_config_of_something_else_is_another_config(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="was made by a different config"):
+    with pytest.raises(UserError, match=message):
         RunFolder(config(tmp_path))
 
 

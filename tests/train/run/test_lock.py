@@ -69,7 +69,7 @@ def test_a_link_in_its_place_is_not_followed(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_where_the_file_system_has_no_locks_the_file_says_who_is_current_holder(holder, tmp_path, without_locks):
+def test_without_file_system_locks_the_file_says_who_is_running(holder, tmp_path, without_locks):
     with pytest.raises(UserError, match=f"process {holder.pid}"):
         Lock(tmp_path / "lock")
     holder.kill()

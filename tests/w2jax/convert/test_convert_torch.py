@@ -56,7 +56,8 @@ def test_recurrent_networks_compute_as_torchs(ours: Any, theirs: Any, options: d
         close(one, other)
 
 
-def test_a_file_of_an_lstm_gives_its_outputs_and_states_of_packed_sequences() -> None:
+def test_an_lstm_from_a_file_gives_torchs_outputs_and_states() -> None:
+    """For packed sequences."""
     folder = FIXTURES / "lstm_2layer"
     io, tensors = np.load(folder / "io.npz"), safetensors.numpy.load_file(folder / "model.safetensors")
     module = LSTM(6, num_layers=2)

@@ -41,7 +41,8 @@ compiled = jax.jit(with_gradients, static_argnums=(0, 1))
 @pytest.mark.slow
 @few(max_examples=25)
 @given(st.sampled_from([False, True, "bottom_right"]), st.integers(0, 2**20), st.data())
-def test_any_mask_and_lengths_give_the_values_and_gradients_of_all_logits_at_once(causal, seed, data):
+def test_any_mask_gives_the_values_and_gradients_of_all_logits_at_once(causal, seed, data):
+    """For any lengths."""
     lengths = jnp.array(data.draw(st.lists(st.integers(0, S + 1), min_size=B, max_size=B)))[:, None]
     density = data.draw(st.sampled_from([0.0, 0.3, 0.8, 1.0]))
     mask = jax.random.bernoulli(jax.random.key(seed), density, (B, 1, T, S))
@@ -64,7 +65,8 @@ def test_any_mask_and_lengths_give_the_values_and_gradients_of_all_logits_at_onc
 
 @few(max_examples=8)
 @given(st.integers(1, 7), st.integers(1, 7), st.sampled_from([(), (3,), (2, 3)]), st.booleans())
-def test_any_lengths_and_leading_axes_give_the_output_of_all_logits_at_once(queries, keys, batch, causal):
+def test_chunks_of_any_lengths_give_the_output_of_all_logits_at_once(queries, keys, batch, causal):
+    """With any leading axes."""
     q, k, v = normal(1, *batch, queries, K), normal(2, *batch, keys, K), normal(3, *batch, keys, V)
     options = {"causal": "bottom_right" if causal else False}
     outputs = [jax.jit(partial(attend, name, **options))(q, k, v) for name in ("chunked", "xla")]
@@ -104,7 +106,8 @@ def test_large_logits_neither_overflow_nor_vanish():
     close(jax.jit(partial(attend, "chunked"))(q, k, v), at_once)
 
 
-def test_memory_grows_with_the_length_where_that_of_all_logits_grows_with_its_square(monkeypatch):
+def test_memory_grows_linearly_with_the_length(monkeypatch):
+    """All logits at once take memory that grows with its square."""
     monkeypatch.setattr("w2jax.kernels.attention.QUERY_BLOCK", 64)
     monkeypatch.setattr("w2jax.kernels.attention.KEY_BLOCK", 64)
 

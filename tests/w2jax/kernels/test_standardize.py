@@ -12,7 +12,9 @@ close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
 X, V = (jnp.asarray(np.random.default_rng(seed).normal(3.0, 2.0, (2, 3, 7)), jnp.float32) for seed in range(2))
 
 
-def test_values_and_derivatives_are_those_of_the_plain_formula_in_both_modes():
+def test_values_and_derivatives_are_those_of_the_plain_formula():
+    """In both modes of differentiation."""
+
     def values_and_derivatives(f):
         f = partial(f, eps=1e-2)
         value, pull_back = jax.vjp(f, X)

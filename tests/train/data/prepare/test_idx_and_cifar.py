@@ -90,7 +90,8 @@ def test_label_names_are_as_many_as_wanted_and_differ() -> None:
         parse_label_names("file", b"\xff\xfe", 2)
 
 
-def test_raw_files_are_read_from_a_folder_gzipped_or_not_and_from_an_archive(tmp_path: Path) -> None:
+def test_raw_files_are_read_from_a_folder_and_from_an_archive(tmp_path: Path) -> None:
+    """In the folder they may be gzipped or not."""
     (tmp_path / "plain").write_bytes(b"one")
     (tmp_path / "packed.gz").write_bytes(gzip.compress(b"two"))
     raw = RawFiles(tmp_path)

@@ -23,9 +23,10 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
-def test_a_published_dataset_is_written_where_asked_and_the_next_command_shown(
+def test_a_published_dataset_is_written_to_the_chosen_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The program prints the training command that uses it."""
     mnist_folder(tmp_path)
     data_dir = tmp_path / "new" / "data"
     main(["mnist", "--from", str(tmp_path), "--data-dir", str(data_dir)])
@@ -115,9 +116,10 @@ def test_corrupt_images_are_refused_by_name_or_left_out_with_a_list(
 
 
 @pytest.mark.parametrize(("other", "words"), [((14, 21), ""), ((9, 11), " --data.image-size 56 56")])
-def test_the_next_command_resizes_only_images_that_differ_or_that_patches_do_not_divide(
+def test_the_printed_command_resizes_only_where_it_must(
     other: tuple[int, int], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Where images differ in size, or patches do not divide them."""
     for name in (f"{number}" for number in range(10)):  # as many classes as the preset has
         for file in ("a", "b"):
             save(tmp_path / "raw" / name / f"{file}.png", size=(14, 21))
