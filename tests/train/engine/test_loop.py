@@ -2,7 +2,13 @@
 
 import dataclasses
 import errno
+import logging
+import os
 import shutil
+import signal
+import sys
+import threading
+import warnings
 from pathlib import Path
 
 import jax
@@ -12,7 +18,7 @@ import pytest
 from PIL import Image
 from runs import lines, small
 
-from configs.base import Mesh
+from configs.base import Distributed, Mesh
 from train.data import open_source
 from train.engine.loop import fit
 from train.process.errors import RunStopped, UserError
@@ -20,6 +26,28 @@ from train.report.mistakes import read_mistakes
 from train.report.page import write_report
 from train.task import Grid
 from train.vit import make_task
+
+
+def process_settings():
+    """What a training program changes of its process, and a notebook has to itself."""
+    loggers = {name: logging.getLogger(name).level for name in ("", "jax", "absl", "asyncio", "orbax")}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    hooks = (sys.excepthook, sys.unraisablehook, threading.excepthook)
+    listeners = len(jax._src.monitoring.get_event_duration_listeners())
+    return loggers, handlers, hooks, listeners, dict(os.environ), dict(jax.config.values), warnings.filters[:]
+
+
+def test_fit_changes_no_setting_of_the_process(tmp_path):
+    before = process_settings()
+    fit(small(tmp_path / "run"), make_task)
+    assert process_settings() == before
+
+
+def test_processes_must_be_connected_before_fit(tmp_path):
+    config = dataclasses.replace(small(tmp_path / "run"), distributed=Distributed("127.0.0.1:9", 2, 0))
+    with pytest.raises(UserError, match=r"call train\.process\.setup\.prepare_process\(config\) before fit"):
+        fit(config, make_task)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")

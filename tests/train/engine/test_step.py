@@ -94,6 +94,30 @@ def test_each_example_of_each_micro_batch_has_its_own_randomness():
     assert len(set(np.round(moved, 6))) == 24 and 0.5 < np.std(moved * 24 / 0.1) < 2
 
 
+def split_in_vain(params, batch, key):
+    """As Flax's scan and remat do with the key of dropout, whatever its rate."""
+    keys = jax.random.split(key, 3)
+
+    @jax.checkpoint
+    def layer(x, key):
+        return jnp.tanh(x), None
+
+    x, _ = jax.lax.scan(layer, batch["x"] @ params["kernel"], keys)
+    return ((x @ params["out"] - batch["y"]) ** 2).mean(), {}
+
+
+@pytest.mark.parametrize(("loss", "is_cut"), [(wide_error, True), (split_in_vain, True), (drawn, False)])
+def test_micro_batches_are_automatic_only_where_the_loss_draws_nothing(loss, is_cut):
+    """So a config draws the same numbers on every device; a size asks for micro-batches whatever is drawn."""
+    (auto, arguments), (asked, _) = on_devices(2, "auto", loss), on_devices(2, 4, loss)
+    assert ("while" in auto.as_text() and "shard_map" in auto.as_text()) == is_cut
+    assert "shard_map" in asked.as_text()
+    if not is_cut:
+        alone, arguments_alone = on_devices(1, "auto", loss)
+        (state, _), (expected, _) = auto(*arguments), alone(*arguments_alone)
+        np.testing.assert_allclose(state.params["own"], expected.params["own"], rtol=1e-5)
+
+
 def test_the_average_starts_close_to_the_parameters_and_is_evaluated():
     states, _ = run(Optim(ema=0.9), 40)
     average = states[0].params["kernel"]

@@ -5,12 +5,18 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from configs import aae
 from configs.vit import PRESETS
+from train.aae import make_task as make_aae_task
+from train.config.cli import parse
 from train.engine.loop import fit
 from train.process.errors import UserError
+from train.run.files import read_lines
 from train.run.folder import RunFolder
+from train.run.record import read_record
 from train.vit import make_task
 
 TINY = PRESETS["tiny"].config
@@ -43,6 +49,38 @@ def test_a_run_of_the_first_layout_goes_on(tmp_path, capsys):
     assert [json.loads(line)["step"] for line in after] == [json.loads(line)["step"] for line in before]
     assert after[:3] == before[:3]
     assert (tmp_path / "run" / "checkpoints" / "4" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_with_old_names_of_options_and_metrics_resumes(tmp_path, capsys):
+    """Of train.aae at commit bf06d81, stopped at step 3 of 5 with --run.on-nan skip, between two train lines."""
+    with tarfile.open(Path(__file__).parents[2] / "fixtures" / "run_layout_2.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    folder = tmp_path / "run"
+    old = json.loads((folder / "config.json").read_text())
+    assert "task" not in old and old["run"]["on_nan"] == "skip" and "warmup" in old["optim"]["generator"]
+    assert '"told_apart"' in (folder / "metrics.jsonl").read_text()
+    assert read_record(folder).task == "aae"
+    options = "--model.encoder.hidden-sizes 8 8 --model.decoder.hidden-sizes 8 8 --model.discriminator.hidden-sizes 8 4"
+    options += " --model.decoder.image-shape 8 8 1 --data.image-size 8 8 --data.train-split train[:60]"
+    options += " --data.test-split test[:24] --validation-split train[60:90] --metric-examples 20 --run.batch-size 8"
+    options += " --run.steps 5 --run.log-every 2 --run.eval-every 3 --run.save-every 3 --run.on-nonfinite skip"
+    config = parse("aae", aae.PRESETS, ["tiny", *options.split(), "--mesh.data", "1", "--run.dir", str(folder)])
+    before = read_lines(folder / "metrics.jsonl")
+    fit(config, make_aae_task)
+    assert "resumes at step 3" in capsys.readouterr().out
+    assert json.loads((folder / "config.json").read_text())["task"] == "aae"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line.keys() for line in lines] == [line.keys() for line in before]
+    assert lines[:2] == before[:2]
+    # Half of the line of step 4 is the checkpoint's: without it, the mean would be of one step alone.
+    np.testing.assert_allclose(
+        [lines[2][name] for name in ("discriminator_accuracy", "reconstruction")],
+        [before[2][name] for name in ("discriminator_accuracy", "reconstruction")],
+        rtol=1e-4,
+    )
+    record = read_record(folder)
+    assert (record.state, record.task_info.best_metric) == ("finished", "reconstruction")
 
 
 def test_a_field_newer_than_the_folder_counts_as_its_default(tmp_path):
