@@ -59,16 +59,16 @@ def make_task(config: Config, source: Source) -> Task:
     phases = [name for name in PHASES if name != "classification" or teaches]
     optimizers = {name: make_optimizer(getattr(config.optim, name), config.run.steps) for name in phases}
 
-    def own(params: Params, phase: str) -> dict[str, Params]:
+    def phase_params(params: Params, phase: str) -> dict[str, Params]:
         return {name: params[name] for name in PHASES[phase] if name in params}
 
     def init() -> State:
         key = jax.random.key(config.run.seed)
         images, label = jnp.zeros((1, *source.image_shape)), jnp.zeros((1,), jnp.int32)
         condition = losses.condition(label if config.labels == "prior" else None)
-        variables = model.init(key, images, losses.told(label), condition)
+        variables = model.init(key, images, losses.decoder_labels(label), condition)
         params = variables["params"]
-        opt_state = {name: optimizer.init(own(params, name)) for name, optimizer in optimizers.items()}
+        opt_state = {name: optimizer.init(phase_params(params, name)) for name, optimizer in optimizers.items()}
         ema = None if config.optim.ema is None else jax.tree.map(jnp.copy, params)
         return State(jnp.zeros((), jnp.int32), params, opt_state, ema, variables.get("batch_stats", {}))
 
@@ -82,7 +82,7 @@ def make_task(config: Config, source: Source) -> Task:
             def loss(part, name=name, params=params, stats=stats):
                 return getattr(losses, name)({**params, **part}, stats, batch, keys)
 
-            part = own(params, name)
+            part = phase_params(params, name)
             (value, (extra, stats)), gradients = jax.value_and_grad(loss, has_aux=True)(part)
             squares |= jax.tree.map(jnp.add, {key: squares[key] for key in part}, squared_norms(gradients))
             updates, opt_state[name] = optimizers[name].update(gradients, opt_state[name], part)
@@ -93,13 +93,13 @@ def make_task(config: Config, source: Source) -> Task:
         return State(state.step + 1, params, opt_state, ema, stats), metrics
 
     def evaluate(state: State, batch: Batch) -> dict[str, Float[Array, "B"]]:
-        images, y = pixels_to_model_range(model, batch["image"]), losses.told(batch["label"])
+        images, y = pixels_to_model_range(model, batch["image"]), losses.decoder_labels(batch["label"])
 
-        def see(aae: AAE):
+        def encode_and_decode(aae: AAE):
             code = aae.encode(images)
             return code, aae.decode(code.z, code.y if y is None else y)
 
-        code, reconstructions = apply_eval(model, state, see)
+        code, reconstructions = apply_eval(model, state, encode_and_decode)
         values = {"reconstruction": jnp.square(reconstructions - images).mean(axis=(1, 2, 3))}
         if config.labels == "categories":
             values["accuracy"] = (code.logits.argmax(-1) == batch["label"]).astype(jnp.float32)
@@ -131,9 +131,9 @@ def make_task(config: Config, source: Source) -> Task:
 
 
 class Losses:
-    """What each phase minimises: the method of its name gives (loss, (metrics, running statistics of batch norm)).
+    """The loss of each phase: the method of its name returns (loss, (metrics, running statistics of batch norm)).
 
-    The statistics follow the reconstruction alone; the other phases see the same images and normalise by their batch.
+    Only the reconstruction updates the statistics; the other phases normalise by their batch.
     """
 
     def __init__(self, config: Config, source: Source):
@@ -153,7 +153,7 @@ class Losses:
 
     def reconstruction(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Mean squared error of the pixels; and cluster heads too close to each other."""
-        images, y = pixels_to_model_range(self.model, batch["image"]), self.told(batch["label"])
+        images, y = pixels_to_model_range(self.model, batch["image"]), self.decoder_labels(batch["label"])
 
         def reconstruct(aae: AAE):
             code = aae.encode(images, train=True)
@@ -169,7 +169,7 @@ class Losses:
     def discriminator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Cross-entropy of telling the prior's codes from the encoder's, one half each; of categories likewise."""
         model, count = self.model, len(batch["image"])
-        code, labels = self.played(params, stats, batch, keys), self.label(batch)
+        code, labels = self.game_code(params, stats, batch, keys), self.label(batch)
         z = sample_prior(
             keys["prior"], model.prior, count, code.z.shape[1], model.prior_scale, labels, model.prior_classes
         )
@@ -179,15 +179,15 @@ class Losses:
             y = nn.one_hot(jax.random.randint(keys["category"], (count,), 0, kinds), kinds)
             y = jnp.concatenate([y, code.y])
         labels = None if labels is None else jnp.concatenate([labels, labels])
-        logits = self.judge(params, keys["discriminate"], jnp.concatenate([z, code.z]), y, labels)
+        logits = self.discriminator_logits(params, keys["discriminate"], jnp.concatenate([z, code.z]), y, labels)
         is_real = jnp.arange(2 * count) < count
         loss = optax.sigmoid_binary_cross_entropy(logits, is_real).mean(axis=1).sum()
         return loss, ({"discriminator_accuracy": ((logits > 0.0) == is_real).mean()}, stats)
 
     def generator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
         """Cross-entropy of the encoder's codes with being real."""
-        code = self.played(params, stats, batch, keys)
-        logits = self.judge(params, keys["deceive"], code.z, code.y, self.label(batch))
+        code = self.game_code(params, stats, batch, keys)
+        logits = self.discriminator_logits(params, keys["deceive"], code.z, code.y, self.label(batch))
         return optax.sigmoid_binary_cross_entropy(logits, jnp.ones(())).mean(axis=1).sum(), ({}, stats)
 
     def classification(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
@@ -203,7 +203,7 @@ class Losses:
             loss += optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             metrics["accuracy"] = (logits.argmax(-1) == labels).mean()
         if self.config.consistency:
-            clean: Any = self.played(params, stats, batch, keys).y
+            clean: Any = self.game_code(params, stats, batch, keys).y
             augment_key, key = jax.random.split(keys["agree"])
             logits = self.encode(params, stats, key, self.augmented(augment_key, batch["image"])).logits
             loss += self.config.consistency * optax.softmax_cross_entropy(logits, jax.lax.stop_gradient(clean)).mean()
@@ -213,12 +213,14 @@ class Losses:
         """The Code of images in training."""
         return self.run(params, stats, key, lambda aae: aae.encode(images, train=True))[0]
 
-    def played(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Code:
-        """The batch's codes in the game. The phases that need them draw the same, so that XLA computes them once."""
+    def game_code(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Code:
+        """The batch's codes in the adversarial phases, which draw the same numbers: XLA computes them once."""
         return self.encode(params, stats, keys["encode"], pixels_to_model_range(self.model, batch["image"]))
 
-    def judge(self, params: Params, key: Key[Array, ""], z: Array, y: Array | None, labels: Array | None) -> Array:
-        """The discriminators' logits, [1 or 2, N]: of z, and of y if there is one."""
+    def discriminator_logits(
+        self, params: Params, key: Key[Array, ""], z: Array, y: Array | None, labels: Array | None
+    ) -> Array:
+        """Logits of the discriminators, [1 or 2, N]: for z, and for y if there is one."""
         noise_key, key = jax.random.split(key)
 
         def discriminate(aae: AAE):
@@ -231,7 +233,7 @@ class Losses:
         return self.run(params, {}, key, discriminate)[0]
 
     def run(self, params: Params, stats: Stats, key: Key[Array, ""], method: Callable[[AAE], Any]) -> Any:
-        """What the method gives in training, and the running statistics after it."""
+        """The result of a method in training mode, and the running statistics after it."""
         dropout_key, sample_key = jax.random.split(key)
         variables = {"params": gathered_by_layer(params), "batch_stats": stats}
         rngs = {"dropout": dropout_key, "sample": sample_key}
@@ -244,24 +246,24 @@ class Losses:
         return pixels_to_model_range(self.model, 255.0 * augment(key, images / 255.0, labels, self.config.augment)[0])
 
     def label(self, batch: Batch) -> Int[Array, "B"] | None:
-        """The label of each example as far as it is known, if codes are to follow it."""
+        """The label of each example as far as it is known, if the prior depends on it."""
         if self.config.labels != "prior":
             return None
         return batch["label"] if self.known is None else jnp.asarray(self.known)[batch["index"]]
 
     def condition(self, labels: Int[Array, "B"] | None) -> Float[Array, "B L"] | None:
-        """Labels as the discriminator is told them: one-hot, with one class more for the unknown."""
+        """Labels as the discriminator's condition: one-hot, with one more class for unknown labels."""
         if labels is None:
             return None
         return nn.one_hot(jnp.where(labels == UNKNOWN, self.num_classes, labels), self.num_classes + 1)
 
-    def told(self, labels: Int[Array, "B"]) -> Float[Array, "B V"] | None:
-        """Labels as the decoder is told them, if it is."""
+    def decoder_labels(self, labels: Int[Array, "B"]) -> Float[Array, "B V"] | None:
+        """Labels as the decoder's condition, one-hot; None if it has none."""
         return nn.one_hot(labels, self.num_classes) if self.config.labels == "decoder" else None
 
 
 def head_distance_loss(heads: Float[Array, "K Z"], distance: float) -> Float[Array, ""]:
-    """By how much pairs of cluster heads are closer than `distance`, in the mean (section 7)."""
+    """The mean over pairs of cluster heads of max(0, distance − their distance), section 7."""
     first, second = np.triu_indices(len(heads), 1)
     apart = optax.safe_norm(heads[first] - heads[second], 1e-6, axis=-1)
     return jnp.maximum(distance - apart, 0.0).mean()
@@ -293,13 +295,15 @@ def check(config: Config, source: Source) -> None:
     if labels == "decoder" and config.num_labels is not None:
         raise UserError("--labels decoder needs the label of every image: leave out --num-labels")
     if labels == "decoder" and categories:
-        raise UserError("the decoder is told the label or the encoder's categories: set --model.encoder.categories 0")
+        raise UserError("the decoder takes the label or the encoder's categories: set --model.encoder.categories 0")
+            "the decoder takes either the label or the encoder's categories: set --model.encoder.categories 0"
+        )
     if labels == "unused" and config.num_labels is not None:
-        raise UserError("--num-labels are for nothing: choose what for by --labels prior or --labels categories")
+        raise UserError("--num-labels has no effect with --labels unused; choose --labels prior or --labels categories")
     if config.consistency and not categories:
-        raise UserError("--consistency is that of categories: set --model.encoder.categories")
+        raise UserError("--consistency needs categories: set --model.encoder.categories")
     if config.head_distance and not model.cluster_heads:
-        raise UserError("--head-distance is that of cluster heads: add --model.cluster-heads")
+        raise UserError("--head-distance needs cluster heads: add --model.cluster-heads")
     if config.augment.mixup:
         raise UserError("--augment.mixup mixes labels, which categories cannot be: leave it 0")
 

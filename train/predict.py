@@ -164,14 +164,14 @@ def files(places: Sequence[Path]) -> list[Path]:
     Raises:
         UserError: there is no such file, or no image in a folder.
     """
-    found = []
+    image_files = []
     for place in places:
         inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES) if place.is_dir() else []
         if not inside and not place.is_file():
             what = "holds no image" if place.is_dir() else "is no file"
             raise UserError(f"{place} {what}; wanted {', '.join(_SUFFIXES)}")
-        found += inside or [place]
-    return found
+        image_files += inside or [place]
+    return image_files
 
 
 @dataclass(frozen=True)

@@ -204,8 +204,8 @@ def test_the_decoder_is_told_the_label_in_training_and_in_evaluation():
     assert not np.allclose(
         *(task.evaluate(state, jax.device_put(x))["reconstruction"] for x in (seen, wrong)), atol=1e-5
     )
-    told, mistold = (after(task, 2, change=change)[0] for change in (None, lambda _: wrong))
-    assert "decoder" in changed(told.params, mistold.params)
+    condition, mistold = (after(task, 2, change=change)[0] for change in (None, lambda _: wrong))
+    assert "decoder" in changed(condition.params, mistold.params)
 
 
 @pytest.mark.parametrize("num_labels", [None, 30])
@@ -220,10 +220,10 @@ def test_the_discriminator_knows_the_class_of_its_prior_sample(num_labels):
     keys = dict(zip(KEYS, jax.random.split(jax.random.fold_in(jax.random.key(0), 0), len(KEYS)), strict=True))
     places = np.array(jax.random.uniform(keys["prior"], (B, Z)))
     places[:, 0] = np.where(known == UNKNOWN, places[:, 0], (places[:, 0] + known) / K)
-    told = jnp.eye(K + 1)[np.where(known == UNKNOWN, K, known)]
+    condition = jnp.eye(K + 1)[np.where(known == UNKNOWN, K, known)]
     variables = start.eval_variables
     fake = of.apply(variables, jnp.asarray(batch()["image"] / 127.5 - 1), method="encode").z
-    logits = [of.apply(variables, z, told, method="discriminate") for z in (jnp.asarray(2 * places - 1), fake)]
+    logits = [of.apply(variables, z, condition, method="discriminate") for z in (jnp.asarray(2 * places - 1), fake)]
     expected = (np.logaddexp(0, -logits[0]).mean() + np.logaddexp(0, logits[1]).mean()) / 2
     np.testing.assert_allclose(metrics["discriminator"], expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["generator"], np.logaddexp(0, -logits[1]).mean(), rtol=1e-5)
@@ -294,9 +294,9 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
         ({"of": model(categories=3), "labels": "categories", "num_labels": 0}, "add --labels unused"),
         ({"labels": "decoder", "num_labels": 30}, "needs the label of every image"),
         ({"of": model(categories=3), "labels": "decoder"}, "set --model.encoder.categories 0"),
-        ({"num_labels": 30}, "--num-labels are for nothing"),
-        ({"consistency": 1.0}, "--consistency is that of categories"),
-        ({"head_distance": 1.0}, "--head-distance is that of cluster heads"),
+        ({"num_labels": 30}, "--num-labels has no effect"),
+        ({"consistency": 1.0}, "--consistency needs categories"),
+        ({"head_distance": 1.0}, "--head-distance needs cluster heads"),
         ({"augment": Augment(mixup=0.2)}, "--augment.mixup mixes labels"),
     ],
 )

@@ -59,11 +59,11 @@ def specs() -> dict[str, CompletionSpec]:
 
 def script(shell: Shell) -> str:
     """The script for a shell to source: tyro's completion of each program, and a function that finds the program."""
-    found = specs()
-    words = [f"    {name}) echo {' '.join(spec.words)} ;;" for name, spec in found.items() if spec.words]
-    names = " ".join(name for name in found if name.count(".") == 1)
+    specs_by_program = specs()
+    words = [f"    {name}) echo {' '.join(spec.words)} ;;" for name, spec in specs_by_program.items() if spec.words]
+    names = " ".join(name for name in specs_by_program if name.count(".") == 1)
     parts = [f'_w2jax_words() {{\n  case $1 in\n    "") echo {names} ;;', *words, "  esac\n}"]
-    for name, spec in found.items():
+    for name, spec in specs_by_program.items():
         completion = _tyro_completion(name, spec, shell)
         # For zsh, tyro writes a file to autoload: the body of a function.
         parts.append(completion if shell == "bash" else f"_w2jax:{name}() {{\n{completion}\n}}")

@@ -115,11 +115,11 @@ def _tpus(generation: str, grid: str, sides: list[int], slices: int) -> Sequence
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
     """Drops what C libraries write to stderr: libtpu reports each of its ways to look for a TPU that finds none."""
-    kept = os.dup(2)
+    saved_stderr = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(saved_stderr, 2)
+        os.close(saved_stderr)

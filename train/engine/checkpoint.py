@@ -1,6 +1,6 @@
-"""Checkpoints by orbax: saved in the background with their checksums, checked before they are read.
+"""Checkpoints by orbax: saved in the background with their checksums, which are verified before a checkpoint is read.
 
-The latest two and the best are kept. One that is damaged is put aside, and the one before it is used.
+The latest two and the best are kept. A damaged checkpoint is moved aside, and the one before it is used.
 """
 
 import shutil
@@ -20,8 +20,8 @@ from train.process.errors import RunStopped, UserError
 from train.run.manifest import VERSION, checkpoint_steps, damage, has_manifest, write_manifest
 from train.task import State, named_leaves
 
-# Bytes of a part for devices with copies of an array to write a part each. Orbax would cut the smallest too, and JAX
-# compile a program for each shape that is cut.
+# Smallest share in bytes of a replicated array that a device writes by itself. Orbax would divide small arrays too, and
+# JAX would compile a program for each shape.
 _LEAST_PART = 2**20
 
 
@@ -29,31 +29,31 @@ class Checkpoints:
     """The folder `checkpoints/` of a run: each step holds the State ("state") and the loop's own JSON ("progress")."""
 
     def __init__(self, folder: Path, best_mode: Literal["max", "min"] = "max"):
-        """Looks for the last checkpoint that is whole; the damaged ones after it go to `damaged/` beside the folder.
+        """Finds the last undamaged checkpoint; damaged ones after it are moved to `damaged/` beside the folder.
 
         Args:
-            folder: the run's folder of checkpoints, made if it is not there.
+            folder: the run's folder of checkpoints, created if it is missing.
             best_mode: which of the `scores` is best.
 
         Raises:
-            RunStopped: there are checkpoints, and all are damaged; or one is of a later version. Nothing is changed.
+            RunStopped: all checkpoints are damaged, or one is of a later version. Nothing is changed.
         """
         self._folder = folder.absolute()
         self.notes: list[str] = []
-        """What the user should know of the checkpoints that were found."""
+        """Messages for the user about the checkpoints of earlier processes."""
         self.scores: dict[int, float] = {}
-        """What the test split gave at each step, as far as it is known: what the best checkpoint is kept by."""
+        """The test metric at each evaluated step, which decides the best checkpoint."""
         self._failure: RunStopped | None = None
         self._saving: int | None = None
         if is_main_process():
             self._put_damaged_aside()
         barrier("checkpoints")
-        self._kept = _LatestAndBest(self.scores, best_mode)
+        self._policy = _LatestAndBest(self.scores, best_mode)
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        ending = ocp.options.AsyncOptions(post_finalization_callback=self._list_files)
-        options = ocp.CheckpointManagerOptions(preservation_policy=self._kept, async_options=ending)
+        async_options = ocp.options.AsyncOptions(post_finalization_callback=self._list_files)
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, async_options=async_options)
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
         # A registry of the handler's own: orbax's global one serves the whole process.
         numpy = ocp.type_handlers.NumpyHandler()  # restores a state whose shapes have no shardings
@@ -69,8 +69,8 @@ class Checkpoints:
 
         `before` is called first; if it raises OSError, nothing is saved.
         """
-        self._end()
-        self._sweep()
+        self._wait()
+        self._remove_leftovers()
         self._saving = step
         progress = deepcopy(progress) | {"version": VERSION}  # orbax writes it later, by a thread.
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress))
@@ -81,20 +81,20 @@ class Checkpoints:
             self._fail(error)
 
     def failure(self, wait: bool = False) -> RunStopped | None:
-        """Why a save failed, told once; None if none did. With `wait`, the one under way is waited for."""
+        """Why a save failed, reported once; None if none did. With `wait`, waits for a save in progress."""
         if wait or not self._manager.is_saving_in_progress():
-            self._end()
+            self._wait()
         failure, self._failure = self._failure, None
         return failure
 
     def drop(self, step: int) -> None:
         """Removes the checkpoint of a step, if there is one."""
-        self._end()
+        self._wait()
         if step in self._manager.all_steps():
             self._manager.delete(step)
 
-    def _end(self) -> None:
-        """Waits until the save under way has come to its end."""
+    def _wait(self) -> None:
+        """Waits for a save in progress."""
         if self._saving is None:
             return
         try:
@@ -106,39 +106,41 @@ class Checkpoints:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        # The last part of tensorstore's long message is the system's word for it.
+        # tensorstore's long message ends with the system's error.
         reason = getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1].split(" [os_error_code")[0]
         self._failure = RunStopped(
             f"the checkpoint of step {self._saving} cannot be written in {self._folder}: {reason}"
         )
         self._saving = None
-        with suppress(OSError, ValueError):  # The same again, of a thread that is late.
+        with suppress(OSError, ValueError):  # the same error again, from a late thread
             self._manager.close()
-        self._sweep()
-        # The old one takes what the new checkpoint was to replace for deleted, and would raise this error again.
+        self._remove_leftovers()
+        # The old manager believes that it has deleted older checkpoints, and would raise this error again.
         self._manager = self._open()
 
-    def _sweep(self) -> None:
-        """Removes what saves left that did not come to their end; a full disk has need of it."""
+    def _remove_leftovers(self) -> None:
+        """Removes what failed saves left behind, which a full disk needs."""
         if is_main_process():
-            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(left, ignore_errors=True)  # A thread of orbax may be at it still: see the next call.
+            for leftover in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(
+                    leftover, ignore_errors=True
+                )  # a thread of orbax may still write there: the next call removes it
 
     def _list_files(self) -> None:
-        """Writes the checksums of the checkpoint that orbax is about to move to its place."""
+        """Writes the checksums of the checkpoint that orbax is about to rename into place."""
         if is_main_process():
             for folder in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
                 write_manifest(folder, finished=False)
 
     def latest_step(self) -> int | None:
-        """The last step that was saved whole."""
+        """The last step with a complete checkpoint."""
         return self._manager.latest_step()
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         """State and progress of `step`; `like` gives shapes, dtypes and shardings.
 
         Raises:
-            UserError: the checkpoint is of other arrays; the text lists the differences.
+            UserError: the checkpoint has other arrays; the message lists the differences.
         """
         differences = _differences(self._manager.item_metadata(step)["state"].tree, like)
         if differences:
@@ -166,24 +168,24 @@ class Checkpoints:
             damaged[step] = fault
         else:
             if damaged:
-                told = "; ".join(f"step {step}: {fault}" for step, fault in damaged.items())
+                faults = "; ".join(f"step {step}: {fault}" for step, fault in damaged.items())
                 raise RunStopped(
-                    f"every checkpoint in {self._folder} is damaged ({told}); nothing was changed. Bring the files "
-                    "back from a copy, or begin anew in another --run.dir"
+                    f"every checkpoint in {self._folder} is damaged ({faults}); nothing was changed. Restore the "
+                    "files from a copy, or start again in another --run.dir"
                 )
         for step, fault in damaged.items():
             aside = _unused(self._folder.parent / "damaged" / str(step))
             aside.parent.mkdir(exist_ok=True)
             (self._folder / str(step)).rename(aside)
-            self.notes.append(f"warning: the checkpoint of step {step:,} is damaged, and now lies in {aside}: {fault}")
+            self.notes.append(f"warning: the checkpoint of step {step:,} is damaged and was moved to {aside}: {fault}")
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_) -> None:
-        self._end()
+        self._wait()
         self._manager.close()
-        self._sweep()
+        self._remove_leftovers()
 
 
 class _LatestAndBest(preservation_policy.PreservationPolicy):
@@ -195,12 +197,12 @@ class _LatestAndBest(preservation_policy.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
         scored = [step for step in steps if step in self._scores]
-        kept = {*steps[-2:], *([self._best(scored, key=self._scores.__getitem__)] if scored else [])}
-        return [step in kept for step in steps]
+        preserved = {*steps[-2:], *([self._best(scored, key=self._scores.__getitem__)] if scored else [])}
+        return [step in preserved for step in steps]
 
 
 def _differences(saved: Any, like: State) -> list[str]:
-    """How the arrays of a checkpoint differ from those that are wanted."""
+    """How the arrays of a checkpoint differ from those of a state."""
 
     def arrays(tree: Any) -> dict[str, str]:
         return {
@@ -209,11 +211,11 @@ def _differences(saved: Any, like: State) -> list[str]:
             if hasattr(leaf, "shape")
         }
 
-    there, here = arrays(saved), arrays(like)
+    theirs, ours = arrays(saved), arrays(like)
     return [
-        f"{name} is {there.get(name, 'not there')}, wanted {here.get(name, 'none')}"
-        for name in sorted(there.keys() | here.keys(), key=lambda name: (not name.startswith("params/"), name))
-        if there.get(name) != here.get(name)
+        f"{name} is {theirs.get(name, 'not theirs')}, wanted {ours.get(name, 'none')}"
+        for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (not name.startswith("params/"), name))
+        if theirs.get(name) != ours.get(name)
     ]
 
 

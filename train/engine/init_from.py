@@ -38,9 +38,9 @@ def resolve(config: Config, default: Config) -> Config:
         return config
     model = config.model
     changed = [name for name in _ARCHITECTURE if getattr(model, name) != getattr(default.model, name)]
-    module, untold = _agreed(config.init_from, model, changed)
-    kept = [*_TRAINING, *(name for name in changed if name in untold)]
-    return replace(config, model=module.clone(**{name: getattr(model, name) for name in kept}))
+    module, unknown = _agreeing_module(config.init_from, model, changed)
+    fields = [*_TRAINING, *(name for name in changed if name in unknown)]
+    return replace(config, model=module.clone(**{name: getattr(model, name) for name in fields}))
 
 
 def read_initial_params(config: Config, source: Source) -> InitialParams:
@@ -50,13 +50,13 @@ def read_initial_params(config: Config, source: Source) -> InitialParams:
         UserError: as `resolve`; or if the file's model cannot read such images.
     """
     path, model = str(config.init_from), config.model
-    _, untold = _agreed(path, model, _ARCHITECTURE)
+    _, unknown = _agreeing_module(path, model, _ARCHITECTURE)
     with _users_mistakes():
         module, variables, source_note, notes = _read(
-            path, {name: getattr(model, name) for name in ("scan_layers", *untold)}
+            path, {name: getattr(model, name) for name in ("scan_layers", *unknown)}
         )
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
-    told = [f"{sum(x.size for x in jax.tree.leaves(variables)):,} parameters"]
+    notes = [f"{sum(x.size for x in jax.tree.leaves(variables)):,} parameters"]
 
     height, width, channels = source.image_shape
     patch = model.patch_size
@@ -73,21 +73,21 @@ def read_initial_params(config: Config, source: Source) -> InitialParams:
         new = (height // patch, width // patch)
         old = _grid(path, variables["params"]["positions"].shape[1] - model.prefix_positions, new)
         variables = model.resize(variables, (old[0] * patch, old[1] * patch), (height, width))
-        told.append(f"positions {old[0]}×{old[1]}" + (f" → {new[0]}×{new[1]}" if old != new else ""))
+        notes.append(f"positions {old[0]}×{old[1]}" + (f" → {new[0]}×{new[1]}" if old != new else ""))
 
     params, classes = dict(variables["params"]), module.num_classes
     if classes != model.num_classes:
         params.pop("head", None)
-        told.append(f"head {classes or 'none'} → {model.num_classes} classes, new")
+        notes.append(f"head {classes or 'none'} → {model.num_classes} classes, new")
     else:
-        told.append(f"head {classes} classes")
-    if untold:
-        told.append("not told by the file: " + ", ".join(f"{name} {getattr(model, name)}" for name in untold))
+        notes.append(f"head {classes} classes")
+    if unknown:
+        notes.append("not told by the file: " + ", ".join(f"{name} {getattr(model, name)}" for name in unknown))
     # Held by the host, so that each device is sent its own part only.
-    return InitialParams(jax.device_get(params), f"init from {path} ({source_note}): {'; '.join([*notes, *told])}")
+    return InitialParams(jax.device_get(params), f"init from {path} ({source_note}): {'; '.join([*notes, *notes])}")
 
 
-def _agreed(path: str, model: ViT, wanted: list[str]) -> tuple[ViT, list[str]]:
+def _agreeing_module(path: str, model: ViT, wanted: list[str]) -> tuple[ViT, list[str]]:
     """The file's model, and which of its fields the file does not tell; the others of `wanted` must be as in `model`.
 
     Raises:
@@ -96,21 +96,21 @@ def _agreed(path: str, model: ViT, wanted: list[str]) -> tuple[ViT, list[str]]:
     with _users_mistakes():
         try:
             module, assumed = _describe(path)
-            untold = list(assumed)
+            unknown = list(assumed)
         except ValueError:
             # No number of heads is usual for some widths. A file that is wrong otherwise is so with the config's too.
             module, assumed = _describe(path, num_heads=model.num_heads)
-            untold = ["num_heads", *assumed]
+            unknown = ["num_heads", *assumed]
     if not isinstance(module, ViT):
         raise UserError(f"{path} holds no ViT but a {type(module).__name__}")
     against = [
         f"--model.{name.replace('_', '-')}: {path} has {getattr(module, name)}, wanted {getattr(model, name)}"
         for name in wanted
-        if name not in untold and getattr(module, name) != getattr(model, name)
+        if name not in unknown and getattr(module, name) != getattr(model, name)
     ]
     if against:
         raise UserError(f"{'; '.join(against)}. Leave the option out, or give another file")
-    return module, untold
+    return module, unknown
 
 
 def _describe(path: str, **fields: Any) -> tuple[nn.Module, dict[str, Any]]:

@@ -49,28 +49,30 @@ def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.shardin
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
-    wanted = ", ".join(f"--mesh.{name} {size}" for name, size in sizes.items())
+    requested = ", ".join(f"--mesh.{name} {size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
-        raise UserError(f"mesh sizes are positive, and one of them may be -1 (the devices left), got {wanted}")
-    given = prod(size for size in sizes.values() if size != -1)
+        raise UserError(f"mesh sizes are positive, and one of them may be -1 (the devices left), got {requested}")
+    fixed = prod(size for size in sizes.values() if size != -1)
     if free:
-        sizes[free[0]] = max(len(devices) // given, 1)
+        sizes[free[0]] = max(len(devices) // fixed, 1)
     count = prod(sizes.values())
     if count > len(devices) or (free and count != len(devices)):
-        raise UserError(f"the mesh does not fit the {len(devices)} device(s) here, got {wanted}")
+        raise UserError(f"the mesh does not fit the {len(devices)} device(s) here, got {requested}")
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
     slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
     if len(slices) < 2:
         processes = {device.process_index for device in devices}
         if count != len(devices) and len(processes) > 1:
-            raise UserError(f"{len(processes)} processes need a mesh of all their {len(devices)} devices, got {wanted}")
+            raise UserError(
+                f"{len(processes)} processes need a mesh of all their {len(devices)} devices, got {requested}"
+            )
         return jax.make_mesh(shape, tuple(sizes), axis_types=types, devices=devices[:count])
     # The network between slices is slow, and copies of the model exchange least.
     if sizes["data"] % len(slices) or count != len(devices):
         raise UserError(
             f"{len(devices)} devices in {len(slices)} slices need --mesh.data to be a multiple of {len(slices)}, and "
-            f"a mesh of all of them, got {wanted}"
+            f"a mesh of all of them, got {requested}"
         )
     within = (sizes["data"] // len(slices), sizes["fsdp"], sizes["tensor"])
     grid = mesh_utils.create_hybrid_device_mesh(within, (len(slices), 1, 1), devices)
@@ -101,14 +103,14 @@ def partition_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) 
     """
     axes: list[str | tuple[str, str] | None] = [None] * len(shape)
     depth = 1 if STACKED.search(name) else 0
-    left = list(shape)  # of each axis, on one device
+    remaining = list(shape)  # of each axis, on one device
     for pattern, axis in TENSOR_AXES:
         if pattern.search(name) and sizes["tensor"] > 1 and shape[axis] % sizes["tensor"] == 0:
-            axes[axis], left[axis] = "tensor", shape[axis] // sizes["tensor"]
+            axes[axis], remaining[axis] = "tensor", shape[axis] // sizes["tensor"]
     if sizes["fsdp"] > 1 and prod(shape[depth:]) >= FSDP_MIN_SIZE:
-        divisible = [i for i in range(depth, len(shape)) if left[i] % sizes["fsdp"] == 0]
+        divisible = [i for i in range(depth, len(shape)) if remaining[i] % sizes["fsdp"] == 0]
         if divisible:
-            axis = max(divisible, key=lambda i: (axes[i] is None, left[i]))
+            axis = max(divisible, key=lambda i: (axes[i] is None, remaining[i]))
             axes[axis] = "fsdp" if axes[axis] is None else ("tensor", "fsdp")
     return PartitionSpec(*axes)
 
@@ -124,13 +126,13 @@ def gathered_by_layer(params: PyTree) -> PyTree:
 
     def box(path, leaf):
         spec = partition_spec(leaf_name(path), leaf.shape, sizes)
-        return _Cut(leaf, spec) if _without_fsdp(spec) != spec else leaf
+        return _Sharded(leaf, spec) if _without_fsdp(spec) != spec else leaf
 
     return jax.tree.map_with_path(box, params) if sizes.get("fsdp", 1) > 1 else params
 
 
 @struct.dataclass
-class _Cut(AxisMetadata):
+class _Sharded(AxisMetadata):
     """A parameter that Flax unboxes where a module reads it, inside the scan over layers and what is rematerialised."""
 
     value: Array
@@ -140,25 +142,25 @@ class _Cut(AxisMetadata):
         return _gather(self.value, self.spec)
 
     def replace_boxed(self, val):
-        return _Cut(val, self.spec)
+        return _Sharded(val, self.spec)
 
     def add_axis(self, index, params):
-        return _Cut(self.value, PartitionSpec(*self.spec[:index], None, *self.spec[index:]))
+        return _Sharded(self.value, PartitionSpec(*self.spec[:index], None, *self.spec[index:]))
 
     def remove_axis(self, index, params):
-        return _Cut(self.value, PartitionSpec(*self.spec[:index], *self.spec[index + 1 :]))
+        return _Sharded(self.value, PartitionSpec(*self.spec[:index], *self.spec[index + 1 :]))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(x: Array, spec: PartitionSpec) -> Array:
     """The identity; its result is whole along "fsdp", its gradient cut as `spec` says."""
-    return _laid(x, _without_fsdp(spec))
+    return _constrain(x, _without_fsdp(spec))
 
 
-_gather.defvjp(lambda x, spec: (_gather(x, spec), None), lambda spec, _, gradient: (_laid(gradient, spec),))
+_gather.defvjp(lambda x, spec: (_gather(x, spec), None), lambda spec, _, gradient: (_constrain(gradient, spec),))
 
 
-def _laid(x: Array, spec: PartitionSpec) -> Array:
+def _constrain(x: Array, spec: PartitionSpec) -> Array:
     return with_sharding_constraint(x, NamedSharding(jax.sharding.get_abstract_mesh(), spec))
 
 

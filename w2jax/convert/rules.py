@@ -265,11 +265,11 @@ def instances(rule: Rule, leaves: Mapping[str, Shape]) -> Iterator[tuple[str, tu
     alternatives = _alternatives(rule.ours)
     expression = re.escape(alternatives[0]).replace(re.escape("{i}"), r"(?P<i>\d+)", 1)
     matcher = re.compile(expression + r"(?:/.*)?" if alternatives[0] else r".*")
-    seen = {}
+    numbers = {}
     for path in leaves:
         if match := matcher.fullmatch(path):
-            seen[match.groupdict().get("i")] = None
-    for number in seen:
+            numbers[match.groupdict().get("i")] = None
+    for number in numbers:
         names = [name.replace("{i}", number or "") for name in (rule.theirs, *alternatives)]
         yield names[0], tuple(names[1:])
 

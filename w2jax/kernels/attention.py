@@ -115,7 +115,7 @@ def cudnn_attention(query, key, value, mask, offset, lengths, factor, unsupporte
     """The output of jax.nn's cuDNN kernel; `unsupported` says of further arguments whether they are in use."""
     *lead, queries, width = query.shape
     keys, kinds = key.shape[-2], {x.dtype.name for x in (query, key, value)}
-    given = f"query {query.shape}, key {key.shape}, value {value.shape}"
+    shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
     if query.ndim == key.ndim == value.ndim == 4:  # as groups of one query head for each key head
         query, key, value = (x[:, :, None] for x in (query, key, value))
         mask, lengths = (x if x is None or x.ndim < 3 else x[..., None, :, :] for x in (mask, lengths))
@@ -123,7 +123,7 @@ def cudnn_attention(query, key, value, mask, offset, lengths, factor, unsupporte
     fit = query.ndim == 5 and key.shape == value.shape == fitting
     half = kinds in ({"float16"}, {"bfloat16"})
     unsupported = unsupported | {
-        f"shapes other than [B, H, T, K], [B, H, S, K], [B, H, S, K], got {given}": not fit,
+        f"shapes other than [B, H, T, K], [B, H, S, K], [B, H, S, K], got {shapes}": not fit,
         f"the dtype {', '.join(sorted(kinds))}, only float16 or bfloat16": not half,
         f"a head width of {width}, only multiples of 8 up to 256": width % 8 > 0 or width > 256,
         f"a mask over odd lengths, got {queries} and {keys}": mask is not None and (queries % 2 > 0 or keys % 2 > 0),

@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(saved):
     flip(next((saved / "7" / "state" / "d").iterdir()))
     (note,) = assert_restores(saved, 3)
     aside = saved.parent / "damaged" / "7"
-    assert f"step 7 is damaged, and now lies in {aside}: state/d/" in note and "has other bytes" in note
+    assert f"step 7 is damaged and was moved to {aside}: state/d/" in note and "has other bytes" in note
     assert damage(aside) is not None
 
 
