@@ -296,8 +296,6 @@ def check(config: Config, source: Source) -> None:
         raise UserError("--labels decoder needs the label of every image: leave out --num-labels")
     if labels == "decoder" and categories:
         raise UserError("the decoder takes the label or the encoder's categories: set --model.encoder.categories 0")
-            "the decoder takes either the label or the encoder's categories: set --model.encoder.categories 0"
-        )
     if labels == "unused" and config.num_labels is not None:
         raise UserError("--num-labels has no effect with --labels unused; choose --labels prior or --labels categories")
     if config.consistency and not categories:

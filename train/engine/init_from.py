@@ -1,4 +1,4 @@
-"""A ViT that begins with the parameters of a file (`--init-from`), and is built as the file says."""
+"""A ViT that starts from the weights of a file (`--init-from`), with the architecture of the file."""
 
 import math
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from w2jax import ViT
 from w2jax.convert.load_save import describe, load_described
 from w2jax.serialize import field_names
 
-# What is the config's, whatever the file says: how to train and to compute, and what to tell apart.
+# Fields that the config decides, not the file: how to train and compute, and the number of classes.
 _TRAINING = ("num_classes", "dropout", "attention_dropout", "drop_path", "dtype", "remat", "scan_layers")
 _ARCHITECTURE = [name for name in field_names(ViT) if name not in _TRAINING]
 
@@ -28,11 +28,11 @@ _ARCHITECTURE = [name for name in field_names(ViT) if name not in _TRAINING]
 def resolve(config: Config, default: Config) -> Config:
     """`config` with the architecture of its file; `default` tells which options the user changed.
 
-    Of what the file does not tell, such as often the number of heads, a changed option is taken, or else what is usual
-    in the file's library. Only the file's description is read.
+    A field that the file does not state, often the number of heads, has the value of a changed option, or else the
+    usual value of the file's library. Only the file's description is read.
 
     Raises:
-        UserError: if the file cannot be read, or tells something else than a changed option.
+        UserError: the file cannot be read, or contradicts a changed option.
     """
     if config.init_from is None:
         return config
@@ -44,15 +44,15 @@ def resolve(config: Config, default: Config) -> Config:
 
 
 def read_initial_params(config: Config, source: Source) -> InitialParams:
-    """What the model of a config that `resolve` made begins with, to see images like those of `source`.
+    """The initial parameters of a config that `resolve` returned, for images like those of `source`.
 
     Raises:
-        UserError: as `resolve`; or if the file's model cannot read such images.
+        UserError: as `resolve`; or the file's model cannot read such images.
     """
     path, model = str(config.init_from), config.model
     _, unknown = _agreeing_module(path, model, _ARCHITECTURE)
     with _users_mistakes():
-        module, variables, source_note, notes = _read(
+        module, variables, kind, file_notes = _read(
             path, {name: getattr(model, name) for name in ("scan_layers", *unknown)}
         )
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables)
@@ -82,30 +82,30 @@ def read_initial_params(config: Config, source: Source) -> InitialParams:
     else:
         notes.append(f"head {classes} classes")
     if unknown:
-        notes.append("not told by the file: " + ", ".join(f"{name} {getattr(model, name)}" for name in unknown))
-    # Held by the host, so that each device is sent its own part only.
-    return InitialParams(jax.device_get(params), f"init from {path} ({source_note}): {'; '.join([*notes, *notes])}")
+        notes.append("not stated by the file: " + ", ".join(f"{name} {getattr(model, name)}" for name in unknown))
+    # On the host, so that each device receives only its own part.
+    return InitialParams(jax.device_get(params), f"init from {path} ({kind}): {'; '.join([*file_notes, *notes])}")
 
 
-def _agreeing_module(path: str, model: ViT, wanted: list[str]) -> tuple[ViT, list[str]]:
-    """The file's model, and which of its fields the file does not tell; the others of `wanted` must be as in `model`.
+def _agreeing_module(path: str, model: ViT, names: list[str]) -> tuple[ViT, list[str]]:
+    """The file's model, and its fields that the file does not state; the others of `names` must agree with `model`.
 
     Raises:
-        UserError: if they are not, or the file cannot be read.
+        UserError: they disagree, or the file cannot be read.
     """
     with _users_mistakes():
         try:
             module, assumed = _describe(path)
             unknown = list(assumed)
         except ValueError:
-            # No number of heads is usual for some widths. A file that is wrong otherwise is so with the config's too.
+            # Some widths have no usual number of heads. Any other fault of the file is raised here again.
             module, assumed = _describe(path, num_heads=model.num_heads)
             unknown = ["num_heads", *assumed]
     if not isinstance(module, ViT):
-        raise UserError(f"{path} holds no ViT but a {type(module).__name__}")
+        raise UserError(f"{path} must contain a ViT, got a {type(module).__name__}")
     against = [
-        f"--model.{name.replace('_', '-')}: {path} has {getattr(module, name)}, wanted {getattr(model, name)}"
-        for name in wanted
+        f"--model.{name.replace('_', '-')}: {path} has {getattr(module, name)}, the config {getattr(model, name)}"
+        for name in names
         if name not in unknown and getattr(module, name) != getattr(model, name)
     ]
     if against:
@@ -129,7 +129,7 @@ def _read(path: str, fields: dict[str, Any]) -> tuple[Any, dict[str, Any], str, 
 
 @contextmanager
 def _users_mistakes() -> Iterator[None]:
-    """Makes what the converter says of a file a UserError; it may list tensors in lines of their own."""
+    """Turns the converter's errors into UserErrors; one may list tensors on several lines."""
     try:
         yield
     except (OSError, ImportError, ValueError) as error:

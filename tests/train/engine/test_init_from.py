@@ -104,7 +104,7 @@ def test_what_neither_tensors_nor_the_user_tell_is_assumed_and_said(tmp_path):
     assert config.model == usual
     note = make_task(config, nothing()).initial_params().note
     assert "(timm)" in note
-    assert note.endswith("; not told by the file: num_heads 2, activation gelu, norm_eps 1e-06, pool cls")
+    assert note.endswith("; not stated by the file: num_heads 2, activation gelu, norm_eps 1e-06, pool cls")
 
 
 @pytest.mark.parametrize("described", [True, False])
@@ -115,14 +115,16 @@ def test_options_that_contradict_the_file_are_refused_with_both_values(described
         save_file(to_torch(model, variables, "timm"), path)
     with pytest.raises(UserError) as error:
         parsed(path, "--model.num-heads", "4", "--model.depth", "5", "--model.mlp-dim", "9")
-    heads = f"--model.num-heads: {path} has 2, wanted 4; " * described  # tensors alone tell nothing of the heads
-    assert f"--model.depth: {path} has 1, wanted 5; {heads}--model.mlp-dim: {path} has 20, wanted 9" in str(error.value)
+    heads = f"--model.num-heads: {path} has 2, the config 4; " * described  # tensors alone tell nothing of the heads
+    assert f"--model.depth: {path} has 1, the config 5; {heads}--model.mlp-dim: {path} has 20, the config 9" in str(
+        error.value
+    )
 
 
 def test_a_config_made_without_the_command_line_must_be_the_files(tmp_path):
     written(tmp_path / "vit.safetensors")
     config = dataclasses.replace(PRESETS["tiny"].config, init_from=str(tmp_path / "vit.safetensors"))
-    with pytest.raises(UserError, match=r"--model.depth: .* has 1, wanted 2"):
+    with pytest.raises(UserError, match=r"--model.depth: .* has 1, the config 2"):
         make_task(config, nothing()).initial_params()
     make_task(dataclasses.replace(config, model=model), nothing()).initial_params()
 
@@ -251,7 +253,7 @@ def test_a_mistake_is_told_with_the_file_before_there_is_a_run_folder(tmp_path, 
     save_file({"a": np.zeros(3, np.float32)}, foreign)
     for path, words in (
         (tmp_path / "none.safetensors", ["does not exist"]),
-        (lstm, ["holds no ViT but a LSTM"]),
+        (lstm, ["must contain a ViT, got a LSTM"]),
         (foreign, ["must be those of a ViT of"]),
         (broken, ["blocks.0.extra", "blocks.0.norm2.bias"]),
         (tmp_path, ["is not a weights file or folder"]),
