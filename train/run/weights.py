@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import linen as nn
-from orbax import checkpoint as ocp
 
 from train.run.manifest import checkpoint_steps, damage
 from w2jax.convert.load_save import without_classes
@@ -73,6 +72,8 @@ def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
     Raises:
         ValueError: if there is no checkpoint yet, all are damaged, or one has a later version.
     """
+    from orbax import checkpoint as ocp  # Late: `--help` of train.vit, which may read a run, does not wait for it.
+
     steps = checkpoint_steps(path / "checkpoints")
     if not steps:
         raise ValueError(f"{path} has no checkpoint yet. Train until its first one")

@@ -232,6 +232,22 @@ def test_help_tells_the_presets_own_values_and_the_text_under_the_field(capsys):
     assert "cifar10 cifar10 78,000 × 128 colours" in text and "sample (default) mnist_sample 2,000 × 100" in text
 
 
+HELP = """
+import atexit, runpy, sys
+late = ("orbax", "tyro", "grain", "tensorflow_datasets", "matplotlib")
+atexit.register(lambda: print("late:", [name for name in late if name in sys.modules]))
+sys.argv = ["train", "--help"]
+runpy.run_module("train.{TASK}", run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_help_waits_for_no_library_that_it_does_not_need(task):
+    command = [sys.executable, "-c", HELP.replace("{TASK}", task)]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.endswith("late: []\n")
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_every_option_has_a_text_and_every_preset_a_description(task):
     for preset in _presets(task).PRESETS.values():
