@@ -55,9 +55,16 @@ def _fields(cls: griffe.Class) -> dict[str, griffe.DocstringParameter]:
             if _is_field(member):
                 text = member.docstring.value if member.docstring else comments.get(member.endlineno, "")
                 fields[name] = griffe.DocstringParameter(
-                    name, description=text, annotation=member.annotation, value=member.value
+                    name, description=text, annotation=_without_rules(member.annotation), value=member.value
                 )
     return fields
+
+
+def _without_rules(annotation: griffe.Expr) -> griffe.Expr:
+    """The type T of Annotated[T, …]: what follows it are an option's range and rules."""
+    if isinstance(annotation, griffe.ExprSubscript) and str(annotation.left) == "Annotated":
+        return annotation.slice.elements[0]
+    return annotation
 
 
 def _trailing_comments(source: str) -> dict[int, str]:
