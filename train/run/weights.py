@@ -1,5 +1,8 @@
 """The weights of a run folder, without the task and the data that they were trained with."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +87,7 @@ def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
             raise ValueError(f"{path}: every checkpoint is damaged: {'; '.join(damaged)}")
     folder = (path / "checkpoints" / str(steps[-1]) / "state").absolute()
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with _no_absl_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
             params = "params" if tree.get("ema") is None else "ema"
             names = [params, "batch_stats"] if tree.get("batch_stats") else [params]
@@ -99,3 +102,15 @@ def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
         f"{what} of step {steps[-1]}",
         *(f"skipped as damaged: {fault}" for fault in damaged),
     ]
+
+
+@contextmanager
+def _no_absl_warnings() -> Iterator[None]:
+    """Inside, orbax does not warn that an item of a checkpoint lacks the metadata file that its step has."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
