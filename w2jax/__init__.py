@@ -2,6 +2,7 @@
 
 import warnings
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,14 +48,14 @@ _RENAMED = {"Encoder": "AAEEncoder", "Decoder": "AAEDecoder", "Discriminator": "
 
 
 def __getattr__(name: str) -> Any:
-    if name == "convert":
-        return import_module("w2jax.convert")
     if name in _RENAMED:
         warnings.warn(f"w2jax.{name} was renamed: use w2jax.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
     public = _RENAMED.get(name, name)
-    if public not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"w2jax.{_HOME[public]}"), public)
+    if public in _HOME:
+        return getattr(import_module(f"w2jax.{_HOME[public]}"), public)
+    if not name.startswith("_") and find_spec(f"w2jax.{name}") is not None:
+        return import_module(f"w2jax.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

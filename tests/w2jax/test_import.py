@@ -20,3 +20,8 @@ def test_every_public_name_is_there_and_no_other() -> None:
 def test_the_package_and_its_text_and_files_need_no_jax() -> None:
     program = "import sys, w2jax, w2jax.text, w2jax.files; sys.exit(bool({'jax', 'flax', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False).returncode == 0
+
+
+def test_a_module_of_the_package_needs_no_import_of_its_own() -> None:
+    program = "import w2jax; w2jax.priors.sample_prior, w2jax.convert.load, w2jax.vit.ViT"
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=True)
