@@ -20,7 +20,7 @@ Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 """GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415): exact (torch, timm), by tanh (Google), x·σ(1.702 x) (CLIP); ReLU"""
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
