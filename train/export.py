@@ -132,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{name:<12}{text}")
         return
     out = options.out or options.run_dir / "exported"
+    if out.suffix and not out.is_dir():
+        raise UserError(f"--out must be a folder, got {out}. Add --format to write one file of weights")
     predictor = export_run(options.run_dir, out)
     path, shape = str((out / PROGRAM).absolute()), ", ".join(map(str, predictor.image_shape))
     what = "probabilities" if predictor.classifies else "reconstructions"

@@ -96,7 +96,7 @@ class Predictor:
             UserError: the model generates no images, or count is not positive.
         """
         if self.task.sample is None:
-            raise UserError(f"--sample needs a generative model, such as a run of train.aae; got {_kind(self.config)}")
+            raise UserError(f"sample needs a generative model, such as a run of train.aae; got {_kind(self.config)}")
         if count < 1:
             raise UserError(f"--sample must be at least 1, got {count}")
         return np.asarray(self.task.sample(self.state, jax.random.key(seed), count))
@@ -128,7 +128,7 @@ def load(run_dir: str | Path) -> Predictor:
     path = Path(run_dir)
     task = read_config_tree(path)["task"]
     if task is None:
-        raise UserError(f"{path} is a run of no task here; choose one of {', '.join(task_names())}")
+        raise UserError(f"{path} was not made by a task of this project; the tasks are {', '.join(task_names())}")
     config = read_config(path, task_config_type(task))
     images = read_image_info(path)
     with as_user_error():
@@ -218,18 +218,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def check_options(options: Options, predictor: Predictor) -> None:
     """UserError if the options do not fit each other or the model."""
+    if options.sample is not None and predictor.task.sample is None:
+        raise UserError(f"--sample needs a generative model, such as a run of train.aae; got {_kind(predictor.config)}")
     if predictor.classifies and options.out is not None:
         raise UserError("--out is for autoencoders, such as a run of train.aae; --attention writes a ViT's attention")
     if not predictor.classifies and options.json:
-        raise UserError("--json prints classes, and this model has none; --out again.png writes its images")
+        raise UserError("--json prints classes, and this model has none; --out images.png writes its images")
     if not predictor.classifies and options.out is None:
-        raise UserError("the model's images need a PNG to be written to: add --out again.png")
+        raise UserError("the model's images need a PNG to be written to: add --out images.png")
     if options.attention is not None and predictor.task.overlay is None:
         raise UserError(
             f"--attention needs a model with attention, such as a run of train.vit; got {_kind(predictor.config)}"
         )
     if options.sample is not None and options.images:
-        raise UserError(f"--sample draws images from nothing: leave out {options.images[0]}, or --sample")
+        raise UserError(f"--sample takes no input images: leave out {options.images[0]}, or --sample")
     if options.sample is None and not options.images:
         raise UserError("give images, or folders of them, after the run folder")
 

@@ -43,7 +43,7 @@ def specs() -> dict[str, CompletionSpec]:
     tasks = {}
     for task in task_names():
         presets = task_presets(task)
-        sample = presets["sample"].config
+        sample = next(iter(presets.values())).config
         tasks[f"train.{task}"] = CompletionSpec(type(sample), tuple(presets), {"default": sample})
     return tasks | {
         "train.predict": CompletionSpec(predict.Options, tyro_arguments=no_pairs),

@@ -1,5 +1,6 @@
 """A task on a mesh: where its state and batches lie, and its step, traced and ready to be compiled for it."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +14,11 @@ from configs.base import Config
 from train.data import Source
 from train.engine.sharding import batch_sharding, state_sharding
 from train.engine.step import skip_nonfinite
-from train.process.errors import as_user_error
+from train.process.errors import UserError, as_user_error
 from train.task import Batch, State, Task
+
+# A convolution in the text of a program whose channels or examples are in more than one group.
+_GROUPED = re.compile(r"(feature|batch)_group_count = (?!1\b)\d+")
 
 
 class Program:
@@ -38,6 +42,11 @@ class Program:
             shapes = jax.eval_shape(task.init)
             self.state_shapes: State = jax.tree.map(_placed, shapes, state_sharding(mesh, shapes))
             self.lowered_step = self._step_jit(self._step).lower(self.state_shapes, self.batch_shapes)
+        if mesh.shape["tensor"] > 1 and _GROUPED.search(self.lowered_step.as_text()):
+            raise UserError(
+                f"--mesh.tensor must be 1 for a model with grouped convolutions, got {mesh.shape['tensor']}: "
+                "XLA multiplies their gradients by it. Use --mesh.data or --mesh.fsdp"
+            )
 
     def lower_many(self, most: int) -> jax.stages.Lowered:
         """Up to `most` steps in one call, on a training split that lies whole on each device.

@@ -127,7 +127,9 @@ class RunFolder:
             saved = read_config_tree(self.path)
         except UserError as error:
             raise UserError(f"{error}; choose another --run.dir") from error
-        del saved["task"]
+        task, other = task_of(config), saved.pop("task")
+        if task is not None and other is not None and other != task:
+            raise UserError(f"{self.path} is a run of train.{other}, not of train.{task}; choose another --run.dir")
         ours, theirs = flat_config(config), flatten(saved)
         # An option that is younger than the folder had the effect of its default.
         theirs = {name: value for name, value in flatten(default_tree(config)).items() if name in ours} | theirs

@@ -24,7 +24,7 @@ TORCH_RECURRENT = {
 
 
 def torch_layout(path: str, rank: int) -> tuple[str, str]:
-    """torch.nn's names and layouts: Linear, LayerNorm, BatchNorm, Embedding, LSTM, GRU, RNN; heads as one Linear."""
+    """torch.nn's names and layouts: Linear, Conv, norms, Embedding, LSTM, GRU, RNN; attention heads as one Linear."""
     *parents, name = path.split("/")
     if name in TORCH_RECURRENT:
         theirs, pattern = TORCH_RECURRENT[name]
@@ -32,10 +32,12 @@ def torch_layout(path: str, rank: int) -> tuple[str, str]:
             direction, layer = parents.pop().split("_")
             theirs += f"_l{layer}" + ("_reverse" if direction == "backward" else "")
         return ".".join([*parents, theirs]), pattern
-    into_heads = bool(parents) and parents[-1] in ("query", "key", "value")
+    layer = parents[-1] if parents else ""
+    heads = dict.fromkeys(("query", "key", "value"), "(h k) i -> i h k") | {"out": "o (h k) -> h k o"}
     patterns = {
         ("kernel", 2): "o i -> i o",
-        ("kernel", 3): "(h k) i -> i h k" if into_heads else "o (h k) -> h k o",
+        ("kernel", 3): heads.get(layer, "o i p -> p i o"),
+        ("kernel", 4): "o i p q -> p q i o",
         ("bias", 2): "(h k) -> h k",
     }
     return ".".join([*parents, TORCH_NAMES.get(name, name)]), patterns.get((name, rank), "")

@@ -8,11 +8,15 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from configs.base import Mesh
+from configs.base import Mesh, Optim
+from configs.vit import PRESETS
+from train.data.source import AbstractSource
 from train.engine.placement import placements, show_placement
+from train.engine.program import Program
 from train.engine.sharding import make_mesh, partition_spec, state_sharding
+from train.engine.step import init_state, make_train_step
 from train.process.errors import UserError
-from train.task import State
+from train.task import State, Task
 
 ALL = {"data": 1, "fsdp": 2, "tensor": 2}
 
@@ -126,3 +130,31 @@ def test_no_process_is_left_without_a_device_of_the_mesh():
     devices = [SimpleNamespace(platform="cpu", process_index=i // 4) for i in range(8)]
     with pytest.raises(UserError, match=r"2 processes need a mesh of all their 8 devices, got --mesh.data 4"):
         make_mesh(Mesh(4, 1, 1), devices)
+
+
+@pytest.mark.parametrize(("groups", "is_refused"), [(1, False), (3, True)])
+def test_grouped_convolutions_are_refused_on_a_tensor_axis(groups, is_refused):
+    """XLA multiplies the gradients of their kernels by the size of that axis, on CPU at least."""
+    config = PRESETS["tiny"].config
+
+    def loss(params, batch, key):
+        images = jnp.repeat(batch["image"] / 255.0, 3, axis=-1)
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        y = jax.lax.conv_general_dilated(
+            images, params["kernel"], (1, 1), "SAME", feature_group_count=groups, dimension_numbers=dimensions
+        )
+        return jnp.square(y).mean(), {}
+
+    def make(mesh):
+        source = AbstractSource("none", "train", (8, 8, 1), 10, [], count=64)
+        step = make_train_step(loss, optax.sgd(0.1), Optim(), 0)
+        params = {"kernel": jnp.ones((3, 3, 3 // groups, 6))}
+        task = Task(lambda: init_state(params, optax.sgd(0.1), Optim()), step, lambda *_: {}, lambda *_: {})
+        return Program(config, task, source, make_mesh(mesh))
+
+    make(Mesh(4, 2, 1))
+    if is_refused:
+        with pytest.raises(UserError, match=r"--mesh\.tensor must be 1 for a model with grouped convolutions, got 2"):
+            make(Mesh(2, 2, 2))
+    else:
+        make(Mesh(2, 2, 2))

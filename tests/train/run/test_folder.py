@@ -83,6 +83,14 @@ def test_a_run_with_old_names_of_options_and_metrics_resumes(tmp_path, capsys):
     assert (record.state, record.task_info.best_metric) == ("finished", "reconstruction")
 
 
+def test_a_run_of_another_task_is_named(tmp_path):
+    with RunFolder(config(tmp_path / "run")):
+        pass
+    other = dataclasses.replace(aae.PRESETS["tiny"].config, run=config(tmp_path / "run").run)
+    with pytest.raises(UserError, match=r"is a run of train\.vit, not of train\.aae; choose another --run\.dir"):
+        RunFolder(other)
+
+
 def test_a_field_newer_than_the_folder_counts_as_its_default(tmp_path):
     """Any other value is refused."""
     with RunFolder(config(tmp_path / "run")):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from flax import linen
 from models import random_variables
 from torch import nn
 from torch_aae import TorchEncoder, hidden, images_of, torch_decoder, torch_discriminator
@@ -247,3 +248,31 @@ def test_every_module_takes_its_own_paths_too() -> None:
         first = next(iter(tensors))
         kernel = params[first.split(".")[0]]["kernel"]
         np.testing.assert_array_equal(kernel.reshape(kernel.shape[0], -1), tensors[first].T)
+
+
+class Convolutions(linen.Module):
+    """A module of a user's own, with kernels of one and of two spatial axes, and one in groups."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.Conv(6, (3, 2), padding="VALID", name="first")(x)
+        x = linen.Conv(6, (2, 3), padding="VALID", feature_group_count=3, name="grouped")(x)
+        return linen.Conv(4, (5,), padding="VALID", name="line")(x.reshape(x.shape[0], -1, 6))
+
+    def example_inputs(self, size):
+        return (jax.ShapeDtypeStruct((1, 5, 7, size("first/kernel", 2, 3)), jnp.float32),)
+
+
+def test_convolutions_have_torchs_layout_and_values():
+    module, x = Convolutions(), np.random.default_rng(0).standard_normal((2, 5, 7, 3), np.float32)
+    variables = module.init(jax.random.key(0), x)
+    weights = {name: torch.tensor(value) for name, value in to_torch(module, variables, "torch").items()}
+    first, grouped = nn.Conv2d(3, 6, (3, 2)), nn.Conv2d(6, 6, (2, 3), groups=3)
+    line = nn.Conv1d(6, 4, 5)
+    for name, layer in (("first", first), ("grouped", grouped), ("line", line)):
+        layer.load_state_dict({part: weights[f"{name}.{part}"] for part in ("weight", "bias")})
+    with torch.no_grad():
+        y = grouped(first(torch.tensor(x).permute(0, 3, 1, 2)))
+        expected = line(y.permute(0, 2, 3, 1).reshape(2, -1, 6).permute(0, 2, 1)).permute(0, 2, 1)
+    np.testing.assert_allclose(module.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, from_torch(module, weights), variables)
