@@ -23,10 +23,10 @@ class Data:
     image_size: tuple[int, int] | None = None
     """Height and width that images are resized to when decoded; None keeps theirs."""
     crop: float | None = None
-    """Smallest part of a photograph's area that a random training crop takes, as 0.05; test images lose their border.
-    None: whole images, stretched to the size."""
+    """Smallest part of a photograph's area that a random training crop takes, as 0.05; test images are cropped to their
+    centre. None: whole images, stretched to the size."""
     memory_limit: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 1024
-    """MiB of decoded images up to which a split is decoded once and held in memory; larger ones are streamed."""
+    """A split up to this size in MiB is decoded once and kept in memory; a larger one is streamed."""
     workers: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 2
     """Processes that decode a streamed split."""
 
@@ -48,7 +48,7 @@ class Augment:
     erase: Fraction = 0.0
     """Largest side of a square that is blanked, as a part of the image side (random erasing)."""
     mixup: NonNegative = 0.0
-    """α of the Beta distribution that neighbours in the batch, and their labels, are blended by."""
+    """Mixup: blend each image and label with its neighbour; this is α of the Beta distribution of the weight."""
     rand_augment: Natural = 0
     """Random operations on each image, one after the other (RandAugment); meant for RGB."""
     magnitude: Fraction = 0.5
@@ -82,7 +82,7 @@ class Optim(AdamW):
     ema: Annotated[Decay | None, COMMON] = None
     """Decay of an average of the parameters, which is then what is evaluated; None: no average."""
     accumulate: Count = 1
-    """Parts a batch is cut into, one after the other, to save memory; the gradient is the whole batch's."""
+    """Parts that a batch is split into to save memory; their gradients are averaged, so the step is the same."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class RunConfig:
     seed: Annotated[int, COMMON] = 0
     """Everything random follows from it and the step."""
     dir: Annotated[str | None, COMMON, CHANGEABLE] = None
-    """Run folder; by default runs/TASK-PRESET and changes, as runs/vit-sample-depth6. The same command resumes."""
+    """Run folder; default: runs/TASK-PRESET plus the changed options. The same command resumes."""
     log_every: Count = 50
     """Steps between two train lines in metrics.jsonl."""
     eval_every: Count = 500
@@ -105,8 +105,8 @@ class RunConfig:
     """Steps between two checkpoints; the last step is always saved."""
     steps_per_call: Annotated[Count, CHANGEABLE] = 1
     """Training steps per device call; above 1 the training split must fit in device memory. Faster where a step takes
-    milliseconds; results are the same. A call ends early at an evaluation or a checkpoint. Metrics are read once per
-    call."""
+    milliseconds; results are the same, except for the last bit of convolutions. A call ends early at an evaluation
+    or a checkpoint. Metrics are read once per call."""
     on_nonfinite: Annotated[Literal["stop", "skip"], CHANGEABLE] = "stop"
     """If a loss or gradient is NaN or infinite: stop the run, or skip the update, count the step and continue."""
     on_save_error: Annotated[Literal["stop", "retry"], CHANGEABLE] = "stop"
@@ -131,10 +131,11 @@ class Mesh:
     """Parts that attention heads and hidden widths are cut into."""
     cpu_devices: Count = 1
     """JAX devices to split the CPU into, each with its part of the batch: faster for some models and sizes, slower for
-    others. Fewer where the CPU has fewer cores or they do not divide the batch; $JAX_NUM_CPU_DEVICES overrides this."""
+    others. Fewer if there are fewer cores, or if the number does not divide the batch. $JAX_NUM_CPU_DEVICES
+    overrides this."""
     cpu_micro_batch: Count | Literal["auto"] | None = "auto"
     """Approximate micro-batch per CPU device when training classifiers on several; small ones stay in the core's cache.
-    auto: 8 for a model without dropout or drop path, else off. With them a number also changes what dropout draws.
+    auto: 8 for a model without dropout or drop path, else off. With dropout, a number changes the random draws.
     None: off."""
     show: bool = False
     """Print how each parameter is sharded and the memory it takes per device, and stop."""

@@ -303,7 +303,7 @@ def check(config: Config, source: Source) -> None:
     if config.head_distance and not model.cluster_heads:
         raise UserError("--head-distance needs cluster heads: add --model.cluster-heads")
     if config.augment.mixup:
-        raise UserError("--augment.mixup mixes labels, which categories cannot be: leave it 0")
+        raise UserError(f"--augment.mixup must be 0 here, got {config.augment.mixup}: categories cannot be mixed")
 
 
 def main() -> None:

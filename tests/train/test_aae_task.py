@@ -297,7 +297,7 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
         ({"num_labels": 30}, "--num-labels has no effect"),
         ({"consistency": 1.0}, "--consistency needs categories"),
         ({"head_distance": 1.0}, "--head-distance needs cluster heads"),
-        ({"augment": Augment(mixup=0.2)}, "--augment.mixup mixes labels"),
+        ({"augment": Augment(mixup=0.2)}, "--augment.mixup must be 0 here, got 0.2"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_to_do(options, message):
