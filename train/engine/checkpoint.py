@@ -213,7 +213,7 @@ def _differences(saved: Any, like: State) -> list[str]:
 
     theirs, ours = arrays(saved), arrays(like)
     return [
-        f"{name} is {theirs.get(name, 'not theirs')}, wanted {ours.get(name, 'none')}"
+        f"{name} is {theirs.get(name, 'not there')}, wanted {ours.get(name, 'none')}"
         for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (not name.startswith("params/"), name))
         if theirs.get(name) != ours.get(name)
     ]
