@@ -22,7 +22,7 @@ from train.process.signals import DeferredSignals
 from train.report.mistakes import Predictions
 from train.run.files import RENAMED_METRICS
 from train.run.folder import RunFolder
-from train.task import State, named_leaves
+from train.task import InitialParams, State, named_leaves
 
 
 @dataclass
@@ -54,7 +54,7 @@ def fit(config: Config, make_task: MakeTask) -> State | None:
         RunStopped: a step is not finite, nothing can be saved, or every checkpoint is damaged.
         Interrupted: a signal asked the run to end. What was done is saved.
     """
-    setup = set_up(config, make_task)
+    setup, initial = set_up(config, make_task)
     if config.mesh.show:
         if is_main_process():
             show_placement(setup.program.state_shapes)
@@ -67,18 +67,20 @@ def fit(config: Config, make_task: MakeTask) -> State | None:
     ):
         folder.write_image_info(setup.source.image_shape, setup.source.label_names)
         folder.write_task_info(setup.task.best, setup.task.best_mode, setup.task.metric_descriptions)
-        progress, evaluator = start_or_resume(setup, checkpoints), Evaluator(setup)
+        progress, evaluator = start_or_resume(setup, initial, checkpoints), Evaluator(setup)
+        note = None if initial is None else initial.note
+        del initial  # Its parameters may be as large as the model.
         with Publisher(setup, folder, trackers, progress.done, progress.seconds) as publisher:
-            _announce(setup, folder, checkpoints, progress, publisher)
+            _announce(setup, note, folder, checkpoints, progress, publisher)
             predictions = train(setup, progress, checkpoints, evaluator, publisher)
             publisher.finish(evaluator, progress.state, predictions)
             barrier("finish")
     return progress.state
 
 
-def start_or_resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
+def start_or_resume(setup: Setup, initial: InitialParams | None, checkpoints: Checkpoints) -> Progress:
     """The state and progress of the last checkpoint, or of a new run."""
-    program, initial = setup.program, setup.initial_params
+    program = setup.program
     if (done := checkpoints.latest_step()) is not None:
         state, saved = checkpoints.restore(done, program.state_shapes)
         sums = {RENAMED_METRICS.get(str(name), str(name)): value for name, value in saved["sums"].items()}
@@ -164,7 +166,12 @@ def train(
 
 
 def _announce(
-    setup: Setup, folder: RunFolder, checkpoints: Checkpoints, progress: Progress, publisher: Publisher
+    setup: Setup,
+    note: str | None,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    progress: Progress,
+    publisher: Publisher,
 ) -> None:
     """Prints what is about to run, and everything unusual about what was found of it."""
     say, program = publisher.console.say, setup.program
@@ -173,12 +180,12 @@ def _announce(
         f"{setup.source.name}: {len(setup.source):,} train and {len(setup.test_source):,} test images; "
         f"{parameters:,} parameters on {program.devices}"
     )
-    if setup.initial_params is not None:
-        say(setup.initial_params.note)
+    if note is not None:
+        say(note)
     if folder.left_by is not None:
         say(f"the previous run in {folder.path} ({folder.left_by}) ended without cleaning up")
-    for note in checkpoints.notes:
-        say(note)
+    for message in checkpoints.notes:
+        say(message)
     if not progress.done:
         return
     moved = "" if progress.devices in (None, program.devices) else f"; it was saved on {progress.devices}"

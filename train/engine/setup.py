@@ -31,8 +31,6 @@ class Setup:
     """The training split."""
     test_source: Source
     program: Program
-    initial_params: InitialParams | None
-    """None: the task makes all parameters by itself, or the run resumes."""
     started: float = field(default_factory=time.perf_counter)
     """When the run began, by `time.perf_counter`."""
 
@@ -42,8 +40,11 @@ class Setup:
         return batch_parts(self.program.mesh)
 
 
-def set_up(config: Config, make_task: MakeTask) -> Setup:
+def set_up(config: Config, make_task: MakeTask) -> tuple[Setup, InitialParams | None]:
     """Checks a config, opens its data and builds its task and program; nothing is written.
+
+    Returns:
+        The setup, and the parameters that a new run starts from; None if the task makes them all or the run resumes.
 
     Raises:
         UserError: the config does not fit itself, the data or the devices.
@@ -67,7 +68,7 @@ def set_up(config: Config, make_task: MakeTask) -> Setup:
     # Read before the folder is claimed, as the file may be wrong; a run that resumes needs none of it.
     initial = None if task.initial_params is None or has_checkpoint(config) else task.initial_params()
     program = Program(config, task, source, mesh)
-    return Setup(config, task, source, test_source, program, initial, started)
+    return Setup(config, task, source, test_source, program, started), initial
 
 
 def _check_in_memory(config: Config, source: Source) -> None:

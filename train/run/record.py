@@ -19,6 +19,7 @@ from train.run.files import (
     read_run_json,
 )
 from train.run.lock import holder
+from train.run.manifest import checkpoint_steps
 
 _WRITTEN_BY_TRAINING = (CONFIG, METRICS, TIMING, CHECKPOINTS)  # A new report, or a use of the model, is no training.
 
@@ -159,14 +160,13 @@ def read_record(folder: Path) -> RunRecord:
         for name in (TASK, METRICS, TIMING, LOCK):
             _check_is_file(folder / name)
         lines = read_lines(folder / METRICS)
-        checkpoints = (folder / CHECKPOINTS).glob("*")
         return RunRecord(
             path=folder,
             config=read_config_tree(folder),
             task_info=read_task_info(folder, lines),
             lines=lines,
             timing=read_lines(folder / TIMING),
-            saved_step=max((int(p.name) for p in checkpoints if p.name.isdecimal() and p.is_dir()), default=None),
+            saved_step=max(checkpoint_steps(folder / CHECKPOINTS), default=None),
             process=holder(folder / LOCK),
             written=max((folder / name).stat().st_mtime for name in _WRITTEN_BY_TRAINING if (folder / name).exists()),
         )
