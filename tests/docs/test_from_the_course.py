@@ -51,7 +51,7 @@ def test_what_is_found_is_what_torch_expects(title):
 
 
 def test_the_step_of_training_moves_every_parameter_and_alike():
-    names = ran("A step of training")
+    names = ran("A training step")
     for name, before in names["before"].items():
         theirs, ours = (np.asarray(names[side][name]) - before.numpy() for side in ("expected", "found"))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
@@ -103,7 +103,7 @@ def test_the_batch_norm_that_is_carried_over_has_statistics_of_its_own():
 
 
 def test_the_commands_have_the_courses_settings():
-    (block,) = re.findall(r"^```bash\n(.*?)^```", SECTIONS["The whole programs"], re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(r"^```bash\n(.*?)^```", SECTIONS["Training programs"], re.DOTALL | re.MULTILINE)
     commands = [line.removeprefix("python -m train.").split() for line in block.splitlines()]
     configs = {task: parse(task, CONFIGS[task].PRESETS, arguments) for task, *arguments in commands}
     assert list(configs) == ["lstm", "mha", "vit", "aae"]
