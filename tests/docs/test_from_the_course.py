@@ -1,4 +1,4 @@
-"""The page for those who come from the PyTorch course shows the same numbers as torch, and the course's settings."""
+"""The page for students of the PyTorch course shows the same numbers as torch, and the course's settings."""
 
 import re
 from functools import cache
@@ -26,7 +26,7 @@ PROGRAMS = {title: blocks for title, text in SECTIONS.items() if (blocks := pyth
 
 @cache
 def ran(title):
-    """What the names of a section stand for after its blocks, which see nothing of the other sections."""
+    """Runs the blocks of a section, separately from the other sections, and returns the names that they define."""
     names = {"__name__": "__main__"}
     with torch.random.fork_rng():
         for block in PROGRAMS[title]:
@@ -84,7 +84,7 @@ def test_a_query_that_may_see_nothing_is_even_in_the_course_and_zero_here():
     ],
 )
 def test_without_the_courses_option_the_numbers_are_others(title, option):
-    """So the options that the page names are what makes the two agree."""
+    """Without an option that the page names, the outputs differ from torch's."""
     names = ran(title)
     module = names["module"].clone(**option)
     if title == "Vision Transformer":
