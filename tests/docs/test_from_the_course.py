@@ -1,4 +1,4 @@
-"""The page for those who come from the PyTorch course shows the same numbers as torch, and the course's settings."""
+"""The page for students of the PyTorch course shows the same numbers as torch, and the course's settings."""
 
 import re
 from functools import cache
@@ -26,7 +26,7 @@ PROGRAMS = {title: blocks for title, text in SECTIONS.items() if (blocks := pyth
 
 @cache
 def ran(title):
-    """What the names of a section stand for after its blocks, which see nothing of the other sections."""
+    """Runs the blocks of a section, separately from the other sections, and returns the names that they define."""
     names = {"__name__": "__main__"}
     with torch.random.fork_rng():
         for block in PROGRAMS[title]:
@@ -51,7 +51,7 @@ def test_what_is_found_is_what_torch_expects(title):
 
 
 def test_the_step_of_training_moves_every_parameter_and_alike():
-    names = ran("A step of training")
+    names = ran("A training step")
     for name, before in names["before"].items():
         theirs, ours = (np.asarray(names[side][name]) - before.numpy() for side in ("expected", "found"))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
@@ -84,7 +84,7 @@ def test_a_query_that_may_see_nothing_is_even_in_the_course_and_zero_here():
     ],
 )
 def test_without_the_courses_option_the_numbers_are_others(title, option):
-    """So the options that the page names are what makes the two agree."""
+    """Without an option that the page names, the outputs differ from torch's."""
     names = ran(title)
     module = names["module"].clone(**option)
     if title == "Vision Transformer":
@@ -103,7 +103,7 @@ def test_the_batch_norm_that_is_carried_over_has_statistics_of_its_own():
 
 
 def test_the_commands_have_the_courses_settings():
-    (block,) = re.findall(r"^```bash\n(.*?)^```", SECTIONS["The whole programs"], re.DOTALL | re.MULTILINE)
+    (block,) = re.findall(r"^```bash\n(.*?)^```", SECTIONS["Training programs"], re.DOTALL | re.MULTILINE)
     commands = [line.removeprefix("python -m train.").split() for line in block.splitlines()]
     configs = {task: parse(task, CONFIGS[task].PRESETS, arguments) for task, *arguments in commands}
     assert list(configs) == ["lstm", "mha", "vit", "aae"]
