@@ -1,6 +1,6 @@
-"""An extension of griffe: the fields of a class, documented by the comment or the text at each, as one table.
+"""A griffe extension that shows the fields of a class as a table, each with its comment or docstring.
 
-Linen modules document their fields by trailing comments, which `--help` shows too; griffe reads no comments.
+Linen modules document their fields with trailing comments, which `--help` shows too. Griffe itself reads no comments.
 """
 
 import io
@@ -10,19 +10,19 @@ import griffe
 
 
 class Fields(griffe.Extension):
-    """Replaces the fields of Linen modules, dataclasses and named tuples by a table in the class's docstring."""
+    """Moves the fields of Linen modules, dataclasses and named tuples into a table in the class's docstring."""
 
     def on_package(self, *, pkg: griffe.Module, **_) -> None:
-        """Goes through a package once it is loaded whole, as fields are inherited."""
+        """Adds the tables. It needs the complete package, because classes inherit fields."""
         classes = list(_classes(pkg))
         tables = [_fields(cls) for cls in classes]
         for cls, fields in zip(classes, tables, strict=True):
             if fields and cls.docstring:
                 sections = cls.docstring.parsed
-                behind = 1 + max(
+                after_text = 1 + max(
                     i for i, section in enumerate(sections) if section.kind == griffe.DocstringSectionKind.text
                 )
-                sections.insert(behind, griffe.DocstringSectionParameters(list(fields.values()), title="Fields:"))
+                sections.insert(after_text, griffe.DocstringSectionParameters(list(fields.values()), title="Fields:"))
             for name in [name for name, member in cls.members.items() if _is_field(member)]:
                 cls.del_member(name)
 
@@ -47,7 +47,7 @@ def _is_field(member: griffe.Object | griffe.Alias) -> bool:
 
 
 def _fields(cls: griffe.Class) -> dict[str, griffe.DocstringParameter]:
-    """Those of the class and of what it inherits from, in their order."""
+    """The fields of the class and its base classes by name; those of the base classes come first."""
     fields = {}
     for owner in [*reversed(cls.mro()), cls]:
         comments = _trailing_comments(owner.module.source)
@@ -61,14 +61,14 @@ def _fields(cls: griffe.Class) -> dict[str, griffe.DocstringParameter]:
 
 
 def _without_rules(annotation: griffe.Expr) -> griffe.Expr:
-    """The type T of Annotated[T, …]: what follows it are an option's range and rules."""
+    """The type T of Annotated[T, …], without the range and the rules of the option."""
     if isinstance(annotation, griffe.ExprSubscript) and str(annotation.left) == "Annotated":
         return annotation.slice.elements[0]
     return annotation
 
 
 def _trailing_comments(source: str) -> dict[int, str]:
-    """The comments behind code by line, from 1."""
+    """The comments that follow code on the same line, by line number from 1."""
     comments = {}
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT and token.line[: token.start[1]].strip():

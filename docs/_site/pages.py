@@ -1,4 +1,4 @@
-"""A hook of mkdocs: READMEs outside docs/ are pages too, and links work there as they do on GitHub."""
+"""An mkdocs hook that adds Markdown files outside docs/ as pages. Their links work as on GitHub."""
 
 import re
 from pathlib import Path
@@ -18,14 +18,14 @@ LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
 def on_files(files, config):
-    """Adds the pages that lie outside docs/."""
+    """Adds the files outside docs/ as pages."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Turns links to places in the repository into links to pages, or to the repository where there is no page."""
+    """Replaces each link to a file of the repository by a link to its page, or to GitHub if it has no page."""
     here = page.file.src_uri
     folder = dirname(SOURCES.get(here, f"docs/{here}"))
 

@@ -85,7 +85,7 @@ def test_pages_load_nothing_from_elsewhere(site):
 def test_links_of_the_readme_lead_to_the_site_or_the_repository(site):
     """To a page of the site where there is one, otherwise to the repository."""
     links = set(re.findall(r'href="([^"]+)"', (site / "index.html").read_text()))
-    assert {"convert.html", "results.html", "benchmarks.html", "contributing.html", "use.html#a-run-folder"} <= links
+    assert {"convert.html", "results.html", "benchmarks.html", "contributing.html", "use.html#the-run-folder"} <= links
     assert "https://github.com/w2jax/w2jax/blob/main/notebooks/quickstart.ipynb" in links
     assert 'src="report.png"' in (site / "index.html").read_text()
     assert 'href="scale.html"' in (site / "benchmarks.html").read_text()
