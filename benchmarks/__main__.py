@@ -60,8 +60,8 @@ def main() -> None:
         "--malloc",
         choices=("own", "default", "keep", "huge"),
         default="own",
-        help="setting of glibc's malloc. own (default): huge for ours, default for the others; default: glibc's own for "
-        "all; keep, huge: `keep_freed_memory` or `huge_pages` of train.process.malloc for all",
+        help="setting of glibc's malloc. own (default): huge for ours, default for the others; default: glibc's own "
+        "for all; keep, huge: `keep_freed_memory` or `huge_pages` of train.process.malloc for all",
     )
     parser.add_argument("--json", type=Path, help="file to which all figures are written")
     options = parser.parse_args()
