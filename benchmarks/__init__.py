@@ -1,1 +1,1 @@
-"""Measurements; none of them is a test."""
+"""Benchmarks. None of them is a test."""

@@ -2,9 +2,10 @@
 
     python -m benchmarks [CASE ...] [--malloc own|default|keep|huge] [--json FILE]
 
-Prints the median time of a step over all turns with its range; then the ratio of our time to each other's: the median
-over the turns with its range, and the goal. The floor is the FLOPs of the matrix products at the rate of the fastest
-product of two [2048, 2048] matrices by torch or XLA. Results that differ end the program.
+The program prints the median time of a step over all turns, with its range. Then it prints the ratio of our time to the
+time of each other implementation: the median over the turns, the range and the goal. The floor is the time of the
+step's matrix products at the rate of the fastest product of two [2048, 2048] matrices, by torch or XLA. The program
+ends with an error if the results differ.
 """
 
 import argparse
@@ -28,7 +29,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def show(name: str, measured: Mapping[str, Timings], goals: Mapping[str, float]) -> None:
-    """Prints a case's table."""
+    """Prints the table of a case."""
     print(f"\n{name:<22} {'ms a step':<26} {'CPU ms':>8} {'peak MiB':>9} {'ready s':>8}   ours / theirs (goal)")
     ours = next(iter(measured.values()))
     for who, theirs in measured.items():
@@ -43,20 +44,26 @@ def show(name: str, measured: Mapping[str, Timings], goals: Mapping[str, float])
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "cases", nargs="*", metavar="CASE", choices=(*CASES, []), help=f"of {', '.join(CASES)} (default: all)"
+        "cases",
+        nargs="*",
+        metavar="CASE",
+        choices=(*CASES, []),
+        help=f"cases to run: {', '.join(CASES)} (default: all)",
     )
-    parser.add_argument("--processes", type=int, default=2, help="times that all are started (default: 2)")
-    parser.add_argument("--turns", type=int, default=5, help="turns of each process (default: 5)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn (default: 1)")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
+    parser.add_argument("--processes", type=int, default=2, help="processes per implementation (default: 2)")
+    parser.add_argument("--turns", type=int, default=5, help="number of timed turns of each process (default: 5)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a turn in seconds (default: 1)")
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads (default: all cores)"
+    )
     parser.add_argument(
         "--malloc",
         choices=("own", "default", "keep", "huge"),
         default="own",
-        help="glibc's malloc: default: as it is; keep, huge: `keep_freed_memory`, `huge_pages` of train.process.malloc "
-        "for all; own (default): huge for ours, default for the others",
+        help="setting of glibc's malloc. own (default): huge for ours, default for the others; default: glibc's own "
+        "for all; keep, huge: `keep_freed_memory` or `huge_pages` of train.process.malloc for all",
     )
-    parser.add_argument("--json", type=Path, help="write all figures here too")
+    parser.add_argument("--json", type=Path, help="file to which all figures are written")
     options = parser.parse_args()
     names = options.cases or list(CASES)
     if any("floor" in CASES[name].goals for name in names):

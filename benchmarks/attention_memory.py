@@ -1,9 +1,9 @@
-"""Peak memory of attention forward and backward with `implementation="chunked"` and with "xla".
+"""Measures the peak memory of attention, forward and backward, with `implementation="chunked"` and with "xla".
 
     python -m benchmarks.attention_memory [--tokens 16384] [--blocks 512 512]
 
-Each implementation runs once in a process of its own: batch 1, 4 heads of width 64, float32. Prints the process's
-peak resident memory (Python and jax included), the temporaries that XLA plans for, and the seconds.
+Each implementation runs once in its own process: batch 1, 4 heads of width 64, float32. The program prints the peak
+resident memory of the process (with Python and jax), the size of XLA's temporaries, and the seconds.
 """
 
 import argparse
@@ -23,7 +23,7 @@ HEADS, WIDTH = 4, 64
 
 
 def measure(implementation: str, tokens: int, blocks: list[int]) -> dict[str, float]:
-    """GB and seconds of one forward and backward pass in this process."""
+    """Returns the memory in GB and the seconds of one forward and backward pass in this process."""
     w2jax.kernels.attention.QUERY_BLOCK, w2jax.kernels.attention.KEY_BLOCK = blocks
 
     def loss(q, k, v):
@@ -45,8 +45,12 @@ def measure(implementation: str, tokens: int, blocks: list[int]) -> dict[str, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=16384, help="(default: 16384; xla then needs 20 GB)")
-    parser.add_argument("--blocks", type=int, nargs=2, default=[512, 512], help="queries and keys (default: 512 512)")
+    parser.add_argument(
+        "--tokens", type=int, default=16384, help="number of tokens (default: 16384, for which xla needs 20 GB)"
+    )
+    parser.add_argument(
+        "--blocks", type=int, nargs=2, default=[512, 512], help="block sizes of queries and keys (default: 512 512)"
+    )
     parser.add_argument("--child", choices=("chunked", "xla"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

@@ -1,13 +1,13 @@
-"""The benchmark cases: who computes each, what the implementations must agree on, and the goals."""
+"""The benchmark cases: their implementations, the tolerances of the results, and the goals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 OURS, TORCH, FLAX = "benchmarks.baselines.ours", "benchmarks.baselines.torch_steps", "benchmarks.baselines.flax_steps"
 
-# Largest difference, relative to the array's largest value. After an update losses differ more: Adam divides gradients
-# by their size, which turns the rounding of a small gradient into a large change of its parameter, and Flax has one
-# bias where torch has two. Each library draws its own samples of the prior ("game").
+# The largest allowed difference, relative to the array's largest value. After an update losses ("later") differ more:
+# Adam divides gradients by their size, so rounding a small gradient changes its parameter a lot. Flax's LSTM has one
+# bias where torch's has two. Each library draws its own samples of the prior ("game").
 TOLERANCE = {
     "loss": 1e-5,
     "later": 0.05,
@@ -29,9 +29,9 @@ class Case:
     """The model's name in `benchmarks.inputs`."""
     batch_size: int
     implementations: Mapping[str, str]
-    """MODULE:FUNCTION by name."""
+    """MODULE:FUNCTION of each implementation, by name."""
     goals: Mapping[str, float] = field(default_factory=dict)
-    """Largest acceptable ratio of our time to that of an implementation, or to the arithmetic floor."""
+    """Largest allowed ratio of our time to the time of an implementation, or to the arithmetic floor."""
 
 
 def _case(model: str, what: str, batch_size: int, goals: Mapping[str, float], *more: str) -> Case:

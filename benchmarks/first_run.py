@@ -1,8 +1,9 @@
-"""A newcomer's first commands, each in a fresh process: wall time, peak memory, accuracy.
+"""Measures the first commands of a new user: wall time, peak memory and accuracy, each in a new process.
 
     python -m benchmarks.first_run [--repeat 3] [--tasks vit lstm mha]
 
-Prints one line a command: median and range of the wall seconds, the largest peak memory, the test accuracies.
+For each command the program prints the median and the range of the wall time, the largest peak memory, and the test
+accuracies.
 """
 
 import argparse
@@ -23,7 +24,10 @@ HELP = [PYTHON, "-m", "train.vit", "--help"]
 
 
 def measure(command: list[str], stdout: IO[bytes] | int = subprocess.DEVNULL) -> tuple[float, float]:
-    """(wall seconds, peak MiB) of one run of `command`; the peak begins with this process's own, so keep it small."""
+    """Returns (wall seconds, peak MiB) of one run of `command`.
+
+    The peak is at least the memory of this process, so keep this process small.
+    """
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=stdout)
     _, status, usage = os.wait4(process.pid, 0)
@@ -33,7 +37,7 @@ def measure(command: list[str], stdout: IO[bytes] | int = subprocess.DEVNULL) ->
 
 
 def line(name: str, runs: list[tuple[float, float]], note: str = "") -> None:
-    """Prints a command's figures."""
+    """Prints the figures of a command."""
     walls = [wall for wall, _ in runs]
     spread = f"{statistics.median(walls):7.2f} s ({min(walls):.2f}-{max(walls):.2f})"
     print(f"{name:<34} {spread}  peak {max(peak for _, peak in runs):5.0f} MiB  {note}", flush=True)
@@ -42,15 +46,17 @@ def line(name: str, runs: list[tuple[float, float]], note: str = "") -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, help="runs of each command (default: 3)")
-    parser.add_argument("--tasks", nargs="+", default=["vit", "lstm", "mha"], help="(default: vit lstm mha)")
+    parser.add_argument(
+        "--tasks", nargs="+", default=["vit", "lstm", "mha"], help="tasks to train (default: vit lstm mha)"
+    )
     options = parser.parse_args()
     repeat = options.repeat
 
-    measure(HELP)  # Fills the file cache, for both.
+    measure(HELP)  # Fills the file cache for both commands.
     pairs = [(measure(HELP), measure(IMPORTS)) for _ in range(repeat)]
     ratio = statistics.median(a[0] / b[0] for a, b in pairs)
     line("import jax, flax.linen, optax", [b for _, b in pairs])
-    line("python -m train.vit --help", [a for a, _ in pairs], f"{ratio:.2f} of the imports")
+    line("python -m train.vit --help", [a for a, _ in pairs], f"{ratio:.2f} times the imports")
     for task, preset in itertools.product(options.tasks, ("tiny", "sample")):
         runs, scores = [], []
         for seed in range(repeat):

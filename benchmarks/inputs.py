@@ -1,4 +1,4 @@
-"""The inputs that a case's implementations share: a model's parameters, under our and torch's names, and a batch."""
+"""The shared inputs of a case's implementations: a model's parameters, under our and torch's names, and a batch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-# The PyTorch course's models at the course's sizes, as options of ours; the baselines are built to the same.
+# The sizes of the PyTorch course's models, as options of our models. The baselines have the same sizes.
 LSTM = {"num_classes": 10, "hidden_size": 256, "num_layers": 2}
 ATTENTION = {"num_classes": 10, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_dim": 128}
 VIT = {"num_classes": 10, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_dim": 256}
-HEADS, WIDTH, QUERIES, KEYS = 4, 128, 30, 50  # of multi-head attention alone
+HEADS, WIDTH, QUERIES, KEYS = 4, 128, 30, 50  # of the cases with multi-head attention alone
 
-BATCH_SIZES = {"lstm": 256, "mha": 128, "vit": 128, "aae": 64}  # of the whole programs
+BATCH_SIZES = {"lstm": 256, "mha": 128, "vit": 128, "aae": 64}  # of the programs in benchmarks.programs
 
 Arrays = Mapping[str, np.ndarray]
 
 
 def build(model: str) -> tuple[Any, tuple[int, ...], str]:
-    """Our module, the shape of one example of its input, and the format of torch's names."""
+    """Returns our module, the shape of one input example, and the format that gives torch's names."""
     from w2jax import MultiHeadAttention, ViT
     from w2jax.aae import AAE
     from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
@@ -33,7 +33,7 @@ def build(model: str) -> tuple[Any, tuple[int, ...], str]:
 
 
 def write_inputs(path: Path, model: str, batch_size: int) -> None:
-    """Writes the parameters ("ours/…", "torch/…") and a batch of random images and labels as one .npz file."""
+    """Writes the parameters ("ours/…", "torch/…") and a batch of random images and labels to one .npz file."""
     import jax
     import jax.numpy as jnp
 
@@ -43,7 +43,7 @@ def write_inputs(path: Path, model: str, batch_size: int) -> None:
     module, shape, names = build(model)
     rng = np.random.default_rng(0)
     variables = module.init(jax.random.key(0), jnp.zeros((1, *shape)))
-    # Heads and biases that begin as zeros would hide differences behind them.
+    # Heads and biases of zeros would hide differences, so they get random values.
     params = jax.tree.map(
         lambda x: x if x.any() else jnp.asarray(0.05 * rng.standard_normal(x.shape, np.float32)), variables["params"]
     )
@@ -61,12 +61,12 @@ def write_inputs(path: Path, model: str, batch_size: int) -> None:
 
 
 def part(inputs: Arrays, which: str) -> dict[str, np.ndarray]:
-    """The parameters under "ours" or "torch", by name."""
+    """Returns the parameters of "ours" or "torch", by name."""
     return {name.removeprefix(f"{which}/"): x for name, x in inputs.items() if name.startswith(f"{which}/")}
 
 
 def our_params(inputs: Arrays) -> dict[str, Any]:
-    """The parameters as the nested dict that Linen takes."""
+    """Returns our parameters as a nested dict, as Linen needs them."""
     import jax.numpy as jnp
     from flax.traverse_util import unflatten_dict
 
@@ -74,8 +74,9 @@ def our_params(inputs: Arrays) -> dict[str, Any]:
 
 
 def step_flops(model: str, batch_size: int) -> float:
-    """FLOPs of the matrix products in a train step of a classifier: three times those of its forward pass, less the
-    gradient of the images.
+    """Returns the FLOPs of the matrix products in a classifier's train step.
+
+    They are three times the FLOPs of the forward pass, minus the gradient of the images.
     """
     import jax
     import jax.numpy as jnp

@@ -1,9 +1,9 @@
-"""Where our train step spends its time: the operations of XLA's program under JAX's names.
+"""Shows the time of each operation in our train step, under JAX's names.
 
     python -m benchmarks.profile TASK [--top 12]
 
-A fusion counts as its last operation. Each time is the median over the steps of the thread that waits. Matrix products
-use all cores; loops over elements are split into one part per core, and each part counts.
+A fusion counts as its last operation. Each time is the median over the steps. A matrix product uses all cores and
+counts once. XLA splits a loop over elements into one part per core, and each part counts.
 """
 
 import argparse
@@ -26,7 +26,7 @@ _OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', re
 
 
 def profiled(step: Step) -> dict[str, float]:
-    """Milliseconds of each event in a step, by its name."""
+    """Returns the milliseconds of each event in a step, by its name."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(STEPS):
@@ -42,8 +42,10 @@ def profiled(step: Step) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=BATCH_SIZES, metavar="TASK", help=f"one of {', '.join(BATCH_SIZES)}")
-    parser.add_argument("--top", type=int, default=12, help="single operations shown (default: 12)")
+    parser.add_argument("task", choices=BATCH_SIZES, metavar="TASK", help=f"task to profile: {', '.join(BATCH_SIZES)}")
+    parser.add_argument(
+        "--top", type=int, default=12, help="number of kinds and of single operations to print (default: 12)"
+    )
     options = parser.parse_args()
     keep_freed_memory()
     step = Step(options.task)
@@ -54,10 +56,11 @@ def main() -> None:
     for name, time in spent.items():
         kinds[names[name].rsplit("/", 1)[-1]] += time
     total = sum(spent.values())
-    print(f"{options.task}: {1e3 * times:.1f} ms a step, {step.flops / 1e9:.2f} GFLOP in products; in operations:")
+    print(f"{options.task}: {1e3 * times:.1f} ms a step, {step.flops / 1e9:.2f} GFLOP in matrix products")
+    print("Time by kind of operation:")
     for kind, time in sorted(kinds.items(), key=lambda item: -item[1])[: options.top]:
         print(f"  {time:8.2f} ms  {time / total:4.0%}  {kind}")
-    print("single operations:")
+    print("Time by single operation:")
     for name in sorted(spent, key=lambda name: -spent[name])[: options.top]:
         print(f"  {spent[name]:8.2f} ms  {name:<36} {names[name][-70:]}")
 

@@ -1,9 +1,10 @@
-"""Whole programs, cold start to final accuracy: one epoch of MNIST by `python -m train.TASK` and by PyTorch.
+"""Measures whole programs, from cold start to final test: one epoch of MNIST with `python -m train.TASK` and PyTorch.
 
     python -m benchmarks.programs [TASK ...] [--repeat 1] [--json FILE]
 
-Reads MNIST from where `python -m train.vit mnist` does. Ours compiles, trains, evaluates, writes checkpoints and the
-report; its first start also decodes the PNGs. PyTorch's reads decoded arrays, trains and evaluates.
+MNIST must be prepared as for `python -m train.vit mnist`. Our program compiles, trains, evaluates, and writes a
+checkpoint and the report. Its first start also decodes the PNG files. The PyTorch program reads decoded arrays, trains
+and evaluates.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from benchmarks.inputs import BATCH_SIZES
 
 EXAMPLES = 60_000
 GOALS = {"loader": 0.6, "memory": 1.0}
-# The models and optimizers of `benchmarks.inputs`, as options.
+# Command-line options that give the models of `benchmarks.inputs` and their optimizers.
 CLASSIFIER = [
     *(
         "--optim.learning-rate",
@@ -50,7 +51,7 @@ OPTIONS = {
 
 
 def write_mnist(path: str) -> None:
-    """Writes both splits as arrays."""
+    """Writes both splits of MNIST as arrays to one .npz file."""
     from configs.base import Data
     from train.data import open_source
 
@@ -60,7 +61,7 @@ def write_mnist(path: str) -> None:
 
 
 def run_ours(task: str, folder: str) -> tuple[float, float, float]:
-    """(wall seconds, peak MiB, score)."""
+    """Returns (wall seconds, peak MiB, score)."""
     steps, size = str(EXAMPLES // BATCH_SIZES[task]), str(BATCH_SIZES[task])
     rhythm = [option for name in ("steps", "eval-every", "save-every") for option in (f"--run.{name}", steps)]
     where = ["--run.batch-size", size, "--run.dir", f"{folder}/run"]
@@ -70,7 +71,7 @@ def run_ours(task: str, folder: str) -> tuple[float, float, float]:
 
 
 def run_torch(task: str, images: str, *options: str) -> tuple[float, float, float]:
-    """(wall seconds, peak MiB, score)."""
+    """Returns (wall seconds, peak MiB, score)."""
     with tempfile.TemporaryFile() as printed:
         command = [sys.executable, "-m", "benchmarks.baselines.torch_program", task, images, *options]
         seconds, peak = measure(command, printed)
@@ -80,21 +81,23 @@ def run_torch(task: str, images: str, *options: str) -> tuple[float, float, floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", metavar="TASK", choices=(*BATCH_SIZES, []), help="(default: all)")
+    parser.add_argument(
+        "tasks", nargs="*", metavar="TASK", choices=(*BATCH_SIZES, []), help="tasks to run (default: all)"
+    )
     parser.add_argument("--repeat", type=int, default=1, help="runs of each program (default: 1)")
-    parser.add_argument("--json", type=Path, help="write all figures here too")
+    parser.add_argument("--json", type=Path, help="file to which all figures are written")
     options = parser.parse_args()
     figures: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         images = f"{folder}/mnist.npz"
-        # In another process: the memory of this one would count in every program's peak.
+        # In another process, because the memory of this process counts in the peak of every program.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             pool.submit(write_mnist, images).result()
         for task in options.tasks or BATCH_SIZES:
             runs = figures[task] = {"first": [], "ours": [], "memory": [], "loader": []}
             for _ in range(options.repeat):
                 with tempfile.TemporaryDirectory() as cache:
-                    os.environ["XDG_CACHE_HOME"] = cache  # Where decoded splits are kept.
+                    os.environ["XDG_CACHE_HOME"] = cache  # Decoded splits are cached here.
                     for start in ("first", "ours"):
                         with tempfile.TemporaryDirectory() as own:
                             runs[start].append(run_ours(task, own))

@@ -18,12 +18,12 @@ from train.process.malloc import huge_pages
 
 @dataclass
 class Timings:
-    """One implementation's figures, over all its turns."""
+    """The figures of one implementation, over all its turns."""
 
     milliseconds: list[float] = field(default_factory=list)
-    """Mean time of a step in each turn."""
+    """Mean milliseconds of a step, in each turn."""
     ready: list[float] = field(default_factory=list)
-    """Seconds until each process had imported, compiled and computed its results."""
+    """Seconds until each process has imported, compiled and computed its results."""
     cpu: list[float] = field(default_factory=list)
     """CPU milliseconds of a step, summed over all cores, in each turn."""
     peak: float = 0.0
@@ -66,9 +66,9 @@ class Worker:
 def measure(
     case: Case, processes: int, turns: int, seconds: float, threads: int, malloc: str
 ) -> tuple[dict[str, Timings], dict[str, float]]:
-    """(figures of each implementation, the largest relative difference of each result).
+    """Returns (figures of each implementation, largest relative difference of each result).
 
-    All implementations are started `processes` times; each time every one takes `turns` turns of about `seconds`.
+    Starts each implementation `processes` times. Each process runs `turns` turns of about `seconds` seconds.
     """
     measured = {name: Timings() for name in case.implementations}
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,11 @@ def measure(
 
 
 def compared(results: dict[str, dict[str, list[float]]]) -> dict[str, float]:
-    """The largest difference of each result, relative to its largest value; ends the program if it is too large."""
+    """Returns the largest difference of each result, relative to its largest value.
+
+    Raises:
+        SystemExit: if a difference is too large.
+    """
     first, *others = results
     largest = dict.fromkeys(results[first], 0.0)
     for other in others:
@@ -104,6 +108,7 @@ def compared(results: dict[str, dict[str, list[float]]]) -> dict[str, float]:
             a, b = np.asarray(value), np.asarray(results[other][name])
             difference = float(abs(a - b).max() / abs(a).max())
             if not difference <= TOLERANCE[name]:  # NaN counts as too large.
-                sys.exit(f"{first} and {other} do not compute the same: {name} differs by {difference:.1e} ({a}, {b})")
+                found = f"{name} differs by {difference:.1e} ({a}, {b})"
+                sys.exit(f"{first} and {other} must give the same results: {found}")
             largest[name] = max(largest[name], difference)
     return largest

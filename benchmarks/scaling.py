@@ -1,9 +1,10 @@
-"""How a train step's time and memory grow when one size becomes 4 times as large.
+"""Measures how a train step's time and memory grow if one size becomes 4 times as large.
 
     python -m benchmarks.scaling [NAME ...] [--repeat 5] [--json FILE]
 
-The exponent of a quantity that becomes r times as large is log r / log 4: 1 if it grows in proportion. The FLOPs of the
-step's matrix products are the yardstick for its time. Memory is that of XLA's temporaries, by its own count.
+If a quantity becomes r times as large, its exponent is log r / log 4. It is 1 if the quantity grows in proportion.
+Compare the exponent of the time with that of the FLOPs of the step's matrix products. Memory is the size of XLA's
+temporaries, counted by XLA.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from benchmarks.step import Step
 from train.process.malloc import keep_freed_memory
 
 FACTOR = 4
-# What grows, its task, and the sizes that are not the course's; the first grows. An image's height is the sequence's T.
+# Per name: the task, and the sizes that differ from the course. The first size grows. An image's height is T.
 CASES = {
     "lstm-steps": ("lstm", {"height": 28, "batch_size": 64}),
     "lstm-batch": ("lstm", {"batch_size": 64}),
@@ -31,7 +32,7 @@ CASES = {
 
 
 def measure(task: str, sizes: Mapping[str, int], grown: str, repeat: int) -> list[dict[str, float]]:
-    """FLOPs, seconds and bytes of the step before and after, timed alternately."""
+    """Returns the FLOPs, seconds and bytes of the small and the large step, which run in alternation."""
     steps = [Step(task, sizes), Step(task, {**sizes, grown: FACTOR * sizes[grown]})]
     for step in steps:
         step()
@@ -49,10 +50,14 @@ def measure(task: str, sizes: Mapping[str, int], grown: str, repeat: int) -> lis
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", choices=(*CASES, []), help=f"of {', '.join(CASES)} (default: all)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        choices=(*CASES, []),
+        help=f"cases to run: {', '.join(CASES)} (default: all)",
     )
-    parser.add_argument("--repeat", type=int, default=5, help="steps of each program (default: 5)")
-    parser.add_argument("--json", type=Path, help="write all figures here too")
+    parser.add_argument("--repeat", type=int, default=5, help="timed steps of each program (default: 5)")
+    parser.add_argument("--json", type=Path, help="file to which all figures are written")
     options = parser.parse_args()
     keep_freed_memory()
     figures = {}

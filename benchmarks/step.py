@@ -1,4 +1,4 @@
-"""Our train step on one device and the whole batch at once, at any size."""
+"""Our train step of any size, for the whole batch on one device."""
 
 import importlib
 import time
@@ -17,11 +17,11 @@ from train.engine.sharding import make_mesh
 
 
 class Step:
-    """The step of a task's model at the course's sizes, except for those that are given.
+    """The train step of a task's model. Sizes that are not passed are those of the course.
 
     Args:
-        task: such as "vit".
-        sizes: "batch_size", "height" and "side" (of the images, in pixels; without a height they are square), and
+        task: a task, such as "vit".
+        sizes: "batch_size", "height" and "side" of the images in pixels (without "height" the images are square), and
             fields of the model.
     """
 
@@ -40,14 +40,14 @@ class Step:
         program = Program(config, made, source, make_mesh(config.mesh))
         self.compiled = program.lowered_step.compile()
         self.flops = model_flops(config, make_task, source, program)
-        """FLOPs of its matrix products."""
+        """FLOPs of the matrix products of a step."""
         self._state = jax.jit(made.init, out_shardings=program.places)()
         rng, index = np.random.default_rng(0), np.arange(count, dtype=np.int32)
         batch = {"image": rng.integers(0, 256, (count, *shape), np.uint8), "label": index % 10, "index": index}
         self._batch = program.place(batch, index, count)
 
     def __call__(self) -> float:
-        """Does a step and returns the seconds it took."""
+        """Runs a step and returns its seconds."""
         start = time.perf_counter()
         self._state, metrics = self.compiled(self._state, self._batch)
         jax.block_until_ready((self._state, metrics))

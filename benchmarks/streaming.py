@@ -1,11 +1,11 @@
-"""How fast photographs are streamed: JPEGs of 500 x 375 from a prepared dataset, cropped at random to 224 x 224.
+"""Measures the streaming of photographs: JPEGs of 500 x 375 from a prepared dataset, random crops to 224 x 224.
 
     python -m benchmarks.streaming [--images 2000] [--batches 24] [--batch-size 256] [--workers 0 1 2] [--repeat 3]
 
-The images are smooth random fields with a texture, about 100 kB each, written to a temporary folder. The numbers of
-workers take turns, each run in a new process, and all runs must give the same bytes. It prints the images a second
-(without the first two batches) and the resident memory of the process with its workers: the peak, after half of the
-batches, and at the end.
+The images are smooth random fields with a texture, about 100 kB each, in a temporary folder. The runs alternate between
+the numbers of workers. Each run is a new process, and all runs must give the same bytes. The program prints the images
+per second (without the first two batches) and the resident memory of the process with its workers: the peak, halfway,
+and at the end.
 """
 
 import argparse
@@ -33,7 +33,7 @@ UNCOUNTED = 2
 
 
 def texture(rng: np.random.Generator) -> np.ndarray:
-    """int16 [3 HEIGHT, 3 WIDTH, 3]: a random field with shapes of all sizes, in -128..127."""
+    """Returns int16 [3 HEIGHT, 3 WIDTH, 3] in -128..127: a random field with shapes of all sizes."""
     field = np.zeros((3 * HEIGHT, 3 * WIDTH, 3))
     for cells, height in ((6, 60.0), (30, 30.0), (150, 15.0), (750, 20.0)):
         values = Image.fromarray(rng.integers(0, 256, (cells * HEIGHT // WIDTH + 1, cells + 1, 3), np.uint8))
@@ -43,7 +43,7 @@ def texture(rng: np.random.Generator) -> np.ndarray:
 
 
 def photograph(rng: np.random.Generator, field: np.ndarray) -> bytes:
-    """A JPEG as large as a photograph's: the sum of two windows of the field."""
+    """Returns a JPEG of the file size of a photograph: the sum of two windows of the field."""
     places = zip(rng.integers(0, 2 * HEIGHT, 2), rng.integers(0, 2 * WIDTH, 2), strict=True)
     one, other = (field[top : top + HEIGHT, left : left + WIDTH] for top, left in places)
     file = io.BytesIO()
@@ -52,7 +52,7 @@ def photograph(rng: np.random.Generator, field: np.ndarray) -> bytes:
 
 
 def prepare(folder: Path, count: int) -> int:
-    """Writes the dataset `photographs`, and returns the mean size of its files in bytes."""
+    """Writes the dataset `photographs` and returns the mean size of its files in bytes."""
     import tensorflow_datasets as tfds
 
     from train.data.prepare.tfds_writer import DatasetMetadata, Example, write
@@ -74,9 +74,9 @@ def prepare(folder: Path, count: int) -> int:
 
 
 def resident() -> float:
-    """MiB of this process and its children; shared memory is counted once."""
-    tasks = Path("/proc/self/task").iterdir()
-    children = [child for task in tasks for child in (task / "children").read_text().split()]
+    """Returns the resident MiB of this process and its children. Shared memory counts once."""
+    threads = Path("/proc/self/task").iterdir()
+    children = [child for thread in threads for child in (thread / "children").read_text().split()]
     total = 0
     for process in ("self", *children):
         rollup = Path("/proc", process, "smaps_rollup").read_text().splitlines()
@@ -85,10 +85,10 @@ def resident() -> float:
 
 
 def measure(folder: str, workers: int, steps: int, batch_size: int) -> dict[str, float | str]:
-    """Images a second, MiB and a digest of all bytes, of one stream in this process."""
+    """Returns images per second, MiB and a digest of all bytes of one stream in this process."""
     source = open_source(Data("photographs", folder, image_size=(224, 224), crop=0.05), "train", train=True)
     digest, memory, start = hashlib.sha256(), [], 0.0
-    # There are more batches than are taken, so that no worker ends before the measurement.
+    # The stream is longer than the measurement, so that no worker ends before it.
     with closing(batches(source, batch_size, 0, 0, UNCOUNTED + steps + 10, workers=workers)) as feed:
         for step, batch in enumerate(islice(feed, UNCOUNTED + steps), 1):
             for name in ("image", "label", "index"):
@@ -108,11 +108,13 @@ def measure(folder: str, workers: int, steps: int, batch_size: int) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2000, help="in the dataset (default: 2000)")
-    parser.add_argument("--batches", type=int, default=24, help="counted in each run (default: 24)")
-    parser.add_argument("--batch-size", type=int, default=256, help="(default: 256)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
-    parser.add_argument("--repeat", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--images", type=int, default=2000, help="number of images in the dataset (default: 2000)")
+    parser.add_argument("--batches", type=int, default=24, help="number of measured batches in each run (default: 24)")
+    parser.add_argument("--batch-size", type=int, default=256, help="images per batch (default: 256)")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of worker processes (default: 0 1 2)"
+    )
+    parser.add_argument("--repeat", type=int, default=3, help="runs for each number of workers (default: 3)")
     parser.add_argument("--child", nargs=2, metavar=("FOLDER", "WORKERS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -137,7 +139,7 @@ def main() -> None:
             f"memory: peak {peak:5.0f} MiB, halfway {middle:5.0f} MiB, end {final:5.0f} MiB"
         )
     if len({run["digest"] for results in runs.values() for run in results}) > 1:
-        sys.exit("the runs gave different bytes")
+        sys.exit("all runs must give the same bytes, but their digests differ")
     print("all runs gave the same bytes")
 
 

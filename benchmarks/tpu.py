@@ -1,14 +1,14 @@
-"""What the TPU's compiler makes of our train steps and of those of stock Flax modules.
+"""Compiles our train steps and those of stock Flax modules with the TPU compiler, and compares their costs.
 
     python -m benchmarks.tpu [--topology v5e:1x1] [--json FILE]
 
-Needs no TPU but libtpu (`pip install -e ".[tpu]"`). FLOPs and bytes are counted in the compiled program, the body of a
-loop as often as it runs (`train/dryrun/hlo.py`); temporaries are the HBM that the compiler reports.
+Needs libtpu (`pip install -e ".[tpu]"`), but no TPU. FLOPs and bytes are counted in the compiled program, and the body
+of a loop counts as often as it runs (`train/dryrun/hlo.py`). Temporaries are the HBM bytes that the compiler reports.
 """
 
 import os
 
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # before jax is imported: libtpu would wait for a TPU machine to answer
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # before jax is imported, because libtpu would wait for a TPU machine to answer
 
 import argparse
 import json
@@ -25,12 +25,12 @@ from benchmarks.inputs import write_inputs
 from train.dryrun.hlo import count
 from train.dryrun.target import open_target
 
-# Largest acceptable ratio of ours to Flax's.
+# The largest allowed ratio of ours to Flax's.
 GOALS = {"lstm": {"bytes": 0.7, "temporaries": 0.5}, "vit": {"bytes": 1.0, "temporaries": 1.0}}
 
 
 def measure(training, device) -> dict[str, float]:
-    """FLOPs, bytes and temporaries of one step on the device."""
+    """Returns the FLOPs, bytes and temporaries of one step on the device."""
     update, state, batch = training
     place = SingleDeviceSharding(device)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), (state, batch))
@@ -42,8 +42,8 @@ def measure(training, device) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--topology", default="v5e:1x1", help="(default: v5e:1x1)")
-    parser.add_argument("--json", type=Path, help="write all figures here too")
+    parser.add_argument("--topology", default="v5e:1x1", help="TPU topology to compile for (default: v5e:1x1)")
+    parser.add_argument("--json", type=Path, help="file to which all figures are written")
     options = parser.parse_args()
     device, figures = open_target(options.topology).devices[0], {}
     for model, goals in GOALS.items():
@@ -62,7 +62,7 @@ def main() -> None:
                 line += f" {of_step[name] / 2**20:9.1f} MiB {name}"
                 if who == "ours":
                     ratio = of_step[name] / figures[model]["flax"][name]
-                    line += f" ({ratio:.2f} of Flax's, goal {goals[name]})"
+                    line += f" ({ratio:.2f} times Flax's, goal {goals[name]})"
             print(line, flush=True)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))

@@ -1,10 +1,11 @@
-"""Runs one implementation of a case in its own process: prepares it, reports its results, and steps on request.
+"""Runs one implementation of a case in its own process: prepares it, reports its results, and runs steps on request.
 
     python -m benchmarks.worker MODULE:FUNCTION INPUTS.npz THREADS default|keep|huge
 
-Writes lines of JSON: first {"seconds": until ready, "result": its numbers}, then for each number N read from stdin
-{"seconds": of N steps, "cpu": seconds of all cores, "peak": MiB of the process so far}. One more step before these is
-not timed: the other workers have emptied the caches, and a virtual machine's host may have taken back free memory.
+Writes lines of JSON. The first is {"seconds": time until ready, "result": its numbers}. Then, for each number N on
+stdin: {"seconds": time of N steps, "cpu": CPU seconds of all cores, "peak": peak MiB of the process so far}. One more
+step, before the N steps, is not timed: the other workers have emptied the caches, and the host of a virtual machine may
+have taken back free memory.
 """
 
 import importlib
@@ -22,12 +23,12 @@ from train.process.malloc import keep_freed_memory, trim_after_compiling
 
 
 class Workload(NamedTuple):
-    """What an implementation's function makes of the inputs."""
+    """The prepared computation of one implementation."""
 
     result: dict[str, Any]
     """Numbers and arrays on which all implementations of the case must agree."""
     step: Callable[[], object]
-    """Does once what is timed, and returns when it is done."""
+    """Runs the timed computation once and returns when it is finished."""
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def peak_memory() -> float:
-    """Peak resident MiB of this process. `getrusage` would include the parent's from before the fork."""
+    """Returns the peak resident MiB of this process. `getrusage` would include the parent's memory before the fork."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
 

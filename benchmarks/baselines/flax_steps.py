@@ -1,4 +1,4 @@
-"""What Flax users write without us: Flax's own modules under a jitted step of optax."""
+"""The stock Flax implementation of each case: Flax's own modules with a jitted optax step."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from benchmarks.worker import Workload
 
 
 class LSTMClassifier(nn.Module):
-    """Rows of an image, one after the other; a linear layer on the last output."""
+    """An LSTM over the rows of an image, and a linear layer on the last output."""
 
     @nn.compact
     def __call__(self, x):
@@ -24,7 +24,7 @@ class LSTMClassifier(nn.Module):
 
 
 def lstm_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Ours under its names; of the two biases it has the sum."""
+    """Returns our parameters under the names of `LSTMClassifier`, whose one bias is the sum of our two."""
     theirs = {"head": params["head"]}
     for layer in range(LSTM["num_layers"]):
         ours = params["lstm"][f"forward_{layer}"]
@@ -90,7 +90,7 @@ class AttentionClassifier(nn.Module):
 
 
 def transformer_params(params: dict[str, Any]) -> dict[str, Any]:
-    """Ours under these classes' names."""
+    """Returns our parameters under the names of `ViT` and `AttentionClassifier`."""
     theirs = {name: x for name, x in params.items() if name not in ("encoder", "patch_embed")}
     if "patch_embed" in params:
         patch, projection = VIT["patch_size"], params["patch_embed"]["projection"]
@@ -102,7 +102,7 @@ def transformer_params(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def training(module: nn.Module, params: Any, x: jax.Array, inputs: Arrays, optimizer) -> tuple[Callable, Any, Any]:
-    """(a train step: state, batch -> state, metrics; its first state; a batch)."""
+    """Returns (a train step: state, batch -> state, metrics; its first state; a batch)."""
 
     def update(state, batch):
         (params, opt_state), (x, labels) = state, batch
@@ -147,7 +147,7 @@ def vit_step(inputs: Arrays) -> Workload:
 
 
 def vit_step_jax_nn(inputs: Arrays) -> Workload:
-    """The same with `jax.nn.dot_product_attention`."""
+    """Returns the ViT's step with `jax.nn.dot_product_attention`."""
     return trained_by(*vit_training(inputs, jax_nn))
 
 

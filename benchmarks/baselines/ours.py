@@ -1,4 +1,4 @@
-"""Our side of each case: the very step that `python -m train.TASK` compiles, on a batch that is ready."""
+"""Our implementation of each case: the step that `python -m train.TASK` compiles, on a prepared batch."""
 
 import importlib
 from dataclasses import replace
@@ -31,19 +31,19 @@ def batch_of(inputs: Arrays) -> dict[str, np.ndarray]:
 
 
 def training(task: Any, inputs: Arrays) -> tuple[Any, Any, Any]:
-    """(the task's train step, its first state with the inputs' parameters, a batch)."""
+    """Returns (the task's train step, its first state with the inputs' parameters, a batch)."""
     state = jax.jit(task.init)().replace(params=our_params(inputs))
     return task.step, state, jax.tree.map(jnp.asarray, batch_of(inputs))
 
 
 def source(inputs: Arrays) -> InMemorySource:
-    """The batch as a split, any other of which is the same."""
+    """Returns the batch as the split of a source. All other splits are the same batch."""
     split = InMemorySource("images", "train", inputs["image"].shape[1:], 10, [], inputs["image"], inputs["label"])
     return replace(split, open_split=lambda _: split)
 
 
 def classifier(program: str, inputs: Arrays, optim: Optim) -> tuple[Any, Any]:
-    """(the config, its task)."""
+    """Returns (the config of a classifier, its task)."""
     config_type = importlib.import_module(f"configs.{program}").Config
     run = RunConfig(steps=10**6, batch_size=len(inputs["label"]))
     config = config_type(model=build(program)[0], optim=optim, run=run)
@@ -59,7 +59,7 @@ def vit_training(inputs: Arrays):
 
 
 def program_step(config: Any, task: Any, inputs: Arrays) -> Workload:
-    """The step as the loop has it, on the devices that the config splits the CPU into."""
+    """Returns the step as in the training loop, with the CPU split into devices by the config."""
     split_cpu_into_devices(config)
     program = Program(config, task, source(inputs), make_mesh(config.mesh))
     state = jax.jit(task.init, out_shardings=program.places)()
@@ -141,7 +141,7 @@ def aae_inference(inputs: Arrays) -> Workload:
 
 
 def gemm(inputs: Arrays) -> Workload:
-    """One product of two matrices [2048, 2048], which shows the machine's rate."""
+    """Returns the product of two matrices [2048, 2048], which measures the machine's rate."""
     a, b = (jnp.asarray(np.random.default_rng(i).standard_normal((2048, 2048), np.float32)) for i in range(2))
     product = jax.jit(jnp.matmul)
     return Workload({"corner": float(product(a, b)[0, 0])}, lambda: jax.block_until_ready(product(a, b)))

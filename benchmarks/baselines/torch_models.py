@@ -1,7 +1,7 @@
-"""The PyTorch course's four models, as one writes them today; nothing is left out that makes torch fast.
+"""The PyTorch course's four models, written for speed as usual in PyTorch today.
 
-The ViT and the classifier of rows attend by torch's fused kernel; `nn.MultiheadAttention`, which can return weights,
-is a baseline of its own.
+The ViT and the classifier by attention over rows use torch's fused attention kernel. `nn.MultiheadAttention`, which can
+return weights, is a separate baseline.
 """
 
 import torch
@@ -12,7 +12,7 @@ from benchmarks.inputs import ATTENTION, LSTM, VIT
 
 
 class LSTMClassifier(nn.Module):
-    """Rows of an image, one after the other; a linear layer on the last output."""
+    """An LSTM over the rows of an image, and a linear layer on the last output."""
 
     def __init__(self):
         super().__init__()
@@ -24,7 +24,7 @@ class LSTMClassifier(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention whose three projections are one product."""
+    """Self-attention that computes its three projections in one product."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
@@ -65,7 +65,7 @@ def blocks(options: dict) -> list[Block]:
 
 
 class ViT(nn.Module):
-    """timm's names."""
+    """The Vision Transformer, with timm's names."""
 
     def __init__(self):
         super().__init__()
@@ -77,7 +77,7 @@ class ViT(nn.Module):
         self.norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, VIT["num_classes"])
 
     def forward(self, images):
-        """Logits of images [B, 1, h, w]."""
+        """Returns the logits of images [B, 1, h, w]."""
         x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embed
         return self.head(self.norm(self.blocks(x)[:, 0]))
@@ -101,7 +101,7 @@ class AttentionClassifier(nn.Module):
 
 
 class Encoder(nn.Module):
-    """An image to mean and log-variance of its code."""
+    """Maps an image to the mean and log-variance of its code."""
 
     def __init__(self, dropout: float):
         super().__init__()
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
 
 
 class AAE(nn.Module):
-    """Encoder, decoder and discriminator, the last without its sigmoid, which the loss has."""
+    """Encoder, decoder and discriminator. The loss contains the discriminator's sigmoid."""
 
     def __init__(self, dropout: float = 0.2):
         super().__init__()

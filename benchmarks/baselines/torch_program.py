@@ -1,10 +1,10 @@
-"""The PyTorch course's program for one task: one epoch of training, then the test set.
+"""Runs the PyTorch course's program for one task: one epoch of training, then the test set.
 
     python -m benchmarks.baselines.torch_program lstm|mha|vit|aae IMAGES.npz [--loader]
 
-With `--loader` images come from a Dataset by a DataLoader of two workers, as torchvision's MNIST and `ToTensor` give
-them; without, they lie in one tensor in memory, out of which each batch is indexed. Prints the test accuracy, or the
-mean squared error of the AAE's reconstructions.
+With `--loader`, images come from a Dataset and a DataLoader with two workers, like torchvision's MNIST with `ToTensor`.
+Without it, all images are in one tensor in memory, and each batch is indexed from it. The program prints the test
+accuracy, or the mean squared error of the AAE's reconstructions.
 """
 
 import argparse
@@ -34,12 +34,12 @@ class Digits(Dataset):
 
 
 def by_loader(images: np.ndarray, labels: np.ndarray, size: int, train: bool):
-    """The batches of one epoch."""
+    """Returns the batches of one epoch from a DataLoader."""
     return DataLoader(Digits(images, labels), size, shuffle=train, drop_last=train, num_workers=2)
 
 
 def from_memory(images: np.ndarray, labels: np.ndarray, size: int, train: bool):
-    """The same from one tensor."""
+    """Yields the batches of one epoch from one tensor."""
     x, y = torch.from_numpy(images).permute(0, 3, 1, 2).float().div(255), torch.from_numpy(labels).long()
     order = torch.randperm(len(y)) if train else torch.arange(len(y))
     for index in order.split(size):
@@ -48,7 +48,7 @@ def from_memory(images: np.ndarray, labels: np.ndarray, size: int, train: bool):
 
 
 def prepared(task: str, x: torch.Tensor) -> torch.Tensor:
-    """What the task's model takes of images in [0, 1]."""
+    """Converts images in [0, 1] to the input of the task's model."""
     if task == "lstm":
         return x.squeeze(1)
     if task == "aae":
@@ -58,9 +58,9 @@ def prepared(task: str, x: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("task", choices=list(BATCH_SIZES))
-    parser.add_argument("images", help=".npz file of train_image, train_label, test_image, test_label")
-    parser.add_argument("--loader", action="store_true", help="a DataLoader instead of tensors in memory")
+    parser.add_argument("task", choices=list(BATCH_SIZES), help="task to train")
+    parser.add_argument("images", help=".npz file with train_image, train_label, test_image and test_label")
+    parser.add_argument("--loader", action="store_true", help="read images with a DataLoader instead of from memory")
     options = parser.parse_args()
     torch.manual_seed(0)
     task, size, batches = options.task, BATCH_SIZES[options.task], by_loader if options.loader else from_memory

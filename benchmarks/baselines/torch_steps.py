@@ -1,4 +1,4 @@
-"""PyTorch's side of each case: the usual loop's step, on tensors that are ready."""
+"""The PyTorch implementation of each case: the step of a usual loop, on prepared tensors."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Steps = Callable[[], torch.Tensor]
 
 
 def loaded(module: nn.Module, inputs: Arrays) -> nn.Module:
-    """The module with the inputs' parameters; three projections become one where the module has one."""
+    """Returns the module with the inputs' parameters. Merges three projections where the module has one."""
     state = {name: torch.from_numpy(x.copy()) for name, x in part(inputs, "torch").items()}
     for name in [name for name in state if ".attention.query." in name]:
         parts = [state.pop(name.replace("query", each)) for each in ("query", "key", "value")]
@@ -25,12 +25,12 @@ def loaded(module: nn.Module, inputs: Arrays) -> nn.Module:
 
 
 def images(inputs: Arrays) -> torch.Tensor:
-    """[B, 1, h, w] in [0, 1]."""
+    """Returns the images [B, 1, h, w] in [0, 1]."""
     return torch.from_numpy(inputs["image"]).permute(0, 3, 1, 2).float().contiguous() / 255
 
 
 def trained(module: nn.Module, x: torch.Tensor, inputs: Arrays, optimizer: torch.optim.Optimizer) -> Workload:
-    """A classifier's step, and its first losses."""
+    """Returns a classifier's step and its first losses."""
     labels = torch.from_numpy(inputs["label"]).long()
 
     def step() -> torch.Tensor:
@@ -61,7 +61,7 @@ def mha_step(inputs: Arrays) -> Workload:
 
 
 def attention(inputs: Arrays, cross: bool) -> Workload:
-    """`nn.MultiheadAttention` with each head's weights, forward and backward."""
+    """Returns the forward and backward pass of `nn.MultiheadAttention` with the weights of each head."""
     model = loaded(nn.MultiheadAttention(WIDTH, HEADS, batch_first=True), inputs)
     key = torch.from_numpy(inputs["key"]).requires_grad_()
     query = torch.from_numpy(inputs["query"]).requires_grad_() if cross else key
@@ -86,7 +86,7 @@ def cross_attention(inputs: Arrays) -> Workload:
 
 
 class AAEStep:
-    """The three phases of a step, each with an optimizer of its own."""
+    """The three phases of a step, each with its own optimizer."""
 
     def __init__(self, model: AAE):
         self.model = model
@@ -100,7 +100,7 @@ class AAEStep:
         return mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean) if noise else mean
 
     def __call__(self, x: torch.Tensor, noise: bool = True) -> tuple[torch.Tensor, ...]:
-        """The losses on images [B, 1, 32, 32] in [-1, 1]."""
+        """Runs one step on images [B, 1, 32, 32] in [-1, 1] and returns the losses."""
         self.reconstruction.zero_grad()
         reconstruction = F.mse_loss(self.model.decoder(self.encode(x, noise)), x.flatten(1))
         reconstruction.backward()
@@ -155,7 +155,7 @@ def vit_inference(inputs: Arrays) -> Workload:
 
 
 class Reconstruction(AAE):
-    """The image of the mean of each image's code."""
+    """Reconstructs an image from the mean of its code."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.decoder(self.encoder(x)[0])
@@ -166,6 +166,6 @@ def aae_inference(inputs: Arrays) -> Workload:
 
 
 def gemm(inputs: Arrays) -> Workload:
-    """One product of two matrices [2048, 2048], which shows the machine's rate."""
+    """Returns the product of two matrices [2048, 2048], which measures the machine's rate."""
     a, b = (torch.from_numpy(np.random.default_rng(i).standard_normal((2048, 2048), np.float32)) for i in range(2))
     return Workload({"corner": float((a @ b)[0, 0])}, lambda: a @ b)

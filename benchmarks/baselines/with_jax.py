@@ -1,4 +1,4 @@
-"""What our implementation and Flax's share: how a function is compiled, stepped and compared."""
+"""Code that our implementation and Flax's share: compiling, stepping and results to compare."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ Step = Callable[[], Any]
 
 
 def images(inputs: Arrays) -> jax.Array:
-    """[B, h, w, 1] in [0, 1]."""
+    """Returns the images [B, h, w, 1] in [0, 1]."""
     return jnp.asarray(inputs["image"]) / 255.0
 
 
@@ -22,7 +22,7 @@ def compiled_update(update: Callable, state: Any, batch: Any) -> Callable:
 
 
 def stepping(compiled: Callable, state: Any, batch: Any) -> Step:
-    """A function that does one step of `compiled` (state, batch -> state, metrics) and returns its metrics."""
+    """Returns a function that runs one step of `compiled` (state, batch -> state, metrics) and returns its metrics."""
 
     def step():
         nonlocal state
@@ -33,14 +33,14 @@ def stepping(compiled: Callable, state: Any, batch: Any) -> Step:
 
 
 def trained(compiled: Callable, state: Any, batch: Any) -> Workload:
-    """A classifier's step, whose metrics hold "loss", and its first losses."""
+    """Returns a classifier's step, whose metrics contain "loss", and its first losses."""
     step = stepping(compiled, state, batch)
     first, *later = (float(step()["loss"]) for _ in range(3))
     return Workload({"loss": first, "later": later}, step)
 
 
 def attended(attend: Callable, params: Any, inputs: Arrays, cross: bool) -> Workload:
-    """`attend` (params, query, and key if `cross` -> output, weights), forward and backward."""
+    """Returns the forward and backward pass of `attend` (params, query, key if `cross` -> output, weights)."""
     arrays = [jnp.asarray(inputs[name]) for name in (("query", "key") if cross else ("key",))]
 
     def loss(params, *arrays):
@@ -54,7 +54,7 @@ def attended(attend: Callable, params: Any, inputs: Arrays, cross: bool) -> Work
 
 
 def inferred(apply: Callable, variables: Any, x: jax.Array) -> Workload:
-    """`apply` (variables, x -> logits)."""
+    """Returns the inference of `apply` (variables, x -> logits)."""
     compiled = jax.jit(apply)
     logits = compiled(variables, x)
     return Workload({"logits": logits}, lambda: compiled(variables, x).block_until_ready())

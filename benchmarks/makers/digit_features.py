@@ -1,11 +1,11 @@
-"""Makes digit_features.npz: the weights of the classifier whose features the Fréchet distance compares.
+"""Makes digit_features.npz, the weights of the classifier whose features the Fréchet distance uses.
 
     python -m train.prepare mnist
     python -m benchmarks.makers.digit_features [--data-dir DIR] [--out FILE]
 
-It trains on MNIST's 60,000 training images for four minutes on one core, to a test accuracy of 99.27 %. By default it
-writes the file that train/evaluation ships. The same machine and versions make the same file. Another file gives other
-distances, so only distances of the shipped file compare.
+The program trains on MNIST's 60,000 training images for four minutes on one core, to a test accuracy of 99.27 %. By
+default it writes the file that train/evaluation ships. The same machine and versions make the same file. Compare only
+distances that use the shipped file, because another file gives other distances.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ from train.evaluation.frechet import SIDE, WEIGHTS, DigitNet, classify, load_wei
 _SEED = 0
 _STEPS = 12_000  # 26 passes over MNIST
 _BATCH_SIZE = 128
-# Twice the weight decay of the tasks, so that features do not grow needlessly large.
+# Twice the weight decay of the tasks, so that the features stay small.
 _OPTIM = dataclasses.replace(ADAMW, weight_decay=0.1)
 
 
 def train(source: Source, steps: int) -> dict[str, Any]:
-    """DigitNet's parameters (the average over the last steps) after `steps` on augmented digits."""
+    """Trains DigitNet for `steps` on augmented digits and returns its parameters, averaged over the last steps."""
     model, optimizer = DigitNet(), make_optimizer(_OPTIM, steps)
 
     def loss(params, batch, key):
@@ -52,14 +52,14 @@ def train(source: Source, steps: int) -> dict[str, Any]:
 
 
 def save(params: dict[str, Any], path: Path) -> None:
-    """Writes parameters for `load_weights`, as float16, which halves the file."""
+    """Writes the parameters for `load_weights` as float16, which halves the file size."""
     arrays: dict[str, Any] = {name: np.asarray(x, np.float16) for name, x in flatten_dict(params, sep="/").items()}
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def accuracy(weights: dict[str, Any], source: Source) -> float:
-    """The fraction of a source's images that the classifier labels correctly."""
+    """Returns the fraction of a source's images that the classifier labels correctly."""
     examples = source.gather(np.arange(len(source)))
     logits, _ = classify(weights, examples["image"] / np.float32(255))
     return float((np.asarray(logits).argmax(axis=1) == examples["label"]).mean())
@@ -69,7 +69,7 @@ def main(data_dir: str | None = None, out: Path = WEIGHTS) -> None:
     """Trains the classifier, writes its weights and prints their accuracy on MNIST's test images.
 
     Args:
-        data_dir: folder of prepared datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        data_dir: folder of prepared datasets. The default is $TFDS_DATA_DIR, or ~/tensorflow_datasets without it.
         out: the .npz file to write.
     """
     data = Data(name="mnist", dir=data_dir)

@@ -1,9 +1,9 @@
-"""Makes the bundled mnist_sample: the same number of MNIST's images of each class, drawn with a fixed seed.
+"""Makes the bundled mnist_sample: equally many MNIST images of each class, drawn with a fixed seed.
 
     python -m train.prepare mnist
     python -m benchmarks.makers.mnist_sample [--data-dir DIR] [--out DIR]
 
-By default it is written where it is bundled, in train/data. The same MNIST gives the same examples each time.
+The default folder is train/data, where the sample is bundled. The same MNIST gives the same examples each time.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ DESCRIPTION = (
 
 
 def choose_examples(labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """Increasing indices int [classes * per_class] of `per_class` examples of each class; labels int [N]."""
+    """Returns sorted indices, int [classes * per_class], of `per_class` examples of each class of labels, int [N]."""
     rng = np.random.default_rng(seed)
     drawn = [rng.choice(np.flatnonzero(labels == label), per_class, replace=False) for label in np.unique(labels)]
     return np.sort(np.concatenate(drawn))
@@ -37,10 +37,10 @@ def write_sample(out: Path, data_dir: str | None = None) -> Path:
     """Writes the sample under `out` from the MNIST prepared in `data_dir`, and returns its folder.
 
     Raises:
-        UserError: MNIST is not prepared there, or `out` already has the sample.
+        UserError: if MNIST is not prepared in `data_dir`, or if `out` already has the sample.
     """
     if (out / "mnist_sample").exists():
-        raise UserError(f"{out / 'mnist_sample'} already exists. Remove it first, or give another folder by --out.")
+        raise UserError(f"{out / 'mnist_sample'} already exists. Remove it, or pass another folder with --out.")
     splits: dict[str, list[Example]] = {}
     for split, per_class in _PER_CLASS.items():
         source = open_source(Data(name="mnist", dir=data_dir), split)
@@ -57,8 +57,8 @@ def main(data_dir: str | None = None, out: Path = Path(locate.__file__).parent) 
     """Makes mnist_sample from MNIST.
 
     Args:
-        data_dir: folder of prepared datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets.
-        out: folder in which mnist_sample is written.
+        data_dir: folder of prepared datasets. The default is $TFDS_DATA_DIR, or ~/tensorflow_datasets without it.
+        out: folder in which mnist_sample is created.
     """
     print(f"wrote {write_sample(out, data_dir)}")
 

@@ -26,13 +26,13 @@ def test_a_case_times_all_implementations_and_writes_json(tmp_path):
         assert len(figures["milliseconds"]) == 2 and min(figures["milliseconds"]) > 0 and figures["peak"] > 50
         assert who in shown
     for name, difference in case["differences"].items():
-        assert 0 < difference <= TOLERANCE[name]  # Exactly 0 would be one library held against itself.
+        assert 0 < difference <= TOLERANCE[name]  # Exactly 0 would mean that a library is compared with itself.
 
 
 def test_results_that_differ_end_the_program():
     ours = {"out": [1.0, 2.0], "weights": [0.5, 0.25]}
     off = 2.0 * (1 + 3 * TOLERANCE["out"])
-    with pytest.raises(SystemExit, match="ours and torch do not compute the same: out differs"):
+    with pytest.raises(SystemExit, match="ours and torch must give the same results: out differs"):
         compared({"ours": ours, "torch": {**ours, "out": [1.0, off]}})
     with pytest.raises(SystemExit, match="weights differs by nan"):
         compared({"ours": ours, "torch": {**ours, "weights": [0.5, float("nan")]}})
