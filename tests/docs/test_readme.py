@@ -100,10 +100,8 @@ def pieces_give_the_whole(names):
 
 
 def loop_reaches_its_accuracy(names):
-    """The README says 90 %; 300 steps on another machine may differ by a little."""
-    test = names["open_source"](names["PRESETS"]["sample"].config.data, "test").gather(np.arange(2000))
-    logits, _ = names["vit"].apply(names["state"].params, jnp.asarray(test["image"] / 255))
-    assert np.mean(logits.argmax(-1) == test["label"]) > 0.87
+    """The README says 90 %; the last bits of another machine may change it a little."""
+    assert np.mean(names["logits"].argmax(-1) == names["test"]["label"]) > 0.87
 
 
 # What the names of a page must satisfy when all of its blocks have run.
