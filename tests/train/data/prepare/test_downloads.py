@@ -161,7 +161,8 @@ def test_a_download_is_kept_only_if_its_checksum_is_the_registered_one(
     else:
         with pytest.raises(
             RunStopped,
-            match=rf"{server}.* cannot be downloaded .*checksum.*\. Download .* yourself and pass --from DIR",
+            match=rf"{server} cannot be downloaded .*checksum.*\. "
+            "Download the raw files yourself and pass --from DIR",
         ):
             download([server], tmp_path)
 
@@ -170,7 +171,8 @@ def test_a_host_that_does_not_answer_is_one_line_at_once(tmp_path: Path, monkeyp
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(
         RunStopped,
-        match=r"http://127.0.0.1:9/raw.gz cannot be downloaded .*\. Download .* yourself and pass --from DIR",
+        match=r"http://127.0.0.1:9/raw.gz cannot be downloaded .*\. "
+        "Download the raw files yourself and pass --from DIR",
     ) as caught:
         download(["http://127.0.0.1:9/raw.gz"], tmp_path)
     assert "\n" not in str(caught.value)
