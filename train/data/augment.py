@@ -123,7 +123,7 @@ def three_shears(image: Float[Array, "C h w"], slants: Float[Array, "5"], magnit
         slants: (first, down, last, rows, columns): how far away the source of each result pixel is. `first` and `last`
             are shears in pixels per row, and `down` is a shear in pixels per column. `rows` and `columns` move the
             whole image.
-        magnitude: the largest strength behind `slants`; it bounds the shifts.
+        magnitude: largest strength from which `slants` was computed. It bounds the shifts.
     """
     _, height, width = image.shape
     first, down, last, rows, columns = slants

@@ -40,7 +40,7 @@ def batches(
 
     Raises:
         ValueError: `rows` is not increasing, or a row is outside the batch.
-        UserError: for the reasons that `Source.gather` lists.
+        UserError: see `Source.gather`.
         RunStopped: a worker process was killed.
     """
     rows = _checked_rows(rows, batch_size)
@@ -79,7 +79,7 @@ def eval_batches(
         of the last example, whose mask is False.
 
     Raises:
-        The same errors as `batches`.
+        See `batches`.
     """
     rows = _checked_rows(rows, batch_size)
     steps = range(-(-len(source) // batch_size))

@@ -13,7 +13,7 @@ UNIFORMS_PER_BOX = 2 + 2 * _TRIES
 
 
 def central_box(width: int, height: int, size: tuple[int, int]) -> Box:
-    """Returns the central box with the aspect ratio of `size` (h, w), and 0.875 of the side of the largest such box."""
+    """Returns the central box with the aspect ratio of `size` (h, w), scaled to 0.875 of the largest such box."""
     scale = _CENTRAL * min(height / size[0], width / size[1])
     high, wide = size[0] * scale, size[1] * scale
     left, top = (width - wide) / 2, (height - high) / 2

@@ -72,7 +72,7 @@ def _not_found(name: str, root: Path) -> str:
     if name in PREPARABLE:
         return (
             f"dataset {name} is not prepared in {where}. "
-            f"Run `{prepare_command(name, root)}`, or set --data.dir to its folder."
+            f"Run `{prepare_command(name, root)}`, or set --data.dir to the folder that contains it."
         )
     known = sorted({*prepared, *PREPARABLE, "mnist_sample"})
     near = nearest(name, known, 3)

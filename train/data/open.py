@@ -61,13 +61,15 @@ def abstract_source(config: Data, split: str) -> Source:
         split: in TFDS notation, such as `config.train_split`.
 
     Raises:
-        UserError: the dataset is neither prepared nor in `PUBLISHED`, or for a reason that `open_source` lists.
+        UserError: the dataset is neither prepared nor in `PUBLISHED`; otherwise see `open_source`.
     """
     try:
         locate_dataset(config.name, config.dir)
     except UserError as error:
         if config.name not in PUBLISHED:
-            raise UserError(f"{error} Known without preparation: {', '.join(sorted(PUBLISHED))}.") from error
+            raise UserError(
+                f"{error} Datasets that need no preparation here: {', '.join(sorted(PUBLISHED))}."
+            ) from error
         info = PUBLISHED[config.name]
     else:
         info = read_dataset_info(config.name, config.dir)

@@ -79,7 +79,7 @@ def _start(make: MakeBatch, rows: np.ndarray, image_shape: tuple[int, ...], step
 @contextlib.contextmanager
 def _signals_blocked() -> Generator[None]:
     """Blocks signals while a process starts. The process inherits the block, so no signal can kill it early."""
-    resource_tracker.ensure_running()  # Otherwise the first process starts it, and this unblocks the signals.
+    resource_tracker.ensure_running()  # Start the tracker before blocking, because its start unblocks signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
     try:
         yield

@@ -18,7 +18,7 @@ def check_points(name: str, values: HostOrDevice, minimum: int = 1) -> Float[np.
     if values.ndim != 2 or not jnp.issubdtype(values.dtype, jnp.floating):
         raise ValueError(f"{name} must be floats [N, D], got {values.dtype} {list(values.shape)}")
     if len(values) < minimum:
-        raise ValueError(f"{name} must have at least {minimum} rows, got {len(values)}")
+        raise ValueError(f"{name} must have {minimum} or more rows, got {len(values)}")
     host = np.asarray(values, np.promote_types(values.dtype, np.float32))
     if bad := np.count_nonzero(~np.isfinite(host).all(axis=1)):
         raise ValueError(f"{name} must be finite, got NaN or infinity in {bad} of {len(host)} rows")

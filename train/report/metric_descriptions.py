@@ -4,7 +4,7 @@ METRIC_DESCRIPTIONS = {
     "accuracy": "fraction of images whose most probable class is correct, from 0 to 1; higher is better",
     "loss": "cross-entropy in nats; lower is better",
     "grad_norm": "L2 norm of the gradient before clipping",
-    "skipped": "training steps skipped because a value was NaN or infinite, since the previous point",
+    "skipped": "number of training steps since the previous point that were skipped because of NaN or infinity",
     "reconstruction": "mean squared error per pixel, in the range of the decoder's output; lower is better",
     "examples_per_second": "training images per second, without the time for evaluations and checkpoints",
 }

@@ -202,7 +202,7 @@ def _results(run: RunRecord) -> dict[str, tuple[str, str]]:
     rows["steps"] = f"{run.logged_step:,}", ""
     speeds = [line["examples_per_second"] for line in run.timing if is_number(line.get("examples_per_second"))]
     if speeds and run.seconds is not None:
-        rows["examples per second"] = f"{median(speeds):,.0f}", f"median of {words['examples_per_second']}"
+        rows["examples per second"] = f"{median(speeds):,.0f}", f"median {words['examples_per_second']}"
         rows["devices"] = str(run.timing[-1].get("devices", "")), ""
         rows["time to the last step"] = format_duration(run.seconds), "wall time in h:min:s"
     return rows
@@ -288,7 +288,7 @@ def _confused_pairs(confusion: Sequence[Sequence[int]], label_name: Callable[[in
 
 
 def _page(title: str, body: str, charts: _Charts, refresh: bool) -> str:
-    """Returns the HTML document. It loads no other files and runs only its two scripts, even if a text contains HTML."""
+    """Returns the HTML document. It loads no other files and runs only its two scripts, even if a text has HTML."""
     library, script = ((_ASSETS / name).read_text() for name in ("uPlot.iife.min.js", "page.js"))
     style = (_ASSETS / "uPlot.min.css").read_text() + (_ASSETS / "page.css").read_text()
     hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in (library, script))

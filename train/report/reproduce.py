@@ -16,7 +16,7 @@ def command(tree: Mapping[str, Any]) -> str | None:
     """Returns `python -m train.TASK PRESET --options`, with the preset that differs least from the config.
 
     The command omits options that depend on the machine (mesh, processes), because another machine may need other
-    values. The result is None if no command line gives this config, for example for a task of another project.
+    values. The result is None if no command line gives this config, for example if its task is unknown.
     """
     task = tree.get("task")
     if task not in task_names():

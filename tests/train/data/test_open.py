@@ -75,7 +75,9 @@ def test_published_shapes_and_labels_are_those_of_tfds(name: str, tmp_path: Path
 
 
 def test_a_dataset_of_which_nothing_is_known_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no dataset pets .*Known without preparation: cifar10, .*mnist"):
+    with pytest.raises(
+        UserError, match=r"there is no dataset pets .*Datasets that need no preparation here: cifar10, .*mnist"
+    ):
         abstract_source(Data(name="pets", dir=str(tmp_path)), "train")
 
 
