@@ -22,7 +22,7 @@ METRIC_DESCRIPTIONS = {
     "generator": "adversarial loss of the encoder in nats, summed over the discriminators; lower is better for it",
     "discriminator_accuracy": "fraction of codes and prior samples that are classified correctly; guessing gives 0.5",
     "head_distance_loss": "mean of max(0, --head-distance − distance) over pairs of cluster heads; lower is better",
-    "classification": "cross-entropy of the encoder's categories in nats, plus the consistency term if used; lower is better",
+    "classification": "cross-entropy of the encoder's categories in nats, plus any consistency term; lower is better",
     "parzen": "mean log-likelihood of a test image in nats, by a Parzen window over samples; higher is better",
     "parzen_standard_error": "standard error of parzen, in nats",
     "parzen_sigma": "width of the Parzen window (pixels in 0..1), chosen on the validation split",
