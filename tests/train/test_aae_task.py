@@ -290,7 +290,7 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
         ({"of": model(prior="mixture").clone(encoder=AAEEncoder(8))}, "lies in a plane: latent_size must be 2, got 8"),
         ({"of": model(categories=4), "labels": "categories"}, "has 3 classes, the encoder 4 categories"),
         ({"of": model(prior_classes=4), "labels": "prior"}, "has 3 classes, the prior 4; add --model.prior-classes 3"),
-        ({"labels": "prior", "num_labels": 63}, "multiple of the 3 classes up to 60"),
+        ({"labels": "prior", "num_labels": 63}, "multiple of 3 (the number of classes) up to 60"),
         ({"of": model(categories=3), "labels": "categories", "num_labels": 0}, "add --labels unused"),
         ({"labels": "decoder", "num_labels": 30}, "needs the label of every image"),
         ({"of": model(categories=3), "labels": "decoder"}, "set --model.encoder.categories 0"),

@@ -1,6 +1,6 @@
-"""Labelled images: a source gathers examples by index; batches are a pure function of seed and step.
+"""Labelled images. A source returns examples by index. Each batch is a pure function of the seed and the step.
 
-Importing this package is quick: the functions that need TFDS and grain import them.
+Importing this package is quick, because TFDS and grain are imported only by the functions that need them.
 """
 
 from train.data.batches import batches, eval_batches, example_order

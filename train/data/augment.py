@@ -1,6 +1,6 @@
-"""Data augmentation of a batch of training images, inside the jitted step: a pure function of the key.
+"""Augments a batch of training images inside the jitted step. The result is a pure function of the key.
 
-Images are floats in [0, 1], [B, h, w, C]; pixels from outside the image are 0.
+Images are floats [B, h, w, C] in [0, 1]. Pixels outside the original image are 0.
 """
 
 import math
@@ -18,7 +18,10 @@ from configs.base import Augment
 def augment(
     key: Key[Array, ""], images: Float[Array, "B h w C"], labels: Float[Array, "B V"], config: Augment
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B V"]]:
-    """Images and labels (one-hot or soft) after every change that `config` turns on, in the order of its fields."""
+    """Applies every augmentation that `config` turns on, to the images and their labels (one-hot or soft).
+
+    The order is: affine warp, flip, RandAugment, erasing, mixup.
+    """
     batch, height, width, _ = images.shape
     keys = dict(zip(("warp", "flip", "erase", "rand", "mixup"), jax.random.split(key, 5), strict=True))
     if config.shift or config.rotate or config.scale or config.shear:
@@ -37,7 +40,10 @@ def augment(
 
 
 def random_affine(key: Key[Array, ""], batch: int, config: Augment) -> Float[Array, "B 2 3"]:
-    """Matrices from an output pixel (row, column, 1), measured from the centre, to its place in the input."""
+    """Draws affine matrices that map an output pixel (row, column, 1) to its position in the input.
+
+    Both positions are measured from the image centre.
+    """
     turn, grow, slant, move = jax.random.split(key, 4)
     uniform = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
     angle = jnp.deg2rad(config.rotate) * uniform(turn, (batch,))
@@ -50,7 +56,7 @@ def random_affine(key: Key[Array, ""], batch: int, config: Augment) -> Float[Arr
 
 
 def warp(image: Float[Array, "h w C"], matrix: Float[Array, "2 3"]) -> Float[Array, "h w C"]:
-    """The image under an affine map about its centre, interpolated bilinearly."""
+    """Applies an affine map about the image centre, with bilinear interpolation."""
     height, width, _ = image.shape
     centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
     pixels = rearrange(jnp.mgrid[:height, :width], "c h w -> h w c") - centre
@@ -60,7 +66,10 @@ def warp(image: Float[Array, "h w C"], matrix: Float[Array, "2 3"]) -> Float[Arr
 
 
 def random_squares(key: Key[Array, ""], shape: tuple[int, int, int], largest: float) -> Array:
-    """True [B, h, w, 1] inside one square per image, whose side is uniform up to `largest` times the shorter side."""
+    """Returns a mask [B, h, w, 1] that is True inside one random square per image.
+
+    The side of the square is uniform from 0 to `largest` times the image's shorter side.
+    """
     batch, height, width = shape
     side_key, row_key, column_key = jax.random.split(key, 3)
     half = jax.random.uniform(side_key, (batch, 1)) * largest * min(height, width) / 2
@@ -74,8 +83,8 @@ def random_squares(key: Key[Array, ""], shape: tuple[int, int, int], largest: fl
 def mixup(
     key: Key[Array, ""], images: Float[Array, "B h w C"], labels: Float[Array, "B V"], alpha: float
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B V"]]:
-    """Blends each example with its neighbour by λ ~ Beta(α, α), one for the batch (Zhang et al. 2018, "mixup")."""
-    # Beta is sampled by rejection: one λ for each example would make all devices wait for each other at every try.
+    """Blends each example with its neighbour (Zhang et al. 2018, "mixup"). The batch shares one λ ~ Beta(α, α)."""
+    # JAX samples Beta by rejection. With one λ per example, all devices would have to synchronise at every attempt.
     weight = jax.random.beta(key, alpha, alpha)
     weight = jnp.maximum(weight, 1 - weight)
 
@@ -88,13 +97,14 @@ def mixup(
 def rand_augment(
     key: Key[Array, ""], image: Float[Array, "h w C"], count: int, magnitude: float
 ) -> Float[Array, "h w C"]:
-    """`count` operations drawn from colour and geometry (after Cubuk et al. 2020, "RandAugment")."""
-    image = rearrange(image, "h w c -> c h w")  # long inner rows, for a CPU's vector units
+    """Applies `count` random colour or geometry operations (after Cubuk et al. 2020, "RandAugment")."""
+    image = rearrange(image, "h w c -> c h w")  # Long contiguous rows use a CPU's vector units well.
     for each in jax.random.split(key, count):
         choice, sign_key = jax.random.split(each)
         index = jax.random.randint(choice, (), 0, len(_COLOUR) + len(_GEOMETRY))
         strength = magnitude * jax.random.rademacher(sign_key, (), jnp.float32)
-        # Under vmap a switch computes every branch: the colours fuse into one pass, and the geometry is one function.
+        # Under vmap, a switch computes every branch. So XLA fuses the colour operations into one pass, and all geometry
+        # operations share the single function `three_shears`.
         image = jax.lax.switch(jnp.minimum(index, len(_COLOUR)), [*_COLOUR, lambda x, s: x], image, strength)
         kind = jnp.maximum(index - len(_COLOUR) + 1, 0)
         slants = jax.lax.switch(kind, [lambda s, shape: jnp.zeros(5), *_GEOMETRY], strength, image.shape[1:])
@@ -103,21 +113,25 @@ def rand_augment(
 
 
 def three_shears(image: Float[Array, "C h w"], slants: Float[Array, "5"], magnitude: float) -> Float[Array, "C h w"]:
-    """The image under one of `_GEOMETRY`, by shifts of its rows, its columns and its rows again (Paeth 1986, "A fast
-    algorithm for general raster rotation"). It needs no gather, which is slow on a TPU.
+    """Applies one operation of `_GEOMETRY` by shifting the rows, then the columns, then the rows again.
+
+    This is the method of Paeth 1986, "A fast algorithm for general raster rotation". It needs no gather, which is slow
+    on a TPU.
 
     Args:
         image: one image.
-        slants: (first, down, last, rows, columns), how far each pixel of the result comes from: `first` and `last` are
-            pixels per row, `down` pixels per column, and `rows` and `columns` move the whole image.
-        magnitude: the largest strength of `slants`, which bounds the shifts.
+        slants: (first, down, last, rows, columns): how far away the source of each result pixel is. `first` and `last`
+            are shears in pixels per row, and `down` is a shear in pixels per column. `rows` and `columns` move the
+            whole image.
+        magnitude: largest strength from which `slants` was computed. It bounds the shifts.
     """
     _, height, width = image.shape
     first, down, last, rows, columns = slants
     turn, slant = math.radians(_DEGREES * magnitude), _SLANT * magnitude
     half, sine = math.tan(turn / 2), math.sin(turn)
-    # Between the shifts of a rotation, pixels that end inside the frame may be left or right of it, but not above or
-    # below: only the second shift changes rows. So the frame is widened in between by the reach of the first shift.
+    # During a rotation, a pixel may leave the frame on the left or right and come back later. It cannot leave at the
+    # top or bottom, because only the second shift changes rows. So the frame is temporarily widened by the largest
+    # distance of the first shift.
     margin = _next_integer(half * height / 2)
     row = jnp.arange(height) - (height - 1) / 2
     column = jnp.arange(width + 2 * margin) - (width - 1) / 2 - margin
@@ -134,21 +148,23 @@ def _next_integer(bound: float) -> int:
 
 
 def shift_rows(image: Float[Array, "C h w"], by: Float[Array, "h"], reach: int, grow: int) -> Float[Array, "C h v"]:
-    """Each pixel from `by` pixels further along its row, interpolated linearly; v = w + 2 · grow.
+    """Shifts each row: a result pixel is read `by` pixels further along its row, with linear interpolation.
+
+    The result has width v = w + 2 · grow.
 
     Args:
         image: one image.
-        by: one shift per row, |by| ≤ `reach` up to rounding.
-        reach: bounds the shifts, and so the size of the program.
-        grow: columns added on each side, or removed if negative; at least -reach.
+        by: one shift per row, with |by| ≤ `reach` up to rounding.
+        reach: upper bound of the shifts. The compiled program grows with it.
+        grow: columns to add on each side; a negative number removes columns. At least -reach.
     """
     width = image.shape[2] + 2 * grow
-    # by + reach = base · coarse + fine + fraction, in two passes of about √(2 · reach) choices each: one pass would
-    # choose among more, and more passes would write more.
+    # by + reach = base · coarse + fine + fraction. Two passes select among about √(2 · reach) shifts each. One pass
+    # would select among 2 · reach shifts, and more passes would write more memory.
     base = math.isqrt(2 * reach) + 1
     steps = 2 * reach // base + 1
     place = (by + reach)[:, None]
-    whole = place.astype(jnp.int32)  # divided as an integer: a float quotient may round up
+    whole = place.astype(jnp.int32)  # Integer division, because a float quotient may round up.
     coarse, fine, fraction = whole // base, whole % base, place - whole
 
     def choose(image, index, choices, stride, length):
@@ -200,7 +216,7 @@ _COLOUR = [
 
 
 _DEGREES = 30
-_SLANT = 0.3  # of a shear, in pixels per pixel; of a shift, as a fraction of the side
+_SLANT = 0.3  # Shears: pixels per pixel. Shifts: fraction of the side.
 
 
 def _rotation(strength, shape):
@@ -211,8 +227,8 @@ def _rotation(strength, shape):
 
 _GEOMETRY = [
     _rotation,
-    lambda strength, shape: jnp.array([0, 0, _SLANT * strength, 0, 0]),  # shear along the row
-    lambda strength, shape: jnp.array([0, _SLANT * strength, 0, 0, 0]),  # shear along the column
+    lambda strength, shape: jnp.array([0, 0, _SLANT * strength, 0, 0]),  # horizontal shear
+    lambda strength, shape: jnp.array([0, _SLANT * strength, 0, 0, 0]),  # vertical shear
     lambda strength, shape: jnp.array([0, 0, 0, _SLANT * strength * shape[0], 0]),
     lambda strength, shape: jnp.array([0, 0, 0, 0, _SLANT * strength * shape[1]]),
 ]

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step), so that resuming needs nothing but the step."""
+"""Makes batches as a pure function of (seed, step), so a run can resume from the step number alone."""
 
 from collections.abc import Callable, Generator
 from functools import partial
@@ -19,27 +19,28 @@ def batches(
     rows: np.ndarray | None = None,
     workers: int = 0,
 ) -> Generator[Batch, None, None]:
-    """Training batches of steps start_step..stop_step-1.
+    """Yields the training batches of steps start_step..stop_step-1.
 
-    Each epoch has every example once, in its own order. Epochs follow one another without a gap, so a batch may span
-    two, or several if it is larger than the split.
+    Each epoch contains every example once, in a new random order. Epochs follow each other without a gap, so a batch
+    may span two epochs, or more if the batch is larger than the split.
 
     Args:
         source: where the examples come from.
-        batch_size: examples a step, over all hosts.
-        seed: the batch of a step depends on the seed and the step alone, not on the first step.
-        start_step: first step; the steps before it cost nothing.
-        stop_step: one more than the last step.
-        rows: int [m], increasing: which rows of each batch to return; no other examples are read. None: all.
-        workers: processes that decode ahead, each its share of every batch. Only a streamed source uses them.
+        batch_size: examples per step, summed over all hosts.
+        seed: the batch of a step depends only on the seed and the step, not on `start_step`.
+        start_step: the first step. Skipping the earlier steps costs no time.
+        stop_step: the last step plus 1.
+        rows: int [m], increasing: the rows of each batch to return. Other examples are not read. None: all rows.
+        workers: number of processes that decode ahead. Each decodes its share of every batch. Only a streamed source
+            uses them.
 
     Yields:
-        `{"image": uint8 [m, h, w, C], "label": int32 [m], "index": int32 [m]}`; the index is the example's number in
-        the split.
+        `{"image": uint8 [m, h, w, C], "label": int32 [m], "index": int32 [m]}`, where `index` is the number of each
+        example in the split.
 
     Raises:
-        ValueError: rows do not increase, or are outside of the batch.
-        UserError: as `Source.gather`.
+        ValueError: `rows` is not increasing, or a row is outside the batch.
+        UserError: see `Source.gather`.
         RunStopped: a worker process was killed.
     """
     rows = _checked_rows(rows, batch_size)
@@ -48,7 +49,7 @@ def batches(
 
 
 def example_order(count: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
-    """From a step to the examples of its training batch: int32 [batch_size], each below `count`."""
+    """Returns a function from a step to the example numbers of its batch: int32 [batch_size], each below `count`."""
     import grain  # Imported late: it takes seconds.
 
     return partial(_examples, grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(batch_size))
@@ -62,7 +63,7 @@ def _train_batch(
     source: Source, order: Callable[[int], np.ndarray], batch_size: int, seed: int, step: int, rows: np.ndarray
 ) -> Batch:
     indices, uniforms = order(step)[rows], None
-    if source.uniforms_per_example:  # Drawn for the whole batch, so that a row's do not depend on the rows wanted.
+    if source.uniforms_per_example:  # Drawn for the whole batch, so a row's numbers do not depend on `rows`.
         generator = np.random.Generator(np.random.Philox(key=(seed, step)))
         uniforms = generator.random((batch_size, source.uniforms_per_example))[rows]
     return {**source.gather(indices, uniforms), "index": indices}
@@ -71,14 +72,14 @@ def _train_batch(
 def eval_batches(
     source: Source, batch_size: int, rows: np.ndarray | None = None, workers: int = 0
 ) -> Generator[Batch, None, None]:
-    """Every example once, in order; the arguments are those of `batches`.
+    """Yields every example once, in order. The arguments are the same as in `batches`.
 
     Yields:
-        `{"image": uint8 [m, h, w, C], "label": int32 [m], "mask": bool [m]}`. The last batch is padded with the last
-        example, where the mask is False.
+        `{"image": uint8 [m, h, w, C], "label": int32 [m], "mask": bool [m]}`. The last batch is padded with copies
+        of the last example, whose mask is False.
 
     Raises:
-        As `batches`.
+        See `batches`.
     """
     rows = _checked_rows(rows, batch_size)
     steps = range(-(-len(source) // batch_size))
@@ -91,18 +92,18 @@ def _eval_batch(source: Source, batch_size: int, step: int, rows: np.ndarray) ->
 
 
 def _checked_rows(rows: np.ndarray | None, batch_size: int) -> np.ndarray:
-    """The rows of a batch to return; all of them for None."""
+    """Checks `rows`; None becomes all rows of the batch."""
     if rows is None:
         return np.arange(batch_size)
     if np.any(np.diff(rows, prepend=-1) < 1) or np.any(rows >= batch_size):
-        raise ValueError(f"rows must be increasing rows of a batch of {batch_size}, got {rows}")
+        raise ValueError(f"rows must be increasing row numbers below the batch size {batch_size}, got {rows}")
     return rows
 
 
 def _make_batches(
     source: Source, make: MakeBatch, rows: np.ndarray, steps: range, workers: int
 ) -> Generator[Batch, None, None]:
-    """The batches of the steps, in order: made here, or ahead of time by worker processes."""
+    """Yields the batches in order. They are made in this process, or ahead of time by worker processes."""
     if not workers or not isinstance(source, StreamingSource):
         yield from (make(step, rows) for step in steps)
         return

@@ -1,19 +1,19 @@
-"""Which part of a photograph is shown: boxes (left, top, right, bottom) in its pixels, not rounded."""
+"""Crop boxes (left, top, right, bottom) of photographs, in pixels of the original image, not rounded."""
 
 import numpy as np
 
 Box = tuple[float, float, float, float]
 
 _TRIES = 10
-_STRETCH = 4 / 3  # The most that a random box is wider or higher than the target's proportions.
+_STRETCH = 4 / 3  # Largest factor between the aspect ratio of a random box and the aspect ratio of the target.
 _CENTRAL = 0.875
 
 UNIFORMS_PER_BOX = 2 + 2 * _TRIES
-"""Uniform random numbers that determine a random box."""
+"""Number of uniform random numbers that determine a random box."""
 
 
 def central_box(width: int, height: int, size: tuple[int, int]) -> Box:
-    """The middle of an image: 0.875 of the largest box in the proportions of `size`, (h, w)."""
+    """Returns the central box with the aspect ratio of `size` (h, w), scaled to 0.875 of the largest such box."""
     scale = _CENTRAL * min(height / size[0], width / size[1])
     high, wide = size[0] * scale, size[1] * scale
     left, top = (width - wide) / 2, (height - high) / 2
@@ -21,18 +21,22 @@ def central_box(width: int, height: int, size: tuple[int, int]) -> Box:
 
 
 def random_box(width: int, height: int, size: tuple[int, int], min_area: float, uniforms: np.ndarray) -> Box:
-    """A random part of an image (Szegedy et al. 2015, section 6).
+    """Returns a random box of an image (Szegedy et al. 2015, section 6).
 
-    Its fraction of the area is uniform from `min_area` to 1. Its proportions are those of `size`, times a factor
-    log-uniform from 3/4 to 4/3. Its place is uniform. The first of ten such boxes that fits is taken; if none fits,
-    the largest box that the proportions allow.
+    - Area: a fraction of the image, uniform from `min_area` to 1.
+    - Aspect ratio: the ratio of `size` times a factor that is log-uniform from 3/4 to 4/3.
+    - Position: uniform.
+
+    Up to ten boxes are tried, and the first one that fits the image is returned. If none fits, the result is the
+    largest box with an allowed aspect ratio.
 
     Args:
-        width: of the image.
-        height: of the image.
-        size: (h, w) that the box is resized to.
-        min_area: fraction of the image's area.
-        uniforms: float64 [UNIFORMS_PER_BOX] in [0, 1): the place, then the tries; the box is a function of them.
+        width: width of the image in pixels.
+        height: height of the image in pixels.
+        size: (h, w) that the box will be resized to.
+        min_area: smallest fraction of the image's area.
+        uniforms: float64 [UNIFORMS_PER_BOX] in [0, 1), which determine the box: two for the position, then the areas
+            and the aspect ratios of the ten tries.
     """
     areas, stretches = np.split(uniforms[2:], 2)
     area = width * height * (min_area + (1 - min_area) * areas)

@@ -1,4 +1,4 @@
-"""What a dataset is apart from its examples: read from the files beside its records, or known of published ones.
+"""Dataset metadata: read from the files next to the records, or built in for well-known published datasets.
 
 Importing this module is quick.
 """
@@ -16,7 +16,8 @@ from train.process.errors import UserError
 from w2jax.text import one_line, shorten
 
 _FILE_WORD = re.compile(r"\w[\w.-]*", re.ASCII)
-_TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]+\})*", re.ASCII)  # Stays in the dataset's folder; has no format options.
+# No path separators, so the file cannot be outside the dataset's folder. No format options.
+_TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]+\})*", re.ASCII)
 _MAX_CLASSES = 2**20
 
 
@@ -25,45 +26,45 @@ class Shards:
     """The files of one split."""
 
     lengths: list[int]
-    """Records in each file."""
+    """Number of records in each file."""
     template: str = ""
-    """The pattern of their names, in TFDS's notation; "" for its usual one."""
+    """File name pattern in TFDS's notation; "" for TFDS's default pattern."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A dataset apart from its examples."""
+    """The metadata of a dataset."""
 
     image_shape: tuple[int | None, int | None, int]
-    """(h, w, C) of the images; h and w are None where images differ in size."""
+    """(h, w, C) of the images; h and w are None if images differ in size."""
     label_names: list[str]
     """Label k is called label_names[k]."""
     shards: dict[str, Shards]
-    """By split."""
+    """The files of each split."""
     folder: Path = Path()
-    """Folder of the files."""
+    """The folder that contains the files."""
     file_prefix: str = "any"
-    """The dataset's name in the names of its files."""
+    """The dataset name at the start of the file names."""
 
     @property
     def splits(self) -> dict[str, int]:
-        """Examples in each split."""
+        """Number of examples in each split."""
         return {split: sum(shards.lengths) for split, shards in self.shards.items()}
 
 
 def read_dataset_info(name: str, directory: str | None) -> DatasetInfo:
     """Reads `dataset_info.json`, `features.json` and the label names of a prepared dataset.
 
-    TFDS's own builder imports the Python modules that `features.json` names. Here the files are parsed as data, by
-    protobuf and TFDS's schema.
+    TFDS's own builder would import the Python modules that `features.json` names. This function runs no code from the
+    files: it parses them as data, with protobuf and TFDS's schema.
 
     Args:
         name: as for `locate_dataset`.
         directory: as for `locate_dataset`.
 
     Raises:
-        UserError: as `locate_dataset`; a file is damaged or its values are impossible; the records are not stored as
-            array_record; the examples are not labelled images.
+        UserError: the dataset is not found (see `locate_dataset`); a file is damaged or has impossible values; the
+            records are not stored as array_record; the examples are not labelled images.
     """
     folder = locate_dataset(name, directory)
     from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2  # Imported late: it takes seconds.
@@ -74,18 +75,19 @@ def read_dataset_info(name: str, directory: str | None) -> DatasetInfo:
         shards = {split.name: _shards(split) for split in info.splits}
         for word in (file_format, info.name, *shards):
             if not _FILE_WORD.fullmatch(word):
-                raise ValueError(f"names of formats, datasets and splits must be plain words, got {word!r}")
+                raise ValueError(f"format, dataset and split names must be plain words, got {word!r}")
     if file_format != "array_record":
         raise UserError(
-            f"dataset {name} in {folder} must be stored as array_record, which is read in any order, "
-            f"got {file_format}. {rewrite_hint(name, data_dir(directory))}"
+            f"dataset {name} in {folder} must be stored as array_record, got {file_format}. "
+            f"{rewrite_hint(name, data_dir(directory))}"
         )
     with _file_errors(name, folder / "features.json") as file:
         tree = _parse(file, feature_pb2.Feature())  # pyright: ignore[reportAttributeAccessIssue]
         kinds = {key: feature.WhichOneof("content") for key, feature in tree.features_dict.features.items()}
         if (kinds.get("image"), kinds.get("label")) != ("image", "class_label"):
             raise UserError(
-                f"dataset {name} must have an Image called image and a ClassLabel called label, got {_excerpt(kinds)}"
+                f"dataset {name} must have an Image feature named image and a ClassLabel feature named label, "
+                f"got {_excerpt(kinds)}."
             )
         features = tree.features_dict.features
         image_shape, classes = _image_shape(features["image"].image), features["label"].class_label.num_classes
@@ -98,20 +100,22 @@ def read_dataset_info(name: str, directory: str | None) -> DatasetInfo:
 
 @contextmanager
 def _file_errors(name: str, file: Path) -> Iterator[Path]:
-    """Errors of reading `file` as a UserError that names it."""
+    """Turns errors while reading `file` into a UserError that names the file."""
     try:
         yield file
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"dataset {name}: {file} cannot be read ({_excerpt(error)}). Prepare it again.") from error
+        raise UserError(
+            f"dataset {name}: {file} cannot be read ({_excerpt(error)}). Prepare the dataset again."
+        ) from error
 
 
 def _excerpt(value: object) -> str:
-    """A damaged file's words, fit for an error."""
+    """Shortens the contents of a damaged file to one line for an error message."""
     return shorten(one_line(str(value)), 300)
 
 
 def _parse(file: Path, message: Any) -> Any:
-    """Fills a protobuf message with the JSON object in `file`; fields that the schema lacks are left out."""
+    """Fills a protobuf message from the JSON object in `file`. Fields that are not in the schema are ignored."""
     from google.protobuf import json_format
 
     from w2jax.files import json_object
@@ -123,7 +127,7 @@ def _parse(file: Path, message: Any) -> Any:
 
 
 def _shards(split: Any) -> Shards:
-    """The files of a SplitInfo message."""
+    """Returns the files of a SplitInfo message."""
     lengths, template = list(split.shard_lengths), split.filepath_template
     if not _TEMPLATE.fullmatch(template):
         raise ValueError(f"filepathTemplate must be a plain file name, got {template!r}")
@@ -133,7 +137,7 @@ def _shards(split: Any) -> Shards:
 
 
 def _image_shape(image: Any) -> tuple[int | None, int | None, int]:
-    """(h, w, C) of an ImageFeature message; h and w are None where images differ in size."""
+    """Returns (h, w, C) of an ImageFeature message; h and w are None if images differ in size."""
     dtype, sizes = image.dtype or "uint8", list(image.shape.dimensions)
     if dtype != "uint8" or len(sizes) != 3 or sizes[2] not in MODES:
         raise ValueError(f"images must be uint8 with 1, 3 or 4 channels, got {dtype!r} of shape {sizes}")
@@ -144,14 +148,14 @@ def _image_shape(image: Any) -> tuple[int | None, int | None, int]:
 
 
 def _label_names(file: Path, classes: int) -> list[str]:
-    """One name a line; numbers where there is no such file."""
+    """Reads one name per line. If there is no file, the names are numbers."""
     try:
         lines = file.read_text("utf-8").split("\n")
     except FileNotFoundError:
         return _numbers(classes)
     names = [line.strip() for line in lines if line.strip()]
     if len(names) != classes or len(set(names)) != classes:
-        raise ValueError(f"label names must be {classes} different lines, got {len(set(names))}")
+        raise ValueError(f"the file must have {classes} lines with different label names, got {len(set(names))}")
     return names
 
 
@@ -180,4 +184,5 @@ PUBLISHED = {
     "oxford_iiit_pet": _published((None, None, 3), _numbers(37), train=3_680, test=3_669),
     "imagenet2012": _published((None, None, 3), _numbers(1000), train=1_281_167, validation=50_000),
 }
-"""Published datasets by TFDS's name, known without being prepared. Unknown label names are numbers."""
+"""Published datasets by their TFDS names. They can be described without being prepared. Where the label names are not
+listed here, they are numbers."""

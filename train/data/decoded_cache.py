@@ -1,4 +1,4 @@
-"""Decoded splits cached on disk: decoding takes most of the time of opening a split again."""
+"""Caches decoded splits on disk, because decoding takes most of the time when a split is opened again."""
 
 import hashlib
 import os
@@ -15,22 +15,22 @@ from w2jax.convert.files.npz import read_npz
 from w2jax.files import write_files_atomic
 
 _MIN_SECONDS = 0.3  # Splits that decode faster are not cached.
-_MAX_BYTES = 4 * 2**30  # Of the whole cache.
-_FORMAT = 1  # Increase it when `decode` gives other values for the same file.
+_MAX_BYTES = 4 * 2**30  # Limit of the whole cache.
+_FORMAT = 1  # Increase this number when `decode` returns different values for the same file.
 
 
 def cached(files: Sequence[Any], settings: Any, shape: Sequence[int], decode: Callable[[], Mapping[str, np.ndarray]]):
-    """What `decode` returns, read from the user's cache if it was decoded before.
+    """Returns the result of `decode`, from the user's cache if an earlier call stored it there.
 
-    The key is the contents of the split's files, not their names or times. Reading verifies checksums, and a damaged
-    entry is decoded anew. Where nothing can be written, nothing is cached, silently. The entries that were used longest
-    ago are removed first.
+    The cache key depends on the contents of the split's files, not on their names or times. Reading verifies
+    checksums; a damaged entry is decoded again. If the cache cannot be written, the result is not cached, and no
+    message is printed. A full cache removes its least recently used entries first.
 
     Args:
-        files: TFDS's file instructions of the split.
-        settings: everything else that the values depend on.
-        shape: [N, h, w, C] of the images.
-        decode: returns "image" uint8 of that shape and "label" int32 [N].
+        files: TFDS's file instructions for the split.
+        settings: everything else that the decoded values depend on.
+        shape: shape of the images, [N, h, w, C].
+        decode: function that returns "image" (uint8 of that shape) and "label" (int32 [N]).
     """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "w2jax" / "decoded"
     path = folder / f"{_fingerprint(files, settings)}.npz"
@@ -50,7 +50,7 @@ def cached(files: Sequence[Any], settings: Any, shape: Sequence[int], decode: Ca
 
 
 def _fingerprint(files: Sequence[Any], settings: Any) -> str:
-    """A hash of the contents of the records and of how they are decoded."""
+    """Returns a hash of the record files and of the decoding settings."""
     parts = [str((_FORMAT, PIL.__version__, settings))]
     for file in files:
         with Path(file.filename).open("rb") as content:

@@ -1,4 +1,4 @@
-"""Semi-supervised learning: which labels of a training split are known."""
+"""Selects the known labels of a training split, for semi-supervised learning."""
 
 import numpy as np
 from jaxtyping import Int
@@ -6,17 +6,17 @@ from jaxtyping import Int
 from train.data.source import InMemorySource, Source
 from train.process.errors import UserError
 
-_CHUNK = 4096  # Examples decoded at a time to read the labels of a streamed split.
+_CHUNK = 4096  # Examples decoded at a time, to read the labels of a streamed split.
 UNKNOWN = -1
 
 
 def known_labels(source: Source, count: int | None, seed: int) -> Int[np.ndarray, "N"]:
-    """The label of each example, int32; `UNKNOWN` for all but `count` of them.
+    """Returns the label of each example as int32, with `UNKNOWN` for all except `count` examples.
 
     Args:
         source: the training split.
-        count: how many are known, the same number of each class; None: all.
-        seed: chooses the examples.
+        count: total number of known labels, with the same number for each class. None: all labels are known.
+        seed: determines which examples are chosen.
 
     Raises:
         UserError: a class has too few examples, or `count` is not a multiple of the number of classes.
@@ -28,8 +28,8 @@ def known_labels(source: Source, count: int | None, seed: int) -> Int[np.ndarray
     rarest = np.bincount(labels, minlength=classes).min()
     if not 0 <= count <= rarest * classes or count % classes:
         raise UserError(
-            f"--num-labels must be a multiple of the {classes} classes up to {rarest * classes}, got {count}. "
-            f"The rarest class of {source.name}, split {source.split}, has {rarest} examples."
+            f"--num-labels must be a multiple of {classes} (the number of classes) up to {rarest * classes}, "
+            f"got {count}. The smallest class of {source.name}, split {source.split}, has {rarest} examples."
         )
     rng = np.random.default_rng(seed)
     known = np.full_like(labels, UNKNOWN)

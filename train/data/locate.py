@@ -1,4 +1,4 @@
-"""Where prepared datasets are. Importing this module is quick, so that a wrong name fails at once."""
+"""Finds prepared datasets. Importing this module is quick, so a wrong name gives an error immediately."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from train.process.errors import UserError
 from w2jax.text import nearest
 
 PREPARABLE = ("mnist", "fashion_mnist", "cifar10", "cifar100")
-"""Datasets that `python -m train.prepare` knows by name."""
+"""Names of the published datasets that `python -m train.prepare` can prepare."""
 
 _BUNDLED = Path(__file__).parent
 _HELP = "`python -m train.prepare --help`"
@@ -17,19 +17,19 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 
 
 def data_dir(directory: str | None) -> Path:
-    """The folder of prepared datasets: `directory`, else $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Returns the folder of prepared datasets: `directory`, or $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     return Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def locate_dataset(name: str, directory: str | None = None) -> Path:
-    """The folder of the highest version of a prepared dataset, such as `.../mnist/3.0.1`.
+    """Returns the folder of the highest version of a prepared dataset, such as `.../mnist/3.0.1`.
 
     Args:
-        name: `mnist`, or `name/config` for a dataset with configs; `mnist_sample` is bundled and always found.
-        directory: folder of prepared datasets; None: see `data_dir`.
+        name: such as `mnist`, or `name/config` for a dataset with configs. `mnist_sample` is bundled and always found.
+        directory: folder of prepared datasets. None: the default of `data_dir`.
 
     Raises:
-        UserError: there is no such dataset; the text gives the command that prepares it, or the nearest names.
+        UserError: there is no such dataset. The message gives the command that prepares it, or similar names.
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"--data.name must be a dataset's name such as mnist or name/config, got {name!r}.")
@@ -42,52 +42,55 @@ def locate_dataset(name: str, directory: str | None = None) -> Path:
 
 
 def prepared_versions(folder: Path) -> list[Path]:
-    """Folders of a dataset's prepared versions, lowest first; empty if `folder` is not a dataset's."""
+    """Returns the folders of a dataset's prepared versions, lowest version first; empty if `folder` has none."""
     try:
         versions = [p for p in folder.iterdir() if _VERSION.fullmatch(p.name) and (p / "dataset_info.json").is_file()]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise UserError(f"--data.dir: {folder} cannot be read ({error.strerror}). Give another folder.") from error
+        raise UserError(f"--data.dir: {folder} cannot be read ({error.strerror}). Pass another folder.") from error
     return sorted(versions, key=lambda path: tuple(map(int, path.name.split("."))))
 
 
 def _prepared_names(folder: Path) -> list[str]:
-    """Names of the datasets in a folder, or of the configs of a dataset."""
+    """Returns the names of the datasets in a folder, or of the configs of a dataset."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and prepared_versions(path))
 
 
 def _not_found(name: str, root: Path) -> str:
-    """The error for a dataset that is not prepared."""
+    """Returns the error message for a dataset that is not prepared."""
     if root.exists() and not root.is_dir():
         return f"--data.dir must be a folder of prepared datasets, got the file {root}."
     if prepared_versions(_BUNDLED / name):
-        return f"--data.dir: there is no folder {root}. Leave the option out: {name} is bundled."
-    where = f"{root}" if root.is_dir() else f"{root} (there is no such folder)"
+        return f"--data.dir: the folder {root} does not exist. Omit the option, because {name} is bundled."
+    where = f"{root}" if root.is_dir() else f"{root} (this folder does not exist)"
     base = name.partition("/")[0]
     prepared = _prepared_names(root) if root.is_dir() else []
     if name == base and (root / name).is_dir() and (configs := _prepared_names(root / name)):
         choices = " or ".join(f"{name}/{config}" for config in configs)
-        return f"dataset {name} in {root} has configs. Choose one by --data.name {choices}."
+        return f"dataset {name} in {root} has configs. Choose one with --data.name {choices}."
     if name in PREPARABLE:
         return (
             f"dataset {name} is not prepared in {where}. "
-            f"Run `{prepare_command(name, root)}`, or give its folder by --data.dir."
+            f"Run `{prepare_command(name, root)}`, or set --data.dir to the folder that contains it."
         )
     known = sorted({*prepared, *PREPARABLE, "mnist_sample"})
     near = nearest(name, known, 3)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known are {', '.join(known)}."
-    return f"there is no dataset {name} in {where}. {hint} Else give its folder by --data.dir, or prepare it: {_HELP}."
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known datasets are {', '.join(known)}."
+    return (
+        f"there is no dataset {name} in {where}. {hint} If it is in another folder, set --data.dir to that folder. "
+        f"To prepare a dataset, see {_HELP}."
+    )
 
 
 def prepare_command(name: str, root: Path, *options: str) -> str:
-    """The shell command that prepares a dataset in `root`."""
+    """Returns the shell command that prepares a dataset in `root`."""
     place = () if root == data_dir(None) else ("--data-dir", str(root))
     return " ".join(("python -m train.prepare", name, *place, *options))
 
 
 def rewrite_hint(name: str, root: Path) -> str:
-    """How to rewrite a dataset in `root` that is stored in another format."""
+    """Tells the user how to rewrite a dataset in `root` that is stored in another format."""
     if name in PREPARABLE:
         return f"Run `{prepare_command(name, root, '--overwrite')}`."
-    return f"Run `tfds build {name} --file_format=array_record --overwrite` where TensorFlow is installed."
+    return f"Run `tfds build {name} --file_format=array_record --overwrite` in an environment with TensorFlow."

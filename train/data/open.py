@@ -1,4 +1,4 @@
-"""From a config to a source: of a prepared dataset, or without its images."""
+"""Makes a source from a config: for a prepared dataset, or without its images."""
 
 import math
 from collections.abc import Callable
@@ -14,28 +14,29 @@ from train.data.locate import locate_dataset
 from train.data.source import AbstractSource, InMemorySource, Source, StreamingSource
 from train.process.errors import UserError
 
-_CHUNK = 4096  # Records decoded at a time into memory: bounds what is in memory twice.
+_CHUNK = 4096  # Records decoded at a time, which limits how many images are in memory twice.
 
 
 def open_source(config: Data, split: str, train: bool = False) -> Source:
-    """Opens a split of a prepared dataset: in memory if it fits `config.memory_limit`, else streamed.
+    """Opens a split of a prepared dataset. It is decoded into memory if it fits `config.memory_limit`, else streamed.
 
-    Both kinds gather the same values. A split with random crops is always streamed.
+    Both kinds return the same values. A split with random crops is always streamed.
 
     Args:
-        config: name, dir, image_size, crop and memory_limit are used.
+        config: its name, dir, image_size, crop and memory_limit are used.
         split: in TFDS notation, such as `config.train_split`.
-        train: whether `batches` crops at random, if there is a `config.crop`; else all crops are central.
+        train: whether `batches` uses random crops if `config.crop` is set. False: all crops are central.
 
     Raises:
-        UserError: no such dataset or split; an empty split; features other than images and labels; images of
-            different sizes or a crop without `config.image_size`; a file or record that is missing, damaged or not as
-            the dataset declares. A streamed split's files are checked at their ends, and its first record, here.
+        UserError: the dataset or split does not exist; the split is empty; the examples are not labelled images;
+            `config.image_size` is missing for images of different sizes or for a crop; a file or record is missing,
+            damaged or does not match the dataset's metadata. If the split is streamed, this function checks only the
+            end of each file and the first record.
     """
     info = read_dataset_info(config.name, config.dir)
     split_info = _split_info(config.name, split, info)
     common = _common_fields(config, split, info, split_info.num_examples, open_source)
-    # Imported late: they take a while, and a wrong name must not.
+    # Imported late, because they are slow and a wrong name should give an error immediately.
     from train.data.decoded_cache import cached
     from train.data.records import Records
 
@@ -51,22 +52,24 @@ def open_source(config: Data, split: str, train: bool = False) -> Source:
 
 
 def abstract_source(config: Data, split: str) -> Source:
-    """A source like the one that `open_source` opens, without its images: enough to compile a step.
+    """Returns a source like `open_source`, but without images. It is enough to compile a step.
 
-    It is described by the prepared dataset if there is one, else by `PUBLISHED`.
+    The metadata comes from the prepared dataset, or from `PUBLISHED` if the dataset is not prepared.
 
     Args:
-        config: name, dir, image_size and crop are used.
+        config: its name, dir, image_size and crop are used.
         split: in TFDS notation, such as `config.train_split`.
 
     Raises:
-        UserError: the dataset is neither prepared nor in `PUBLISHED`; or as `open_source`.
+        UserError: the dataset is neither prepared nor in `PUBLISHED`; otherwise see `open_source`.
     """
     try:
         locate_dataset(config.name, config.dir)
     except UserError as error:
         if config.name not in PUBLISHED:
-            raise UserError(f"{error} Known without being prepared: {', '.join(sorted(PUBLISHED))}.") from error
+            raise UserError(
+                f"{error} Datasets that need no preparation here: {', '.join(sorted(PUBLISHED))}."
+            ) from error
         info = PUBLISHED[config.name]
     else:
         info = read_dataset_info(config.name, config.dir)
@@ -77,11 +80,11 @@ def abstract_source(config: Data, split: str) -> Source:
 def _common_fields(
     config: Data, split: str, info: DatasetInfo, count: int, open_split: Callable[[Data, str], Source]
 ) -> dict[str, Any]:
-    """The fields of every Source, for a split of `count` examples."""
+    """Checks the options, and returns the fields that every Source has, for a split of `count` examples."""
     if config.crop is not None and config.image_size is None:
-        raise UserError("--data.crop needs a size to resize to. Set --data.image-size, for example to 224 224.")
+        raise UserError("--data.crop needs a size to resize crops to. Set --data.image-size, for example to 224 224.")
     if config.crop is not None and not 0 < config.crop <= 1:
-        raise UserError(f"--data.crop must be a part of the area above 0 and at most 1, got {config.crop}.")
+        raise UserError(f"--data.crop must be a fraction of the image area, above 0 and at most 1, got {config.crop}.")
     height, width, channels = info.image_shape
     height, width = config.image_size or (height, width)
     if height is None or width is None:
@@ -89,7 +92,7 @@ def _common_fields(
             f"dataset {config.name} has images of different sizes. Set --data.image-size, for example to 64 64."
         )
     if height < 1 or width < 1:
-        raise UserError(f"--data.image-size must be a height and a width of at least 1, got {height} {width}.")
+        raise UserError(f"--data.image-size must be a height and a width of at least 1 pixel, got {height} {width}.")
     if height * width > MAX_PIXELS:
         raise UserError(f"--data.image-size must be at most {MAX_PIXELS:,} pixels, got {height} x {width}.")
     if not count:
@@ -107,8 +110,8 @@ def _common_fields(
 
 
 def _split_info(name: str, split: str, info: DatasetInfo) -> Any:
-    """TFDS's SplitInfo of `split`, in TFDS notation."""
-    import tensorflow_datasets as tfds  # Imported late, as it takes a while.
+    """Returns TFDS's SplitInfo of `split`, which is in TFDS notation."""
+    import tensorflow_datasets as tfds  # Imported late, because it is slow.
 
     def whole_split(whole: str, shards: Shards) -> tfds.core.SplitInfo:
         template = tfds.core.ShardedFileTemplate(
@@ -124,13 +127,13 @@ def _split_info(name: str, split: str, info: DatasetInfo) -> Any:
         return tfds.core.SplitDict([whole_split(*item) for item in info.shards.items()])[split]
     except (ValueError, KeyError) as error:
         raise UserError(
-            f"dataset {name}: the split must be one of {', '.join(info.shards)} or a part such as train[:90%], "
+            f"dataset {name}: the split must be one of {', '.join(info.shards)} (or a part such as train[:90%]), "
             f"got {split!r}."
         ) from error
 
 
 def _decode_all(stream: StreamingSource) -> dict[str, np.ndarray]:
-    """Every example of a split."""
+    """Decodes every example of a split."""
     images, labels = np.empty((len(stream), *stream.image_shape), np.uint8), np.empty(len(stream), np.int32)
     for start in range(0, len(stream), _CHUNK):
         indices = np.arange(start, min(start + _CHUNK, len(stream)))

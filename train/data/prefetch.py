@@ -1,7 +1,7 @@
-"""Worker processes that decode ahead: each makes its rows of every batch, in order.
+"""Worker processes that decode ahead. Each worker makes its rows of every batch, in order.
 
-Images go through memory that a worker shares with the main process, everything else through a pipe. The memory belongs
-to an unnamed file, so nothing is left behind however a process ends. The file is on disk where /dev/shm is too small.
+A worker sends images through shared memory and everything else through a pipe. The memory belongs to an unnamed file,
+so nothing remains after a process ends, even if it is killed. If /dev/shm is too small, the file is on disk.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from train.process.errors import RunStopped
 
 Batch = dict[str, np.ndarray]
 MakeBatch = Callable[[int, np.ndarray], Batch]
-"""From a step and the rows wanted to those rows of its batch; it must be picklable."""
+"""Function from a step and row numbers to these rows of the step's batch. It must be picklable."""
 
-# A terminal or a scheduler sends these to the whole process group. Workers ignore them: the main process kills its
-# workers after it has saved.
+# A terminal or scheduler sends these signals to the whole process group. Workers ignore them, because the main process
+# kills its workers after it has saved.
 _GROUP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_BUFFERS = 3  # Batches in shared memory at a time.
+_BUFFERS = 3  # Number of batches in shared memory.
 
 
 class _Worker(NamedTuple):
@@ -33,16 +33,17 @@ class _Worker(NamedTuple):
     process: Any
     pipe: Connection
     images: np.ndarray
-    """uint8 [_BUFFERS, m, h, w, C] in shared memory: batch k is in images[k % _BUFFERS]."""
+    """uint8 [_BUFFERS, m, h, w, C] in shared memory. Batch k is in images[k % _BUFFERS]."""
 
 
 def prefetch(
     make: MakeBatch, rows: np.ndarray, image_shape: tuple[int, ...], steps: range, workers: int
 ) -> Generator[Batch, None, None]:
-    """The batches `make(step, rows)` of those steps, in order, made by `workers` processes.
+    """Yields the batches `make(step, rows)` in the order of `steps`, made by `workers` processes.
 
     Raises:
-        RunStopped: a worker process was killed. Any exception of `make` is raised here too.
+        RunStopped: a worker process was killed.
+        Any exception that `make` raises in a worker.
     """
     started: list[_Worker] = []
     try:
@@ -64,21 +65,21 @@ def prefetch(
 
 
 def _start(make: MakeBatch, rows: np.ndarray, image_shape: tuple[int, ...], steps: range) -> _Worker:
-    context = multiprocessing.get_context("spawn")  # A fork would copy the locks of JAX's threads.
+    context = multiprocessing.get_context("spawn")  # A fork would copy locks that JAX's threads hold.
     shape = (_BUFFERS, len(rows), *image_shape)
     memory = context.RawArray(ctypes.c_uint8, max(int(np.prod(shape)), 1))
     pipe, worker_pipe = context.Pipe()
     process = context.Process(target=_work, args=(make, rows, steps, memory, shape, worker_pipe), daemon=True)
     with _signals_blocked():
         process.start()
-    worker_pipe.close()  # Only the worker has this end open now, so the pipe ends with the worker.
+    worker_pipe.close()  # Now only the worker has this end open, so the pipe closes when the worker ends.
     return _Worker(process, pipe, _as_images(memory, shape))
 
 
 @contextlib.contextmanager
 def _signals_blocked() -> Generator[None]:
-    """A process started inside inherits the blocked signals, so it cannot be killed before it ignores them."""
-    resource_tracker.ensure_running()  # It starts with the first process, and would unblock the signals.
+    """Blocks signals while a process starts. The process inherits the block, so no signal can kill it early."""
+    resource_tracker.ensure_running()  # Start the tracker before blocking, because its start unblocks signals.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _GROUP_SIGNALS)
     try:
         yield
@@ -87,18 +88,18 @@ def _signals_blocked() -> Generator[None]:
 
 
 def _as_images(memory: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """Shared memory as images of `shape`."""
+    """Returns shared memory as an array of images with this shape."""
     return np.frombuffer(memory, np.uint8)[: int(np.prod(shape))].reshape(shape)
 
 
 def _receive(pipe: Connection) -> dict[str, Any]:
-    """A worker's next part of a batch, without its images."""
+    """Receives a worker's next part of a batch, without the images."""
     try:
         message = pipe.recv()
     except (EOFError, ConnectionError) as error:
         raise RunStopped(
             "a process that decodes images was killed, perhaps because memory ran out. "
-            "The same command resumes; set a smaller --data.workers to use less memory."
+            "Run the same command again to resume. Set a smaller --data.workers to use less memory."
         ) from error
     if isinstance(message, Exception):
         raise message
@@ -106,7 +107,7 @@ def _receive(pipe: Connection) -> dict[str, Any]:
 
 
 def _release_buffer(pipe: Connection) -> None:
-    """Lets a worker overwrite the images that were copied; a worker that has made its last batch may be gone."""
+    """Allows a worker to overwrite the images that were copied. After its last batch, the worker may have ended."""
     with contextlib.suppress(ConnectionError):
         pipe.send_bytes(b".")
 
@@ -114,7 +115,7 @@ def _release_buffer(pipe: Connection) -> None:
 def _work(
     make: MakeBatch, rows: np.ndarray, steps: range, memory: Any, shape: tuple[int, ...], pipe: Connection
 ) -> None:
-    """The main function of a worker. It returns when the main process ends, since the pipe then ends too."""
+    """Main function of a worker. It returns if the main process ends, because this closes the pipe."""
     for number in _GROUP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     images = _as_images(memory, shape)

@@ -1,4 +1,4 @@
-"""Labelled images in ArrayRecord files, read by their number."""
+"""Reads labelled images from ArrayRecord files, by record number."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,17 +21,17 @@ class Record(NamedTuple):
 
 
 class Records:
-    """A split's records, numbered from 0. ArrayRecord verifies the checksum of each record that it reads."""
+    """The records of a split, numbered from 0. ArrayRecord verifies the checksum of each record that it reads."""
 
     def __init__(self, source_name: str, files: Sequence[FileInstruction]) -> None:
-        """Opens each file once and reads its end, which tells how many records it has.
+        """Opens each file once and reads the number of records at its end.
 
         Args:
-            source_name: the dataset and split, for errors.
-            files: which records of which files, as TFDS's splits say.
+            source_name: the dataset and split, for error messages.
+            files: TFDS's file instructions: the files, and the records to use of each.
 
         Raises:
-            UserError: a file is missing, is damaged or has another number of records.
+            UserError: a file is missing, is damaged or has the wrong number of records.
         """
         for file in files:
             _check(source_name, file)
@@ -41,51 +41,52 @@ class Records:
         return len(self._records)
 
     def read(self, indices: Sequence[int]) -> list[Record]:
-        """The records of those numbers, in any order, also repeated.
+        """Returns the records at `indices`, which may be in any order and repeated.
 
         Raises:
-            UserError: a record is damaged, or has no image or no label; the text names it.
+            UserError: a record is damaged, or has no image or no label. The message gives the record's number.
         """
         try:
             contents = self._records.__getitems__(indices)
-        except RuntimeError as error:  # ArrayRecord's, which names no record: find it by halves.
+        except RuntimeError as error:  # ArrayRecord does not say which record is damaged. Bisect to find it.
             if len(indices) > 1:
                 half = len(indices) // 2
                 self.read(indices[:half])
                 self.read(indices[half:])
             number = indices[0] if len(indices) == 1 else "of a batch"
             raise UserError(
-                f"{self._source_name}, record {number}: a file is damaged ({_reason(error)}). Prepare it again."
+                f"{self._source_name}, record {number}: a file is damaged ({_reason(error)}). "
+                "Prepare the dataset again."
             ) from error
         return [self._parse(index, content) for index, content in zip(indices, contents, strict=True)]
 
     def _parse(self, index: int, content: bytes) -> Record:
         try:
-            example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  It is made at run time.
+            example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  The class is generated at run time.
             features = example.FromString(content).features.feature
             (image,), (label,) = features["image"].bytes_list.value, features["label"].int64_list.value
         except (DecodeError, ValueError) as error:
             raise UserError(
                 f"{self._source_name}, record {index} must have one image and one label ({_reason(error)}). "
-                "Prepare it again."
+                "Prepare the dataset again."
             ) from error
         return Record(image, label)
 
 
 def _check(source_name: str, file: FileInstruction) -> None:
     try:
-        # No read-ahead: in a file without an end it would read everything.
+        # No read-ahead. It would read a whole file whose end is missing.
         reader = ArrayRecordReader(file.filename, options="readahead_buffer_size:0", file_reader_buffer_size=32768)
         count = reader.num_records()
         reader.close()
     except RuntimeError as error:
         raise UserError(
-            f"{source_name}: {file.filename} is damaged or missing ({_reason(error)}). Prepare it again."
+            f"{source_name}: {file.filename} is damaged or missing ({_reason(error)}). Prepare the dataset again."
         ) from error
     if count != file.examples_in_shard:
         raise UserError(
-            f"{source_name}: {file.filename} is damaged or of another dataset: it must have {file.examples_in_shard} "
-            f"records, got {count}. Prepare it again."
+            f"{source_name}: {file.filename} must have {file.examples_in_shard} records, got {count}. "
+            "The file is damaged or belongs to another dataset. Prepare the dataset again."
         )
 
 

@@ -1,4 +1,4 @@
-"""One split of a dataset as a table of examples that is read by index."""
+"""A source: one split of a dataset, whose examples are read by index."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def _no_other_splits(split: str) -> "Source":
-    raise UserError(f"split {split!r} needs a dataset that was opened by name, got a source made by hand.")
+    raise UserError(
+        f"a source must have open_split to open split {split!r}, got one without it. "
+        "Make the source with `open_source`, or set its field open_split."
+    )
 
 
 @dataclass(frozen=True)
@@ -29,40 +32,40 @@ class Source(ABC):
     split: str
     """The split in TFDS notation, such as train[:90%]."""
     image_shape: tuple[int, int, int]
-    """(h, w, C) of every image."""
+    """(h, w, C), the same for every image."""
     num_classes: int
-    """Labels are in 0..num_classes-1."""
+    """Number of classes. Labels are in 0..num_classes-1."""
     label_names: list[str]
-    """Label k is called label_names[k]."""
+    """label_names[k] is the name of label k."""
     open_split: Callable[[str], "Source"] = field(default=_no_other_splits, kw_only=True, repr=False)
-    """Opens another split of the same dataset, to evaluate on; that of an abstract source is abstract too."""
+    """Opens another split of the same dataset, for evaluation. An abstract source opens another abstract source."""
 
     @property
     def uniforms_per_example(self) -> int:
-        """Uniform random numbers that `gather` uses for each example; 0 if nothing is random."""
+        """How many uniform random numbers `gather` uses for each example; 0 if nothing is random."""
         return 0
 
     @abstractmethod
     def __len__(self) -> int:
-        """Examples in the split."""
+        """Number of examples in the split."""
 
     @abstractmethod
     def gather(self, indices: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """The examples at `indices`, int [n], as `{"image": uint8 [n, h, w, C], "label": int32 [n]}`.
+        """Returns the examples at `indices` as `{"image": uint8 [n, h, w, C], "label": int32 [n]}`.
 
         Args:
-            indices: which examples, in any order, also repeated.
-            uniforms: float64 [n, self.uniforms_per_example] in [0, 1), which determine random crops. None: crops are
-                central.
+            indices: int [n], example numbers in any order; they may repeat.
+            uniforms: float64 [n, self.uniforms_per_example] in [0, 1), which determine random crops. None: central
+                crops.
 
         Raises:
-            UserError: a record is damaged or is not what the dataset declares; the text names it.
+            UserError: a record is damaged or does not match the dataset's metadata. The message gives its number.
         """
 
 
 @dataclass(frozen=True)
 class InMemorySource(Source):
-    """A split that is decoded in memory."""
+    """A split whose decoded examples are in memory."""
 
     images: np.ndarray = field(repr=False)
     """uint8 [N, h, w, C]."""
@@ -78,10 +81,10 @@ class InMemorySource(Source):
 
 @dataclass(frozen=True)
 class AbstractSource(Source):
-    """A split without its examples: black images, and labels that count through the classes."""
+    """A split without its data. It returns black images, and label i mod num_classes for example i."""
 
     count: int
-    """Examples in the split."""
+    """Number of examples in the split."""
 
     def __len__(self) -> int:
         return self.count
@@ -93,16 +96,16 @@ class AbstractSource(Source):
 
 @dataclass(frozen=True)
 class StreamingSource(Source):
-    """A split whose examples are read and decoded each time they are gathered."""
+    """A split whose examples are read and decoded in each call of `gather`."""
 
     records: "Records" = field(repr=False)
     """Encoded images and labels."""
     resize: tuple[int, int] | None
-    """(h, w) that images are resized to."""
+    """(h, w) that images are resized to; None: they are not resized."""
     crop: float | None = None
-    """Smallest fraction of an image's area that a random crop takes; None: the whole image is resized."""
+    """Smallest fraction of an image's area in a random crop; None: no crops, the whole image is resized."""
     train: bool = False
-    """Whether `batches` crops at random."""
+    """Whether `batches` uses random crops."""
 
     @property
     def uniforms_per_example(self) -> int:

@@ -1,1 +1,4 @@
-"""Metrics of a generative autoencoder's codes and samples: pure functions of arrays. `aae_*` apply them to the AAE."""
+"""Metrics of a generative autoencoder's codes and samples, as pure functions of arrays.
+
+The modules `aae_*` apply them to the adversarial autoencoder.
+"""

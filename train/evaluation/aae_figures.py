@@ -1,4 +1,4 @@
-"""Figures of an adversarial autoencoder."""
+"""Pictures of an adversarial autoencoder for the report."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ PRIOR_POINTS = 4_000  # samples of the prior in a scatter plot
 
 
 def make_figures(config: Config, num_classes: int) -> Callable[[State, Batch], dict[str, Picture]]:
-    """The function that draws a trained autoencoder: `figures(state, batch)`. The config decides which there are."""
+    """Returns `figures(state, batch)`, which draws a trained autoencoder. The config determines the pictures."""
 
     def figures(state: State, batch: Batch) -> dict[str, Picture]:
         def draw(aae: AAE) -> dict[str, Picture]:
@@ -25,7 +25,7 @@ def make_figures(config: Config, num_classes: int) -> Callable[[State, Batch], d
             y = jax.nn.one_hot(batch["label"], num_classes) if config.labels == "decoder" else code.y
             pictures: dict[str, Picture] = {"reconstructions": _reconstructions(aae, batch, code.z, y)}
             if y is None:
-                pictures["samples"] = Grid(_cells(aae, aae.sample(100), 10), "Images of codes drawn from the prior.")
+                pictures["samples"] = Grid(_cells(aae, aae.sample(100), 10), "Decoded samples of the prior.")
             else:
                 pictures |= {"samples": _samples(aae, y.shape[1]), "styles": _styles(aae, batch, code.z, y)}
             if code.y is not None:
@@ -47,7 +47,7 @@ def make_figures(config: Config, num_classes: int) -> Callable[[State, Batch], d
 
 
 def _cells(aae: AAE, images: Images, columns: int) -> Float[Array, "rows columns h w"]:
-    """Images in reading order, as gray cells."""
+    """Arranges images row by row, as gray cells."""
     return rearrange(model_range_to_unit(aae, images).mean(axis=-1), "(r c) h w -> r c h w", c=columns)
 
 
@@ -62,7 +62,7 @@ def _reconstructions(aae: AAE, batch: Batch, z: Array, y: Array | None) -> Grid:
 
 def _samples(aae: AAE, classes: int) -> Grid:
     y = jnp.tile(jnp.eye(classes), (10, 1))
-    caption = "Images of codes drawn from the prior; each column has its label or category."
+    caption = "Decoded samples of the prior. Each column has one label or category."
     return Grid(_cells(aae, aae.sample(10 * classes, y), classes), caption)
 
 
@@ -73,7 +73,7 @@ def _styles(aae: AAE, batch: Batch, z: Array, y: Array) -> Grid:
     decoded = _cells(aae, aae.decode(styles, contents), classes)
     return Grid(
         jnp.concatenate([originals, decoded], axis=1),
-        "The style of the first image of each row, with every label or category.",
+        "Each row: a test image, and its style decoded with every label or category.",
     )
 
 
@@ -86,65 +86,66 @@ def _clusters(aae: AAE, batch: Batch, y: Array) -> Grid:
     cells = _cells(aae, images, clusters) * rearrange(probability >= 0.0, "k m -> m k 1 1")
     return Grid(
         jnp.concatenate([heads, cells]),
-        "A category in each column: its image at z = 0, and below it the test images with the highest probability.",
+        "Each column is a category: the decoded image at z = 0, then the most probable test images.",
     )
 
 
 def _classes(aae: AAE) -> Grid:
     classes = jnp.repeat(jnp.arange(aae.prior_classes), 10)
     images = aae.decode(aae.sample_codes(len(classes), classes))
-    return Grid(
-        _cells(aae, images, 10), "Images of codes drawn from each class's region of the prior, one class per row."
-    )
+    return Grid(_cells(aae, images, 10), "Decoded samples of each class's region of the prior, one class per row.")
 
 
 def _latent(aae: AAE, batch: Batch, points: Array) -> Scatter:
-    caption, heads = "Codes of the test images by class, over samples of the prior.", None
+    caption, heads = "Codes of the test images, coloured by class. Gray points are samples of the prior.", None
     background = aae.sample_codes(PRIOR_POINTS)
     if aae.cluster_heads:
         clusters = aae.encoder.categories
         heads = aae.represent(jnp.zeros((clusters, 2)), jnp.eye(clusters))
         background = heads[jnp.arange(PRIOR_POINTS) % clusters] + background
-        caption = "Codes of the test images by class, over samples of the prior around each cluster head."
+        caption = (
+            "Codes of the test images, coloured by class. Crosses are cluster heads. "
+            "Gray points are samples of the prior around each head."
+        )
     points = jnp.where(batch["mask"][:, None], points, jnp.nan)
     return Scatter(points, batch["label"], background, heads, caption)
 
 
 def _manifold(aae: AAE, points: Array) -> Grid:
-    """Decoded codes on a grid: of the prior's unit square, or with cluster heads of the rectangle around all points."""
+    """Decodes codes on a grid over the prior, or with cluster heads over the rectangle that contains all points."""
     count = 20
     steps = (jnp.arange(count) + 0.5) / count
     square = jnp.stack(jnp.meshgrid(steps, steps[::-1]), -1).reshape(-1, 2)  # x to the right, y upwards, as in a plot
-    caption = "Images of codes on a grid over the prior; each cell has the same probability mass."
+    caption = "Decoded codes on a grid over the prior. Each cell has the same probability mass."
     if aae.cluster_heads:
         low, high = points.min(axis=0), points.max(axis=0)
         return Grid(
             _cells(aae, aae.decoder(low + square * (high - low)), count),
-            "Images of codes on an even grid over the rectangle around all codes.",
+            "Decoded codes on an evenly spaced grid over the rectangle that contains the codes of all test images.",
         )
     if aae.prior == "swiss_roll":
         along = (jnp.arange(count**2) + 0.5) / count**2
         square = jnp.stack([along, jnp.full(count**2, 0.5)], axis=1)
-        caption = "Images of codes along the middle of the roll, from the inside out, row by row."
+        caption = "Decoded codes along the middle of the Swiss roll, from the inside to the outside, row by row."
     return Grid(
         _cells(aae, aae.decode(place_codes(square, aae.prior, aae.prior_scale, aae.prior_classes)), count), caption
     )
 
 
 def _plane(aae: AAE, batch: Batch, codes: Array) -> Plane:
-    """Decoded codes over a plane: the codes' mean ± three standard deviations along their two principal directions."""
+    """Decodes codes on a plane: the mean code ± 3 standard deviations along the two principal directions."""
     count, deviations, mask = 30, 3.0, batch["mask"][:, None]
     centre = jnp.where(mask, codes, 0.0).sum(axis=0) / mask.sum()
     centred = jnp.where(mask, codes - centre, 0.0)
-    variance, directions = jnp.linalg.eigh(centred.T @ centred / mask.sum())  # in rising order
+    variance, directions = jnp.linalg.eigh(centred.T @ centred / mask.sum())  # ascending
     spread, axes = jnp.sqrt(variance[-2:]), directions[:, -2:]
-    caption = "Move over the plane of codes to see the image that each code decodes to. Points are test images."
+    caption = "Move the pointer over the plot to see the decoded image at each code. Points are codes of test images."
     if codes.shape[1] == 2:  # not rotated
         spread, axes = jnp.sqrt((centred**2).sum(axis=0) / mask.sum()), jnp.eye(2)
     else:
         caption = (
-            "Move over the plane through the mean code, along the two directions of largest variance, to see the image "
-            "that each code decodes to. Points are test images."
+            "A plane through the mean code, along the two directions of largest variance. "
+            "Move the pointer over the plot to see the decoded image at each code. Points are codes of test images."
         )
     points = centred @ axes / jnp.maximum(deviations * spread, 1e-12)
     inside = mask[:, 0] & (jnp.abs(points) <= 1.0).all(axis=1)

@@ -1,4 +1,4 @@
-"""Final metrics of an adversarial autoencoder."""
+"""Computes the final metrics of an adversarial autoencoder."""
 
 from collections.abc import Callable
 
@@ -18,34 +18,34 @@ from train.evaluation.probe import probe_accuracy
 from train.task import State
 
 METRIC_DESCRIPTIONS = {
-    "discriminator": "cross-entropy of the discriminator; ln 2 = 0.69 is guessing",
-    "generator": 'cross-entropy of the encoder\'s codes with the answer "from the prior"',
-    "discriminator_accuracy": "share of codes that the discriminator classifies correctly; 0.5 is guessing",
-    "head_distance_loss": "mean distance by which pairs of cluster heads are too close",
-    "classification": "cross-entropy of the encoder's categories",
-    "parzen": "log-likelihood of the test images in nats, by a Parzen window over samples",
-    "parzen_standard_error": "standard error of that mean",
-    "parzen_sigma": "width of that window, chosen on the validation split",
-    "parzen_of_training_images": "the same with training images instead of samples",
-    "mmd": "squared maximum mean discrepancy between the test codes and the prior",
-    "mmd_of_prior": "the same for two sets of samples of the prior",
-    "frechet": "Fréchet distance between samples and test images, in the features of a digit classifier",
-    "frechet_of_training_images": "the same for training images and test images",
-    "probe_accuracy": "accuracy of a linear classifier on the test codes",
-    "clustering_error": "share of images whose cluster has another class",
+    "discriminator": "cross-entropy in nats, summed over the discriminators; guessing gives ln 2 = 0.69 for each",
+    "generator": "adversarial loss of the encoder in nats, summed over the discriminators; lower is better for it",
+    "discriminator_accuracy": "fraction of codes and prior samples that are classified correctly; guessing gives 0.5",
+    "head_distance_loss": "mean of max(0, --head-distance − distance) over pairs of cluster heads; lower is better",
+    "classification": "cross-entropy of the encoder's categories in nats, plus any consistency term; lower is better",
+    "parzen": "mean log-likelihood of a test image in nats, by a Parzen window over samples; higher is better",
+    "parzen_standard_error": "standard error of parzen, in nats",
+    "parzen_sigma": "width of the Parzen window (pixels in 0..1), chosen on the validation split",
+    "parzen_of_training_images": "parzen with training images instead of samples, for comparison",
+    "mmd": "squared maximum mean discrepancy between test codes and prior; 0 if they match, lower is better",
+    "mmd_of_prior": "mmd between two sets of samples of the prior, for comparison",
+    "frechet": "Fréchet distance between samples and test images, in features of a digit classifier; lower is better",
+    "frechet_of_training_images": "frechet between training and test images, for comparison",
+    "probe_accuracy": "accuracy of a linear classifier on the test codes, from 0 to 1; higher is better",
+    "clustering_error": "fraction of test images whose cluster has the wrong label, from 0 to 1; lower is better",
 }
-"""The autoencoder's own metrics in words."""
+"""Descriptions of the autoencoder's own metrics."""
 
-MAX_CODES = 4_000  # that are compared with the prior
+MAX_CODES = 4_000  # largest number of codes to compare with the prior
 DIGITS = ("mnist", "mnist_sample")  # the datasets that `digit_features` was trained for
 
 
 def make_final_metrics(config: Config, train: Source) -> Callable[[State, Source], dict[str, float]]:
-    """The function that measures a trained autoencoder: `final_metrics(state, test)` by name.
+    """Returns `final_metrics(state, test)`, which measures a trained autoencoder and returns the metrics by name.
 
-    `METRIC_DESCRIPTIONS` explains them. frechet is measured on digits only, clustering_error only where labels did not
-    supervise the categories.
-    `config.metric_examples` is the number of samples, and the largest number of images of a split.
+    `METRIC_DESCRIPTIONS` explains the metrics. `frechet` is computed only for digits, and `clustering_error` only if
+    labels did not supervise the categories. `config.metric_examples` is the number of samples, and the largest number
+    of images used from each split.
 
     Raises:
         UserError: if `config.validation_split` does not exist.
@@ -89,7 +89,7 @@ def make_final_metrics(config: Config, train: Source) -> Callable[[State, Source
         spread = float(prior.std())
         values |= {"mmd": mmd(test_z[:MAX_CODES], prior, spread), "mmd_of_prior": mmd(prior_again, prior, spread)}
         if train.name in DIGITS:
-            # Of the same number of images each: the distance of finite sets depends on their size.
+            # Both distances use equally many images, because the distance of finite sets depends on their size.
             size = min(len(train_set["image"]), len(test_set["image"]))
             pixels = [split["image"][:size].astype(np.float32) / 255.0 for split in (train_set, test_set)]
             train_features, test_features, sample_features = map(digit_features, (*pixels, samples[:size]))
@@ -114,12 +114,14 @@ def make_final_metrics(config: Config, train: Source) -> Callable[[State, Source
 
 
 def _spread_examples(source: Source, limit: int) -> dict[str, np.ndarray]:
-    """At most `limit` examples, spread evenly over the split."""
+    """Returns at most `limit` examples, evenly spaced over the split."""
     return source.gather(np.linspace(0, len(source) - 1, min(limit, len(source))).astype(int))
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    """In float64: in float32 many probabilities round to 1, and no image would be a category's most probable one."""
+    """Computes the softmax in float64. In float32 many probabilities would round to 1, so the most probable image of a
+    category would be ambiguous.
+    """
     exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True, initial=-np.inf))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 

@@ -1,4 +1,4 @@
-"""The error of unsupervised clustering by a categorical code, the metric of adversarial autoencoders.
+"""The error rate of unsupervised clustering by a categorical code, as measured for adversarial autoencoders.
 
 Makhzani et al. 2015, "Adversarial Autoencoders" (arXiv 1511.05644), section 6.
 """
@@ -10,14 +10,15 @@ from train.evaluation.arrays import HostOrDevice, check_labels, check_points
 
 
 def cluster_labels(probabilities: Float[HostOrDevice, "V K"], labels: Int[HostOrDevice, "V"]) -> Int[np.ndarray, "K"]:
-    """The label of each cluster i: that of the validation image x_n with the highest q(y_i | x_n), the first of equals.
+    """Gives each cluster i the label of the validation image x_n with the highest q(y_i | x_n).
 
-    This is the paper's rule. It needs one label for each cluster, where a majority vote would need all labels.
+    If several images have the same value, the first one decides. This is the paper's rule. It needs one label for each
+    cluster, but a majority vote would need all labels.
 
     Args:
         probabilities: q(y_i | x_n) of image n and cluster i. Compute the softmax in float64: in float32 many
             probabilities of a trained network round to 1 and are equal.
-        labels: of the images.
+        labels: labels of the images.
 
     Raises:
         ValueError: if there are no images, or shapes do not fit each other.
@@ -32,9 +33,9 @@ def clustering_error(
     test_probabilities: Float[HostOrDevice, "N K"],
     test_labels: Int[HostOrDevice, "N"],
 ) -> float:
-    """The share of test images, from 0 to 1, whose most probable cluster has another label than they.
+    """Returns the fraction of test images, from 0 to 1, whose most probable cluster has the wrong label.
 
-    The validation images label the clusters (`cluster_labels`).
+    The validation images determine the labels of the clusters (see `cluster_labels`).
 
     Raises:
         ValueError: if there are no images, or shapes do not fit each other.

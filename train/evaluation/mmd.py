@@ -1,4 +1,4 @@
-"""Maximum mean discrepancy (Gretton et al. 2012, "A Kernel Two-Sample Test"): how far codes are from their prior."""
+"""Maximum mean discrepancy between codes and their prior (Gretton et al. 2012, "A Kernel Two-Sample Test")."""
 
 from functools import partial
 
@@ -10,24 +10,23 @@ from jaxtyping import Array, Float
 from train.evaluation.arrays import HostOrDevice, check_points, check_same_width, rows_per_block, squared_distances
 
 SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-"""Of the kernels, in units of the mean squared distance of two points of the prior (as the code of WAE has them)."""
+"""Scales of the kernels, in units of the mean squared distance of two prior samples, as in the code of WAE."""
 
 
 def mmd(x: Float[HostOrDevice, "N Z"], y: Float[HostOrDevice, "M Z"], prior_std: float = 1.0) -> float:
-    """Unbiased estimate of the squared maximum mean discrepancy of two distributions, from a set of points of each.
+    """Estimates the squared maximum mean discrepancy of two distributions from samples of each, without bias.
 
-    Gretton's equation 3 with the sum of the inverse multiquadratic kernels C / (C + |a - b|²) of Tolstikhin et al.
-    2018, "Wasserstein Auto-Encoders", section 4: C = s 2 Z prior_std² for s in `SCALES`. Its mean is 0 for equal
-    distributions, so it is often negative; its maximum is 14.
+    This is Gretton's equation 3. The kernel is the sum of the inverse multiquadratic kernels C / (C + |a - b|²) of
+    Tolstikhin et al. 2018, "Wasserstein Auto-Encoders", section 4, with C = s 2 Z prior_std² for s in `SCALES`. For
+    equal distributions the mean of the estimate is 0, so it is often negative. Its maximum is 14.
 
     Args:
-        x: points of one distribution, such as codes.
-        y: points of the other, such as draws from the prior.
+        x: samples of one distribution, such as codes.
+        y: samples of the other distribution, such as the prior.
         prior_std: standard deviation of each coordinate of the prior.
 
     Raises:
-        ValueError: if x or y are not at least 2 points, have another number of coordinates than the other, or
-            `prior_std` is not positive.
+        ValueError: x or y has fewer than 2 points, their numbers of coordinates differ, or `prior_std` is not positive.
     """
     if not prior_std > 0:
         raise ValueError(f"prior_std must be positive, got {prior_std}")
@@ -43,7 +42,10 @@ def mmd(x: Float[HostOrDevice, "N Z"], y: Float[HostOrDevice, "M Z"], prior_std:
 def _kernel_sum(
     x: Float[HostOrDevice, "N Z"], y: Float[HostOrDevice, "M Z"], constants: Float[Array, "S"], distinct: bool
 ) -> float:
-    """Σ_ij of the kernels of x_i and y_j, over i ≠ j if `distinct`; rows in float32, their sum in float64."""
+    """Sums the kernels of x_i and y_j over all i and j, or over i ≠ j if `distinct`.
+
+    Each row is summed in float32, and the total in float64.
+    """
     centre = y.mean(axis=0)
     rows = _row_sums(x - centre, y - centre, constants, distinct, rows_per_block(len(y)))
     return float(np.asarray(rows).sum(dtype=np.float64))

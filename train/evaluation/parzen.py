@@ -1,8 +1,9 @@
-"""The Parzen-window log-likelihood that generative models of 2014 to 2016 were compared by.
+"""The Parzen-window log-likelihood, which papers used to compare generative models from 2014 to 2016.
 
-Breuleux et al. 2011, "Quickly Generating Representative Samples from an RBM-Derived Process"; the protocol is that of
-Goodfellow et al. 2014, "Generative Adversarial Nets", section 5. Use it only to compare with their tables: in 784
-dimensions it is far from the true likelihood, and blurred samples beat sharp ones (Theis et al. 2016).
+The method is from Breuleux et al. 2011, "Quickly Generating Representative Samples from an RBM-Derived Process". The
+protocol is from Goodfellow et al. 2014, "Generative Adversarial Nets", section 5. Use it only to compare with tables in
+such papers. In 784 dimensions it is far from the true likelihood, and blurred samples score better than sharp samples
+(Theis et al. 2016).
 """
 
 import math
@@ -18,11 +19,11 @@ from jaxtyping import Array, Float
 from train.evaluation.arrays import HostOrDevice, check_points, check_same_width, rows_per_block, squared_distances
 
 SIGMAS = np.logspace(-1, 0, 10)
-"""Candidate widths of the kernel, in units of a pixel's range. The validation images choose one."""
+"""Candidate widths of the kernel, as fractions of the pixel range. The validation images determine which is used."""
 
 
 class Parzen(NamedTuple):
-    """Mean log-likelihood of the test images in nats, its standard error, and the kernel's width."""
+    """Mean log-likelihood of the test images in nats, its standard error in nats, and the kernel's width."""
 
     log_likelihood: float
     standard_error: float
@@ -32,17 +33,17 @@ class Parzen(NamedTuple):
 def parzen(
     samples: Float[HostOrDevice, "M P"], validation: Float[HostOrDevice, "V P"], test: Float[HostOrDevice, "N P"]
 ) -> Parzen:
-    """Log-likelihood of test images under the mean of normal distributions of width σ about the samples.
+    """Computes the log-likelihood of test images under a mixture of normal distributions of width σ around the samples.
 
-    σ is the one of `SIGMAS` with the highest log-likelihood of the validation images.
+    σ is the value in `SIGMAS` with the highest log-likelihood of the validation images.
 
     Args:
-        samples: drawn from the model; 10,000 in the papers. More samples give a higher likelihood.
-        validation: images that choose σ, not the test images.
-        test: images that are measured. All have P pixels in [0, 1].
+        samples: images sampled from the model. The papers use 10,000. More samples give a higher likelihood.
+        validation: images used to choose σ; they must not be test images.
+        test: images to measure. All images have P pixels in [0, 1].
 
     Raises:
-        ValueError: if one of the three is empty or not finite floats [·, P].
+        ValueError: an argument is empty or does not consist of finite floats [·, P].
     """
     samples, validation, test = (
         check_points("samples", samples),
@@ -60,10 +61,10 @@ def parzen(
 def log_likelihoods(
     samples: Float[HostOrDevice, "M P"], images: Float[HostOrDevice, "N P"], sigmas: Float[np.ndarray, "S"]
 ) -> Float[np.ndarray, "N S"]:
-    """Log-likelihood in nats of each image for each width σ: log 1/M Σ_j N(image; sample_j, σ² I), in float64.
+    """Computes log 1/M Σ_j N(image; sample_j, σ² I) in nats for each image and each width σ, as float64.
 
-    Float32 distances cancel, so samples and images should be centred at the origin. The error is then at most 0.002
-    nats for an image of MNIST (at σ = 0.1), and 0.0002 for the mean of many.
+    The distances are computed in float32, where terms cancel. So centre samples and images at the origin. Then the
+    error is at most 0.002 nats for one MNIST image (at σ = 0.1), and 0.0002 nats for the mean of many.
     """
     count, pixels = samples.shape
     sums = _log_sums(samples, images, jnp.asarray(-0.5 / sigmas**2, jnp.float32), rows_per_block(count))
@@ -74,7 +75,7 @@ def log_likelihoods(
 def _log_sums(
     samples: Float[Array, "M P"], images: Float[Array, "N P"], factors: Float[Array, "S"], batch_size: int
 ) -> Float[Array, "N S"]:
-    """The log of Σ_j exp(factor |image - sample_j|²) for each factor; the distances are computed once."""
+    """Computes log Σ_j exp(factor |image - sample_j|²) for each factor. The distances are computed only once."""
 
     def one(image: Float[Array, "P"]) -> Float[Array, "S"]:
         distances = squared_distances(image, samples)

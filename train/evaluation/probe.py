@@ -1,4 +1,4 @@
-"""A linear probe (Alain & Bengio 2017): how well a linear classifier predicts the label from a code."""
+"""A linear probe (Alain & Bengio 2017) measures how well a linear classifier predicts labels from codes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from train.evaluation.arrays import HostOrDevice, check_labels, check_points, check_same_width
 
 _STEPS = 500
-_TOLERANCE = 1e-5  # largest gradient, in nats; with 1e-4, 1 answer in 2,000 would still change
+_TOLERANCE = 1e-5  # largest gradient component, in nats; with 1e-4, 1 in 2,000 predictions would differ
 
 
 def probe_accuracy(
@@ -19,14 +19,14 @@ def probe_accuracy(
     test_labels: Int[HostOrDevice, "M"],
     num_classes: int,
 ) -> float:
-    """The accuracy on the test codes of multinomial logistic regression on the other codes.
+    """Trains multinomial logistic regression on `codes` and returns its accuracy on `test_codes`, from 0 to 1.
 
-    Codes are standardised by the mean and standard deviation of `codes`. The loss is Σ cross-entropy + |W|² / 2,
-    without the biases. It has a unique minimum even if the classes are separable. L-BFGS starts from 0, so the result
-    is deterministic.
+    All codes are standardised with the mean and standard deviation of `codes`. The loss is Σ cross-entropy + |W|² / 2;
+    biases are not penalised. The minimising weights are unique even if the classes are separable. L-BFGS starts
+    from 0, so the result is deterministic.
 
     Raises:
-        ValueError: if shapes do not fit each other, or a label is not in 0..num_classes-1.
+        ValueError: the shapes do not match, or a label is not in 0..num_classes-1.
     """
     codes, test_codes = check_points("codes", codes), check_points("test_codes", test_codes)
     check_same_width(codes=codes, test_codes=test_codes)
@@ -36,9 +36,9 @@ def probe_accuracy(
     )
     for name, values in (("labels", labels), ("test_labels", test_labels)):
         if values.min() < 0 or values.max() >= num_classes:
-            raise ValueError(f"{name} must be 0..{num_classes - 1}, got {values.min()}..{values.max()}")
+            raise ValueError(f"{name} must be in 0..{num_classes - 1}, got {values.min()}..{values.max()}")
     mean, std = codes.mean(axis=0, dtype=np.float64), codes.std(axis=0, dtype=np.float64)
-    # A coordinate that is constant up to rounding has no information, and must become neither NaN nor large.
+    # A coordinate that is constant up to rounding has no information. Division by its std gives NaN or large values.
     std = np.where(std > 1e-6 * np.abs(mean), std, 1)
     weights, biases = _fit((codes - mean) / std, jax.nn.one_hot(labels, num_classes))
     answers = ((test_codes - mean) / std @ np.asarray(weights) + np.asarray(biases)).argmax(axis=1)
@@ -47,7 +47,7 @@ def probe_accuracy(
 
 @jax.jit
 def _fit(codes: Float[Array, "N Z"], targets: Float[Array, "N V"]) -> tuple[Float[Array, "Z V"], Float[Array, "V"]]:
-    """The (weights, biases) that minimise the loss."""
+    """Returns the (weights, biases) that minimise the loss."""
 
     def loss(params):
         weights, biases = params

@@ -1,1 +1,1 @@
-"""report.html, and the pictures and mistakes that it shows."""
+"""Writes report.html, and the pictures and mistakes that it shows."""

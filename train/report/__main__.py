@@ -1,6 +1,8 @@
-"""Writes the report of a run again, or a page that compares several runs: python -m train.report RUN_DIR [RUN_DIR ...]
+"""Rewrites the report of a run, or writes a page that compares several runs.
 
-- python -m train.report runs/vit-sample                     # writes runs/vit-sample/report.html again
+    python -m train.report RUN_DIR [RUN_DIR ...]
+
+- python -m train.report runs/vit-sample                     # rewrites runs/vit-sample/report.html
 - python -m train.report runs/vit-sample runs/lstm-sample    # writes comparison.html
 """
 
@@ -19,28 +21,28 @@ from train.run.atomic import write_atomic
 
 @dataclass(frozen=True)
 class Options:
-    """Writes the report of a run again from the files in its folder, or a page that compares several runs."""
+    """Rewrites the report of a run from the files in its folder, or writes a page that compares several runs."""
 
     run_dirs: Annotated[
         tyro.conf.Positional[tuple[Path, ...]],
         tyro.conf.arg(metavar="RUN_DIR [RUN_DIR ...]", help_behavior_hint="(required)"),
     ]
-    """Run folders, such as runs/vit-sample."""
+    """One or more run folders, such as runs/vit-sample."""
     out: Path | None = None
-    """The file to write. Default: RUN_DIR/report.html for one run, comparison.html for several."""
+    """File to write. Default: RUN_DIR/report.html for one run, comparison.html for several runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(Options, "train.report", arguments, __doc__)
     if not options.run_dirs:
-        raise UserError("RUN_DIR is missing; give at least one, such as runs/vit-sample")
+        raise UserError("RUN_DIR is missing. Pass at least one run folder, such as runs/vit-sample.")
     single = len(options.run_dirs) == 1
     page = run_page(options.run_dirs[0]) if single else comparison(options.run_dirs)
     path = options.out or (options.run_dirs[0] / REPORT if single else Path("comparison.html"))
     try:
         write_atomic(path, page)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{path} cannot be written ({error.strerror}). Set --out to another file.") from error
     print(f"wrote {path}")
 
 

@@ -1,11 +1,12 @@
-"""Metrics in words, for readers of a report who do not know the code."""
+"""Descriptions of metrics for readers of a report who do not know the code."""
 
 METRIC_DESCRIPTIONS = {
-    "accuracy": "share of images whose most probable class is the right one",
-    "loss": "cross-entropy, in nats",
-    "grad_norm": "norm of the gradient, before clipping",
-    "skipped": "steps left out because a value was NaN or infinite",
-    "reconstruction": "mean squared error per pixel",
-    "examples_per_second": "training throughput; evaluations and checkpoints are not counted",
+    "accuracy": "fraction of images whose most probable class is correct, from 0 to 1; higher is better",
+    "loss": "cross-entropy in nats; lower is better",
+    "grad_norm": "L2 norm of the gradient before clipping",
+    "skipped": "number of training steps since the previous point that were skipped because of NaN or infinity",
+    "reconstruction": "mean squared error per pixel, in the range of the decoder's output; lower is better",
+    "examples_per_second": "training images per second, without the time for evaluations and checkpoints",
 }
-"""By name in metrics.jsonl, for the metrics that several tasks share. `Task.metric_descriptions` has a task's own."""
+"""Descriptions of the metrics that several tasks share, by their names in metrics.jsonl. A task describes its other
+metrics in `Task.metric_descriptions`."""

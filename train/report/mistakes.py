@@ -1,4 +1,4 @@
-"""mistakes.json: which classes a classifier confuses, and its most confident mistakes."""
+"""Writes and reads mistakes.json: a classifier's confusion matrix and its most confident mistakes."""
 
 import base64
 import json
@@ -15,12 +15,12 @@ from train.report.pictures import encode_png
 from train.run.atomic import write_atomic
 from train.run.files import MISTAKES, read_run_json
 
-WORST = 24  # mistakes with their images
-_SIDE = 96  # pixels; smaller images are enlarged to it
+WORST = 24  # number of mistakes that are shown with their images
+_SIDE = 96  # pixels; smaller images are enlarged to about this size
 
 
 class Predictions(NamedTuple):
-    """A classifier's answer for every example of a split, in the split's order."""
+    """A classifier's predictions for every example of a split, in the order of the split."""
 
     labels: Int[np.ndarray, "N"]
     predicted: Int[np.ndarray, "N"]
@@ -30,7 +30,7 @@ class Predictions(NamedTuple):
 
 
 def write_mistakes(folder: Path, predictions: Predictions, source: Source) -> None:
-    """Writes `mistakes.json` into the run folder; `source` is the split that was predicted."""
+    """Writes `mistakes.json` into the run folder. `source` is the split that `predictions` belong to."""
     labels, predicted, probability = predictions
     confusion = np.zeros((source.num_classes, source.num_classes), int)
     np.add.at(confusion, (labels, predicted), 1)
@@ -51,12 +51,13 @@ def write_mistakes(folder: Path, predictions: Predictions, source: Source) -> No
 
 
 def read_mistakes(folder: Path) -> dict[str, Any] | None:
-    """The content of `mistakes.json`: "confusion", a row for each label, and "worst"; None if there is no such file.
+    """Reads `mistakes.json`; returns None if the file does not exist.
 
-    Files of older versions call "predicted" "said".
+    The content has "confusion", a matrix with a row for each true label, and "worst", a list of mistakes. In files of
+    older versions, the key "predicted" is "said".
 
     Raises:
-        UserError: if it is damaged.
+        UserError: the file is damaged.
     """
     path = folder / MISTAKES
     if not path.exists():
@@ -70,18 +71,20 @@ def read_mistakes(folder: Path) -> dict[str, Any] | None:
             base64.b64decode(mistake["png"], validate=True)
             numbers = [type(mistake[name]) for name in ("example", "label", "predicted", "probability")]
             if numbers != [int, int, int, float]:
-                raise ValueError(f"a mistake {mistake!r:.60}")
+                raise ValueError(f"invalid mistake {mistake!r:.60}")
         if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or (confusion < 0).any():
-            raise ValueError(f"a confusion matrix of shape {confusion.shape}, least entry {confusion.min(initial=0)}")
+            raise ValueError(
+                f"invalid confusion matrix of shape {confusion.shape}, smallest entry {confusion.min(initial=0)}"
+            )
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is damaged: {error!r}; remove it, and the training's command writes it again"
+            f"{path} is damaged ({error!r}). Remove it and run the training command again, which rewrites it."
         ) from error
     return content
 
 
 def _enlarged(image: np.ndarray) -> np.ndarray:
-    """An image uint8 [h, w, C] with each pixel as a square of pixels; a gray one loses its last axis."""
+    """Enlarges an image uint8 [h, w, C] by an integer factor. A gray image loses its last axis."""
     zoom = max(1, _SIDE // max(image.shape[:2]))
     large = repeat(image, "h w c -> (h a) (w b) c", a=zoom, b=zoom)
     return large[..., 0] if image.shape[-1] == 1 else large

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page that shows a run or compares several, made from the files in their folders."""
+"""Writes report.html: one self-contained page that shows a run or compares several, made from files in run folders."""
 
 import base64
 import hashlib
@@ -23,10 +23,10 @@ from w2jax.text import one_line
 
 REPORT = "report.html"
 _ASSETS = Path(__file__).parent / "assets"
-_REFRESH_SECONDS = 15  # after which a browser reloads the page of an unfinished run
-_MAX_POINTS = 2000  # of a curve; a longer one is thinned
-_MAX_MATRIX_CLASSES = 30  # a larger confusion matrix cannot be read
-_MAX_PAIRS = 20  # pairs of classes that are listed instead
+_REFRESH_SECONDS = 15  # interval at which a browser reloads the page of an unfinished run
+_MAX_POINTS = 2000  # per curve; longer curves are subsampled
+_MAX_MATRIX_CLASSES = 30  # a larger confusion matrix is unreadable
+_MAX_PAIRS = 20  # number of confused pairs that are listed instead
 
 _SPLIT_COLORS = {"train": "#f58a1f", "test": "#2f6de1"}
 
@@ -37,14 +37,14 @@ def write_report(folder: Path) -> None:
 
 
 def run_page(folder: Path) -> str:
-    """The page of one run.
+    """Returns the page of one run.
 
     Raises:
-        UserError: if it is no run folder, or one of its files is damaged.
+        UserError: `folder` is not a run folder, or one of its files is damaged.
     """
     run = read_record(folder)
-    state = "Finished" if run.is_finished else f"At step {run.logged_step:,}"
-    of_total = "" if run.total_steps is None else f" of {run.total_steps:,} steps"
+    state = "Finished" if run.is_finished else "Not finished"
+    of_total = "" if run.total_steps is None else f" of {run.total_steps:,}"
     subject = " on ".join(filter(None, (run.model_class, run.dataset)))
     shell_command = command(run.config)
     charts = _Charts(_descriptions([run]))
@@ -55,10 +55,17 @@ def run_page(folder: Path) -> str:
     throughput = [("train", _SPLIT_COLORS["train"], False, run.timing, None)]
     curves.append(charts.add_curve("examples_per_second", throughput))
     body = (
-        f"<p class=soft>{_escaped(subject)}. {state}{of_total}.</p>"
-        + ("" if shell_command is None else f"<p>The command that repeats it:</p><pre>{_command(shell_command)}</pre>")
+        f"<p class=soft>{_escaped(subject)}. {state}: step {run.logged_step:,}{of_total}.</p>"
+        + (
+            ""
+            if shell_command is None
+            else f"<p>Command to reproduce this run:</p><pre>{_command(shell_command)}</pre>"
+        )
         + f"<div class=results>{_table(_results(run))}</div>"
-        + _curves(curves, "Train: means over the steps since the previous point, on the images given to the model.")
+        + _curves(
+            curves,
+            "A train value is the mean over the training batches since the previous point, after any augmentation.",
+        )
         + _mistakes(folder)
         + "".join(_picture(folder, name, entry, charts) for name, entry in read_pictures(folder).items())
         + "<details><summary>Config</summary>"
@@ -69,10 +76,10 @@ def run_page(folder: Path) -> str:
 
 
 def comparison(folders: Sequence[Path]) -> str:
-    """The page that compares several runs: their curves in the same charts, their results, and how configs differ.
+    """Returns the page that compares several runs: their results, the differences of their configs, and their curves.
 
     Raises:
-        UserError: if one is no run folder, or one of its files is damaged.
+        UserError: a folder is not a run folder, or one of its files is damaged.
     """
     runs = [read_record(folder) for folder in folders]
     names = [run.name for run in runs]
@@ -107,18 +114,18 @@ def comparison(folders: Sequence[Path]) -> str:
     body = (
         "<h2>Results</h2>"
         + _columns(labels, {name: [result.get(name, ("", ""))[0] for result in results] for name in rows})
-        + "<h2>What differs</h2>"
-        + (_columns(labels, changed) if changed else "<p>Nothing but the folder.</p>")
-        + _curves(curves, "Dashed: on training batches. Solid: on the test images, and throughput.")
+        + "<h2>Config differences</h2>"
+        + (_columns(labels, changed) if changed else "<p>None, except for the run folder.</p>")
+        + _curves(curves, "Dashed lines: training batches. Solid lines: test images, or training throughput.")
     )
     return _page(" · ".join(labels), body, charts, refresh=False)
 
 
 class _Charts:
-    """The charts of a page, which its script draws."""
+    """The charts of a page. The page's script draws them."""
 
     def __init__(self, descriptions: Mapping[str, str]):
-        """`descriptions` has words for metrics, by name."""
+        """`descriptions` are the descriptions of metrics, by name."""
         self.curves: list[dict[str, Any]] = []
         self.planes: list[dict[str, Any]] = []
         self._descriptions = descriptions
@@ -126,10 +133,10 @@ class _Charts:
     def add_curve(
         self, name: str, series: Sequence[tuple[str, str, bool, Sequence[Mapping[str, Any]], str | None]]
     ) -> str:
-        """Adds a chart of a metric over the steps, and returns its element.
+        """Adds a chart of a metric over the steps, and returns its HTML element.
 
-        Each series is (label, color, is dashed, lines, split or None for every line). The result is "" if no series has
-        two points: a single value is no curve, and the table shows it.
+        Each series is (label, color, is dashed, rows of metrics, split or None for all rows). The result is "" if every
+        series has fewer than two points, because the table shows single values.
         """
         found = []
         for label, color, dashed, lines, split in series:
@@ -157,7 +164,7 @@ class _Charts:
         return f"<div class=chart><h3>{_escaped(_spaced(name))}</h3>{about}{chart}</div>"
 
     def add_plane(self, entry: Mapping[str, Any], label_names: Sequence[str]) -> str:
-        """Adds a chart of the points over a plane, and returns its element."""
+        """Adds a chart of the points over a plane, and returns its HTML element."""
         drawn = {name: entry[name] for name in ("rows", "columns", "points", "labels")}
         colors = class_colors(max(len(label_names), max(drawn["labels"], default=0) + 1))
         self.planes.append({**drawn, "names": list(label_names), "colors": colors})
@@ -165,27 +172,27 @@ class _Charts:
 
 
 def _thinned(points: dict[int, float]) -> dict[int, float]:
-    """At most `_MAX_POINTS` of the points, with the last."""
+    """Subsamples to at most `_MAX_POINTS` points, including the last point."""
     every = -(-len(points) // _MAX_POINTS)
     return dict(list(points.items())[::-1][::every][::-1])
 
 
 def _descriptions(runs: Sequence[RunRecord]) -> dict[str, str]:
-    """Words for the metrics of these runs."""
+    """Returns the descriptions of the metrics of these runs."""
     return METRIC_DESCRIPTIONS | {
         name: words for run in runs for name, words in run.task_info.metric_descriptions.items()
     }
 
 
 def _metric_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The metrics of the lines, those of the test split first."""
+    """Returns the names of the metrics in these rows, with the metrics of the test split first."""
     tested = {name for line in lines if line.get("split") == "test" for name in line}
     names = {name for line in lines for name in line} - {"step", "split"}
     return sorted(names, key=lambda name: (name not in tested, name))
 
 
 def _results(run: RunRecord) -> dict[str, tuple[str, str]]:
-    """The rows of a run's table by title, each with its value and a description."""
+    """Returns the rows of a run's table by title, each with a value and a description."""
     words = _descriptions([run])
     rows = {
         f"test {_spaced(name)}": (f"{value:.4f}", words.get(name, ""))
@@ -195,22 +202,22 @@ def _results(run: RunRecord) -> dict[str, tuple[str, str]]:
     rows["steps"] = f"{run.logged_step:,}", ""
     speeds = [line["examples_per_second"] for line in run.timing if is_number(line.get("examples_per_second"))]
     if speeds and run.seconds is not None:
-        rows["examples per second"] = f"{median(speeds):,.0f}", words["examples_per_second"]
+        rows["examples per second"] = f"{median(speeds):,.0f}", f"median {words['examples_per_second']}"
         rows["devices"] = str(run.timing[-1].get("devices", "")), ""
-        rows["time to the last step"] = format_duration(run.seconds), "h:min:s"
+        rows["time to the last step"] = format_duration(run.seconds), "wall time in h:min:s"
     return rows
 
 
 def _curves(curves: Sequence[str], about: str) -> str:
-    """The section of all curves."""
+    """Returns the section with all curves."""
     if not any(curves):
         return ""
-    legend = f"<p class=soft>{about} Move over a curve to read it.</p>"
+    legend = f"<p class=soft>{about} Move the pointer over a curve to read its values.</p>"
     return f"<h2>Curves</h2>{legend}<div class=charts>{''.join(curves)}</div>"
 
 
 def _picture(folder: Path, name: str, entry: Mapping[str, Any], charts: _Charts) -> str:
-    """The section of a picture; a plane has a chart to move over."""
+    """Returns the section of a picture. A plane also has an interactive chart."""
     caption = _escaped(entry["caption"])
     kind = " class=on-white" if entry.get("on_white") else ""
     content = base64.b64encode(picture_path(folder, name).read_bytes()).decode()
@@ -223,7 +230,7 @@ def _picture(folder: Path, name: str, entry: Mapping[str, Any], charts: _Charts)
 
 
 def _mistakes(folder: Path) -> str:
-    """The sections of a classifier's mistakes: what it confuses, and the most confident ones."""
+    """Returns the sections with a classifier's confusion matrix and its most confident mistakes."""
     mistakes = read_mistakes(folder)
     if mistakes is None:
         return ""
@@ -234,49 +241,54 @@ def _mistakes(folder: Path) -> str:
 
     confusion = mistakes["confusion"]
     count = len(confusion)
-    shown = _matrix(confusion, label_name) if count <= _MAX_MATRIX_CLASSES else _confused_pairs(confusion, label_name)
+    if count <= _MAX_MATRIX_CLASSES:
+        shown = "<h2>Confusion matrix</h2>" + _matrix(confusion, label_name)
+    else:
+        shown = "<h2>Most confused classes</h2>" + _confused_pairs(confusion, label_name)
     worst = "".join(
         f"<figure><img alt='test image {mistake['example']}' src='{_png(mistake['png'])}'>"
-        f"<figcaption>is {label_name(mistake['label'])}, predicted {label_name(mistake['predicted'])} "
-        f"({mistake['probability']:.0%})</figcaption></figure>"
+        f"<figcaption>true {label_name(mistake['label'])}, predicted {label_name(mistake['predicted'])} "
+        f"({100 * mistake['probability']:.0f}&nbsp;%)</figcaption></figure>"
         for mistake in mistakes["worst"]
     )
     total = sum(map(sum, confusion))
     wrong = total - sum(confusion[label][label] for label in range(count))
+    about = f"{wrong:,} of {total:,} test images are misclassified."
+    if worst:
+        about += " The percentage is the probability of the predicted class."
     return (
-        f"<h2>Confusion</h2>{shown}<h2>Worst mistakes</h2>"
-        f"<p class=soft>{wrong:,} of {total:,} test images are classified wrongly"
-        f"{'; the most confident mistakes:' if worst else '.'}</p><div class=mistakes>{worst}</div>"
+        f"{shown}<h2>Misclassified images, most confident first</h2>"
+        f"<p class=soft>{about}</p><div class=mistakes>{worst}</div>"
     )
 
 
 def _matrix(confusion: Sequence[Sequence[int]], label_name: Callable[[int], str]) -> str:
-    """The confusion matrix, a row for each label."""
+    """Returns the confusion matrix, with a row for each true label."""
     labels = range(len(confusion))
 
     def cell(label: int, predicted: int) -> str:
         times = confusion[label][predicted]
-        part = 100 * sqrt(times / max(1, sum(confusion[label])))  # The root, so that small counts are visible too.
+        part = 100 * sqrt(times / max(1, sum(confusion[label])))  # The square root makes small counts visible too.
         return f"<td{' class=right' if predicted == label else ''} style='--part:{part:.1f}'>{times or ''}"
 
     head = "".join(f"<th>{label_name(label)}" for label in labels)
     rows = "".join(
         f"<tr><th>{label_name(label)}" + "".join(cell(label, predicted) for predicted in labels) for label in labels
     )
-    return f"<div class='scroll confusion'><table><tr><th>is&nbsp;↓ predicted&nbsp;→{head}{rows}</table></div>"
+    return f"<div class='scroll confusion'><table><tr><th>true&nbsp;↓, predicted&nbsp;→{head}{rows}</table></div>"
 
 
 def _confused_pairs(confusion: Sequence[Sequence[int]], label_name: Callable[[int], str]) -> str:
-    """The pairs of classes that are most often confused."""
+    """Returns a table of the pairs of classes that are most often confused."""
     labels = range(len(confusion))
     pairs = [(confusion[a][b], a, b) for a in labels for b in labels if a != b and confusion[a][b]]
     most = sorted(pairs, key=lambda pair: -pair[0])[:_MAX_PAIRS]
     cells = "".join(f"<tr><td>{label_name(a)}<td>{label_name(b)}<td>{times}" for times, a, b in most)
-    return f"<div class=scroll><table><tr><th>is<th>predicted<th>times{cells}</table></div>"
+    return f"<div class=scroll><table><tr><th>true<th>predicted<th>test images{cells}</table></div>"
 
 
 def _page(title: str, body: str, charts: _Charts, refresh: bool) -> str:
-    """The whole document. It loads nothing and runs only its own two scripts, whatever a text contains."""
+    """Returns the HTML document. It loads no other files and runs only its two scripts, even if a text has HTML."""
     library, script = ((_ASSETS / name).read_text() for name in ("uPlot.iife.min.js", "page.js"))
     style = (_ASSETS / "uPlot.min.css").read_text() + (_ASSETS / "page.css").read_text()
     hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in (library, script))
@@ -284,7 +296,7 @@ def _page(title: str, body: str, charts: _Charts, refresh: bool) -> str:
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    # "</script>" in a text must not end the data.
+    # Otherwise "</script>" in a text would end the data.
     values = json.dumps({"curves": charts.curves, "planes": charts.planes}).replace("<", "\\u003c")
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
@@ -302,7 +314,7 @@ def _sha256(text: str) -> str:
 
 
 def _table(rows: Mapping[str, tuple[str, str]]) -> str:
-    """A row for each name, with its value and a description."""
+    """Returns a table with a row for each name, with its value and its description."""
     cells = "".join(
         f"<tr><td>{_escaped(name)}<td>{_escaped(value)}<td class=about>{_escaped(about)}"
         for name, (value, about) in rows.items()
@@ -311,7 +323,7 @@ def _table(rows: Mapping[str, tuple[str, str]]) -> str:
 
 
 def _columns(labels: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """A table with a column for each label."""
+    """Returns a table with a column for each label."""
     head = "".join(f"<th>{_escaped(label)}" for label in labels)
     cells = "".join(
         f"<tr><td>{_escaped(name)}" + "".join(f"<td>{_escaped(value)}" for value in values)
@@ -325,16 +337,16 @@ def _spaced(name: str) -> str:
 
 
 def _command(words: str) -> str:
-    """A command whose lines break before an option, not within its dashes."""
+    """Formats a command so that its lines break before an option, not inside its dashes."""
     first, *options = words.split(" --")
     return " ".join([_escaped(first), *(f"<span>--{_escaped(option)}</span>" for option in options)])
 
 
 def _escaped(text: str) -> str:
-    """Any text as HTML, between tags or in an attribute."""
+    """Escapes text for HTML, between tags or in an attribute."""
     return html.escape(one_line(text))
 
 
 def _png(content: str) -> str:
-    """The data URL of a PNG file in base 64."""
+    """Returns the data URL of a PNG file, from its base64 text."""
     return f"data:image/png;base64,{content}"

@@ -1,4 +1,4 @@
-"""pictures/NAME.png, drawn from a task's figures, and pictures.json, which describes them."""
+"""Draws a task's figures as pictures/NAME.png, and describes them in pictures.json."""
 
 import colorsys
 import io
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_WIDTH = 1400  # pixels
-_CELL, GAP = 96, 4  # pixels: small cells are enlarged to it, and the gap between two cells
-_DPI = 250  # of a figure small enough that its letters can be read on a phone
+_CELL, GAP = 96, 4  # pixels: size that small cells are enlarged to, and gap between cells
+_DPI = 250  # resolution; the figure itself is small, so its text is readable on a phone
 
-# Far apart in hue or lightness, and far from the gray background points and the black marks.
+# Colours that differ clearly in hue or lightness, also from the gray background points and the black marks.
 _PALETTE = [
     "#e6194b",
     "#2f6de1",
@@ -41,14 +41,14 @@ _PALETTE = [
     "#0b2a7a",
 ]
 _BACKGROUND_COLOR = "#d5d9e0"
-# More colours cannot be distinguished, and longer names would leave no room for the points.
+# Readers cannot distinguish more colours, and longer names would leave too little room for the points.
 _MAX_LEGEND_ENTRIES, _MAX_LEGEND_LETTERS = 40, 24
 
 
 def write_pictures(folder: Path, pictures: Mapping[str, Picture], label_names: Sequence[str]) -> None:
-    """Writes each picture as `pictures/NAME.png` in the run folder, and all captions as `pictures/pictures.json`.
+    """Writes each picture as `pictures/NAME.png` in the run folder, and all captions to `pictures/pictures.json`.
 
-    `label_names` are the source's.
+    `label_names` are the label names of the source.
     """
     contents = {picture_path(folder, name): encode_picture(picture, label_names) for name, picture in pictures.items()}
     (folder / PICTURES).mkdir(exist_ok=True)
@@ -59,22 +59,22 @@ def write_pictures(folder: Path, pictures: Mapping[str, Picture], label_names: S
 
 
 def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
-    """The entries of `pictures.json` by the picture's name: "caption", and the points over a plane.
+    """Reads the entries of `pictures.json` by picture name: "caption", and for a plane its points and labels.
 
     Raises:
-        UserError: if it is damaged, or a picture is missing.
+        UserError: the file is damaged, or a picture is missing.
     """
     path = folder / PICTURES / "pictures.json"
     entries = read_run_json(path) if path.exists() else {}
     try:
         for name, entry in entries.items():
             if not (isinstance(entry["caption"], str) and picture_path(folder, name).is_file()):
-                raise ValueError(f"no picture {name}.png with a caption")
+                raise ValueError(f"{name} must have a caption and a file {name}.png")
             if "points" in entry and not _is_plane(entry):
-                raise ValueError(f"{name} is no plane with labelled points")
+                raise ValueError(f"{name} must be a plane with labelled points")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is damaged: {error!r}; remove {PICTURES}/, and the training's command writes it again"
+            f"{path} is damaged ({error!r}). Remove {PICTURES}/ and run the training command again, which rewrites it."
         ) from error
     return entries
 
@@ -87,13 +87,14 @@ def _is_plane(entry: Mapping[str, Any]) -> bool:
 
 
 def picture_path(folder: Path, name: str) -> Path:
-    """The path of a picture in the run folder.
+    """Returns the path of a picture in the run folder.
 
     Raises:
-        ValueError: if the name has other characters than letters, digits, "-" and "_", and so could lead elsewhere.
+        ValueError: the name has characters other than letters, digits, "-" and "_", so it could be a path outside the
+            folder.
     """
     if not re.fullmatch(r"[\w-]{1,60}", name):
-        raise ValueError(f"a picture's name must be 1 to 60 letters, digits, - and _, got {name!r}; rename it")
+        raise ValueError(f"a picture's name must be 1 to 60 letters, digits, - and _, got {name!r}. Rename it.")
     return folder / PICTURES / f"{name}.png"
 
 
@@ -102,7 +103,7 @@ def _entry(picture: Picture) -> dict[str, Any]:
         return {"caption": picture.caption, "on_white": isinstance(picture, Scatter)}
     points, labels = np.asarray(picture.points, np.float64), np.asarray(picture.labels)
     shown = np.flatnonzero(np.isfinite(points).all(axis=1))
-    shown = shown[np.argsort(points[shown, 0], kind="stable")]  # uPlot needs rising x.
+    shown = shown[np.argsort(points[shown, 0], kind="stable")]  # uPlot needs ascending x.
     rows, columns = picture.images.shape[:2]
     return {
         "caption": picture.caption,
@@ -114,7 +115,7 @@ def _entry(picture: Picture) -> dict[str, Any]:
 
 
 def encode_picture(picture: Picture, label_names: Sequence[str]) -> bytes:
-    """The PNG file of a picture; a class without a name is called by its number."""
+    """Encodes a picture as PNG. A class without a name is labelled with its number."""
     if isinstance(picture, Grid):
         return encode_png(tile_cells(np.asarray(picture.cells)))
     if isinstance(picture, Plane):
@@ -122,24 +123,24 @@ def encode_picture(picture: Picture, label_names: Sequence[str]) -> bytes:
         return encode_png(rearrange(pixels, "r c h w -> (r h) (c w)"))
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # matplotlib draws characters that its font lacks as boxes, and should not warn about it in a run.
+        # matplotlib draws boxes for characters that its font lacks. Ignore its warnings about them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         scatter_figure(picture, label_names).savefig(file, format="png", dpi=_DPI)
     return file.getvalue()
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """The PNG file of pixels uint8 [h, w], [h, w, 3] or, with opacity, [h, w, 4]."""
+    """Encodes pixels as PNG: uint8 [h, w], [h, w, 3], or [h, w, 4] with opacity."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     return file.getvalue()
 
 
 def tile_cells(cells: Float[np.ndarray, "rows columns h w *rgb"]) -> UInt8[np.ndarray, "H W 4"]:
-    """Cells in rows and columns as pixels. The gaps are transparent: a line of any colour could be part of a cell.
+    """Arranges cells in rows and columns as one image. Gaps are transparent, so they do not look like image content.
 
-    Each value becomes a square of whole pixels, at least one. Small cells are enlarged as far as the picture is no
-    wider than `MAX_WIDTH`.
+    Each value becomes a square of n × n pixels with n ≥ 1. Small cells are enlarged if the picture is then at most
+    `MAX_WIDTH` wide.
     """
     columns, width = cells.shape[1], cells.shape[3]
     zoom = max(1, min(_CELL // width, (MAX_WIDTH - GAP * (columns - 1)) // (columns * width)))
@@ -151,7 +152,7 @@ def tile_cells(cells: Float[np.ndarray, "rows columns h w *rgb"]) -> UInt8[np.nd
 
 
 def class_colors(count: int) -> list[str]:
-    """A colour for each of `count` classes, as #rrggbb."""
+    """Returns a colour for each of `count` classes, as #rrggbb."""
     if count <= len(_PALETTE):
         return _PALETTE[:count]
     mixed = [colorsys.hsv_to_rgb(k / count, 0.9, (0.95, 0.6)[k % 2]) for k in range(count)]
@@ -159,22 +160,22 @@ def class_colors(count: int) -> list[str]:
 
 
 def scatter_figure(picture: Scatter, label_names: Sequence[str]) -> "Figure":
-    """The points over the background, with the marks and a legend, on white."""
-    from matplotlib.figure import Figure  # Imported late: it takes half a second, which a run needs only at its end.
+    """Draws the points over the background, with the marks and a legend, on white."""
+    from matplotlib.figure import Figure  # Imported late: it takes 0.5 s and is only needed at the end of a run.
     from matplotlib.lines import Line2D
 
     points, labels, background = (np.asarray(x) for x in (picture.points, picture.labels, picture.background))
     colors = class_colors(max(len(label_names), labels.max() + 1))
     figure = Figure(figsize=(5.6, 4.8), dpi=_DPI, layout="constrained", facecolor="white")
     axes = figure.add_subplot()
-    # Equal by the limits, not by the box: the picture has the same size whatever the points do.
+    # Equal scales by adjusting the limits, not the box, so the picture size does not depend on the points.
     axes.set_aspect("equal", adjustable="datalim")
     axes.scatter(*background.T, s=6, color=_BACKGROUND_COLOR, linewidths=0)
-    # All classes in one call, in the order of the examples: class by class, the last would cover the others.
+    # Draw all classes in one call, in the order of the examples. Otherwise the last class would cover the others.
     axes.scatter(*points.T, s=9, c=[colors[label] for label in labels], alpha=0.75, linewidths=0)
     if picture.marks is not None:
         marks = np.asarray(picture.marks)
-        # A white cross below each black one keeps it apart from dark points.
+        # A white cross under each black cross makes it visible on dark points.
         axes.scatter(*marks.T, s=60, marker="x", color="white", linewidths=3.2)
         axes.scatter(*marks.T, s=45, marker="x", color="black", linewidths=1.5)
     axes.grid(alpha=0.25)
@@ -196,8 +197,8 @@ def scatter_figure(picture: Scatter, label_names: Sequence[str]) -> "Figure":
             columnspacing=0.8,
             fontsize=10 if columns == 1 else 8,
         )
-        # The texts are set afterwards: a legend reads "$" as mathematics, and before matplotlib 3.10 it drops names
-        # that begin with "_".
+        # Set the texts after creating the legend, because a legend reads "$" as mathematics, and before matplotlib 3.10
+        # it drops names that begin with "_".
         for text, label in zip(legend.get_texts(), shown, strict=True):
             name = str(label_names[label] if label < len(label_names) else label)
             text.set_parse_math(False)

@@ -1,4 +1,4 @@
-"""The command that reproduces a run, from its config alone."""
+"""Finds the command that reproduces a run, from the run's config."""
 
 import shlex
 from collections.abc import Mapping
@@ -13,17 +13,17 @@ from train.config.tree import flat_config
 
 
 def command(tree: Mapping[str, Any]) -> str | None:
-    """`python -m train.TASK PRESET --options`, with the preset that is nearest to the config.
+    """Returns `python -m train.TASK PRESET --options`, with the preset that differs least from the config.
 
-    Options of the machine (mesh, processes) are left out, as another machine may need others. None if no options of
-    ours make that config.
+    The command omits options that depend on the machine (mesh, processes), because another machine may need other
+    values. The result is None if no command line gives this config, for example if its task is unknown.
     """
     task = tree.get("task")
     if task not in task_names():
         return None
     presets = task_presets(task)
     sample = next(iter(presets.values())).config
-    # A model that comes from a file is built as the file says.
+    # With --init-from, the file determines the model.
     ignored = (*changeable_groups(sample), "task", *(["model."] if tree.get("init_from") is not None else []))
 
     def options(flat: Mapping[str, Any]) -> dict[str, Any]:

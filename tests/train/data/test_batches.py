@@ -107,7 +107,7 @@ def test_rows_that_do_not_rise_or_lie_outside_of_the_batch_are_refused(rows: lis
         lambda: batches(Numbers(35), 8, 3, 0, 1, np.array(rows)),
         lambda: eval_batches(Numbers(35), 8, np.array(rows)),
     ):
-        with pytest.raises(ValueError, match="rows must be increasing rows of a batch of 8, got"):
+        with pytest.raises(ValueError, match="rows must be increasing row numbers below the batch size 8, got"):
             make()
 
 

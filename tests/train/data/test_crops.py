@@ -171,5 +171,7 @@ def test_a_crop_wants_a_size_and_a_part_of_the_area(photos: Data) -> None:
         with pytest.raises(UserError, match=r"--data.crop needs a size .* Set --data.image-size"):
             make(replace(photos, image_size=None), "train")
         for crop in (0.0, 1.5, float("nan")):
-            with pytest.raises(UserError, match=r"--data.crop must be a part of the area above 0 and at most 1, got"):
+            with pytest.raises(
+                UserError, match=r"--data.crop must be a fraction of the image area, above 0 and at most 1, got"
+            ):
                 make(replace(photos, crop=crop), "train")

@@ -53,20 +53,20 @@ BLOCK = 65_536  # ArrayRecord's; a file cut between two of them is a Riegeli fil
 def test_a_file_that_is_cut_short_is_named(dataset: tuple[Data, Path], kept: int) -> None:
     (file,) = dataset[1].glob("*train*")
     file.write_bytes(file.read_bytes()[:kept])
-    refused(dataset[0], rf"split train: .*{file.name} is damaged.*Prepare it again")
+    refused(dataset[0], rf"split train: .*{file.name} is damaged.*Prepare the dataset again")
 
 
 @pytest.mark.parametrize("content", [b"<html>\n" * 10_000, bytes(2 * BLOCK), None])
 def test_a_file_that_is_another_or_missing_is_named(dataset: tuple[Data, Path], content: bytes | None) -> None:
     (file,) = dataset[1].glob("*train*")
     file.unlink() if content is None else file.write_bytes(content)
-    refused(dataset[0], rf"{file.name} is damaged or missing \(.*\)\. Prepare it again")
+    refused(dataset[0], rf"{file.name} is damaged or missing \(.*\)\. Prepare the dataset again")
 
 
 def test_a_file_of_another_number_of_records_is_named(dataset: tuple[Data, Path]) -> None:
     for length in ("22", "24", str(2**62)):
         changed(dataset[1] / "dataset_info.json", lambda info, n=length: train_split(info).update(shardLengths=[n]))
-        refused(dataset[0], rf"train.array_record.*is damaged.* must have {length} records, got 23")
+        refused(dataset[0], rf"train.array_record.* must have {length} records, got 23. The file is damaged")
 
 
 def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(dataset: tuple[Data, Path]) -> None:
@@ -86,7 +86,7 @@ def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(dataset: tuple[Dat
                 found = source.gather(np.arange(len(source)))
             except UserError as error:
                 refusals += 1
-                assert "Prepare it again" in str(error)
+                assert "Prepare the dataset again" in str(error)
                 assert str(error).isprintable()
             else:
                 for key in whole:
@@ -103,7 +103,7 @@ def test_the_record_that_is_damaged_is_named_among_those_of_a_batch(dataset: tup
     file.write_bytes(content)
     source = open_source(replace(dataset[0], memory_limit=0), "train")
     source.gather(np.array([3, 16, 18]))
-    with pytest.raises(UserError, match=r"dataset tiny, split train, record 17: .*\. Prepare it again"):
+    with pytest.raises(UserError, match=r"dataset tiny, split train, record 17: .*\. Prepare the dataset again"):
         source.gather(np.array([3, 17, 18]))
     # As a process that decodes ahead has it, and tells of it.
     with pytest.raises(UserError, match="record 17") as caught:
@@ -137,7 +137,7 @@ def test_a_record_without_an_image_or_a_label_is_named(tmp_path: Path, feature: 
 def test_a_description_that_is_none_is_named(dataset: tuple[Data, Path], file: str, content: bytes | None) -> None:
     path = dataset[1] / file
     path.write_bytes(path.read_bytes()[:-30] if content is None else content)
-    refused(dataset[0], rf"{file} cannot be read .*\. Prepare it again")
+    refused(dataset[0], rf"{file} cannot be read .*\. Prepare the dataset again")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_description_that_is_none_is_named(dataset: tuple[Data, Path], file: s
 )
 def test_splits_that_cannot_be_are_refused(dataset: tuple[Data, Path], change: dict[str, Any]) -> None:
     changed(dataset[1] / "dataset_info.json", lambda info: info.update(change))
-    refused(dataset[0], r"dataset_info.json cannot be read \(.*\)\. Prepare it again")
+    refused(dataset[0], r"dataset_info.json cannot be read \(.*\)\. Prepare the dataset again")
 
 
 def test_a_split_without_records_has_no_examples(dataset: tuple[Data, Path]) -> None:
@@ -193,7 +193,7 @@ def test_numbers_of_classes_that_cannot_be_are_refused(dataset: tuple[Data, Path
 @pytest.mark.parametrize("content", [b"a\nb\nc\n", b"a\nb\nc\nc\n", b"a\nb\nc\nd\ne\n", b"\xff\n"])
 def test_label_names_that_are_not_the_classes_are_refused(dataset: tuple[Data, Path], content: bytes) -> None:
     (dataset[1] / "label.labels.txt").write_bytes(content)
-    refused(dataset[0], r"label.labels.txt cannot be read .*\. Prepare it again")
+    refused(dataset[0], r"label.labels.txt cannot be read .*\. Prepare the dataset again")
 
 
 def test_a_description_names_no_code_that_is_run(

@@ -40,7 +40,7 @@ def test_a_missing_dataset_is_answered_within_two_seconds_and_without_tfds(tmp_p
 
 def test_the_command_names_no_folder_where_it_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
-    with pytest.raises(UserError, match=r"none \(there is no such folder\). Run `python -m train.prepare cifar10`"):
+    with pytest.raises(UserError, match=r"none \(this folder does not exist\). Run `python -m train.prepare cifar10`"):
         locate_dataset("cifar10")
 
 
@@ -66,7 +66,8 @@ def test_an_unknown_dataset_is_refused_with_the_nearest_name(tiny_dir: Path, nam
 
 def test_an_unknown_name_like_no_other_is_answered_with_all(tiny_dir: Path) -> None:
     with pytest.raises(
-        UserError, match=r"Known are cifar10, cifar100, fashion_mnist, mnist, mnist_sample, tiny\. .*--data.dir"
+        UserError,
+        match=r"Known datasets are cifar10, cifar100, fashion_mnist, mnist, mnist_sample, tiny\. .*--data.dir",
     ):
         locate_dataset("xyzzy", str(tiny_dir))
 
@@ -81,7 +82,7 @@ def test_a_config_is_named_after_the_dataset(tmp_path: Path) -> None:
     for config in ("blue", "red"):
         shutil.copytree(prepare(tmp_path / "one"), tmp_path / "many" / "tiny" / config / "1.0.0")
     assert locate_dataset("tiny/red", str(tmp_path / "many")) == tmp_path / "many" / "tiny" / "red" / "1.0.0"
-    with pytest.raises(UserError, match=r"has configs. Choose one by --data.name tiny/blue or tiny/red"):
+    with pytest.raises(UserError, match=r"has configs. Choose one with --data.name tiny/blue or tiny/red"):
         locate_dataset("tiny", str(tmp_path / "many"))
 
 
@@ -102,7 +103,7 @@ def test_a_dataset_without_random_access_is_refused(tmp_path: Path) -> None:
         for form in ("tfrecord", None):  # Old datasets do not say their form.
             content.pop("fileFormat") if form is None else content.update(fileFormat=form)
             info.write_text(json.dumps(content))
-            with pytest.raises(UserError, match=f"must be stored as array_record, .* got tfrecord. Run `{command}"):
+            with pytest.raises(UserError, match=f"must be stored as array_record, got tfrecord. Run `{command}"):
                 read_dataset_info(name, str(tmp_path))
 
 
@@ -110,7 +111,7 @@ def test_a_dataset_without_random_access_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_description_is_named(tmp_path: Path, file: str) -> None:
     path = prepare(tmp_path) / file
     path.write_text(path.read_text()[:50])
-    with pytest.raises(UserError, match=rf"{file} cannot be read .*\. Prepare it again"):
+    with pytest.raises(UserError, match=rf"{file} cannot be read .*\. Prepare the dataset again"):
         read_dataset_info("tiny", str(tmp_path))
 
 
@@ -125,5 +126,5 @@ def test_the_bundled_sample_needs_no_folder_but_a_wrong_one_is_an_error(
 ) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     assert locate_dataset("mnist_sample") == locate_dataset("mnist_sample", str(tmp_path))
-    with pytest.raises(UserError, match=r"no folder .*none. .* mnist_sample is bundled"):
+    with pytest.raises(UserError, match=r"the folder .*none does not exist. .* mnist_sample is bundled"):
         locate_dataset("mnist_sample", str(tmp_path / "none"))

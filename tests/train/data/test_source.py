@@ -131,5 +131,7 @@ def test_a_dataset_without_images_or_classes_is_refused(tmp_path: Path, feature:
     write(
         DatasetMetadata("odd", "1.0.0", {**features, feature: tfds.features.Text()}, ""), {"train": [example]}, tmp_path
     )
-    with pytest.raises(UserError, match="dataset odd must have an Image called image and a ClassLabel called label"):
+    with pytest.raises(
+        UserError, match="dataset odd must have an Image feature named image and a ClassLabel feature named label"
+    ):
         open_source(Data(name="odd", dir=str(tmp_path)), "train")

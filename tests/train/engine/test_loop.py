@@ -127,7 +127,7 @@ def test_the_report_shows_every_metric_and_figure_and_needs_no_network(finished)
     page = Path(config.run.dir, "report.html").read_text()
     for word in ("test accuracy", "<h3>loss", "<h3>grad norm", "Attention of the last block", "optim.ema"):
         assert word in page
-    pictures, mistakes = list(Path(config.run.dir, "pictures").glob("*.png")), page.count("<figcaption>is ")
+    pictures, mistakes = list(Path(config.run.dir, "pictures").glob("*.png")), page.count("<figcaption>true ")
     assert len(pictures) >= 4 and mistakes > 0
     assert page.count("src='data:image/png") == len(pictures) + mistakes == page.count(" src=")
 
@@ -176,8 +176,8 @@ def test_a_browser_can_watch_a_run_that_goes_on(tmp_path):
     pages.append(Path(config.run.dir, "report.html").read_text())
     assert pages[0] is None  # before the first evaluation
     middle, end = pages[-2:]
-    assert "At step 3 of 5 steps" in middle and "Attention of the last block" in middle
-    assert "Finished of 5 steps" in end
+    assert "Not finished: step 3 of 5." in middle and "Attention of the last block" in middle
+    assert "Finished: step 5 of 5." in end
 
 
 @pytest.mark.parametrize("on_save_error", ["stop", "retry"])
@@ -198,7 +198,7 @@ def test_a_report_that_finds_no_room_stops_a_run_unless_it_is_to_go_on(tmp_path,
     else:
         fit(config, make_task)
         assert "warning: report.html cannot be written: No space left" in capsys.readouterr().out
-        assert "Finished of 5 steps" in Path(config.run.dir, "report.html").read_text()
+        assert "Finished: step 5 of 5." in Path(config.run.dir, "report.html").read_text()
 
 
 def test_figures_receive_as_many_images_as_the_task_wants(finished, tmp_path):

@@ -41,7 +41,7 @@ def test_float64_separates_probabilities_near_one_and_ties_go_to_the_first():
     ("arguments", "message"),
     [
         ((VALIDATION[0], LABELS, TEST, LABELS[:4]), r"probabilities must be floats \[N, D\], got float64 \[3\]"),
-        ((VALIDATION[:0], LABELS[:0], TEST, LABELS[:4]), "probabilities must be at least 1, got 0"),
+        ((VALIDATION[:0], LABELS[:0], TEST, LABELS[:4]), "probabilities must have 1 or more rows, got 0"),
         ((VALIDATION, LABELS[:4], TEST, LABELS[:4]), r"labels must be integers \[5\], got int64 \[4\]"),
         ((VALIDATION, LABELS, TEST[:, :2], LABELS[:4]), "test_probabilities must have 3 clusters, got 2"),
         ((VALIDATION, LABELS, TEST, LABELS), r"test_labels must be integers \[4\], got int64 \[5\]"),

@@ -82,7 +82,7 @@ def test_an_image_s_features_depend_on_it_alone_and_little_on_its_size():
     ("call", "message"),
     [
         (lambda: frechet_distance(X[0], Y), r"x must be floats \[N, D\], got float64 \[5\]"),
-        (lambda: frechet_distance(X, Y[:1]), "y must be at least 2, got 1"),
+        (lambda: frechet_distance(X, Y[:1]), "y must have 2 or more rows, got 1"),
         (
             lambda: frechet_distance(X, Y[:, 1:]),
             r"the number of columns must be the same, got x \[37, 5\], y \[23, 4\]",

@@ -57,7 +57,7 @@ def test_it_grows_with_the_distance_up_to_twice_the_number_of_kernels():
     ("x", "y", "std", "message"),
     [
         (X[0], Y, 1.0, r"x must be floats \[N, D\], got float32 \[3\]"),
-        (X, Y[:1], 1.0, "y must be at least 2, got 1"),
+        (X, Y[:1], 1.0, "y must have 2 or more rows, got 1"),
         (X[:, :2], Y, 1.0, r"the number of columns must be the same, got x \[41, 2\], y \[29, 3\]"),
         (X, Y, 0.0, "prior_std must be positive, got 0.0"),
     ],

@@ -73,7 +73,7 @@ def test_full_size_needs_far_less_than_a_gigabyte():
     [
         (0, np.zeros((5, 7, 7), np.float32), r"samples must be floats \[N, D\], got float32 \[5, 7, 7\]"),
         (1, np.zeros((5, 97), np.uint8), r"validation must be floats \[N, D\], got uint8 \[5, 97\]"),
-        (2, np.zeros((0, 97), np.float32), "test must be at least 1, got 0"),
+        (2, np.zeros((0, 97), np.float32), "test must have 1 or more rows, got 0"),
         (
             2,
             np.zeros((5, 98), np.float32),

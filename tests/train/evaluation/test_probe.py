@@ -74,7 +74,7 @@ def test_the_accuracy_is_that_on_the_test_codes():
         ),
         ({"labels": LABELS[:300]}, r"labels must be integers \[301\], got int64 \[300\]"),
         ({"test_labels": TEST_LABELS / 1.0}, r"test_labels must be integers \[203\], got float64 \[203\]"),
-        ({"num_classes": 3}, r"labels must be 0\.\.2, got 0\.\.3"),
+        ({"num_classes": 3}, r"labels must be in 0\.\.2, got 0\.\.3"),
     ],
 )
 def test_what_does_not_fit_is_an_error(change, message):

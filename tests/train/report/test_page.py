@@ -114,7 +114,7 @@ def test_only_the_page_of_an_unfinished_run_reloads(folder):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": steps, "split": "test", "loss": 0.75}) + "\n")
     page = run_page(folder)
-    assert "http-equiv=refresh" not in page and "Finished of 400 steps" in page
+    assert "http-equiv=refresh" not in page and "Finished: step 400 of 400." in page
 
 
 def test_a_plane_is_a_sheet_of_images_and_points_from_left_to_right(folder):
@@ -150,7 +150,7 @@ def test_mistakes_are_counted_by_label_and_prediction(folder):
         np.testing.assert_array_equal(pixels(base64.b64decode(mistake["png"])), 10 * mistake["example"])
     (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": ["a", "b", "<c>"]}))
     page = run_page(folder)
-    assert re.findall(r"is (\S+), predicted (\S+) \((\d+)%\)", page) == [
+    assert re.findall(r"true (\S+), predicted (\S+) \((\d+)&nbsp;%\)", page) == [
         ("&lt;c&gt;", "a", "95"),
         ("b", "&lt;c&gt;", "60"),
         ("&lt;c&gt;", "b", "50"),
@@ -165,7 +165,7 @@ def test_mistakes_of_an_older_version_are_shown_too(folder):
     (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": ["a", "b", "c"]}))
     page, path = run_page(folder), folder / "mistakes.json"
     path.write_text(path.read_text().replace('"predicted"', '"said"'))
-    assert '"said"' in path.read_text() and run_page(folder) == page and "is b, predicted c (60%)" in page
+    assert '"said"' in path.read_text() and run_page(folder) == page and "true b, predicted c (60&nbsp;%)" in page
 
 
 def test_the_tasks_descriptions_are_beside_its_metrics(folder):

@@ -1,4 +1,4 @@
-"""Published datasets that are prepared by name, with TFDS's versions, features, label orders and addresses."""
+"""Published datasets that can be prepared by name. Versions, features, label order and URLs are the same as in TFDS."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -25,17 +25,17 @@ _MAX_NAMES_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Download:
-    """Where a published dataset is downloaded from, and how its files are read."""
+    """The URLs of a published dataset, and the function that reads its files."""
 
     urls: tuple[str, ...]
     archive: str
-    """The archive's file name; "" if the files are not archived."""
+    """File name of the archive; "" if the files are not in an archive."""
     read: Callable[[RawFiles], Dataset]
-    """Reads and checks all raw files at once; examples are encoded while they are iterated."""
+    """Function that reads and checks all raw files. It encodes each example when the example is iterated over."""
 
 
 def open_raw_files(source: Download, place: Path | None, data_dir: Path) -> RawFiles:
-    """The raw files in `place`, a folder or an archive; None downloads them.
+    """Opens the raw files in `place`, a folder or an archive. None downloads them.
 
     Raises:
         UserError: `place` does not exist.
@@ -50,7 +50,9 @@ def open_raw_files(source: Download, place: Path | None, data_dir: Path) -> RawF
 def read_mnist(
     raw: RawFiles, name: str, description: str, homepage: str, labels: list[str], counts: Mapping[str, int]
 ) -> Dataset:
-    """MNIST and datasets in its format: idx files of 28 x 28 images and of their labels, `counts` by split.
+    """Reads MNIST, or a dataset in its format: idx files of 28 x 28 images and their labels.
+
+    `counts` is the number of images in each split.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -74,15 +76,16 @@ def read_cifar(
     files: Mapping[str, Mapping[str, int]],
     labels: Mapping[str, tuple[str, int]],
 ) -> Dataset:
-    """CIFAR's binary version.
+    """Reads the binary version of CIFAR-10 or CIFAR-100.
 
     Args:
-        raw: its files, in `folder` or without it.
+        raw: the raw files, in `folder` or at the top level.
         name: the dataset's name.
         description: the dataset's description.
-        folder: the archive's folder.
-        files: by split, the number of images in each file.
-        labels: by feature, in the order of the labels in a record: the file of its label names, and their number.
+        folder: the folder inside the archive.
+        files: for each split, the file names and the number of images in each file.
+        labels: for each label feature, the file of its label names and the number of classes. The order is the order
+            of the labels in a record.
 
     Raises:
         UserError: a file is missing or damaged.
@@ -115,7 +118,7 @@ def _examples(images: np.ndarray, columns: Mapping[str, np.ndarray | list[str]])
 
 
 def _idx(raw: RawFiles, stem: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
-    """The path of an idx file, and its values."""
+    """Returns the path and the values of an idx file."""
     path, content = raw.read(*_idx_names(stem, len(shape)), max_bytes=4 + 4 * len(shape) + math.prod(shape))
     return path, parse_idx(path, content, shape)
 
@@ -179,4 +182,4 @@ DOWNLOADS = {
         ),
     ),
 }
-"""By the dataset's name."""
+"""The downloads by dataset name."""

@@ -1,4 +1,4 @@
-"""A user's own images, one folder for each class, as a dataset."""
+"""Makes a dataset from a user's own images, with one folder for each class."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -24,42 +24,49 @@ class ImageFolder:
     """The images of a folder."""
 
     classes: list[str]
-    """Names of the classes; label k is classes[k]."""
+    """Names of the classes; classes[k] is the name of label k."""
     splits: dict[str, list[tuple[Path, int]]]
-    """By split, the files and their labels."""
+    """The files of each split, with their labels."""
     corrupt: list[str]
-    """Files that are not complete images, each with the reason."""
+    """Files that cannot be used as images, each with the reason."""
     ignored: list[Path]
-    """Files whose names end neither like JPEG's nor like PNG's."""
+    """Files whose names do not end in .jpg, .jpeg or .png."""
     shape: tuple[int | None, int | None, int]
-    """(h, w, C) of the images; h and w are None where images differ in size; C is 1 if all are gray, else 3."""
+    """(h, w, C) of the images. h and w are None if images differ in size. C is 1 if all images are gray, else 3."""
 
 
 def scan(place: Path, test_fraction: float, seed: int) -> ImageFolder:
-    """Opens every image of a folder that has a folder for each class, or `train` and `test` with those.
+    """Opens and checks every image in a folder.
+
+    The folder contains either one folder for each class, or the folders `train` and `test`, each with one folder for
+    each class.
 
     Args:
         place: the folder.
         test_fraction: fraction of each class for the test split, if there are no folders `train` and `test`.
-        seed: chooses those; the choice depends on the names of the complete images alone.
+        seed: seed for choosing the test images. The choice depends only on the seed and the names of the valid images.
 
     Raises:
-        UserError: the folder does not exist, has fewer than 2 classes, or a class has too few images.
+        UserError: the folder does not exist or has fewer than 2 classes, or a class has too few images.
     """
     if not place.is_dir():
-        raise UserError(f"--from must be a folder with a folder of images for each class, got {place}.")
+        raise UserError(
+            f"--from must be a folder with one folder of images for each class, but {place} is not a folder."
+        )
     has_splits = (place / "train").is_dir() and (place / "test").is_dir()
     roots = {"train": place / "train", "test": place / "test"} if has_splits else {"train": place}
     classes = _folders(roots["train"])
     if len(classes) < 2:
         raise UserError(
-            f"--from: {roots['train']} must have at least 2 folders, one for each class, got {len(classes)}."
+            f"--from: {roots['train']} must contain at least 2 folders, one for each class, got {len(classes)}."
         )
     for name in classes:
         if not name.isprintable() or name != name.strip():
-            raise UserError(f"--from: names of classes must be one printable line, got the folder {name!r}.")
+            raise UserError(
+                f"--from: class names must be one printable line without spaces at the ends, got the folder {name!r}."
+            )
     if has_splits and (unknown := set(_folders(roots["test"])) - set(classes)):
-        raise UserError(f"--from: {roots['test']} has classes that train does not have: {', '.join(sorted(unknown))}.")
+        raise UserError(f"--from: {roots['test']} has classes that are missing in train: {', '.join(sorted(unknown))}.")
     splits, corrupt, ignored, properties = defaultdict(list), [], [], []
     for split, root in roots.items():
         for label, name in enumerate(classes):
@@ -76,14 +83,14 @@ def scan(place: Path, test_fraction: float, seed: int) -> ImageFolder:
         splits = _split_classes(splits["train"], classes, test_fraction, seed)
     for split in roots:
         if not splits[split]:
-            raise UserError(f"--from: {roots[split]} has no complete JPEG or PNG image in the folders of its classes.")
+            raise UserError(f"--from: the class folders in {roots[split]} contain no complete JPEG or PNG image.")
     modes, sizes = {mode for mode, _ in properties}, {size for _, size in properties}
     height, width = sizes.pop() if len(sizes) == 1 else (None, None)
     return ImageFolder(classes, dict(splits), corrupt, ignored, (height, width, 1 if modes <= set(_GRAY) else 3))
 
 
 def dataset(name: str, folder: ImageFolder) -> Dataset:
-    """A dataset to write. Files are stored as they are, unless `decode` needs another encoding."""
+    """Returns a dataset to write. Image files are stored unchanged, unless `decode` needs another encoding."""
     features = {
         "image": tfds.features.Image(shape=folder.shape),
         "label": tfds.features.ClassLabel(names=folder.classes),
@@ -99,11 +106,11 @@ def _examples(files: Iterable[tuple[Path, int]], mode: str) -> Iterator[Example]
 
 
 def _inspect(path: Path) -> tuple[str, tuple[int, int]]:
-    """The mode and the upright (h, w) of an image; raises one of IMAGE_ERRORS if it is not complete."""
+    """Returns the mode and the upright (h, w) of an image. Raises one of `IMAGE_ERRORS` if the image is not valid."""
     with Image.open(path, formats=FORMATS) as image:
         image.load()
         if image.mode not in _MODES:
-            raise ValueError(f"must have 8 bits a channel, got mode {image.mode}")
+            raise ValueError(f"must have 8 bits per channel, got Pillow's mode {image.mode}")
         upright = ImageOps.exif_transpose(image)
         return image.mode, (upright.height, upright.width)
 
@@ -111,7 +118,7 @@ def _inspect(path: Path) -> tuple[str, tuple[int, int]]:
 def _split_classes(
     files: list[tuple[Path, int]], classes: list[str], test_fraction: float, seed: int
 ) -> dict[str, list[tuple[Path, int]]]:
-    """Splits each class by itself, as a function of its files and the seed."""
+    """Splits each class separately. The result depends only on the files of the class and the seed."""
     if not 0 < test_fraction < 1:
         raise UserError(f"--test-fraction must be between 0 and 1, got {test_fraction}.")
     splits: dict[str, list[tuple[Path, int]]] = {"train": [], "test": []}
@@ -119,7 +126,8 @@ def _split_classes(
         of_class = [file for file in files if file[1] == label]
         if len(of_class) < 2:
             raise UserError(
-                f"--from: class {name} must have at least 2 complete images, to train and to test, got {len(of_class)}."
+                f"--from: class {name} must have at least 2 complete images (one for training, one for testing), "
+                f"got {len(of_class)}."
             )
         count = min(max(round(len(of_class) * test_fraction), 1), len(of_class) - 1)
         test = set(np.random.default_rng((seed, label)).permutation(len(of_class))[:count].tolist())
@@ -133,7 +141,7 @@ def _folders(place: Path) -> list[str]:
 
 
 def _files(place: Path) -> list[Path]:
-    """Files in and below a folder, also through links, as those are the user's own; broken links are listed too."""
+    """Lists the files in a folder and its subfolders. Links are followed, and broken links are listed too."""
     if not place.is_dir():
         return []
     return sorted(path for path in place.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))

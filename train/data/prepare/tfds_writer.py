@@ -1,4 +1,4 @@
-"""Writes prepared datasets as TFDS's own builders would, in ArrayRecord files and without TensorFlow."""
+"""Writes datasets in TFDS's layout, with ArrayRecord files and without TensorFlow."""
 
 import contextlib
 import io
@@ -19,29 +19,29 @@ from train.process.errors import RunStopped, UserError
 from w2jax.text import one_line
 
 Example = dict[str, Any]
-"""One example by feature; its image as encoded bytes, a path or a Pillow image."""
+"""The features of one example. The image is encoded bytes, a path or a Pillow image."""
 
 
 @dataclass(frozen=True)
 class DatasetMetadata:
-    """What TFDS writes about a dataset, apart from its examples."""
+    """The metadata that TFDS stores with a dataset."""
 
     name: str
-    """In lower case with underscores; also the dataset's folder."""
+    """Name in lower case with underscores; also the name of the dataset's folder."""
     version: str
-    """Such as 3.0.1; also the folder inside the dataset's."""
+    """Version such as 3.0.1; also the name of the folder inside the dataset's folder."""
     features: Mapping[str, tfds.features.FeatureConnector]
     description: str
     homepage: str = ""
 
 
 Dataset = tuple[DatasetMetadata, dict[str, Iterator[Example]]]
-"""What `write` takes: the metadata, and the examples by split."""
+"""Input of `write`: the metadata, and the examples of each split."""
 
 
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, metadata: DatasetMetadata, splits: Mapping[str, Iterable[Example]], data_dir: Path) -> None:
-        self.name = metadata.name  # pyright: ignore[reportAttributeAccessIssue]  As TFDS's ReadOnlyBuilder does.
+        self.name = metadata.name  # pyright: ignore[reportAttributeAccessIssue]  TFDS's ReadOnlyBuilder does this too.
         self.VERSION = tfds.core.Version(metadata.version)
         self._metadata, self._examples = metadata, splits
         super().__init__(data_dir=data_dir, file_format="array_record")
@@ -63,65 +63,67 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def write(metadata: DatasetMetadata, splits: Mapping[str, Iterable[Example]], data_dir: Path) -> Path:
-    """Writes a dataset, its examples shuffled the same way each time, and returns its folder.
+    """Writes a dataset and returns its folder. The examples are shuffled in the same order each time.
 
-    The dataset appears once it is complete, and replaces one of the same name and version.
+    The dataset appears only when it is complete. It replaces an existing dataset with the same name and version.
 
     Args:
-        metadata: of the dataset.
+        metadata: metadata of the dataset.
         splits: the examples of each split.
-        data_dir: folder of prepared datasets, created if missing.
+        data_dir: folder of prepared datasets. It is created if it does not exist.
 
     Raises:
-        UserError: the dataset's folder is a link; nothing is written or removed through links.
+        UserError: the dataset's folder is a link. This function does not write or remove anything through links.
         RunStopped: another process wrote the same dataset at the same time.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     target = data_dir / metadata.name / metadata.version
     for place in (target.parent, target):
         if place.is_symlink():
-            raise UserError(f"{place} is a link. Remove it, or give the folder that it leads to by --data-dir.")
+            raise UserError(f"{place} is a link. Remove it, or set --data-dir to another folder.")
     with tempfile.TemporaryDirectory(prefix=f".{metadata.name}-", dir=data_dir) as scratch:
         builder = _Builder(metadata, splits, Path(scratch))
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download that does not happen.
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would announce a download, but nothing is downloaded.
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         try:
             target.parent.mkdir(exist_ok=True)
             if target.exists():
-                target.rename(Path(scratch) / "old")  # In one move, so that nobody sees a half removed dataset.
+                target.rename(Path(scratch) / "old")  # One rename, so no process sees a partly removed dataset.
             Path(builder.data_dir).rename(target)
         except OSError as error:
             raise RunStopped(
-                f"{target} could not be put in place ({error.strerror}). Perhaps another process prepares it too."
+                f"{target} could not be replaced ({error.strerror}). Perhaps another process also prepares the dataset."
             ) from error
     return target
 
 
 def download(urls: Sequence[str], data_dir: Path) -> dict[str, Path]:
-    """Downloads files by TFDS's download manager, which verifies their registered sizes and SHA-256.
+    """Downloads files with TFDS's download manager, which verifies their registered sizes and SHA-256 checksums.
 
     Args:
-        urls: addresses whose checksums TFDS has registered.
-        data_dir: the files are kept in its folder `downloads`, which TFDS uses too.
+        urls: URLs whose checksums are registered in TFDS.
+        data_dir: folder of prepared datasets. The files are stored in its subfolder `downloads`, which TFDS uses too.
 
     Returns:
-        The path of each file, by the last part of its address.
+        The path of each file, by the last part of its URL.
 
     Raises:
         RunStopped: a file cannot be downloaded, or its checksum is wrong.
     """
     manager = tfds.download.DownloadManager(download_dir=data_dir / "downloads", force_checksums_validation=True)
     try:
-        requests.head(urls[0], timeout=10)  # TFDS retries a host that does not answer for minutes.
+        requests.head(urls[0], timeout=10)  # Fail early: TFDS retries an unreachable host for minutes.
         files: Any = manager.download({url.rsplit("/", 1)[-1]: url for url in urls})
     except (requests.RequestException, DownloadError, NonMatchingChecksumError) as error:
         why = one_line(" ".join(str(error).split()))
-        raise RunStopped(f"cannot download {urls[0]} ({why}). Give the raw files by --from DIR instead.") from error
+        raise RunStopped(
+            f"{urls[0]} cannot be downloaded ({why}). Download the raw files yourself and pass --from DIR."
+        ) from error
     return {name: Path(path) for name, path in files.items()}
 
 
 def encode_png(image: np.ndarray, optimize: bool = False) -> bytes:
-    """Encodes a uint8 [h, w, C] image with C = 1 or 3; `optimize` is slower and saves some bytes."""
+    """Encodes a uint8 [h, w, C] image with C = 1 or 3. `optimize` is slower and makes the file slightly smaller."""
     file = io.BytesIO()
     Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(file, "PNG", optimize=optimize)
     return file.getvalue()

@@ -1,11 +1,11 @@
-// Draws the page's curves and planes with uPlot, from the data that stands in the page, and again when the theme changes.
+// Draws the curves and planes with uPlot from the JSON data in the page. Redraws them when the theme changes.
 "use strict";
 const found = JSON.parse(document.getElementById("data").textContent);
 const ink = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-// The page's colours are light-dark(…) in CSS, which a canvas does not know: an element tells what they come to.
+// The CSS colours use light-dark(…), which a canvas does not support. The browser resolves them for this empty element.
 const probe = document.body.appendChild(document.createElement("i"));
 const color = text => { probe.style.color = text; return getComputedStyle(probe).color; };
-// On a dark page the colours of series are mixed with white.
+// On a dark page, mix the colours of series with white.
 const paint = text => color(`light-dark(${text}, color-mix(in srgb, ${text} 65%, white))`);
 let charts = [];
 
@@ -48,7 +48,7 @@ function plane(box, { points, labels, names, colors, rows, columns }) {
     }))],
   }, data);
 
-  // x and y as parts of the rectangle, from the left and from the top.
+  // x and y are fractions of the rectangle, from the left and from the top.
   function look(x, y) {
     const cell = (part, count) => Math.min(count - 1, Math.max(0, Math.floor(part * count)));
     const width = sheet.naturalWidth / columns, height = sheet.naturalHeight / rows;

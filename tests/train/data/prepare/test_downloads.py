@@ -160,7 +160,9 @@ def test_a_download_is_kept_only_if_its_checksum_is_the_registered_one(
         assert download([server], tmp_path)["raw.gz"].read_bytes() == b"content"
     else:
         with pytest.raises(
-            RunStopped, match=rf"cannot download {server} .*checksum.*\. Give the raw files by --from DIR"
+            RunStopped,
+            match=rf"{server} cannot be downloaded .*checksum.*\. "
+            "Download the raw files yourself and pass --from DIR",
         ):
             download([server], tmp_path)
 
@@ -168,7 +170,9 @@ def test_a_download_is_kept_only_if_its_checksum_is_the_registered_one(
 def test_a_host_that_does_not_answer_is_one_line_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(
-        RunStopped, match=r"cannot download http://127.0.0.1:9/raw.gz .*\. Give the raw files by --from DIR"
+        RunStopped,
+        match=r"http://127.0.0.1:9/raw.gz cannot be downloaded .*\. "
+        "Download the raw files yourself and pass --from DIR",
     ) as caught:
         download(["http://127.0.0.1:9/raw.gz"], tmp_path)
     assert "\n" not in str(caught.value)

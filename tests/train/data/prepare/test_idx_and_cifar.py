@@ -26,11 +26,11 @@ def test_an_idx_file_reads_as_it_was_stored() -> None:
 @pytest.mark.parametrize(
     ("content", "wrong"),
     [
-        (b"", "is not an idx file of bytes: it begins with nothing"),
-        (b"<html>", "is not an idx file of bytes: it begins with 3c 68 74 6d"),
-        (idx_bytes(IMAGES)[:9], "must be an idx file of 5 x 3 x 2 values, got 5 x 0 x 0"),
-        (idx_bytes(IMAGES.transpose()), "must be an idx file of 5 x 3 x 2 values, got 2 x 3 x 5"),
-        (idx_bytes(IMAGES.ravel()), "must be an idx file of 5 x 3 x 2 values, got 30"),
+        (b"", "must be an idx file of bytes, but it begins with nothing"),
+        (b"<html>", "must be an idx file of bytes, but it begins with 3c 68 74 6d"),
+        (idx_bytes(IMAGES)[:9], "must be an idx file of shape 5 x 3 x 2, got 5 x 0 x 0"),
+        (idx_bytes(IMAGES.transpose()), "must be an idx file of shape 5 x 3 x 2, got 2 x 3 x 5"),
+        (idx_bytes(IMAGES.ravel()), "must be an idx file of shape 5 x 3 x 2, got 30"),
         (idx_bytes(IMAGES)[:-1], "must have 30 values after the header, got 29. Download it again"),
         (idx_bytes(IMAGES) + b"\0", "must have 30 values after the header, got 31"),
     ],
@@ -86,7 +86,7 @@ def test_label_names_are_as_many_as_wanted_and_differ() -> None:
     for content in (b"cat\n", b"cat\ncat\n", b"cat\ndog\nfox"):
         with pytest.raises(UserError, match="file must have 2 different label names"):
             parse_label_names("file", content, 2)
-    with pytest.raises(UserError, match="file is not a text of label names"):
+    with pytest.raises(UserError, match="file must be a UTF-8 text file of label names"):
         parse_label_names("file", b"\xff\xfe", 2)
 
 
@@ -101,7 +101,7 @@ def test_raw_files_are_read_from_a_folder_and_from_an_archive(tmp_path: Path) ->
         RawFiles(tar(tmp_path / "a.tar.gz", {"in/file": b"three"})).read("file", "in/file", max_bytes=9000)[1]
         == b"three"
     )
-    with pytest.raises(UserError, match=r"has no file absent or none\. Give the folder of the raw files by --from"):
+    with pytest.raises(UserError, match=r"has no file absent or none\. Set --from to the folder of the raw files"):
         raw.read("absent", "none", max_bytes=9000)
 
 
@@ -139,7 +139,7 @@ def test_a_place_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     whole = tar(tmp_path / "a.tar.gz", {"file": np.random.default_rng(0).bytes(9000)}).read_bytes()
     for content in (b"text", b"", whole[:-4000]):
         (tmp_path / "b.tar.gz").write_bytes(content)
-        with pytest.raises(UserError, match=r"b.tar.gz is not a whole tar archive"):
+        with pytest.raises(UserError, match=r"b.tar.gz must be a complete tar archive, but cannot be read"):
             RawFiles(tmp_path / "b.tar.gz").read("file", max_bytes=9000)
-    with pytest.raises(UserError, match=r"--from must be a folder or a .tar.gz, got .*absent, which does not exist"):
+    with pytest.raises(UserError, match=r"--from must be a folder or a .tar.gz file, but .*absent does not exist"):
         RawFiles(tmp_path / "absent")

@@ -57,7 +57,7 @@ def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
     assert read(tmp_path / "raw", tmp_path / "data", "train") == train
     assert read(tmp_path / "raw", tmp_path / "data", "test") == test
     save(tmp_path / "raw/test/fox/0.png")
-    with pytest.raises(UserError, match="has classes that train does not have: fox"):
+    with pytest.raises(UserError, match="has classes that are missing in train: fox"):
         scan(tmp_path / "raw", 0.25, 0)
 
 
@@ -96,21 +96,24 @@ def test_files_that_are_no_whole_images_are_found_and_others_left_out(tmp_path: 
     (tmp_path / "dog/notes.txt").write_text("text")
     folder = scan(tmp_path, 0.25, 0)
     assert [Path(error.split(" (")[0]).name for error in folder.corrupt] == ["cut.png", "deep.png", "text.jpg"]
-    assert "must have 8 bits a channel, got mode I;16" in folder.corrupt[1]
+    assert "must have 8 bits per channel, got Pillow's mode I;16" in folder.corrupt[1]
     assert [path.name for path in folder.ignored] == ["notes.txt"]
     assert len(folder.splits["train"] + folder.splits["test"]) == 8
 
 
 def test_a_folder_without_classes_or_with_too_few_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"--from must be a folder with a folder of images for each class, got .*absent"
+        UserError,
+        match=r"--from must be a folder with one folder of images for each class, but .*absent is not a folder",
     ):
         scan(tmp_path / "absent", 0.25, 0)
     classes(tmp_path, {"cat": 4})
-    with pytest.raises(UserError, match=r"--from: .* must have at least 2 folders, one for each class, got 1"):
+    with pytest.raises(UserError, match=r"--from: .* must contain at least 2 folders, one for each class, got 1"):
         scan(tmp_path, 0.25, 0)
     classes(tmp_path, {"dog": 1})
-    with pytest.raises(UserError, match=r"class dog must have at least 2 complete images, to train and to test, got 1"):
+    with pytest.raises(
+        UserError, match=r"class dog must have at least 2 complete images \(one for training, one for testing\), got 1"
+    ):
         scan(tmp_path, 0.25, 0)
     classes(tmp_path, {"dog": 2})
     for fraction in (0.0, 1.0, -0.5, float("nan")):
@@ -121,5 +124,5 @@ def test_a_folder_without_classes_or_with_too_few_images_is_refused(tmp_path: Pa
 def test_a_train_or_test_folder_without_images_is_refused(tmp_path: Path) -> None:
     classes(tmp_path / "train", {"cat": 2, "dog": 2})
     (tmp_path / "test/cat").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"test has no complete JPEG or PNG image in the folders of its classes"):
+    with pytest.raises(UserError, match=r"the class folders in .*test contain no complete JPEG or PNG image"):
         scan(tmp_path, 0.25, 0)

@@ -65,7 +65,7 @@ def test_a_broken_raw_file_leaves_what_was_prepared(tmp_path: Path) -> None:
     mnist_folder(tmp_path)
     main(command)
     (tmp_path / "t10k-images-idx3-ubyte.gz").write_bytes(b"<html>")
-    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.gz is not an idx file"):
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte.gz must be an idx file of bytes, but it begins with"):
         main(command)
     assert len(open_source(Data(name="mnist", dir=str(tmp_path / "data")), "test")) == COUNTS["test"]
 
@@ -75,7 +75,9 @@ def test_without_a_network_the_download_stops_with_one_line(tmp_path: Path, monk
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(RunStopped, match=r"cannot download .*\. Give the raw files by --from DIR"):
+    with pytest.raises(
+        RunStopped, match=r"cannot be downloaded .*\. Download the raw files yourself and pass --from DIR"
+    ):
         main(["mnist", "--data-dir", str(tmp_path / "data")])
     assert not (tmp_path / "data" / "mnist").exists()
 
