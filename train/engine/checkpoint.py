@@ -28,7 +28,7 @@ _LEAST_PART = 2**20
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run. Each checkpoint contains the State ("state") and the loop's JSON ("progress")."""
+    """The folder `checkpoints/` of a run. Each checkpoint has the State ("state") and the loop's JSON ("progress")."""
 
     def __init__(self, folder: Path, best_mode: Literal["max", "min"] = "max"):
         """Finds the last undamaged checkpoint and moves damaged ones after it to `damaged/`, beside `folder`.
@@ -84,7 +84,7 @@ class Checkpoints:
             self._fail(error)
 
     def failure(self, wait: bool = False) -> RunStopped | None:
-        """Returns the error of a failed save once; None if no save failed. With `wait`, waits for a save in progress."""
+        """Returns the error of a failed save, once; else None. With `wait`, waits for a save in progress."""
         if wait or not self._manager.is_saving_in_progress():
             self._wait()
         failure, self._failure = self._failure, None
@@ -111,9 +111,7 @@ class Checkpoints:
     def _fail(self, error: Exception) -> None:
         # tensorstore's long message ends with the error of the operating system.
         reason = getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1].split(" [os_error_code")[0]
-        self._failure = RunStopped(
-            f"could not write the checkpoint of step {self._saving} to {self._folder}: {reason}"
-        )
+        self._failure = RunStopped(f"could not write the checkpoint of step {self._saving} to {self._folder}: {reason}")
         self._saving = None
         with suppress(OSError, ValueError):  # A thread may raise the same error again.
             self._manager.close()
@@ -166,7 +164,8 @@ class Checkpoints:
                 raise RunStopped(str(error)) from error
             if fault is None:
                 if not has_manifest(self._folder / str(step)):
-                    self.notes.append(f"the checkpoint of step {step:,} was saved by an older version without checksums, so it was not verified")
+                    why = "an older version saved it without checksums"
+                    self.notes.append(f"the checkpoint of step {step:,} was not verified: {why}")
                 break
             damaged[step] = fault
         else:

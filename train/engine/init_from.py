@@ -90,7 +90,8 @@ def read_initial_params(config: Config, source: Source) -> InitialParams:
         values = ", ".join(f"{name} {getattr(model, name)}" for name in unknown)
         notes.append(f"not stated in the file, set from your options or usual values: {values}")
     # The parameters stay on the host, so that each device receives only its own shard.
-    return InitialParams(jax.device_get(params), f"initialized from {path} ({kind}): {'; '.join([*file_notes, *notes])}")
+    note = f"initialized from {path} ({kind}): {'; '.join([*file_notes, *notes])}"
+    return InitialParams(jax.device_get(params), note)
 
 
 def _agreeing_module(path: str, model: ViT, names: list[str]) -> tuple[ViT, list[str]]:
@@ -155,6 +156,6 @@ def _grid(path: str, patches: int, new: tuple[int, int]) -> tuple[int, int]:
     if side**2 == patches:
         return side, side
     raise UserError(
-        f"--data.image-size must give exactly {patches} patches, got {new[0]}×{new[1]}. {path} has position embeddings for "
-        f"{patches} patches, which is not a square grid, so they cannot be resized"
+        f"--data.image-size must give {patches} patches, got {new[0]}×{new[1]}. The {patches} position embeddings in "
+        f"{path} do not form a square grid, so they cannot be resized"
     )

@@ -115,7 +115,7 @@ def train(
 
     def save(step: int) -> None:
         if names := evaluator.nonfinite_names(progress.state):
-            raise RunStopped(f"step {step}: NaN or infinite values after the update in {first_few(names)}. {FINITE_REMEDY}")
+            raise RunStopped(f"step {step}: NaN or infinite after the update: {first_few(names)}. {FINITE_REMEDY}")
         saved = {"sums": window.sums, "count": window.count, "seconds": publisher.seconds}
         saved |= {"devices": setup.program.devices, "lines": publisher.lines.count}
         checkpoints.save(step, progress.state, saved, before=publisher.sync)

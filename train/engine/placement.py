@@ -1,4 +1,4 @@
-"""Prints the table of `--mesh.show`: how each parameter is sharded, and how much memory a device needs for the state."""
+"""Prints the table of `--mesh.show`: how each parameter is sharded, and the memory of the state on a device."""
 
 from dataclasses import dataclass
 from math import prod

@@ -93,7 +93,7 @@ class Program:
 
     @property
     def run_once(self) -> dict[str, Any]:
-        """Compiler options for functions that run rarely. On CPU, optimizing them would take longer than running them."""
+        """Compiler options for functions that run rarely. On CPU, optimizing them takes longer than running them."""
         return {"xla_backend_optimization_level": 0} if self.mesh.devices.flat[0].platform == "cpu" else {}
 
     def _step_jit(self, step: Callable) -> jax.stages.Wrapped:

@@ -41,7 +41,8 @@ class Publisher:
             for part in (self.lines, self._timing, self.console):
                 stack.enter_context(part)
             self._trackers.start(self.lines.restored, self._timing.restored, self.seconds, self.console.say)
-            self._open = stack.pop_all()  # If a tracker's options are wrong, this line is not reached and the stack closes all parts.
+            # If a tracker's options are wrong, `start` raises and the stack closes all parts.
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error) -> None:
@@ -80,7 +81,7 @@ class Publisher:
             return
         if self._setup.config.run.on_save_error == "stop":
             raise RunStopped(f"{failure}. Free disk space or repair the disk, then run the same command to resume")
-        self.console.say(f"warning: {failure}. Training continues; the next checkpoint will be tried as usual")
+        self.console.say(f"warning: {failure}. Training continues and saves the next checkpoint when it is due")
 
     def report(self, evaluator: Evaluator, state: State) -> None:
         """Writes the report of a run that is still training."""

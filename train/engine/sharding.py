@@ -63,8 +63,8 @@ def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.shardin
         sizes[free[0]] = max(len(devices) // fixed, 1)
     count = prod(sizes.values())
     if count > len(devices) or (free and count != len(devices)):
-        rule = "divide" if free else "multiply to at most"
-        raise UserError(f"mesh sizes must {rule} the number of devices, {len(devices)}, got {requested}")
+        rule = "divide" if free else "be at most"
+        raise UserError(f"the product of the mesh sizes must {rule} {len(devices)}, the device count, got {requested}")
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
     slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
     if len(slices) < 2:

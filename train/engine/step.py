@@ -123,8 +123,9 @@ def _accumulated(gradient: Gradient, params: Params, batch: Batch, key: Key[Arra
 def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key[Array, ""], size: MicroBatch):
     """Computes `gradient` of a batch, where each of several CPU devices processes about `size` examples at a time.
 
-    The activations of a micro-batch fit in a core's cache, and the devices exchange gradients once per step. Micro-batches
-    are used only on a mesh (`jax.sharding.use_abstract_mesh`) whose devices all have the full parameters.
+    The activations of a micro-batch fit in a core's cache, and the devices exchange gradients once per step.
+    Micro-batches need a mesh (`jax.sharding.use_abstract_mesh`) whose devices all have the full parameters. On any
+    other mesh, `gradient` is computed on the whole batch.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if size is None or mesh.size < 2 or mesh.abstract_device.device_kind != "cpu" or mesh.shape["data"] != mesh.size:
@@ -135,7 +136,7 @@ def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key
     divisors = (count for count in range(1, examples + 1) if examples % count == 0)
     count = min(divisors, key=lambda count: abs(math.log(examples / count / target)))
     micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples // count, *x.shape[1:]), x.dtype), dict(batch))
-    # Each micro-batch has its own random key, so dropout would differ from one device or an accelerator.
+    # Each micro-batch has its own random key, so dropout would not be the same as on one device or an accelerator.
     if count == 1 or (size == "auto" and _uses_last_argument(gradient, params, micro, key)):
         return gradient(params, batch, key)
     replicated, sharded = PartitionSpec(), PartitionSpec("data")
