@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Options,
             args=rest,
             prog=f"python -m train.dryrun {task} [PRESET]",
-            description=f"{Options.__doc__}\n\nFor the options of the task, run: python -m train.{task} --help.\n\nExamples of topologies: {FORMS}.",
+            description=f"{Options.__doc__}\n\nOptions of the task: see python -m train.{task} --help.\n\n"
+            f"Examples of topologies: {FORMS}.",
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             return_unknown_args=True,
         )

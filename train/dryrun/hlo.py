@@ -160,7 +160,7 @@ class _Counter:
                 self._add_collectives(total, part, self.computations[inner], inner, started)
 
     def _trips(self, loop: Instruction) -> int | None:
-        """Returns the iterations of a loop: the compiler's count, or else the constant in its condition; None if unknown."""
+        """Returns the iterations of a loop: the compiler's count or the constant in its condition; None if unknown."""
         if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
             return int(known[1])
         constants = [x for x in self._all(loop.called("condition")[0]) if x.opcode == "constant"]

@@ -169,7 +169,7 @@ def rows(report: Report) -> list[tuple[str, str]]:
     mesh = "  ".join(f"{name} {size}" for name, size in report["mesh"].items())
     table = [
         ("chips", f"{report['chips']}{slices}: {mesh}"),
-        ("batch size", f"{report['batch_size']:,} images, {report['batch_size'] / report['batch_parts']:g} per shard"),
+        ("batch size", f"{report['batch_size']:,} images, {report['batch_size'] / report['batch_parts']:g} per chip"),
         ("parameters", f"{report['parameters']:,}"),
     ]
     names = {"arguments": "state and batch", "temporaries": "temporaries", "outputs": "new outputs", "code": "program"}

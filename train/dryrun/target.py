@@ -21,7 +21,7 @@ class Chip(NamedTuple):
     """The limits of a chip, from the system architecture pages of Google Cloud's TPU documentation."""
 
     flops: float
-    """Peak FLOP/s in bfloat16. Float32 products reach it too, because XLA rounds their operands to bfloat16 by default."""
+    """Peak FLOP/s in bfloat16. Float32 products reach it too: by default XLA rounds their operands to bfloat16."""
     hbm: float
     """Bytes that the compiler allows a program, from its out-of-memory message (libtpu 0.0.4x)."""
     bandwidth: float

@@ -109,8 +109,8 @@ def partition_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) 
     """Returns the PartitionSpec of a parameter.
 
     - "tensor" shards the axis given in `TENSOR_AXES`, if its size is divisible.
-    - "fsdp" shards the largest other axis whose size is divisible. If there is none, "fsdp" also shards the axis of
-      "tensor", if divisible.
+    - "fsdp" shards the largest other axis whose size is divisible. Without such an axis, "fsdp" also shards the axis
+      of "tensor", if divisible.
     - A parameter with no divisible axis is replicated.
     """
     axes: list[str | tuple[str, str] | None] = [None] * len(shape)

@@ -87,7 +87,7 @@ class DeferredSignals:
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """A context in which signals, also delayed ones, raise Interrupted immediately. For code that only reads state."""
+        """A context in which signals, also delayed ones, raise Interrupted immediately. Use it to only read state."""
         deferring, self._deferring = self._deferring, False
         try:
             if self._number is not None:
