@@ -54,7 +54,7 @@ class Options:
     search: bool = False
     """Search for the largest batch size that fits in memory."""
     json: str | None = None
-    """Write the report to this file as JSON. - writes it to standard output, and the table to standard error."""
+    """Write the report to this file as JSON. Pass - for standard output; the table then goes to standard error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

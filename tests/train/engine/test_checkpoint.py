@@ -87,8 +87,8 @@ def test_what_changes_after_a_save_began_is_not_in_it(tmp_path):
     ("harm", "words"),
     [
         (flip, "does not match its checksum"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, "),
-        (lambda path: path.write_bytes(b""), "has 0 bytes"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, got "),
+        (lambda path: path.write_bytes(b""), " bytes, got 0"),
         (Path.unlink, "is missing"),
     ],
     ids=["flipped bit", "cut short", "emptied", "missing"],

@@ -325,7 +325,7 @@ def test_a_tracker_that_cannot_start_does_not_end_the_run(tracked, tmp_path, mon
     ("project", "content", "message"),
     [
         ("a/b", None, "--run.wandb a/b: Invalid project name"),
-        ("", None, "--run.wandb must be the name of a project, got an empty one"),
+        ("", None, "--run.wandb must be the name of a project, got an empty name"),
         ("project", "{}", "run.json must be"),
         ("project", "[", "run.json must be"),
     ],
