@@ -99,7 +99,8 @@ def _cpus(count: int) -> Sequence[Any]:
 def _tpus(generation: str, grid: str, sides: list[int], slices: int) -> Sequence[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            '--topology of a TPU needs the TPU compiler (libtpu), which is not installed. Run: pip install -e ".[tpu]"'
+            f"--topology {generation}:{grid} needs the TPU compiler (libtpu), which is not installed. "
+            'Run: pip install -e ".[tpu]"'
         )
     from jax.experimental import topologies
 

@@ -24,7 +24,7 @@ _GROUPED = re.compile(r"(feature|batch)_group_count = (?!1\b)\d+")
 class Program:
     """The program that the training loop runs and the dry run compiles.
 
-    The devices of the mesh may be simulated, as long as no array is placed on them.
+    The devices of the mesh may be unavailable, such as a TPU topology, as long as no array is placed on them.
     """
 
     def __init__(self, config: Config, task: Task, source: Source, mesh: jax.sharding.Mesh):

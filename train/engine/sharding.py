@@ -165,7 +165,7 @@ class _Sharded(AxisMetadata):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(x: Array, spec: PartitionSpec) -> Array:
-    """Returns `x` with the result not sharded along "fsdp". The gradient is sharded as in `spec`."""
+    """Returns `x` gathered over "fsdp". The values are unchanged, and the gradient is sharded as in `spec`."""
     return _constrain(x, _without_fsdp(spec))
 
 
