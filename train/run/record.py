@@ -21,12 +21,8 @@ from train.run.files import (
 from train.run.lock import holder
 from train.run.manifest import checkpoint_steps
 
-_WRITTEN_BY_TRAINING = (
-    CONFIG,
-    METRICS,
-    TIMING,
-    CHECKPOINTS,
-)  # The report and the use of a model also write files, but these do not count.
+# The report and the use of a model write other files, which do not count.
+_WRITTEN_BY_TRAINING = (CONFIG, METRICS, TIMING, CHECKPOINTS)
 
 # Older run folders have no task.json. Their best metric is the first of these that was evaluated.
 _OLD_BEST_METRICS: dict[str, Literal["max", "min"]] = {"accuracy": "max", "reconstruction": "min"}
@@ -39,7 +35,7 @@ class TaskInfo:
     best_metric: str
     """The test metric that ranks runs and checkpoints."""
     best_mode: Literal["max", "min"]
-    """"max" if a higher value of it is better, "min" if a lower one is."""
+    """Direction of this metric: "max" if higher values are better, "min" if lower values are."""
     metric_descriptions: dict[str, str] = field(default_factory=dict)
     """A description of each metric of the task, by name."""
 
