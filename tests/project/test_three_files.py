@@ -82,7 +82,7 @@ def test_a_damaged_end_resumes_to_the_same_bits(tree):
     shutil.copytree(tree.folder / "runs" / "mine", tree.folder / "runs" / "again")
     shutil.rmtree(tree.folder / "runs" / "again" / "checkpoints" / "60")
     printed = tree.run("-m", f"train.{tree.task}", "tiny", "--run.dir", "runs/again")
-    assert "resumes at step 30" in printed
+    assert "Resumed from step 30 " in printed
     assert tree.metrics("again") == before
 
 

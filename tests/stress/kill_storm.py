@@ -345,7 +345,9 @@ def differences(whole: Path, killed: Path) -> list[str]:
 def resumed_from(folder: Path) -> list[int]:
     """The steps from which the processes of a run printed that they resume."""
     output = folder.with_suffix(".txt").read_text()
-    return [int(step.replace(",", "")) for step in re.findall(r"(?:goes on|is finished) at step ([\d,]+)", output)]
+    return [
+        int(step.replace(",", "")) for step in re.findall(r"(?:Resumed from|already finished at) step ([\d,]+)", output)
+    ]
 
 
 def kill_until_done(command: Command, folder: Path, aims: Sequence[Aim]) -> tuple[list[Hit], int]:

@@ -171,7 +171,7 @@ def test_the_attention_image_is_red_where_the_vit_attends(vit, files, digits):
         (["{vit}", "--sample", "3"], "--sample needs a generative model, such as a run of train.aae; got a ViT"),
         (["{vit}", "{image}", "--sample", "3"], "--sample needs a generative model"),
         (["{fresh}", "{image}"], "has no checkpoint yet"),
-        (["{older}", "{image}"], "images.json does not describe"),
+        (["{older}", "{image}"], "images.json must describe the images"),
         (["{no_model}", "{image}"], r"config.json is not a config of configs\.vit"),
         (["{no_run}", "{image}"], r"config.json is not a config of configs\.vit"),
         (["{list}", "{image}"], "config.json must be a JSON object"),

@@ -23,7 +23,7 @@ from train.run.record import TaskInfo, read_record
 from train.runs import find_runs, main
 
 ROOT = Path(__file__).parents[2]
-NO_CONFIG = "this must be a run folder, such as runs/vit-sample, but config.json is not a file"
+NO_CONFIG = "the path must be a run folder, such as runs/vit-sample, but config.json is not a file"
 
 
 def a_run(folder, task="vit", saved=(200, 400), accuracies=((200, 0.75), (400, 0.5)), preset="tiny", metric="accuracy"):
@@ -155,16 +155,16 @@ def test_a_run_of_an_unknown_task_is_listed_by_the_tasks_name(tmp_path):
         ("config.json", None, NO_CONFIG),
         ("task.json", "{", "task.json must be valid JSON"),
         ("task.json", '{"best_metric": "accuracy"}', "task.json is damaged"),
-        ("task.json", None, "task.json is not a file"),
+        ("task.json", None, "task.json must be a regular file"),
         ("metrics.jsonl", "{\n", "metrics.jsonl, line 1 must be a JSON object with a step"),
         ("metrics.jsonl", '{"step": "4"}\n', "metrics.jsonl, line 1 must be a JSON object with a step"),
         ("timing.jsonl", "3\n", "timing.jsonl, line 1 must be a JSON object with a step"),
-        ("metrics.jsonl", None, "metrics.jsonl is not a file"),
-        ("lock", None, "lock is not a file"),
+        ("metrics.jsonl", None, "metrics.jsonl must be a regular file"),
+        ("lock", None, "lock must be a regular file"),
         ("config.json", "pipe", NO_CONFIG),
-        ("timing.jsonl", "pipe", "timing.jsonl is not a file"),
-        ("lock", "pipe", "lock is not a file"),
-        ("lock", "link", "lock cannot be read"),
+        ("timing.jsonl", "pipe", "timing.jsonl must be a regular file"),
+        ("lock", "pipe", "lock must be a regular file"),
+        ("lock", "link", "cannot read lock"),
     ],
 )
 def test_a_damaged_folder_says_what_is_wrong_and_ends_no_list(tmp_path, capsys, file, content, why):

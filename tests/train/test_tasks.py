@@ -152,5 +152,5 @@ def test_a_resumed_run_ends_with_the_same_state_and_metrics_file(trained, tmp_pa
     )
     assert_same_trees(resumed, whole)
     assert (tmp_path / "a" / "metrics.jsonl").read_bytes() == (tmp_path / "b" / "metrics.jsonl").read_bytes()
-    assert "resumes at step 7" in capsys.readouterr().out
+    assert "Resumed from step 7 " in capsys.readouterr().out
     assert (tmp_path / "b" / "report.html").stat().st_size > 10_000

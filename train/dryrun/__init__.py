@@ -1,1 +1,1 @@
-"""Compiles the train step of a config for devices that need not exist here, and reports its memory and work."""
+"""Compiles the train step of a config without needing the devices, and reports its memory and work."""

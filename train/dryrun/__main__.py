@@ -1,15 +1,17 @@
-"""Compiles the exact train step of a config for a TPU that need not be there, and reports what it would ask of it.
+"""Compiles the train step of a config for a TPU, and reports the memory and time that it needs. No TPU is required.
 
     python -m train.dryrun TASK [PRESET] --topology v5e:2x2 [--slices N] [--hbm GIB] [--search] [--json FILE]
                            [--options of the task]
 
-TASK is vit, lstm, mha or aae; PRESET and its options are those of `python -m train.TASK`. No data are needed.
-Exit status: 0 it fits, 1 it does not, 2 a mistake in the command. `python -m train.dryrun TASK --help` has the options.
+TASK is vit, lstm, mha or aae. PRESET and the options of the task are those of `python -m train.TASK`. No dataset is
+needed. `python -m train.dryrun TASK --help` explains the options.
+
+Exit status: 0 if the step fits in memory, 1 if it does not fit, 2 if the command has an error.
 """
 
 import os
 
-# Before jax is imported: libtpu would wait for a TPU virtual machine to answer.
+# Set before jax is imported. Otherwise libtpu waits for the metadata server of a TPU virtual machine.
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
 import importlib
@@ -36,23 +38,23 @@ from train.process.setup import silence_libraries
 from train.task import Task
 from w2jax.text import format_bytes
 
-TRIES = 12  # Compilations of a search; each takes a minute or more.
+TRIES = 12  # Most compilations in a search; each takes a minute or more.
 
 
 @dataclass(frozen=True)
 class Options:
-    """Compiles the train step of a config for devices that need not be there, and reports what it asks of them."""
+    """Compiles the train step of a config, and reports the memory and time that it needs. No TPU is required."""
 
     topology: str
-    """What to compile for, such as v5e:2x2; or cpu:8 (simulated devices), or gpu."""
+    """Devices to compile for: a TPU topology such as v5e:2x2, cpu:8 (8 simulated devices), or gpu."""
     slices: int = 1
-    """Slices of that topology, joined by the data-centre network."""
+    """Number of TPU slices of this topology, connected by the data-centre network."""
     hbm: float | None = None
-    """GiB that the step may take of each chip; by default what the compiler lets it."""
+    """Memory in GiB that the step may use on each chip. Default: the limit of the TPU compiler."""
     search: bool = False
-    """Find the largest batch that fits."""
+    """Search for the largest batch size that fits in memory."""
     json: str | None = None
-    """File for the report as JSON; - is standard output, and the table goes to standard error."""
+    """Write the report to this file as JSON. Pass - for standard output; the table then goes to standard error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,17 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Options,
             args=rest,
             prog=f"python -m train.dryrun {task} [PRESET]",
-            description=f"{Options.__doc__}\n\nThe others: python -m train.{task} --help.\n\nTopologies: {FORMS}.",
+            description=f"{Options.__doc__}\n\nOptions of the task: see python -m train.{task} --help.\n\n"
+            f"Examples of topologies: {FORMS}.",
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             return_unknown_args=True,
         )
     if options.hbm is not None and options.hbm <= 0:
-        raise UserError(f"--hbm must be above 0 GiB, got {options.hbm:g}")
+        raise UserError(f"--hbm must be above 0 (GiB), got {options.hbm:g}")
     if options.json not in (None, "-") and not Path(options.json).parent.is_dir():
         raise UserError(f"--json must be a file in a folder that exists, got {options.json}")
     silence_libraries()
     if options.topology != "gpu":
-        jax.config.update("jax_platforms", "cpu")  # The compiler needs no TPU; one that is there stays free.
+        jax.config.update("jax_platforms", "cpu")  # The compiler needs no TPU. A local TPU stays free.
     config, make_task = read_task(task, rest)
     check_ranges(config)
     target = open_target(options.topology, options.slices)
@@ -94,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read_task(name: str, arguments: Sequence[str]) -> tuple[Config, Callable[..., Task]]:
-    """The config of `python -m train.NAME ARGUMENTS` and how its task is made."""
+    """Returns the config of `python -m train.NAME ARGUMENTS`, and the function that makes its task."""
     module = importlib.import_module(f"train.{name}")
     resolve = {"resolve": module.resolve} if hasattr(module, "resolve") else {}
     return parse(name, module.PRESETS, arguments, **resolve), module.make_task
@@ -105,7 +108,7 @@ def preset_of(arguments: Sequence[str]) -> str:
 
 
 class DryRun:
-    """Compilations of one config that differ in the size of the batch."""
+    """Compiles one config with different batch sizes."""
 
     def __init__(
         self,
@@ -115,38 +118,41 @@ class DryRun:
         limit: float | None,
         console: Console,
     ):
-        """Raises UserError if mesh, batch and data do not fit each other."""
+        """Raises UserError if the mesh, the batch size and the data do not work together."""
         self.config, self.make_task, self.target, self.limit, self.console = config, make_task, target, limit, console
         self.mesh = make_mesh(config.mesh, target.devices)
         check_batch(config, batch_parts(self.mesh))
         self.source: Source = abstract_source(config.data, config.data.train_split)
 
     def once(self, batch_size: int) -> Report:
-        """Compiles for that batch."""
+        """Compiles the step for this batch size and returns the report."""
         config = replace(self.config, run=replace(self.config.run, batch_size=batch_size))
         patience = " (a minute or more)" if self.target.chip else ""
-        self.console.print(f"compiling for {self.target.name}, batch {batch_size:,} ...{patience}", markup=False)
+        self.console.print(f"compiling for {self.target.name}, batch size {batch_size:,} ...{patience}", markup=False)
         with as_user_error():
             return measure(config, self.make_task, self.source, self.mesh, self.target, self.limit)
 
     def search(self) -> Report:
-        """The report of the largest batch that was seen to fit, or if none was, of the smallest that was tried.
+        """Searches for the largest batch size that fits, and returns its report.
 
-        Batches are multiples of the devices and parts that they are cut over.
+        If no batch size fits, returns the report of the smallest one tried. Batch sizes are multiples of the number of
+        batch shards and accumulation parts.
 
         Raises:
-            UserError: if nothing limits the memory.
+            UserError: if the memory limit is unknown.
         """
         if self.limit is None:
-            raise UserError(f"--search: the memory of {self.target.name} is not known; give it by --hbm, in GiB")
+            raise UserError(
+                f"--search needs a memory limit, but the memory of {self.target.name} is unknown. Set --hbm, in GiB"
+            )
         unit, reports = batch_unit(self.config, batch_parts(self.mesh)), {}
 
         def fits(units: int) -> bool:
             report = reports[units] = self.once(units * unit)
             total = report["memory"]["total"]
             taken = "" if total is None else f", {format_bytes(total)} of {format_bytes(report['memory']['limit'])}"
-            verdict = "fits" if report["fits"] else "is too large"
-            self.console.print(f"batch {units * unit:,} {verdict}{taken}", markup=False)
+            verdict = "fits" if report["fits"] else "does not fit"
+            self.console.print(f"batch size {units * unit:,} {verdict}{taken}", markup=False)
             return report["fits"]
 
         low, high = largest_that_fits(fits, self.config.run.batch_size // unit, TRIES)
@@ -155,9 +161,12 @@ class DryRun:
 
 
 def largest_that_fits(fits: Callable[[int], bool], start: int, tries: int) -> tuple[int, int | None]:
-    """(the largest number seen to fit or 0, the smallest seen not to or None), by at most so many calls of `fits`.
+    """Searches for the largest number that fits, with at most `tries` calls of `fits`.
 
-    Doubles `start` until it does not fit, then halves the distance until that is a sixteenth.
+    Doubles `start` until it does not fit, then bisects until the gap is at most a sixteenth.
+
+    Returns:
+        (largest number that fits, or 0; smallest number that does not fit, or None), among the numbers tried.
     """
     low, high, number = 0, None, start
     for _ in range(tries):

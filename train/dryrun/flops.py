@@ -1,4 +1,4 @@
-"""FLOPs of the model's equations, before a compiler changes or repeats any."""
+"""Counts the model FLOPs: those of the equations, before a compiler changes or repeats any operation."""
 
 import math
 from collections.abc import Iterator
@@ -12,13 +12,16 @@ from train.engine.program import Program
 
 
 def model_flops(config: Config, make_task, source: Source, program: Program) -> float:
-    """FLOPs of the matrix products and convolutions of one step on the whole batch."""
+    """Returns the FLOPs of the matrix products and convolutions in one step on the whole batch."""
     step = make_task(config, source).step
     return flops_of(jax.make_jaxpr(step)(program.state_shapes, program.batch_shapes).jaxpr)
 
 
 def flops_of(jaxpr: Any) -> float:
-    """2 per multiply-add of a jaxpr's products. A scan counts as often as it runs, and of a cond the largest branch."""
+    """Counts 2 FLOPs per multiply-add of a jaxpr's products.
+
+    The body of a scan counts once per iteration. For a cond, the largest branch counts.
+    """
     total = 0.0
     for equation in jaxpr.eqns:
         inner = [flops_of(part) for part in _parts(equation.params)]
@@ -30,7 +33,7 @@ def flops_of(jaxpr: Any) -> float:
 
 
 def _length(equation: Any) -> int:
-    """Multiply-adds per element of the result."""
+    """Returns the multiply-adds per element of the result."""
     left, right = (x.aval.shape for x in equation.invars[:2])
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
@@ -40,9 +43,9 @@ def _length(equation: Any) -> int:
 
 
 def _parts(params: Any) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters."""
+    """Yields the jaxprs among an equation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, (list, tuple)) else [value]:
-            item = getattr(item, "jaxpr", item)  # of a ClosedJaxpr
+            item = getattr(item, "jaxpr", item)  # unwraps a ClosedJaxpr
             if hasattr(item, "eqns"):
                 yield item

@@ -1,14 +1,14 @@
-"""Counts the work of one run of a compiled program on one device, from its HLO text.
+"""Counts the work of a compiled program on one device, from its HLO text.
 
-XLA's own `cost_analysis` counts the body of a loop once. Here it counts as often as the loop runs:
+XLA's `cost_analysis` counts the body of a loop only once. This module counts it once per iteration.
 
-- FLOPs of matrix products and convolutions, 2 per multiply-add, without products with padding. Element-wise operations
-  do not count: they run in parallel to the matrix units.
-- Bytes that each kernel (a fusion is one) reads from and writes to main memory, including the padding of tiles. On-chip
-  memory (memory space 1 of a TPU) is free. A slice counts by its own size, an in-place update by the bytes it writes.
-  Caches are not modelled: each read counts.
-- Collectives by kind: their number, the bytes of the whole array of a group (the result of an all-gather, the operand
-  of the others), and the bytes that a device sends in the best algorithm.
+- FLOPs: matrix products and convolutions, 2 FLOPs per multiply-add. Products with padding do not count. Element-wise
+  operations do not count, because they run in parallel with the matrix units.
+- Bytes: what each kernel reads from and writes to main memory, including the padding of tiles. A fusion is one kernel.
+  On-chip memory (memory space 1 of a TPU) does not count. A slice counts with its own size, and an in-place update with
+  the bytes that it writes. Caches are not modelled, so each read counts.
+- Collectives, by kind: their number, the bytes of the array, and the bytes that a device sends with the best
+  algorithm. The array is the result for an all-gather, and the operand for all other kinds.
 """
 
 import math
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The least fraction of the array that each of n devices sends.
+# The smallest fraction of the array that each of n devices must send.
 _SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -28,7 +28,7 @@ _SENT = {
     "all-to-all": lambda n: (n - 1) / n,
     "collective-permute": lambda n: 1.0,
 }
-# Not kernels: they name, group or pass on values.
+# These are not kernels: they only name, group or pass values.
 _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "async-update", "opt-barrier", "optimization-barrier", "domain",
@@ -44,14 +44,14 @@ class Instruction(NamedTuple):
     shape: str
     opcode: str
     operands: list[str]
-    """Their names; none for a constant or parameter."""
+    """Names of the operands; empty for a constant or parameter."""
     literal: str
     """The text in the parentheses."""
     attributes: str
     root: bool
 
     def called(self, role: str) -> list[str]:
-        """The computations in an attribute such as calls=%name or branch_computations={%a, %b}."""
+        """Returns the computations in an attribute such as calls=%name or branch_computations={%a, %b}."""
         found = re.search(rf"\b{role}=(\{{[^}}]*\}}|%[\w.\-]+)", self.attributes)
         return _NAME.findall(found[1]) if found else []
 
@@ -67,7 +67,7 @@ class Collectives:
     bytes: float = 0
     """Size of the arrays."""
     sent: float = 0
-    """Least number of bytes that the device sends."""
+    """Smallest number of bytes that the device must send."""
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Counts:
     bytes: float = 0
     collectives: dict[str, Collectives] = field(default_factory=dict)
     unknown_loops: float = 0
-    """Loops of unknown length; their body counts once."""
+    """Number of loops of unknown length. Their bodies count once."""
 
     def add(self, other: "Counts", times: int = 1) -> None:
         """Adds the work of `other`, `times` times."""
@@ -93,7 +93,7 @@ class Counts:
 
 
 def count(text: str, devices: int) -> Counts:
-    """The work of a program on each of its `devices`; `text` is `compiled.as_text()`."""
+    """Returns the work of a program on each of its `devices`. `text` is `compiled.as_text()`."""
     counter = _Counter(text, devices)
     return counter.of(counter.entry, fused=False)
 
@@ -105,7 +105,7 @@ class _Counter:
         self.done: dict[tuple[str, bool], Counts] = {}
 
     def of(self, name: str, fused: bool) -> Counts:
-        """The work of a computation. Values inside a fusion stay in registers and cost no memory traffic."""
+        """Returns the work of a computation. Values inside a fusion stay in registers, without memory traffic."""
         if (name, fused) not in self.done:
             total, scope = Counts(), self.computations[name]
             started: set[str] = set()
@@ -142,10 +142,10 @@ class _Counter:
     def _add_collectives(
         self, total: Counts, instruction: Instruction, scope: Computation, name: str, started: set[str]
     ) -> None:
-        """Adds the collective that an instruction is, or those inside it if it is a fusion.
+        """Adds the work of a collective. For a fusion, adds the collectives inside it.
 
-        A TPU spreads one collective over several fusions, which compute in parallel to it. They share its channel:
-        those in `started` have been counted.
+        A TPU may split one collective over several fusions, which also compute at the same time. All of them have the
+        same channel. The channels in `started` are already counted.
         """
         kind = instruction.opcode.removesuffix("-start")
         if kind in _SENT:
@@ -160,7 +160,7 @@ class _Counter:
                 self._add_collectives(total, part, self.computations[inner], inner, started)
 
     def _trips(self, loop: Instruction) -> int | None:
-        """How often a loop runs: the compiler's own count, or else the constant in its condition; None: unknown."""
+        """Returns the iterations of a loop: the compiler's count or the constant in its condition; None if unknown."""
         if known := re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', loop.attributes):
             return int(known[1])
         constants = [x for x in self._all(loop.called("condition")[0]) if x.opcode == "constant"]
@@ -177,14 +177,14 @@ class _Counter:
         group = group_size(instruction.attributes, self.devices)
         size = sum(array.bytes for operand in instruction.operands for array in arrays(scope[operand].shape))
         size *= group if kind == "all-gather" else 1
-        # A TPU's reduce-scatter is a fusion of this name, of which each device keeps its part.
+        # On a TPU, a fusion with this name is a reduce-scatter: each device keeps its part of the sum.
         kind = "reduce-scatter" if name.startswith("all-reduce-scatter") else kind
         return Counts(collectives={kind: Collectives(1, size, _SENT[kind](group) * size)})
 
     def _traffic(self, instruction: Instruction, scope: Computation) -> float:
-        """Bytes that a kernel reads from and writes to main memory."""
+        """Returns the bytes that a kernel reads from and writes to main memory."""
         if instruction.opcode.endswith("-start") or 'custom_call_target="AllocateBuffer"' in instruction.attributes:
-            return 0.0  # A transfer counts where it ends.
+            return 0.0  # A transfer is counted at its end.
         if instruction.opcode.endswith("-done"):
             start = scope[instruction.operands[0]]
             moved = sum(array.bytes for array in arrays(instruction.shape))
@@ -194,7 +194,7 @@ class _Counter:
             inside = self.computations[instruction.called("calls")[0]]
             parameters = sorted((x for x in inside.values() if x.opcode == "parameter"), key=lambda x: int(x.literal))
             operands = [scope[name] for name in instruction.operands]
-        else:  # Like a fusion of this one instruction.
+        else:  # Treated as a fusion of this one instruction.
             inside = {name: scope[name]._replace(opcode="parameter") for name in instruction.operands}
             parameters = operands = list(inside.values())
             inside |= {instruction.name: instruction._replace(root=True)}
@@ -210,13 +210,13 @@ class Array(NamedTuple):
 
     dims: tuple[int, ...]
     bytes: float
-    """With the padding of its tiles."""
+    """Size, including the padding of its tiles."""
     main: bool
-    """Whether it is in main memory, not on-chip."""
+    """True in main memory, False in on-chip memory."""
 
 
 def arrays(shape: str) -> list[Array]:
-    """The arrays of a shape such as f32[2,3]{1,0:T(8,128)S(1)}, or of a tuple of them."""
+    """Returns the arrays of a shape such as f32[2,3]{1,0:T(8,128)S(1)}, or of a tuple of shapes."""
     found = []
     for dtype, dims, layout in _ARRAY.findall(shape):
         sizes = tuple(int(re.sub(r"\D", "", x)) for x in dims.split(",") if x)
@@ -227,12 +227,12 @@ def arrays(shape: str) -> list[Array]:
 
 
 def main_memory(shape: str) -> float:
-    """Bytes of a shape's arrays that are in main memory."""
+    """Returns the bytes of a shape's arrays in main memory."""
     return sum(array.bytes for array in arrays(shape) if array.main)
 
 
 def padded(sizes: tuple[int, ...], layout: str) -> int:
-    """The number of elements of an array, including the padding of its tiles."""
+    """Returns the number of elements of an array, including the padding of its tiles."""
     order, _, rest = layout.partition(":")
     tile = re.match(r"T\(([\d,]+)\)", rest)
     if not tile:
@@ -241,13 +241,13 @@ def padded(sizes: tuple[int, ...], layout: str) -> int:
     edges = [int(edge) for edge in tile[1].split(",")]
     slowest_first = [1] * (len(edges) - len(slowest_first)) + slowest_first
     if math.prod(slowest_first[:-1]) == 1 and len(edges) == 1:
-        return slowest_first[-1]  # Vectors and scalars: their padding is negligible.
+        return slowest_first[-1]  # The padding of vectors and scalars is negligible.
     tiled = [-(-size // edge) * edge for size, edge in zip(slowest_first[-len(edges) :], edges, strict=True)]
     return math.prod(slowest_first[: -len(edges)]) * math.prod(tiled)
 
 
 def bytes_read(parameter: Instruction, inside: Computation, computations: dict[str, Computation]) -> float:
-    """Bytes that a fusion reads of one of its parameters."""
+    """Returns the bytes that a fusion reads from one of its parameters."""
     total, whole = 0.0, sum(array.bytes for array in arrays(parameter.shape))
     for user in (x for x in inside.values() if parameter.name in x.operands):
         if user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == parameter.name:
@@ -256,7 +256,7 @@ def bytes_read(parameter: Instruction, inside: Computation, computations: dict[s
             continue  # Passed on or updated in place.
         elif user.opcode == "bitcast":
             total += bytes_read(user, inside, computations)
-        elif user.opcode == "fusion":  # A fusion inside a fusion: one kernel.
+        elif user.opcode == "fusion":  # A fusion inside a fusion is part of the same kernel.
             inner = computations[user.called("calls")[0]]
             total += sum(
                 bytes_read(x, inner, computations)
@@ -269,7 +269,7 @@ def bytes_read(parameter: Instruction, inside: Computation, computations: dict[s
 
 
 def bytes_written(instruction: Instruction, inside: Computation) -> float:
-    """Bytes that a kernel writes to main memory."""
+    """Returns the bytes that a kernel writes to main memory."""
     (root,) = (x for x in inside.values() if x.root)
     results = [inside[name] for name in root.operands] if root.opcode == "tuple" else [root]
     outer = arrays(instruction.shape)
@@ -326,7 +326,7 @@ def convolution_flops(instruction: Instruction, scope: Computation) -> int:
         )
     groups = re.search(r"batch_group_count=(\d+)", instruction.attributes)
     batch = left[of_left.index("b")] // (int(groups[1]) if groups else 1)
-    # The kernel's input features are those of one group.
+    # The kernel has the input features of one group only.
     return 2 * products * batch * kernel[of_kernel.index("i")] * out[of_out.index("f")]
 
 
@@ -334,18 +334,18 @@ def convolution_flops(instruction: Instruction, scope: Computation) -> int:
 def _products_along_axis(
     size: int, kernel: int, out: int, stride: int, low: int, input_dilation: int, kernel_dilation: int
 ) -> int:
-    """Pairs (output, kernel position) along one axis that read an element of the input, not padding or a gap."""
+    """Counts the pairs (output, kernel position) along one axis that read an input element, not padding or a gap."""
     at = np.arange(out)[:, None] * stride - low + np.arange(kernel) * kernel_dilation
     return int(np.sum((at >= 0) & (at <= (size - 1) * input_dilation) & (at % input_dilation == 0)))
 
 
 def group_size(attributes: str, devices: int) -> int:
-    """The number of devices in each group of a collective, in any notation of its groups."""
+    """Returns the number of devices in each group of a collective, for every notation of groups in HLO."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return listed[1].count(",") + 1
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(counted[1])
-    # Named axes: the mesh, the order of its devices where it is not the default, then the axes that a group spans.
+    # Named axes: the mesh, then its device order if that is not the default, then the axes that a group spans.
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\)\))?\s*\{([^}]*)\}", attributes):
         sizes = {name: int(size) for name, size in re.findall(r"'?([\w]+)'?=(\d+)", mesh[1])}
         return math.prod(sizes[name] for name in re.findall(r"\w+", mesh[2]))
@@ -353,7 +353,7 @@ def group_size(attributes: str, devices: int) -> int:
 
 
 def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """The computations of an HLO module by name, and the name of its entry."""
+    """Returns the computations of an HLO module by name, and the name of its entry computation."""
     computations: dict[str, Computation] = {}
     entry, current = "", {}
     for line in text.splitlines():
@@ -381,7 +381,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str, start: int) -> int:
-    """The index of the parenthesis that closes the one at `start`."""
+    """Returns the index of the closing parenthesis for the opening one at `start`."""
     depth = 0
     for at in re.finditer(r"[()]", text[start:]):
         depth += 1 if at[0] == "(" else -1

@@ -1,4 +1,4 @@
-"""Memory and work of the compiled step, as numbers and as a table."""
+"""Measures the memory and work of the compiled step, and prints them as a table."""
 
 import re
 import time
@@ -28,10 +28,12 @@ Report = dict[str, Any]
 
 
 def measure(config: Config, make_task, source: Source, mesh: jax.sharding.Mesh, target: Target, limit: float | None):
-    """Compiles the step and reports its memory and work per chip; `limit` is the chip's memory in bytes, if known.
+    """Compiles the step and reports its memory and work per chip.
+
+    `limit` is the memory of a chip in bytes; None if unknown.
 
     Raises:
-        UserError: model, optimizer, images and mesh do not fit each other.
+        UserError: if the model, the optimizer, the images and the mesh do not work together.
     """
     task = make_task(config, source)
     program = Program(config, task, source, mesh)
@@ -74,12 +76,12 @@ def measure(config: Config, make_task, source: Source, mesh: jax.sharding.Mesh, 
 
 
 def memory_of(compiled: jax.stages.Compiled, limit: float | None, is_tpu: bool) -> Report:
-    """The memory of a compiled step, by kind."""
+    """Returns the memory of a compiled step, by kind."""
     stats: Any = compiled.memory_analysis()
     arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes - stats.alias_size_in_bytes
     temporaries = stats.temp_size_in_bytes
     if is_tpu and (peak := getattr(stats, "peak_memory_in_bytes", 0)):
-        # The sum of the temporaries counts some that never exist together, and can exceed what the compiler accepts.
+        # The sum includes temporaries that never exist at the same time. It can exceed the compiler's limit.
         temporaries = max(peak - arguments - outputs, 0)
     memory: Report = {
         "arguments": arguments,
@@ -91,7 +93,7 @@ def memory_of(compiled: jax.stages.Compiled, limit: float | None, is_tpu: bool) 
 
 
 def refused(message: str) -> Report:
-    """The memory of a program that the compiler refused as too large, from its error message."""
+    """Reads the memory of a program from the compiler's out-of-memory error message."""
     sizes = re.search(rf"\({_SIZE}\) exceeds available HBM \({_SIZE}\)", message)
     sizes = sizes or re.search(rf"Used {_SIZE} of {_SIZE} hbm", message)
     if sizes is None:
@@ -108,7 +110,7 @@ def _bytes(number: str, unit: str) -> int:
 
 
 def advice(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
-    """Options that are still off and save memory, the cheapest first."""
+    """Returns options that would save memory and are not used yet, the cheapest first."""
     options = flatten(config_to_tree(config))
     tries = {
         "--model.dtype bfloat16": options.get("model.dtype") == "float32",
@@ -123,12 +125,12 @@ def advice(config: Config, mesh: jax.sharding.Mesh) -> list[str]:
 
 
 def without_remat(config: Any) -> Any:
-    """The same config without recomputation in the backward pass."""
+    """Returns the config without recomputation in the backward pass (`remat`)."""
     return replace(config, model=config.model.clone(remat=False)) if getattr(config.model, "remat", False) else config
 
 
 def roofline(counts: Counts, flops_of_model: float, batch_size: int, chip: Chip) -> Report:
-    """The least time of a step: that of its busiest resource, with all others working in parallel."""
+    """Returns the minimum time of a step: the time of its busiest resource, if all resources work in parallel."""
     sent = sum(part.sent for part in counts.collectives.values())
     times = {
         "compute": counts.flops / chip.flops,
@@ -155,37 +157,39 @@ def show(report: Report, console: Console) -> None:
         table.add_row(name, value)
     console.print(table)
     if not report["fits"]:
-        console.print(f"does not fit; to try, one after the other: {'  '.join(report['advice'])}", markup=False)
+        console.print(
+            f"does not fit in memory. Try these options one after another: {'  '.join(report['advice'])}", markup=False
+        )
 
 
 def rows(report: Report) -> list[tuple[str, str]]:
-    """The table's rows, as (name, text)."""
+    """Returns the rows of the table, as (name, text)."""
     memory = report["memory"]
     slices = f" in {report['slices']} slices" if report["slices"] > 1 else ""
     mesh = "  ".join(f"{name} {size}" for name, size in report["mesh"].items())
     table = [
         ("chips", f"{report['chips']}{slices}: {mesh}"),
-        ("batch", f"{report['batch_size']:,} images, {report['batch_size'] / report['batch_parts']:g} a chip"),
+        ("batch size", f"{report['batch_size']:,} images, {report['batch_size'] / report['batch_parts']:g} per chip"),
         ("parameters", f"{report['parameters']:,}"),
     ]
     names = {"arguments": "state and batch", "temporaries": "temporaries", "outputs": "new outputs", "code": "program"}
     table += [(f"memory: {text}", format_bytes(memory[name])) for name, text in names.items() if name in memory]
-    table.append(("memory a chip", fit(report)))
+    table.append(("memory per chip", fit(report)))
     table += [
         (f"  {format_bytes(part['bytes'])}", f"{part['shape']} {part['of']}") for part in memory.get("largest", [])[:5]
     ]
     if "flops" in report:
         table += [
             (
-                "FLOPs of a step a chip",
-                f"{quantity(report['flops'])} (the model's own: {quantity(report['model_flops'])})",
+                "FLOPs per step and chip",
+                f"{quantity(report['flops'])} (model FLOPs: {quantity(report['model_flops'])})",
             ),
-            ("memory traffic of a step a chip", format_bytes(report["bytes"])),
+            ("memory traffic per step and chip", format_bytes(report["bytes"])),
         ]
         for kind, part in report["collectives"].items():
-            table.append((kind, f"{part['count']:,.0f} a step, {format_bytes(part['bytes'])}"))
+            table.append((kind, f"{part['count']:,.0f} per step, {format_bytes(part['bytes'])}"))
         if report["unknown_loops"]:
-            table.append(("loops of unknown length", f"{report['unknown_loops']:.0f}, counted once"))
+            table.append(("loops of unknown length", f"{report['unknown_loops']:.0f}; each counted as one iteration"))
     if bound := report.get("roofline"):
         parts = ", ".join(
             f"{name} {milliseconds(bound[f'{name}_seconds'])}" for name in ("compute", "memory", "interconnect")
@@ -193,19 +197,19 @@ def rows(report: Report) -> list[tuple[str, str]]:
         between = " (the network between slices is not counted)" if report["slices"] > 1 else ""
         table += [
             (
-                "least time of a step",
+                "minimum step time",
                 f"{milliseconds(bound['step_seconds'])}, bound by {bound['bound']}: {parts}{between}",
             ),
-            ("at most", f"{bound['images_per_second']:,.0f} images/s, MFU {100 * bound['mfu']:.1f} %"),
+            ("maximum throughput", f"{bound['images_per_second']:,.0f} images/s, MFU {100 * bound['mfu']:.1f} %"),
         ]
     if found := report.get("search"):
         above = "" if found["smallest_that_does_not"] is None else f"; {found['smallest_that_does_not']:,} does not"
-        table.append(("largest batch that fits", f"{found['largest_that_fits']:,}{above}"))
-    return [*table, ("compiled in", f"{report['compile_seconds']:.1f} s")]
+        table.append(("largest batch size that fits", f"{found['largest_that_fits']:,}{above}"))
+    return [*table, ("compile time", f"{report['compile_seconds']:.1f} s")]
 
 
 def fit(report: Report) -> str:
-    """Whether the step fits, and by how much."""
+    """Describes whether the step fits in memory, and by how much."""
     total, limit = report["memory"]["total"], report["memory"]["limit"]
     if total is None:
         return f"does not fit: {report['memory']['message']}"
@@ -217,7 +221,7 @@ def fit(report: Report) -> str:
 
 
 def quantity(count: float) -> str:
-    """A number of operations with four digits and a decimal unit: 1360000000 becomes "1.36 G"."""
+    """Formats a number of operations with four digits and a decimal unit: 1360000000 becomes "1.36 G"."""
     power = next(power for power in (15, 12, 9, 6, 0) if count >= 10**power or power == 0)
     return f"{count / 10**power:.4g}{ {15: ' P', 12: ' T', 9: ' G', 6: ' M', 0: ''}[power] }"
 

@@ -1,4 +1,4 @@
-"""The devices that a step is compiled for: TPU topologies, which need not exist here, simulated CPUs, local GPUs."""
+"""The devices that a step is compiled for: TPU topologies (no TPU needed), simulated CPU devices, or local GPUs."""
 
 import contextlib
 import importlib.util
@@ -18,18 +18,18 @@ FORMS = "v5e:2x2, v6e:4x8 (one chip: 1x1), v4:2x2x1, v5p:4x4x8 (one chip: 1x1x1)
 
 
 class Chip(NamedTuple):
-    """The limits of a chip, from its page in Google Cloud's TPU documentation (system architecture)."""
+    """The limits of a chip, from the system architecture pages of Google Cloud's TPU documentation."""
 
     flops: float
     """Peak FLOP/s in bfloat16. Float32 products reach it too: by default XLA rounds their operands to bfloat16."""
     hbm: float
-    """Bytes that the compiler lets a program use, by its message on one that is too large (libtpu 0.0.4x)."""
+    """Bytes that the compiler allows a program, from its out-of-memory message (libtpu 0.0.4x)."""
     bandwidth: float
     """Bytes per second to and from HBM."""
     interconnect: float
-    """Bytes per second that a chip sends over all its links to other chips of its slice."""
+    """Bytes per second that a chip can send over all its links to other chips of the slice."""
     pod: int
-    """Chips in the largest slice."""
+    """Number of chips in the largest slice."""
     dimensions: int
     """Dimensions of the grid of chips."""
 
@@ -50,27 +50,29 @@ class Target:
     devices: Sequence[Any]
     slices: int = 1
     chip: Chip | None = None
-    """None: not a TPU, peak figures unknown."""
+    """None if the device is not a TPU: its peak figures are unknown."""
 
 
 def open_target(name: str, slices: int = 1) -> Target:
-    """The devices of a topology such as v5e:2x2.
+    """Returns the devices of a topology such as v5e:2x2.
 
     Raises:
-        UserError: there is no such topology, or its compiler is not installed.
+        UserError: if the topology does not exist, or its compiler is not installed.
     """
     if slices < 1 or (slices > 1 and name.split(":")[0] not in CHIPS):
-        raise UserError(f"--slices must be at least 1, and 1 unless on TPUs, got {slices} of {name}")
+        raise UserError(f"--slices must be at least 1 for a TPU, and 1 for other devices, got {slices} for {name}")
     if name == "gpu":
         try:
             return Target(name, jax.devices("gpu"))
         except RuntimeError:
-            raise UserError('JAX must find a GPU, got none. Install its support: pip install -e ".[cuda]"') from None
+            raise UserError(
+                '--topology gpu needs a GPU, but JAX finds none. Install GPU support: pip install -e ".[cuda]"'
+            ) from None
     if simulated := re.fullmatch(r"cpu:([1-9]\d*)", name):
         return Target(name, _cpus(int(simulated[1])))
     generation, _, grid = name.partition(":")
     if generation not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", grid):
-        raise UserError(f"--topology must be one such as {FORMS}, got {name!r}")
+        raise UserError(f"--topology must have a form such as {FORMS}, got {name!r}")
     chip, sides = CHIPS[generation], [int(side) for side in grid.split("x")]
     if len(sides) != chip.dimensions:
         raise UserError(
@@ -79,14 +81,14 @@ def open_target(name: str, slices: int = 1) -> Target:
     if math.prod(sides) > chip.pod:
         raise UserError(
             f"--topology must have at most {chip.pod} chips in a slice of {generation}, got {math.prod(sides)}. "
-            "Use fewer, or several --slices"
+            "Use fewer chips, or several --slices"
         )
     return Target(name, _tpus(generation, grid, sides, slices), slices, chip)
 
 
 def _cpus(count: int) -> Sequence[Any]:
     if getattr(jax.config, "jax_num_cpu_devices", -1) < count:
-        with contextlib.suppress(RuntimeError):  # JAX has started: its devices stay as they are.
+        with contextlib.suppress(RuntimeError):  # JAX has already started. Its devices stay unchanged.
             jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
     if len(devices) < count:
@@ -96,25 +98,30 @@ def _cpus(count: int) -> Sequence[Any]:
 
 def _tpus(generation: str, grid: str, sides: list[int], slices: int) -> Sequence[Any]:
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError('the TPU compiler (libtpu) is not installed. Install it: pip install -e ".[tpu]"')
+        raise UserError(
+            f"--topology {generation}:{grid} needs the TPU compiler (libtpu), which is not installed. "
+            'Run: pip install -e ".[tpu]"'
+        )
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-    # A host has one chip or 2×2 of a plane.
+    # A host has one chip, or 2×2 chips of a plane.
     options["chips_per_host_bounds"] = (1, 1, 1) if any(side % 2 for side in sides[:2]) else (2, 2, 1)
     if generation == "v4":
-        options["chip_config_name"] = "megacore"  # A chip's two cores are one device.
+        options["chip_config_name"] = "megacore"  # The two cores of a chip count as one device.
     try:
         with quiet_stderr():
             topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{grid}", **options)
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"--topology: there is no {generation}:{grid} ({str(error).splitlines()[0]})") from error
+        raise UserError(
+            f"--topology: {generation}:{grid} is not a valid TPU topology ({str(error).splitlines()[0]})"
+        ) from error
     return topology.devices
 
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Drops what C libraries write to stderr: libtpu reports each of its ways to look for a TPU that finds none."""
+    """Discards what C libraries write to stderr. libtpu prints a message for each failed way to find a TPU."""
     saved_stderr = os.dup(2)
     try:
         with open(os.devnull, "w") as nowhere:  # noqa: PTH123

@@ -1,4 +1,7 @@
-"""The training steps as calls of the device: one step on a batch from the host, or several on data it holds."""
+"""Runs the training steps on the device, one or several per call.
+
+With one step per call, each batch comes from the host. With several, the training split is stored on the device.
+"""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -10,11 +13,11 @@ from train.engine.setup import Setup
 from train.task import Metrics, State
 
 Call = tuple[State, int, int, Metrics]
-"""(state, number of the last step, number of steps, their metrics: stacked if there are several)."""
+"""(state, number of the last step, number of steps, metrics of the steps). Metrics of several steps are stacked."""
 
 
 def train_calls(setup: Setup, state: State, done: int) -> Generator[Call]:
-    """Runs the steps after step `done`, from the `state` there. Each state is valid until the next call."""
+    """Runs the steps after step `done`, where the state is `state`. Each yielded state is valid until the next call."""
     if done == setup.config.run.steps:
         return  # Nothing needs to be compiled.
     yield from (_single_steps if setup.config.run.steps_per_call == 1 else _several_steps)(setup, state, done)

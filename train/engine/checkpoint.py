@@ -1,6 +1,8 @@
-"""Checkpoints by orbax: saved in the background with their checksums, which are verified before a checkpoint is read.
+"""Saves and restores checkpoints with orbax.
 
-The latest two and the best are kept. A damaged checkpoint is moved aside, and the one before it is used.
+Checkpoints are saved in the background, with checksums. The checksums are verified before a checkpoint is read.
+The latest two checkpoints and the best one are kept. A damaged checkpoint is moved to another folder, and the
+checkpoint before it is used.
 """
 
 import shutil
@@ -20,29 +22,29 @@ from train.process.errors import RunStopped, UserError
 from train.run.manifest import VERSION, checkpoint_steps, damage, has_manifest, write_manifest
 from train.task import State, named_leaves
 
-# Smallest share in bytes of a replicated array that a device writes by itself. Orbax would divide small arrays too, and
-# JAX would compile a program for each shape.
+# Orbax divides a replicated array among the devices that write it, into parts of at least this many bytes. Without this
+# limit orbax would divide small arrays too, and JAX would compile a program for each shape.
 _LEAST_PART = 2**20
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a run: each step holds the State ("state") and the loop's own JSON ("progress")."""
+    """The folder `checkpoints/` of a run. Each checkpoint has the State ("state") and the loop's JSON ("progress")."""
 
     def __init__(self, folder: Path, best_mode: Literal["max", "min"] = "max"):
-        """Finds the last undamaged checkpoint; damaged ones after it are moved to `damaged/` beside the folder.
+        """Finds the last undamaged checkpoint and moves damaged ones after it to `damaged/`, beside `folder`.
 
         Args:
-            folder: the run's folder of checkpoints, created if it is missing.
-            best_mode: which of the `scores` is best.
+            folder: the run's folder of checkpoints. It is created if it does not exist.
+            best_mode: "max" if the highest of the `scores` is best, "min" if the lowest is.
 
         Raises:
-            RunStopped: all checkpoints are damaged, or one is of a later version. Nothing is changed.
+            RunStopped: if all checkpoints are damaged, or one was saved by a later version. No file is changed.
         """
         self._folder = folder.absolute()
         self.notes: list[str] = []
-        """Messages for the user about the checkpoints of earlier processes."""
+        """Messages for the user about checkpoints that earlier processes saved."""
         self.scores: dict[int, float] = {}
-        """The test metric at each evaluated step, which decides the best checkpoint."""
+        """The test metric that decides the best checkpoint, at each evaluated step."""
         self._failure: RunStopped | None = None
         self._saving: int | None = None
         if is_main_process():
@@ -55,7 +57,7 @@ class Checkpoints:
         async_options = ocp.options.AsyncOptions(post_finalization_callback=self._list_files)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, async_options=async_options)
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
-        # A registry of the handler's own: orbax's global one serves the whole process.
+        # Orbax's global registry is shared by the whole process, so the handler gets a separate one.
         numpy = ocp.type_handlers.NumpyHandler()  # restores a state whose shapes have no shardings
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), (np.ndarray, numpy))
         state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
@@ -65,14 +67,15 @@ class Checkpoints:
     def save(
         self, step: int, state: State, progress: dict[str, Any], before: Callable[[], None] = lambda: None
     ) -> None:
-        """Starts to save; returns as soon as `state` and `progress` may be changed. If it fails, `failure` says so.
+        """Starts to save a checkpoint, and returns as soon as the caller may change `state` and `progress`.
 
-        `before` is called first; if it raises OSError, nothing is saved.
+        If the save fails, `failure` returns the error. `before` is called first. If `before` raises OSError, nothing is
+        saved.
         """
         self._wait()
         self._remove_leftovers()
         self._saving = step
-        progress = deepcopy(progress) | {"version": VERSION}  # orbax writes it later, by a thread.
+        progress = deepcopy(progress) | {"version": VERSION}  # A thread of orbax writes it later.
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress))
         try:
             before()
@@ -81,14 +84,14 @@ class Checkpoints:
             self._fail(error)
 
     def failure(self, wait: bool = False) -> RunStopped | None:
-        """Why a save failed, reported once; None if none did. With `wait`, waits for a save in progress."""
+        """Returns the error of a failed save, once; else None. With `wait`, waits for a save in progress."""
         if wait or not self._manager.is_saving_in_progress():
             self._wait()
         failure, self._failure = self._failure, None
         return failure
 
     def drop(self, step: int) -> None:
-        """Removes the checkpoint of a step, if there is one."""
+        """Removes the checkpoint of a step if it exists."""
         self._wait()
         if step in self._manager.all_steps():
             self._manager.delete(step)
@@ -106,25 +109,22 @@ class Checkpoints:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        # tensorstore's long message ends with the system's error.
+        # tensorstore's long message ends with the error of the operating system.
         reason = getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1].split(" [os_error_code")[0]
-        self._failure = RunStopped(
-            f"the checkpoint of step {self._saving} cannot be written in {self._folder}: {reason}"
-        )
+        self._failure = RunStopped(f"could not write the checkpoint of step {self._saving} to {self._folder}: {reason}")
         self._saving = None
-        with suppress(OSError, ValueError):  # the same error again, from a late thread
+        with suppress(OSError, ValueError):  # A thread may raise the same error again.
             self._manager.close()
         self._remove_leftovers()
-        # The old manager believes that it has deleted older checkpoints, and would raise this error again.
+        # The old manager counts older checkpoints as deleted, and would raise this error again.
         self._manager = self._open()
 
     def _remove_leftovers(self) -> None:
-        """Removes what failed saves left behind, which a full disk needs."""
+        """Removes the files of failed saves, which frees space on a full disk."""
         if is_main_process():
             for leftover in self._folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(
-                    leftover, ignore_errors=True
-                )  # a thread of orbax may still write there: the next call removes it
+                # A thread of orbax may still write there. The next call removes what it writes.
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def _list_files(self) -> None:
         """Writes the checksums of the checkpoint that orbax is about to rename into place."""
@@ -133,21 +133,22 @@ class Checkpoints:
                 write_manifest(folder, finished=False)
 
     def latest_step(self) -> int | None:
-        """The last step with a complete checkpoint."""
+        """Returns the last step with a complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
-        """State and progress of `step`; `like` gives shapes, dtypes and shardings.
+        """Returns the state and progress saved at `step`. `like` gives the shapes, dtypes and shardings.
 
         Raises:
-            UserError: the checkpoint has other arrays; the message lists the differences.
+            UserError: if the arrays of the checkpoint differ from `like`. The message lists the differences.
         """
         differences = _differences(self._manager.item_metadata(step)["state"].tree, like)
         if differences:
             more = f" and {len(differences) - 6} more" if len(differences) > 6 else ""
             raise UserError(
-                f"the checkpoint {self._folder / str(step)} does not fit this model and optimizer: "
-                f"{'; '.join(differences[:6])}{more}. Use the code that it was saved by, or another --run.dir"
+                f"the checkpoint {self._folder / str(step)} does not match this model and optimizer: "
+                f"{'; '.join(differences[:6])}{more}. Use the version of the code that saved it, or choose another "
+                "--run.dir"
             )
         arrays = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
         items = ocp.args.Composite(state=arrays, progress=ocp.args.JsonRestore())
@@ -163,15 +164,16 @@ class Checkpoints:
                 raise RunStopped(str(error)) from error
             if fault is None:
                 if not has_manifest(self._folder / str(step)):
-                    self.notes.append(f"the checkpoint of step {step:,} is of an earlier version, without checksums")
+                    why = "an older version saved it without checksums"
+                    self.notes.append(f"the checkpoint of step {step:,} was not verified: {why}")
                 break
             damaged[step] = fault
         else:
             if damaged:
                 faults = "; ".join(f"step {step}: {fault}" for step, fault in damaged.items())
                 raise RunStopped(
-                    f"every checkpoint in {self._folder} is damaged ({faults}); nothing was changed. Restore the "
-                    "files from a copy, or start again in another --run.dir"
+                    f"every checkpoint in {self._folder} is damaged ({faults}). No file was changed. Restore the files "
+                    "from a backup, or start a new run in another --run.dir"
                 )
         for step, fault in damaged.items():
             aside = _unused(self._folder.parent / "damaged" / str(step))
@@ -189,7 +191,7 @@ class Checkpoints:
 
 
 class _LatestAndBest(preservation_policy.PreservationPolicy):
-    """Keeps the latest two checkpoints and the one of the best score."""
+    """Keeps the latest two checkpoints and the one with the best score."""
 
     def __init__(self, scores: dict[int, float], mode: Literal["max", "min"]):
         self._scores, self._best = scores, max if mode == "max" else min
@@ -202,7 +204,7 @@ class _LatestAndBest(preservation_policy.PreservationPolicy):
 
 
 def _differences(saved: Any, like: State) -> list[str]:
-    """How the arrays of a checkpoint differ from those of a state."""
+    """Describes each array that differs between a checkpoint and a state."""
 
     def arrays(tree: Any) -> dict[str, str]:
         return {
@@ -213,12 +215,12 @@ def _differences(saved: Any, like: State) -> list[str]:
 
     theirs, ours = arrays(saved), arrays(like)
     return [
-        f"{name} is {theirs.get(name, 'not there')}, wanted {ours.get(name, 'none')}"
+        f"{name} must be {ours.get(name, 'absent')}, got {theirs.get(name, 'none')}"
         for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (not name.startswith("params/"), name))
         if theirs.get(name) != ours.get(name)
     ]
 
 
 def _unused(path: Path) -> Path:
-    """The path itself, or with a number behind it if there is such a file."""
+    """Returns the path itself, or the path with a number appended if it already exists."""
     return next(p for p in (path, *(path.with_name(f"{path.name}-{k}") for k in range(2, 10**6))) if not p.exists())

@@ -1,4 +1,4 @@
-"""Evaluation of a state on the test split: metrics, predictions, pictures."""
+"""Evaluates a state on the test split: metrics, predictions and pictures."""
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
@@ -17,18 +17,18 @@ from train.task import Batch, Picture, State, Task, named_leaves
 
 
 class Evaluation(NamedTuple):
-    """The test split as a trained model sees it."""
+    """The results of a model on the test split."""
 
     metrics: dict[str, float]
     predictions: Predictions | None
-    """None: the model does not classify."""
+    """None if the model is not a classifier."""
 
 
 class Evaluator:
-    """Compiled evaluation of a task, on the mesh that trains it."""
+    """Evaluates a task with compiled functions, on the mesh that trains it."""
 
     def __init__(self, setup: Setup):
-        """Nothing is compiled before its first use."""
+        """Compiles nothing yet: each function is compiled when it is first used."""
         self._setup, program, task = setup, setup.program, setup.task
         once = program.run_once
         self._eval_step = program.jit(partial(eval_step, task), program.replicated)
@@ -36,7 +36,7 @@ class Evaluator:
         self._figures = program.jit(task.figures, program.replicated, compiler_options=once)
 
     def evaluate(self, state: State, is_last: bool = False) -> Evaluation:
-        """Means over every example of the test split, and the predictions of a classifier.
+        """Returns the mean metrics over the whole test split, and the predictions of a classifier.
 
         With `is_last` the metrics include `Task.final_metrics`.
         """
@@ -53,19 +53,19 @@ class Evaluator:
         return Evaluation(metrics, Predictions(*(x[is_real] for x in (labels, predicted, probability))))
 
     def figures(self, state: State) -> Mapping[str, Picture]:
-        """The pictures of the report, on the host."""
+        """Returns the pictures of the report, as arrays on the host."""
         parts = self._setup.batch_parts
         examples = -(-self._setup.task.figure_examples // parts) * parts
         with closing(self._batches(examples)) as feed:
             return jax.device_get(self._figures(state, next(feed)))
 
     def nonfinite_names(self, state: State) -> list[str]:
-        """The leaves of the state that have a NaN or infinite value."""
+        """Returns the names of the leaves of the state that have a NaN or infinite value."""
         names = list(named_leaves(state))
         return [names[i] for i in np.flatnonzero(self._nonfinite(state))]
 
     def _batches(self, size: int) -> Generator[Batch]:
-        """The test split, sharded over the devices."""
+        """Yields the batches of the test split, sharded over the devices."""
         setup, rows = self._setup, self._setup.program.rows(size)
         with closing(eval_batches(setup.test_source, size, rows, setup.config.data.workers)) as feed:
             for batch in feed:
@@ -73,18 +73,18 @@ class Evaluator:
 
 
 def eval_step(task: Task, state: State, batch: Batch) -> tuple[dict[str, jax.Array], tuple[jax.Array, ...] | None]:
-    """The sums of the metrics over a batch, and a classifier's predictions as the fields of Predictions.
+    """Returns the sums of the metrics over a batch, and the fields of a classifier's Predictions.
 
-    The predicted class of an example that only fills up the batch is -1.
+    The predicted class of a padding example is -1.
     """
     sums = masked_sums(task.evaluate(state, batch), batch["mask"])
     if task.probabilities is None:
         return sums, None
-    probabilities = task.probabilities(state, batch["image"])  # XLA computes only once what `evaluate` computes too.
+    probabilities = task.probabilities(state, batch["image"])  # XLA does not repeat what `evaluate` computes.
     predicted = jnp.where(batch["mask"], probabilities.argmax(axis=-1), -1)
     return sums, (batch["label"], predicted, probabilities.max(axis=-1))
 
 
 def masked_sums(values: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:
-    """Sum of each metric over the examples where the mask is True."""
+    """Returns the sum of each metric over the examples where the mask is True."""
     return {name: jnp.where(mask, value, 0).sum() for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""A ViT that starts from the weights of a file (`--init-from`), with the architecture of the file."""
+"""Initializes a ViT from a weights file or a run folder (`--init-from`), and takes over its architecture."""
 
 import math
 from collections.abc import Iterator
@@ -20,19 +20,20 @@ from w2jax import ViT
 from w2jax.convert.load_save import describe, load_described
 from w2jax.serialize import field_names
 
-# Fields that the config decides, not the file: how to train and compute, and the number of classes.
+# Fields that come from the config, not from the file: how to train and compute, and the number of classes.
 _TRAINING = ("num_classes", "dropout", "attention_dropout", "drop_path", "dtype", "remat", "scan_layers")
 _ARCHITECTURE = [name for name in field_names(ViT) if name not in _TRAINING]
 
 
 def resolve(config: Config, default: Config) -> Config:
-    """`config` with the architecture of its file; `default` tells which options the user changed.
+    """Returns `config` with the architecture of its file.
 
-    A field that the file does not state, often the number of heads, has the value of a changed option, or else the
-    usual value of the file's library. Only the file's description is read.
+    `default` is compared with `config` to find the options that the user changed. Some files do not state every field,
+    often not the number of heads. Such a field gets the value of the changed option, or else the usual value of the
+    file's library. Only the description of the weights is read, not the weights.
 
     Raises:
-        UserError: the file cannot be read, or contradicts a changed option.
+        UserError: if the file cannot be read, or a changed option contradicts it.
     """
     if config.init_from is None:
         return config
@@ -44,10 +45,10 @@ def resolve(config: Config, default: Config) -> Config:
 
 
 def read_initial_params(config: Config, source: Source) -> InitialParams:
-    """The initial parameters of a config that `resolve` returned, for images like those of `source`.
+    """Reads the initial parameters, for a config that `resolve` returned and the image shape of `source`.
 
     Raises:
-        UserError: as `resolve`; or the file's model cannot read such images.
+        UserError: as `resolve`, or if the file's model cannot be used on these images.
     """
     path, model = str(config.init_from), config.model
     _, unknown = _agreeing_module(path, model, _ARCHITECTURE)
@@ -62,64 +63,75 @@ def read_initial_params(config: Config, source: Source) -> InitialParams:
     patch = model.patch_size
     reads = variables["params"]["patch_embed"]["projection"]["kernel"].shape[0] // patch**2
     if reads != channels:
-        raise UserError(f"the model in {path} reads images of {reads} channel(s), dataset {source.name} has {channels}")
+        raise UserError(
+            f"--init-from {path} needs images with {reads} channel(s), but dataset {source.name} has {channels}. "
+            "Choose another file or dataset"
+        )
     if height % patch or width % patch:
         fitting = [max(round(side / patch), 1) * patch for side in (height, width)]
         raise UserError(
-            f"the patches of {patch} pixels in {path} do not divide images of {height}×{width}; "
-            f"add --data.image-size {fitting[0]} {fitting[1]}"
+            f"--data.image-size must be divisible by {patch}, the patch size of {path}, got {height} {width}. "
+            f"Add --data.image-size {fitting[0]} {fitting[1]}"
         )
     if model.positions == "learned":
         new = (height // patch, width // patch)
         old = _grid(path, variables["params"]["positions"].shape[1] - model.prefix_positions, new)
         variables = model.resize(variables, (old[0] * patch, old[1] * patch), (height, width))
-        notes.append(f"positions {old[0]}×{old[1]}" + (f" → {new[0]}×{new[1]}" if old != new else ""))
+        resized = "" if old == new else f", resized to {new[0]}×{new[1]}"
+        notes.append(f"position embeddings {old[0]}×{old[1]}{resized}")
 
     params, classes = dict(variables["params"]), module.num_classes
     if classes != model.num_classes:
         params.pop("head", None)
-        notes.append(f"head {classes or 'none'} → {model.num_classes} classes, new")
+        notes.append(f"new head with {model.num_classes} classes (the file has {classes or 'no head'})")
     else:
-        notes.append(f"head {classes} classes")
+        notes.append(f"head with {classes} classes")
     if unknown:
-        notes.append("not stated by the file: " + ", ".join(f"{name} {getattr(model, name)}" for name in unknown))
-    # On the host, so that each device receives only its own part.
-    return InitialParams(jax.device_get(params), f"init from {path} ({kind}): {'; '.join([*file_notes, *notes])}")
+        values = ", ".join(f"{name} {getattr(model, name)}" for name in unknown)
+        notes.append(f"not stated in the file, set from your options or usual values: {values}")
+    # The parameters stay on the host, so that each device receives only its own shard.
+    note = f"initialized from {path} ({kind}): {'; '.join([*file_notes, *notes])}"
+    return InitialParams(jax.device_get(params), note)
 
 
 def _agreeing_module(path: str, model: ViT, names: list[str]) -> tuple[ViT, list[str]]:
-    """The file's model, and its fields that the file does not state; the others of `names` must agree with `model`.
+    """Returns the file's model and the names of the fields that the file does not state.
+
+    The fields in `names` that the file states must equal those of `model`.
 
     Raises:
-        UserError: they disagree, or the file cannot be read.
+        UserError: if a field differs, or the file cannot be read.
     """
     with _users_mistakes():
         try:
             module, assumed = _describe(path)
             unknown = list(assumed)
         except ValueError:
-            # Some widths have no usual number of heads. Any other fault of the file is raised here again.
+            # Some widths have no usual number of heads. For any other error, this call raises it again.
             module, assumed = _describe(path, num_heads=model.num_heads)
             unknown = ["num_heads", *assumed]
     if not isinstance(module, ViT):
-        raise UserError(f"{path} must contain a ViT, got a {type(module).__name__}")
+        raise UserError(f"--init-from {path} must contain a ViT, got a {type(module).__name__}. Choose another file")
     against = [
-        f"--model.{name.replace('_', '-')}: {path} has {getattr(module, name)}, the config {getattr(model, name)}"
+        f"--model.{name.replace('_', '-')} must be {getattr(module, name)}, got {getattr(model, name)}"
         for name in names
         if name not in unknown and getattr(module, name) != getattr(model, name)
     ]
     if against:
-        raise UserError(f"{'; '.join(against)}. Leave the option out, or give another file")
+        raise UserError(
+            f"{'; '.join(against)}: --init-from {path} sets the architecture. Leave out these options, or choose "
+            "another file"
+        )
     return module, unknown
 
 
 def _describe(path: str, **fields: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of a weights file or a run folder, and those of its fields that are only assumed."""
+    """Returns the model of a weights file or run folder, and its fields whose values are only assumed."""
     return (describe_run(Path(path), **fields), {}) if is_run_folder(Path(path)) else describe(path, **fields)
 
 
 def _read(path: str, fields: dict[str, Any]) -> tuple[Any, dict[str, Any], str, list[str]]:
-    """The model of a weights file or a run folder, its variables, what kind of source it is, and notes on it."""
+    """Returns the model of a weights file or run folder, its variables, the kind of source, and notes for the user."""
     if is_run_folder(Path(path)):
         module, variables, notes = load_run(Path(path), **fields)
         return module, variables, "a run folder", notes
@@ -129,7 +141,7 @@ def _read(path: str, fields: dict[str, Any]) -> tuple[Any, dict[str, Any], str, 
 
 @contextmanager
 def _users_mistakes() -> Iterator[None]:
-    """Turns the converter's errors into UserErrors; one may list tensors on several lines."""
+    """Turns the converter's errors into UserErrors. Some of them list tensors on several lines."""
     try:
         yield
     except (OSError, ImportError, ValueError) as error:
@@ -137,13 +149,13 @@ def _users_mistakes() -> Iterator[None]:
 
 
 def _grid(path: str, patches: int, new: tuple[int, int]) -> tuple[int, int]:
-    """The rows and columns of patches that positions were learned for."""
+    """Returns the grid (rows, columns) of patches that the position embeddings were trained for."""
     if patches == new[0] * new[1]:
         return new
     side = math.isqrt(patches)
     if side**2 == patches:
         return side, side
     raise UserError(
-        f"{path} has positions for {patches} patches, which are no square, so that they cannot be made ready for "
-        f"{new[0]}×{new[1]}; give images of as many patches by --data.image-size"
+        f"--data.image-size must give {patches} patches, got {new[0]}×{new[1]}. The {patches} position embeddings in "
+        f"{path} do not form a square grid, so they cannot be resized"
     )

@@ -1,4 +1,7 @@
-"""The only training loop. It knows tasks, never models: config → data → task → steps → checkpoints and report."""
+"""The training loop, shared by all tasks: config → data → task → steps → checkpoints and report.
+
+The loop uses only the task, so a new model needs no change here.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -27,32 +30,33 @@ from train.task import InitialParams, State, named_leaves
 
 @dataclass
 class Progress:
-    """How far a run is: its state, and what the loop itself has accumulated."""
+    """The progress of a run: its state, and the values that the loop has accumulated."""
 
     state: State
     done: int = 0
-    """Training steps before this process."""
+    """Training steps that earlier processes completed."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Of the metrics since the last train line, over `count` steps."""
+    """Sums of the metrics over the `count` steps since the last train row."""
     count: int = 0
     seconds: float = 0.0
-    """Wall time before this process."""
+    """Wall time of earlier processes."""
     lines: int = 0
-    """Lines that metrics.jsonl had at the checkpoint."""
+    """Number of rows in metrics.jsonl when the checkpoint was saved."""
     devices: str | None = None
-    """The devices before this process; None in a new run."""
+    """The devices of the process that saved the checkpoint; None in a new run."""
 
 
 def fit(config: Config, make_task: MakeTask) -> State | None:
-    """Trains a task to its last step, from its last checkpoint if there is one, and writes the run folder.
+    """Trains a task to its last step and writes the run folder. Resumes from the last checkpoint if there is one.
 
-    It changes no setting of the process: the programs do that by `train.process.setup.prepare_process`. With
-    `config.mesh.show` it only prints how the parameters would be sharded, and returns None.
+    `fit` changes no settings of the process. The training programs change them with
+    `train.process.setup.prepare_process`. With `config.mesh.show`, `fit` only prints how the parameters would be
+    sharded, and returns None.
 
     Raises:
-        UserError: the config does not fit itself, the data, the devices or the run folder.
-        RunStopped: a step is not finite, nothing can be saved, or every checkpoint is damaged.
-        Interrupted: a signal asked the run to end. What was done is saved.
+        UserError: if options of the config contradict each other, the data, the devices or the run folder.
+        RunStopped: if a step is not finite, a checkpoint cannot be saved, or every checkpoint is damaged.
+        Interrupted: if a signal ended the run. The completed steps are saved.
     """
     setup, initial = set_up(config, make_task)
     if config.mesh.show:
@@ -79,14 +83,14 @@ def fit(config: Config, make_task: MakeTask) -> State | None:
 
 
 def start_or_resume(setup: Setup, initial: InitialParams | None, checkpoints: Checkpoints) -> Progress:
-    """The state and progress of the last checkpoint, or of a new run."""
+    """Restores the state and progress of the last checkpoint, or starts a new run."""
     program = setup.program
     if (done := checkpoints.latest_step()) is not None:
         state, saved = checkpoints.restore(done, program.state_shapes)
         sums = {RENAMED_METRICS.get(str(name), str(name)): value for name, value in saved["sums"].items()}
         lines, devices = saved.get("lines", 0), saved.get("devices")
         return Progress(state, done, sums, saved["count"], saved["seconds"], lines, devices)
-    # An argument of the jitted function, as what it closes over would be compiled into it.
+    # The parameters are an argument, because arrays in the closure would be compiled into the program as constants.
     arguments = () if initial is None else (placed_params(initial.params, program.places),)
     init = jax.jit(setup.task.init, out_shardings=program.places, compiler_options=program.run_once)
     return Progress(init(*arguments))
@@ -95,10 +99,10 @@ def start_or_resume(setup: Setup, initial: InitialParams | None, checkpoints: Ch
 def train(
     setup: Setup, progress: Progress, checkpoints: Checkpoints, evaluator: Evaluator, publisher: Publisher
 ) -> Predictions | None:
-    """The remaining steps, with their lines, checkpoints and evaluations; updates `progress.state`.
+    """Runs the remaining steps, with logging, checkpoints and evaluations. Updates `progress.state`.
 
     Returns:
-        The predictions of the last evaluation.
+        The predictions of the last evaluation; None if the model is not a classifier.
     """
     run, task = setup.config.run, setup.task
     parameters = list(named_leaves(setup.program.state_shapes.params))
@@ -111,7 +115,7 @@ def train(
 
     def save(step: int) -> None:
         if names := evaluator.nonfinite_names(progress.state):
-            raise RunStopped(f"step {step}: not finite after the update: {first_few(names)}; {FINITE_REMEDY}")
+            raise RunStopped(f"step {step}: NaN or infinite after the update: {first_few(names)}. {FINITE_REMEDY}")
         saved = {"sums": window.sums, "count": window.count, "seconds": publisher.seconds}
         saved |= {"devices": setup.program.devices, "lines": publisher.lines.count}
         checkpoints.save(step, progress.state, saved, before=publisher.sync)
@@ -123,7 +127,7 @@ def train(
             try:
                 check_finite_metrics(step, metrics)
             except RunStopped:
-                checkpoints.drop(step)  # It would only be resumed into the same end.
+                checkpoints.drop(step)  # A run that resumes from it would stop in the same way.
                 raise
         publisher.test_line(step, metrics)
         checkpoints.scores[step] = metrics[task.best]
@@ -133,7 +137,7 @@ def train(
 
     with DeferredSignals() as signals, closing(train_calls(setup, progress.state, progress.done)) as calls:
         if progress.done and is_due(progress.done, run.eval_every) and progress.done not in checkpoints.scores:
-            evaluate(progress.done)  # The process before this one ended between the checkpoint and its evaluation.
+            evaluate(progress.done)  # An earlier process ended after it saved this checkpoint, before the evaluation.
         for progress.state, step, count, metrics in calls:
             window.add(step, metrics, count)
             publisher.console.step(step)
@@ -161,7 +165,7 @@ def train(
         raise failure
     publisher.sync()
     if predictions is None and task.probabilities is not None:
-        predictions = evaluator.evaluate(progress.state).predictions  # A finished run has evaluated nothing.
+        predictions = evaluator.evaluate(progress.state).predictions  # A finished run has no step left that evaluates.
     return predictions
 
 
@@ -173,7 +177,7 @@ def _announce(
     progress: Progress,
     publisher: Publisher,
 ) -> None:
-    """Prints what is about to run, and everything unusual about what was found of it."""
+    """Prints the data, the model and the devices, where the run resumes, and anything unusual in the run folder."""
     say, program = publisher.console.say, setup.program
     parameters = sum(x.size for x in jax.tree.leaves(program.state_shapes.params))
     say(
@@ -183,26 +187,29 @@ def _announce(
     if note is not None:
         say(note)
     if folder.left_by is not None:
-        say(f"the previous run in {folder.path} ({folder.left_by}) ended without cleaning up")
+        say(f"the last process in {folder.path} ({folder.left_by}) was killed or crashed")
     for message in checkpoints.notes:
         say(message)
     if not progress.done:
         return
-    moved = "" if progress.devices in (None, program.devices) else f"; it was saved on {progress.devices}"
-    verb = "is finished" if progress.done == setup.config.run.steps else "resumes"
-    say(f"{folder.path} {verb} at step {progress.done:,}{moved}")
+    moved = "" if progress.devices in (None, program.devices) else f"; the checkpoint was saved on {progress.devices}"
+    is_finished = progress.done == setup.config.run.steps
+    start = "Training already finished at" if is_finished else "Resumed from"
+    say(f"{start} step {progress.done:,} in {folder.path}{moved}")
     kept = publisher.lines.restored
     found = sum((line["step"], line.get("split")) != (progress.done, "test") for line in kept)
     if found < progress.lines:
-        say(f"warning: {folder.metrics} has lost {progress.lines - found} of its first {progress.lines} lines")
+        missing = f"{progress.lines - found} of the first {progress.lines} rows of {folder.metrics} are missing"
+        say(f"warning: {missing}. Training continues without them")
 
 
 @contextmanager
 def _what_is_saved(folder: RunFolder, checkpoints: Checkpoints) -> Iterator[None]:
-    """Adds to an error that ends the run how far it is saved."""
+    """Adds the step of the last checkpoint to an error that ends the run."""
 
     def saved() -> str:
-        return f"{folder.path} is saved up to step {checkpoints.latest_step() or 0:,}"
+        step = checkpoints.latest_step()
+        return f"No checkpoint in {folder.path}" if step is None else f"Last checkpoint: step {step:,} in {folder.path}"
 
     try:
         yield
@@ -212,13 +219,13 @@ def _what_is_saved(folder: RunFolder, checkpoints: Checkpoints) -> Iterator[None
         if not cannot_write(error):
             raise
         place = error.filename or folder.path
-        raise RunStopped(f"{place} cannot be written: {error.strerror}. {saved()}") from error
+        raise RunStopped(f"cannot write {place}: {error.strerror}. {saved()}") from error
     except Interrupted as error:
         failure = checkpoints.failure(wait=True)
         prefix = "" if failure is None else f"{failure}. "
-        raise Interrupted(error.number, f"{prefix}{saved()}; start the same command to resume") from None
+        raise Interrupted(error.number, f"{prefix}{saved()}. Run the same command to resume") from None
 
 
 def placed_params(params: Mapping[str, Any], places: State) -> dict[str, Any]:
-    """Some of the parameters, each on its devices."""
+    """Places each parameter on its devices. `params` may contain only some of the model's parameters."""
     return jax.device_put(dict(params), {name: places.params[name] for name in params})

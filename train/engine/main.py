@@ -1,4 +1,4 @@
-"""The main of every training program, `python -m train.TASK [PRESET] [--options]`."""
+"""The main function of every training program, `python -m train.TASK [PRESET] [--options]`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,13 @@ from train.process.setup import prepare_process
 
 
 def train_program(config: Config, make_task: Callable[..., Any]) -> None:
-    """Trains the task of a config in a process of its own, whose settings it may change.
+    """Changes the settings of this process for training, then trains the task of a config.
 
     Raises:
         UserError, RunStopped, Interrupted: as `train.engine.loop.fit`.
     """
     check_ranges(config)
     prepare_process(config)
-    from train.engine.loop import fit  # Late: --help and a mistake in the options should not wait for orbax.
+    from train.engine.loop import fit  # Late import: --help and errors in the options should not wait for orbax.
 
     fit(config, make_task)

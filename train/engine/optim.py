@@ -1,4 +1,4 @@
-"""The optimizer that configs/base.py describes."""
+"""Builds the optimizer from its config in configs/base.py."""
 
 import jax
 import optax
@@ -7,7 +7,7 @@ from configs.base import AdamW
 
 
 def make_schedule(config: AdamW, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear from 0 over the warm-up, then a cosine to its final value."""
+    """Returns the learning rate schedule: linear warm-up from 0, then cosine decay to the final value."""
     peak = config.learning_rate
     return optax.warmup_cosine_decay_schedule(
         0.0, peak, int(config.warmup_fraction * steps), max(steps, 1), end_value=peak * config.final_lr_fraction
@@ -15,7 +15,7 @@ def make_schedule(config: AdamW, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: AdamW, steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) behind clipping by the global norm (Pascanu et al. 2013)."""
+    """Returns AdamW (Loshchilov & Hutter 2019), with gradients clipped by global norm first (Pascanu et al. 2013)."""
     adamw = optax.adamw(
         make_schedule(config, steps), config.b1, config.b2, weight_decay=config.weight_decay, mask=is_matrix
     )
@@ -23,5 +23,5 @@ def make_optimizer(config: AdamW, steps: int) -> optax.GradientTransformation:
 
 
 def is_matrix(params):
-    """True at the leaves that weight decay is for: kernels, not biases, norms, positions or tokens."""
+    """Returns True for the leaves with weight decay: kernels, but no biases, norms, position embeddings or tokens."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key.endswith("kernel"), params)

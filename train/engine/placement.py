@@ -1,4 +1,4 @@
-"""What `--mesh.show` prints: how each parameter is sharded, and how much memory the state takes on a device."""
+"""Prints the table of `--mesh.show`: how each parameter is sharded, and the memory of the state on a device."""
 
 from dataclasses import dataclass
 from math import prod
@@ -15,7 +15,7 @@ from w2jax.text import format_bytes
 
 @dataclass(frozen=True)
 class Placement:
-    """A parameter on the mesh; layers that are stacked for a scan count as one."""
+    """How one parameter is sharded on the mesh. Layers that are stacked for a scan count as one parameter."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,13 +23,13 @@ class Placement:
     device_bytes: int
     """Size of the parameter on one device."""
     device_state_bytes: int
-    """The same with the optimizer's moments and the average of the parameter."""
+    """Size on one device of the parameter, its optimizer moments and its moving average."""
     total_state_bytes: int
     """`device_state_bytes` on a mesh of one device."""
 
 
 def placements(shapes: State) -> tuple[list[Placement], Placement]:
-    """(every parameter, everything else in the state as one row), from shapes with shardings."""
+    """Returns (a row for each parameter, one row for the rest of the state), from shapes with shardings."""
     leaves = named_leaves(shapes)
     leaves_of: dict[str, list[jax.ShapeDtypeStruct]] = {
         name.removeprefix("params/"): [] for name in leaves if name.startswith("params/")
@@ -38,7 +38,7 @@ def placements(shapes: State) -> tuple[list[Placement], Placement]:
     for name, leaf in leaves.items():
         parts = name.split("/")
         endings = ("/".join(parts[i:]) for i in range(1, len(parts)))
-        # A leaf with a parameter's name but another shape, such as a factored moment, is sharded on its own.
+        # A leaf with a parameter's name but a different shape, such as a factored moment, has its own sharding.
         owner = next((e for e in endings if e in leaves_of and leaves[f"params/{e}"].shape == leaf.shape), None)
         (others if owner is None else leaves_of[owner]).append(leaf)
     rows = []
@@ -49,12 +49,12 @@ def placements(shapes: State) -> tuple[list[Placement], Placement]:
 
 
 def show_placement(shapes: State) -> None:
-    """Prints a row for each parameter, and the totals on one device of this mesh and on a mesh of one device."""
+    """Prints a row for each parameter, and the total memory on one device, with and without sharding."""
     rows, rest = placements(shapes)
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("parameter", overflow="fold", min_width=36)
     table.add_column("shape/axes", no_wrap=True)
-    for title in ("on a device", "with optimizer"):
+    for title in ("per device", "with optimizer"):
         table.add_column(title, justify="right")
     for row in rows:
         sizes = (format_bytes(row.device_bytes), format_bytes(row.device_state_bytes))
@@ -71,13 +71,13 @@ def show_placement(shapes: State) -> None:
 
 
 def shape_with_axes(shape: tuple[int, ...], spec: PartitionSpec) -> str:
-    """A shape with the mesh axes over which each dimension is sharded: "192/fsdp×3/tensor×64"."""
+    """Formats a shape with the mesh axes that shard each dimension, such as "192/fsdp×3/tensor×64"."""
     axes = [axis if isinstance(axis, tuple) else (axis,) for axis in (*spec, *[None] * (len(shape) - len(spec)))]
     return "×".join("/".join([str(size), *filter(None, names)]) for size, names in zip(shape, axes, strict=True))
 
 
 def _sizes(leaves) -> tuple[int, int]:
-    """(bytes on one device, bytes on a mesh of one device)."""
+    """Returns (bytes on one device of this mesh, bytes without sharding)."""
     return _device_bytes(leaves), sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 

@@ -1,4 +1,4 @@
-"""A task on a mesh: where its state and batches lie, and its step, traced and ready to be compiled for it."""
+"""A task on a mesh: the sharding of its state and batches, and its training step, traced and ready to compile."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -17,18 +17,21 @@ from train.engine.step import skip_nonfinite
 from train.process.errors import UserError, as_user_error
 from train.task import Batch, State, Task
 
-# A convolution in the text of a program whose channels or examples are in more than one group.
+# Matches a convolution with more than one group of channels or examples in the text of a program.
 _GROUPED = re.compile(r"(feature|batch)_group_count = (?!1\b)\d+")
 
 
 class Program:
-    """What the loop runs and the dry run compiles. Its devices need not be there until something is placed on them."""
+    """The program that the training loop runs and the dry run compiles.
+
+    The devices of the mesh may be unavailable, such as a TPU topology, as long as no array is placed on them.
+    """
 
     def __init__(self, config: Config, task: Task, source: Source, mesh: jax.sharding.Mesh):
-        """Traces the step for images like those of `source`.
+        """Traces the training step for the image shape of `source`.
 
         Raises:
-            UserError: if model, optimizer, images and mesh do not fit each other.
+            UserError: if the model, the optimizer, the images and the mesh do not work together.
         """
         self.mesh, self._source = mesh, source
         self._step = task.step if config.run.on_nonfinite == "stop" else skip_nonfinite(task.step)
@@ -45,15 +48,15 @@ class Program:
         if mesh.shape["tensor"] > 1 and _GROUPED.search(self.lowered_step.as_text()):
             raise UserError(
                 f"--mesh.tensor must be 1 for a model with grouped convolutions, got {mesh.shape['tensor']}: "
-                "XLA multiplies their gradients by it. Use --mesh.data or --mesh.fsdp"
+                "XLA would multiply their gradients by this size. Use --mesh.data or --mesh.fsdp instead"
             )
 
     def lower_many(self, most: int) -> jax.stages.Lowered:
-        """Up to `most` steps in one call, on a training split that lies whole on each device.
+        """Lowers up to `most` steps in one call, on a training split of which each device has a full copy.
 
         Returns:
-            (state, images [N, h, w, C], labels [N], indices [most, B] of examples, how many steps) ->
-            (state, metrics [most], of which the first so many count), to be compiled.
+            A function to compile: (state, images [N, h, w, C], labels [N], example indices [most, B], number of
+            steps n) -> (state, metrics [most]). Only the first n metrics are valid.
         """
         source, size, place = self._source, self.batch_shapes["index"].shape[0], self.batch_shapes["index"].sharding
 
@@ -69,7 +72,7 @@ class Program:
 
             shapes = jax.eval_shape(step, 0, state)[1]
             metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
-            # How many is no constant, so that one program serves the rest before an evaluation too.
+            # `count` is an argument, so that the same program also runs the fewer steps before an evaluation.
             return jax.lax.fori_loop(0, count, body, (state, metrics))
 
         def whole(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
@@ -80,29 +83,29 @@ class Program:
         return self._step_jit(many).lower(self.state_shapes, *data, indices, count)
 
     def jit(self, function: Callable, places: PyTree[NamedSharding], **options: Any) -> jax.stages.Wrapped:
-        """`function` compiled for the mesh; its results lie in `places`."""
+        """Returns `function` jitted for the mesh. `places` are the shardings of its results."""
 
         def on_mesh(*arguments):
-            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # `gathered_by_layer` asks for it.
+            with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):  # `gathered_by_layer` reads it.
                 return function(*arguments)
 
         return jax.jit(on_mesh, out_shardings=places, **options)
 
     @property
     def run_once(self) -> dict[str, Any]:
-        """Compiler options of what is not run again and again: on CPU it would be optimized for longer than it runs."""
+        """Compiler options for functions that run rarely. On CPU, optimizing them takes longer than running them."""
         return {"xla_backend_optimization_level": 0} if self.mesh.devices.flat[0].platform == "cpu" else {}
 
     def _step_jit(self, step: Callable) -> jax.stages.Wrapped:
         return self.jit(step, (self.places, self.replicated), donate_argnums=0)
 
     def rows(self, size: int) -> np.ndarray:
-        """Which rows of a batch of `size` lie on this process's devices, rising."""
+        """Returns the row numbers of a batch of `size` that this process's devices store, in ascending order."""
         parts = self.batch_shapes["index"].sharding.addressable_devices_indices_map((size,)).values()
         return np.unique(np.concatenate([np.arange(size)[part] for part in parts]))
 
     def place(self, batch: Mapping[str, np.ndarray], rows: np.ndarray, size: int) -> Batch:
-        """A batch of `size` cut over the devices, of which this process has `rows`."""
+        """Shards a batch of `size` examples over the devices. `batch` contains only the `rows` of this process."""
         sharding = self.batch_shapes["index"].sharding
 
         def placed(x: np.ndarray) -> jax.Array:
@@ -115,17 +118,17 @@ class Program:
         return {name: placed(x) for name, x in batch.items()}
 
     def replicate(self, x: np.ndarray) -> jax.Array:
-        """The same array on every device of every process."""
+        """Copies an array to every device of every process."""
         return jax.make_array_from_callback(x.shape, self.replicated, lambda index: x[index])
 
     @property
     def places(self) -> PyTree[NamedSharding]:
-        """The place of each leaf of the State."""
+        """The sharding of each leaf of the State."""
         return jax.tree.map(lambda x: x.sharding, self.state_shapes)
 
     @property
     def devices(self) -> str:
-        """The devices in words."""
+        """A text that names the devices and the mesh."""
         processes = len({device.process_index for device in self.mesh.devices.flat})
         text = f"{self.mesh.size} {self.mesh.devices.flat[0].platform.upper()} device(s)"
         axes = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items() if size > 1)
@@ -133,11 +136,11 @@ class Program:
 
     @property
     def replicated(self) -> NamedSharding:
-        """A copy on each device, as metrics have it: any process can read them."""
+        """The sharding with a full copy on each device. Metrics use it, so that every process can read them."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def gather(self, state: State) -> State:
-        """A state that this process can read as a whole."""
+        """Returns the state with all its values readable in this process."""
         if jax.process_count() == 1:
             return state
         return jax.device_get(jax.jit(lambda x: x, out_shardings=self.replicated)(state))

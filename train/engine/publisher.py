@@ -1,4 +1,4 @@
-"""What a run reports while it trains: lines on disk, the terminal, trackers, pictures and the page."""
+"""Publishes the results of a run while it trains: metric files, terminal, trackers, pictures and report page."""
 
 import time
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ from train.task import Picture, State
 
 
 class Publisher:
-    """Writes metrics.jsonl, timing.jsonl, pictures and report.html, prints, and feeds the trackers.
+    """Writes metrics.jsonl, timing.jsonl, pictures and report.html, prints messages, and logs to the trackers.
 
-    A context manager: inside it the files are open and the progress bar is shown.
+    Use it as a context manager: inside, the files are open and the progress bar is shown.
     """
 
     def __init__(self, setup: Setup, folder: RunFolder, trackers: Trackers, done: int, seconds_before: float):
-        """Resumes after step `done`: later lines are dropped, as their steps are repeated.
+        """Continues after step `done`. Rows of later steps are deleted, because those steps run again.
 
-        `seconds_before` is the wall time of the run before this process.
+        `seconds_before` is the wall time of the run in earlier processes.
         """
         self._setup, self._folder, self._trackers, self._done = setup, folder, trackers, done
         self._began = setup.started - seconds_before
@@ -41,7 +41,8 @@ class Publisher:
             for part in (self.lines, self._timing, self.console):
                 stack.enter_context(part)
             self._trackers.start(self.lines.restored, self._timing.restored, self.seconds, self.console.say)
-            self._open = stack.pop_all()  # Unless a tracker's options are wrong: then all of them are closed here.
+            # If a tracker's options are wrong, `start` raises and the stack closes all parts.
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error) -> None:
@@ -49,11 +50,11 @@ class Publisher:
 
     @property
     def seconds(self) -> float:
-        """Wall time of the run so far, over all its resumptions."""
+        """Wall time of the run so far, summed over all its processes."""
         return time.perf_counter() - self._began
 
     def train_line(self, step: int, means: dict[str, float], steps_per_second: float) -> None:
-        """The means of the training metrics up to a step."""
+        """Logs the means of the training metrics up to a step."""
         run, devices = self._setup.config.run, self._setup.program.devices
         speed = steps_per_second * run.batch_size
         self.lines.write(step=step, split="train", **means)
@@ -64,36 +65,36 @@ class Publisher:
         self.console.line(step, "train", means, f"{speed:,.0f} examples/s  {left} left")
 
     def test_line(self, step: int, metrics: dict[str, float]) -> None:
-        """The metrics of the test split after a step."""
+        """Logs the metrics of the test split after a step."""
         self.lines.write(step=step, split="test", **metrics)
         self._trackers.log_metrics(step, "test", metrics)
         self.console.line(step, "test", metrics)
 
     def sync(self) -> None:
-        """Returns when all lines are on disk; OSError if they cannot be written."""
+        """Waits until all rows are on disk. Raises OSError if they cannot be written."""
         self.lines.sync()
         self._timing.sync()
 
     def save_failed(self, failure: RunStopped | None) -> None:
-        """Stops the run, or warns and continues, if a checkpoint could not be written."""
+        """If a checkpoint could not be written, stops the run or prints a warning, as `on_save_error` says."""
         if failure is None:
             return
         if self._setup.config.run.on_save_error == "stop":
-            raise RunStopped(f"{failure}; free some space or mend the disk, then start the same command to resume")
-        self.console.say(f"warning: {failure}; continuing, the next checkpoint tries again")
+            raise RunStopped(f"{failure}. Free disk space or repair the disk, then run the same command to resume")
+        self.console.say(f"warning: {failure}. Training continues and saves the next checkpoint when it is due")
 
     def report(self, evaluator: Evaluator, state: State) -> None:
-        """Writes the report of a run that is still training, for a browser that watches it."""
+        """Writes the report of a run that is still training."""
         try:
             self._write_report(evaluator, state)
         except OSError as error:
             if not cannot_write(error) or self._setup.config.run.on_save_error == "stop":
                 raise
             place = error.filename or self._folder.path
-            self.console.say(f"warning: {place} cannot be written: {error.strerror}; continuing")
+            self.console.say(f"warning: cannot write {place}: {error.strerror}. Training continues")
 
     def finish(self, evaluator: Evaluator, state: State, predictions: Predictions | None) -> None:
-        """Writes mistakes, pictures and report.html, and prints the final table."""
+        """Writes mistakes.json, the pictures and report.html, and prints the table of results."""
         if is_main_process() and predictions is not None:
             write_mistakes(self._folder.path, predictions, self._setup.test_source)
         pictures = self._write_report(evaluator, state)

@@ -1,4 +1,4 @@
-"""Everything about a run that is fixed before its first step, checked before anything is written."""
+"""Builds everything that a run needs before its first step, and checks it before any file is written."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ MakeTask = Callable[[Any, Source], Task]
 
 @dataclass(frozen=True)
 class Setup:
-    """A checked config and what was built from it."""
+    """A checked config, with the task, data and program built from it."""
 
     config: Config
     task: Task
@@ -32,30 +32,31 @@ class Setup:
     test_source: Source
     program: Program
     started: float = field(default_factory=time.perf_counter)
-    """When the run began, by `time.perf_counter`."""
+    """Start time of the process, from `time.perf_counter`."""
 
     @property
     def batch_parts(self) -> int:
-        """How many parts a batch is sharded into."""
+        """Number of shards of a batch."""
         return batch_parts(self.program.mesh)
 
 
 def set_up(config: Config, make_task: MakeTask) -> tuple[Setup, InitialParams | None]:
-    """Checks a config, opens its data and builds its task and program; nothing is written.
+    """Checks a config, opens its data and builds its task and program. Writes no file.
 
     Returns:
-        The setup, and the parameters that a new run starts from; None if the task makes them all or the run resumes.
+        The setup, and the initial parameters that the task read. They are None if the task reads none, or the run
+        resumes.
 
     Raises:
-        UserError: the config does not fit itself, the data or the devices.
+        UserError: if options of the config contradict each other, the data or the devices.
     """
     started = time.perf_counter()
     check_ranges(config)
     check_trackers(config)
     if config.distributed != Distributed() and not jax.distributed.is_initialized():
         raise UserError(
-            "--distributed.* connects processes before JAX starts: call train.process.setup.prepare_process(config) "
-            "before fit, as the programs do"
+            "--distributed.* must take effect before JAX starts. Call train.process.setup.prepare_process(config) "
+            "before fit, as the training programs do"
         )
     check_same(config)
     mesh = make_mesh(config.mesh)
@@ -65,16 +66,17 @@ def set_up(config: Config, make_task: MakeTask) -> tuple[Setup, InitialParams | 
     _check_in_memory(config, source)
     with as_user_error():
         task = make_task(config, source)
-    # Read before the folder is claimed, as the file may be wrong; a run that resumes needs none of it.
+    # The file may be wrong, so it is read before the run folder is created. A run that resumes does not need the file.
     initial = None if task.initial_params is None or has_checkpoint(config) else task.initial_params()
     program = Program(config, task, source, mesh)
     return Setup(config, task, source, test_source, program, started), initial
 
 
 def _check_in_memory(config: Config, source: Source) -> None:
-    """UserError if several steps per call are wanted on a training split that is not held in memory."""
+    """Raises UserError if `steps_per_call` is above 1 and the training split is not in memory."""
     if config.run.steps_per_call > 1 and not isinstance(source, InMemorySource):
         raise UserError(
-            f"--run.steps-per-call above 1 keeps the training split on the device, but {source.name} is streamed; "
-            "leave it 1, or raise --data.memory-limit if it fits"
+            f"--run.steps-per-call must be 1 if the dataset is streamed, got {config.run.steps_per_call}: "
+            f"{source.name} is streamed. Set --run.steps-per-call to 1, or raise --data.memory-limit if the "
+            "training split fits in memory and on the device"
         )

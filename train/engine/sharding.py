@@ -1,6 +1,10 @@
-"""Where parameters and batches lie: one rule from a parameter's path and shape to a PartitionSpec.
+"""Decides how parameters and batches are sharded, with one function from a parameter's path and shape.
 
-Models know nothing of this. Axes: "data" copies the parameters, "fsdp" cuts large ones, "tensor" cuts heads and widths.
+The models contain no sharding code. The mesh has three axes:
+
+- "data" replicates the parameters.
+- "fsdp" shards large parameters.
+- "tensor" shards attention heads and hidden widths.
 """
 
 import re
@@ -21,11 +25,12 @@ from configs.base import Mesh
 from train.process.errors import UserError
 from train.task import leaf_name
 
-# Smaller parameters are copied: to gather one costs more than the memory it saves.
+# Parameters with fewer elements are replicated, because gathering them costs more than the memory that is saved.
 FSDP_MIN_SIZE = 2**14
 
-# The axis, counted from the end, that "tensor" cuts: attention heads, and hidden widths of MLPs and recurrent layers.
-# Layers of a chain take turns at cutting what they put out and what they take in, so that every other one is summed.
+# The axis that "tensor" shards, counted from the end: attention heads, and hidden widths of MLPs and recurrent layers.
+# In a chain of layers, the output is sharded in one layer and the input in the next. So only every second layer needs a
+# sum over devices.
 TENSOR_AXES = [
     (re.compile(r"attention/(query|key|value)/(kernel|bias)$"), -2),
     (re.compile(r"attention/out/kernel$"), -3),
@@ -37,42 +42,43 @@ TENSOR_AXES = [
     (re.compile(r"(encoder|decoder|discriminator)/hidden_\d*[13579]/kernel$"), -2),
 ]
 
-# Layers stacked for a scan, which reads them one by one: their depth is not cut.
+# Layers stacked for a scan. The scan reads them one by one, so the depth axis is not sharded.
 STACKED = re.compile(r"(^|/)blocks/")
 
 
 def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """The mesh over `devices`, by default all that this run has; slices of TPUs lie along "data".
+    """Builds the mesh over `devices`, by default all devices of this run. TPU slices are placed along "data".
 
     Raises:
-        UserError: if the sizes do not fit the number of devices, or of slices.
+        UserError: if the sizes do not match the number of devices or slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
     requested = ", ".join(f"--mesh.{name} {size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
-        raise UserError(f"mesh sizes are positive, and one of them may be -1 (the devices left), got {requested}")
+        raise UserError(f"mesh sizes must be positive, and one may be -1 (all remaining devices), got {requested}")
     fixed = prod(size for size in sizes.values() if size != -1)
     if free:
         sizes[free[0]] = max(len(devices) // fixed, 1)
     count = prod(sizes.values())
     if count > len(devices) or (free and count != len(devices)):
-        raise UserError(f"the mesh does not fit the {len(devices)} device(s) here, got {requested}")
+        rule = "divide" if free else "be at most"
+        raise UserError(f"the product of the mesh sizes must {rule} {len(devices)}, the device count, got {requested}")
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
     slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
     if len(slices) < 2:
         processes = {device.process_index for device in devices}
         if count != len(devices) and len(processes) > 1:
             raise UserError(
-                f"{len(processes)} processes need a mesh of all their {len(devices)} devices, got {requested}"
+                f"the mesh must use all {len(devices)} devices of the {len(processes)} processes, got {requested}"
             )
         return jax.make_mesh(shape, tuple(sizes), axis_types=types, devices=devices[:count])
-    # The network between slices is slow, and copies of the model exchange least.
+    # The network between slices is slow, and data parallelism communicates least.
     if sizes["data"] % len(slices) or count != len(devices):
         raise UserError(
-            f"{len(devices)} devices in {len(slices)} slices need --mesh.data to be a multiple of {len(slices)}, and "
-            f"a mesh of all of them, got {requested}"
+            f"--mesh.data must be a multiple of {len(slices)}, the number of slices, and the mesh must use all "
+            f"{len(devices)} devices, got {requested}"
         )
     within = (sizes["data"] // len(slices), sizes["fsdp"], sizes["tensor"])
     grid = mesh_utils.create_hybrid_device_mesh(within, (len(slices), 1, 1), devices)
@@ -80,30 +86,36 @@ def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.shardin
 
 
 def batch_parts(mesh: jax.sharding.Mesh) -> int:
-    """Into how many parts a batch is cut."""
+    """Returns the number of shards of a batch."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
-    """Examples lie over "data" and "fsdp" together."""
+    """Returns the sharding of a batch: examples are split over the axes "data" and "fsdp"."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def state_sharding(mesh: jax.sharding.Mesh, shapes: PyTree) -> PyTree:
-    """A NamedSharding for each leaf; optimizer state follows its parameter, whose path its own path ends with."""
+    """Returns a NamedSharding for each leaf.
+
+    The path of an optimizer leaf ends with the path of its parameter, so both get the same sharding.
+    """
     return jax.tree.map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition_spec(leaf_name(path), leaf.shape, mesh.shape)), shapes
     )
 
 
 def partition_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> PartitionSpec:
-    """The rule: "tensor" by the table above where it divides, "fsdp" on the largest other axis that it divides.
+    """Returns the PartitionSpec of a parameter.
 
-    Where it divides no other, "fsdp" cuts once more what "tensor" cut. What nothing divides is copied.
+    - "tensor" shards the axis given in `TENSOR_AXES`, if its size is divisible.
+    - "fsdp" shards the largest other axis whose size is divisible. Without such an axis, "fsdp" also shards the axis
+      of "tensor", if divisible.
+    - A parameter with no divisible axis is replicated.
     """
     axes: list[str | tuple[str, str] | None] = [None] * len(shape)
     depth = 1 if STACKED.search(name) else 0
-    remaining = list(shape)  # of each axis, on one device
+    remaining = list(shape)  # size of each axis on one device
     for pattern, axis in TENSOR_AXES:
         if pattern.search(name) and sizes["tensor"] > 1 and shape[axis] % sizes["tensor"] == 0:
             axes[axis], remaining[axis] = "tensor", shape[axis] // sizes["tensor"]
@@ -116,11 +128,11 @@ def partition_spec(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) 
 
 
 def gathered_by_layer(params: PyTree) -> PyTree:
-    """`params` to apply a module with: each layer's are gathered over "fsdp" where it reads them, no earlier.
+    """Returns `params` such that each layer's parameters are gathered over "fsdp" only when the layer reads them.
 
-    So a device holds the whole of one layer at a time, and of its gradient again only a part. Left to itself, XLA would
-    rather gather the examples. Takes the mesh from the context (`jax.sharding.use_abstract_mesh`); returns `params` as
-    they are without one, or where "fsdp" cuts nothing.
+    So a device stores the full parameters of one layer at a time, and only a shard of the gradient. Without this, XLA
+    would gather the examples instead. The mesh comes from the context (`jax.sharding.use_abstract_mesh`). `params` are
+    unchanged if there is no mesh, or "fsdp" shards nothing.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
 
@@ -133,7 +145,7 @@ def gathered_by_layer(params: PyTree) -> PyTree:
 
 @struct.dataclass
 class _Sharded(AxisMetadata):
-    """A parameter that Flax unboxes where a module reads it, inside the scan over layers and what is rematerialised."""
+    """A parameter that Flax unboxes when a module reads it, inside the scan over layers and inside `remat`."""
 
     value: Array
     spec: PartitionSpec = struct.field(pytree_node=False)
@@ -153,7 +165,7 @@ class _Sharded(AxisMetadata):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _gather(x: Array, spec: PartitionSpec) -> Array:
-    """The identity; its result is whole along "fsdp", its gradient cut as `spec` says."""
+    """Returns `x` gathered over "fsdp". The values are unchanged, and the gradient is sharded as in `spec`."""
     return _constrain(x, _without_fsdp(spec))
 
 

@@ -1,4 +1,4 @@
-"""The training step of a task with one loss: gradient, update, moving average."""
+"""Builds the training step of a task with one loss: gradient, update, moving average."""
 
 import math
 from collections.abc import Callable
@@ -23,11 +23,11 @@ Loss = Callable[[Params, Batch, Key[Array, ""]], tuple[Float[Array, ""], Metrics
 Gradient = Callable[[Params, Batch, Key[Array, ""]], tuple[Metrics, Params]]
 MicroBatch = int | Literal["auto"] | None
 
-AUTO_MICRO_BATCH = 8  # examples whose activations stay in a core's cache (benchmarks/README.md)
+AUTO_MICRO_BATCH = 8  # so few examples that their activations fit in a core's cache (benchmarks/README.md)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, config: Optim) -> State:
-    """The State before the first step."""
+    """Returns the State before the first step."""
     ema = None if config.ema is None else jax.tree.map(jnp.copy, params)
     return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
 
@@ -40,16 +40,16 @@ def make_train_step(
     augment: Callable[[Batch, Key[Array, ""]], Batch] = lambda batch, key: batch,
     micro_batch: MicroBatch = None,
 ) -> Step:
-    """`step` of a task with one loss.
+    """Returns the `step` function of a task with one loss.
 
     Args:
-        loss: `loss(params, batch, key)` returns the mean over the batch and metrics, which are means too.
+        loss: `loss(params, batch, key)` returns the mean loss over the batch, and metrics, which are also means.
         optimizer: the update rule.
-        config: how many parts a batch is accumulated over, and the decay of the moving average.
-        seed: of everything random.
-        augment: `augment(batch, key)` changes a batch before `loss` sees it, or parts of it.
-        micro_batch: approximate number of examples that each of several CPU devices processes at a time. "auto":
-            `AUTO_MICRO_BATCH` if `loss` draws nothing from its key, else all; None: all.
+        config: the number of parts for gradient accumulation, and the decay of the moving average.
+        seed: seed of all random numbers in the step.
+        augment: `augment(batch, key)` changes a batch, or a part of one, before `loss` uses it.
+        micro_batch: approximate number of examples that each of several CPU devices processes at a time. None: all
+            examples. "auto": `AUTO_MICRO_BATCH` if `loss` does not use its key, else all examples.
     """
 
     def gradient(params: Params, batch: Batch, key: Key[Array, ""]):
@@ -74,16 +74,16 @@ def make_train_step(
 
 
 def update_ema(state: State, params: Params, decay: float | None) -> Params | None:
-    """The moving average of the parameters after the step from `state` to `params`."""
+    """Returns the moving average of the parameters after the step from `state` to `params`."""
     if decay is None or state.ema is None:
         return None
-    # The early average follows closely, or it would long remember the initial parameters.
+    # Early steps use a smaller decay. Otherwise the initial parameters would stay in the average for a long time.
     decay_now = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     return optax.incremental_update(params, state.ema, 1.0 - decay_now)
 
 
 def skip_nonfinite(step: Step) -> Step:
-    """`step`, but if a gradient, metric or new parameter is not finite, only the step counter changes."""
+    """Wraps `step`: if a gradient, metric or new parameter is not finite, only the step counter changes."""
 
     def careful(state: State, batch: Batch) -> tuple[State, Metrics]:
         after, metrics = step(state, batch)
@@ -97,50 +97,51 @@ def skip_nonfinite(step: Step) -> Step:
 
 
 def squared_norms(gradients: Params) -> PyTree[Float[Array, ""]]:
-    """The sum of the squares of each leaf. It is not finite if one of its values is not, or too large to be squared."""
+    """Returns the sum of squares of each leaf. It is not finite if a value is not finite or its square overflows."""
     return jax.tree.map(lambda x: jnp.sum(jnp.square(x)), gradients)
 
 
 def nonfinite(values: PyTree[Float[Array, ""]]) -> Bool[Array, "P"]:
-    """For each leaf, a scalar, whether it is NaN or infinite."""
+    """Returns, for each leaf (a scalar), whether it is NaN or infinite."""
     return ~jnp.isfinite(jnp.stack(jax.tree.leaves(values)))
 
 
 def nonfinite_leaves(tree: PyTree[Array]) -> Bool[Array, "L"]:
-    """For each leaf, whether one of its values is NaN or infinite."""
+    """Returns, for each leaf, whether one of its values is NaN or infinite."""
     return jnp.stack([~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])
 
 
 def _accumulated(gradient: Gradient, params: Params, batch: Batch, key: Key[Array, ""], parts: int):
-    """`gradient` of a batch, as the mean over `parts` equal parts of it."""
+    """Computes `gradient` of a batch as the mean over `parts` equal parts of the batch."""
     if parts == 1:
         return gradient(params, batch, key)
-    # Each part takes every parts-th example, so that a sharded batch stays where it is.
+    # Each part contains every parts-th example, so that no example moves to another device.
     split = jax.tree.map(lambda x: rearrange(x, "(b p) ... -> p b ...", p=parts), dict(batch))
     return _mean(gradient, params, split, jax.random.split(key, parts))
 
 
 def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key[Array, ""], size: MicroBatch):
-    """`gradient` of a batch; each of several CPU devices computes about `size` of its examples at a time.
+    """Computes `gradient` of a batch, where each of several CPU devices processes about `size` examples at a time.
 
-    The activations of a micro-batch stay in a core's cache, and the devices exchange gradients once a step. Only on a
-    mesh (`jax.sharding.use_abstract_mesh`) whose devices all hold the whole parameters.
+    The activations of a micro-batch fit in a core's cache, and the devices exchange gradients once per step.
+    Micro-batches need a mesh (`jax.sharding.use_abstract_mesh`) whose devices all have the full parameters. On any
+    other mesh, `gradient` is computed on the whole batch.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if size is None or mesh.size < 2 or mesh.abstract_device.device_kind != "cpu" or mesh.shape["data"] != mesh.size:
         return gradient(params, batch, key)
-    gradient = jax.jit(gradient, inline=True)  # so that it is traced once, wherever it is used below
+    gradient = jax.jit(gradient, inline=True)  # traced once, although it is used several times below
     examples = jax.tree.leaves(batch)[0].shape[0] // mesh.size
     target = AUTO_MICRO_BATCH if size == "auto" else size
     divisors = (count for count in range(1, examples + 1) if examples % count == 0)
     count = min(divisors, key=lambda count: abs(math.log(examples / count / target)))
     micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples // count, *x.shape[1:]), x.dtype), dict(batch))
-    # Each micro-batch would draw numbers of its own: another dropout than on one device or an accelerator.
+    # Each micro-batch has its own random key, so dropout would not be the same as on one device or an accelerator.
     if count == 1 or (size == "auto" and _uses_last_argument(gradient, params, micro, key)):
         return gradient(params, batch, key)
     replicated, sharded = PartitionSpec(), PartitionSpec("data")
 
-    # Not checked, or JAX would sum over the devices whenever a gradient of replicated parameters is taken.
+    # With check_vma, JAX would sum over the devices for each gradient of replicated parameters.
     @partial(jax.shard_map, in_specs=(replicated, sharded, sharded), out_specs=replicated, check_vma=False)
     def on_each_device(params, batch, keys):
         split = jax.tree.map(lambda x: rearrange(x, "(p b) ... -> p b ...", p=count), batch)
@@ -150,15 +151,15 @@ def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key
 
 
 def _uses_last_argument(function: jax.stages.Wrapped, *arguments) -> bool:
-    """Whether what `function` computes depends on its last argument, a single array."""
+    """Returns whether the result of `function` depends on its last argument, a single array."""
     jaxpr = function.trace(*arguments).jaxpr.jaxpr
     _, is_used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return is_used[-1]
 
 
 def _mean(gradient: Gradient, params: Params, parts: Batch, keys: Key[Array, "P"]):
-    """The mean of `gradient` over equal parts of a batch [P, ...], computed one after the other."""
-    gradient = jax.jit(gradient, inline=True)  # so that it is traced once for both, its shapes and the loop
+    """Returns the mean of `gradient` over equal parts of a batch [P, ...], computed one after another."""
+    gradient = jax.jit(gradient, inline=True)  # traced once for both uses: its shapes and the loop
     shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], (parts, keys)))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 

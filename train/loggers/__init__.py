@@ -1,1 +1,1 @@
-"""What a run records while it trains: metrics, the terminal, TensorBoard and Weights & Biases."""
+"""Logging of a run: metric files, terminal output, TensorBoard and Weights & Biases."""

@@ -1,4 +1,4 @@
-"""The output of a run: a progress bar on a terminal, plain lines in a pipe, a table at the end."""
+"""Terminal output of a run: a progress bar on a terminal, plain lines in a pipe, a table at the end."""
 
 import os
 import sys
@@ -9,12 +9,12 @@ from rich.table import Table
 
 
 class RunConsole:
-    """Prints the progress of a run of `steps` steps, of which `done` were done before."""
+    """Prints the progress of a run of `steps` steps. Earlier processes completed `done` of them."""
 
     def __init__(self, steps: int, done: int, speaks: bool = True):
-        """Without `speaks` it prints nothing, as in all processes but the main one."""
+        """If `speaks` is False, nothing is printed. Only the main process prints."""
         self._steps = steps
-        # A notebook is a pipe too, although it asks for colours: rich would wrap each line in HTML.
+        # A notebook is treated as a pipe. Otherwise rich would wrap each line in HTML.
         plain = {"force_jupyter": False, "force_terminal": sys.stdout.isatty()}
         self._console = Console(highlight=False, soft_wrap=True, quiet=not speaks, **plain)
         self._progress = Progress(
@@ -36,7 +36,7 @@ class RunConsole:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """Prints a line. If the terminal or the pipe is gone, the run continues silently."""
+        """Prints a message. If the terminal or pipe is closed, the run continues without output."""
         try:
             self._console.print(text, markup=False)
             sys.stdout.flush()
@@ -44,7 +44,7 @@ class RunConsole:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def step(self, step: int) -> None:
-        """Moves the bar to this step."""
+        """Moves the progress bar to this step."""
         self._progress.update(self._bar, completed=step)
 
     def line(self, step: int, split: str, metrics: dict[str, float], note: str = "") -> None:
@@ -53,7 +53,7 @@ class RunConsole:
         self.say(f"step {step:>{len(str(self._steps))}}/{self._steps}  {split:<5}  {values}  {note}".rstrip())
 
     def speed(self, examples_per_second: float) -> None:
-        """Shows the throughput beside the bar."""
+        """Shows the throughput beside the progress bar."""
         self._progress.update(self._bar, speed=f"{examples_per_second:,.0f} examples/s")
 
     def table(self, rows: dict[str, str]) -> None:

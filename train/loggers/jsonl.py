@@ -1,4 +1,4 @@
-"""metrics.jsonl and timing.jsonl: append-only JSON lines that a resumed run continues."""
+"""Writes metrics.jsonl and timing.jsonl: JSON-lines files to which a resumed run appends."""
 
 import json
 import os
@@ -10,38 +10,38 @@ from train.run.files import read_lines
 
 
 class JsonLines:
-    """A JSON-lines file that a resumed run continues at its checkpoint.
+    """A JSON-lines file. A resumed run appends to it after the rows of its checkpoint.
 
-    Bytes that a full disk does not take wait in memory and are written with the next line. `sync` raises if they
-    cannot be.
+    If the disk is full, rows stay in memory and are written with the next row. `sync` raises an error if they still
+    cannot be written.
     """
 
     def __init__(self, path: Path, step: int, writes: bool = True):
-        """Drops the lines after `step`, whose steps will be repeated. Without `writes` it only reads the file."""
+        """Deletes the rows after `step`, because those steps run again. If `writes` is False, only reads the file."""
         self.restored = [line for line in read_lines(path) if line["step"] <= step]
-        """The lines of earlier processes."""
+        """The rows of earlier processes."""
         self.count = len(self.restored)
-        """How many lines there are now."""
+        """Current number of rows."""
         self._file, self._unwritten = None, b""
         if writes:
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in self.restored))
             self._file = path.open("ab", buffering=0)
 
     def write(self, **line: Any) -> None:
-        """Appends one object."""
+        """Appends one row."""
         self.count += 1
         if self._file is not None:
             self._unwritten += f"{json.dumps(line, allow_nan=False)}\n".encode()
             try:
                 self._flush()
             except OSError:
-                return  # The next line tries again, and `sync` raises.
+                return  # The next row tries again, and `sync` raises the error.
 
     def sync(self) -> None:
-        """Returns when every line is on disk.
+        """Waits until every row is on disk.
 
         Raises:
-            OSError: if they cannot be written.
+            OSError: if a row cannot be written.
         """
         if self._file is not None:
             self._flush()

@@ -1,4 +1,4 @@
-"""The TensorBoard event file of a run."""
+"""Writes the TensorBoard event file of a run."""
 
 import json
 import struct
@@ -18,22 +18,22 @@ from train.run.folder import RunFolder
 
 
 class TensorBoard:
-    """One event file, rewritten where a run begins or resumes.
+    """Logs to one event file, which is rewritten when a run starts or resumes.
 
-    It keeps its name, and the same config and rows make the same number of bytes: a TensorBoard that has already read
-    them continues after them.
+    The file keeps its name, and the same config and rows give the same number of bytes. So a running TensorBoard
+    continues reading at the right place.
     """
 
     name = "TensorBoard"
 
     def start(self, folder: RunFolder, config: Config, rows: Sequence[MetricRow], say: Callable[[str], None]) -> None:
-        # Any: protobuf makes these classes when the module is imported, so no type checker sees them.
+        # The type is Any, because protobuf creates these classes at import, where type checkers cannot see them.
         self._event: Any = import_module("tensorboardX.proto.event_pb2")
         self._summary: Any = import_module("tensorboardX.proto.summary_pb2")
         self._path = folder.tensorboard / "events.out.tfevents.run"
         folder.tensorboard.mkdir(exist_ok=True)
         options = flatten(config_to_tree(config))
-        # Four spaces make Markdown show a line as it is.
+        # Four spaces make a line a code block in Markdown.
         text = "".join(f"    {name}: {json.dumps(value)}\n" for name, value in options.items())
         began = rows[0].wall_time if rows else time.time()
         head = [
@@ -66,7 +66,7 @@ class TensorBoard:
     def _strings(
         self, step: int, wall_time: float, tag: str, plugin: str, *strings: bytes, description: str = ""
     ) -> Any:
-        """An event that a plugin of TensorBoard shows, of one string or of several."""
+        """Makes an event of one or more strings, which a plugin of TensorBoard shows."""
         value = {
             "tag": tag,
             "metadata": {"plugin_data": {"plugin_name": plugin}, "summary_description": description},
@@ -80,7 +80,7 @@ class TensorBoard:
 
 
 def _record(event: Any) -> bytes:
-    """An event as a TFRecord: length and content, each with its checksum."""
+    """Encodes an event as a TFRecord: length and content, each with a checksum."""
     from tensorboardX.record_writer import masked_crc32c
 
     content = event.SerializeToString()

@@ -1,6 +1,7 @@
-"""TensorBoard and Weights & Biases: copies of a run's metrics, pictures and config.
+"""Logs a run's metrics, pictures and config to TensorBoard and Weights & Biases.
 
-The run folder has all of it anyway. So an error in a tracker prints one warning and ends that tracker, never the run.
+The run folder contains all of these too. So an error in a tracker prints one warning and turns off that tracker, but
+does not stop the run.
 """
 
 import time
@@ -18,42 +19,44 @@ from train.task import Picture
 
 
 def check_trackers(config: Config) -> None:
-    """UserError if a tracker's package is not installed, or its project has no name."""
+    """Raises UserError if a tracker's package is not installed, or its project has no name."""
     if config.run.wandb == "":
-        raise UserError("--run.wandb must be the name of a project, got an empty one")
+        raise UserError("--run.wandb must be the name of a project, got an empty name")
     for option, is_wanted, package in (
         ("--run.tensorboard", config.run.tensorboard, "tensorboardX"),
         ("--run.wandb", config.run.wandb is not None, "wandb"),
     ):
-        # A plain folder of that name, such as W&B's own output, can be imported too, but it has no origin.
+        # A plain folder with that name, such as W&B's output, can also be imported, but has no origin.
         if is_wanted and getattr(find_spec(package), "origin", None) is None:
-            raise UserError(f'{option} needs the package {package}, which is missing: pip install -e ".[trackers]"')
+            raise UserError(
+                f'{option} needs the package {package}, which is not installed. Run: pip install -e ".[trackers]"'
+            )
 
 
 class MetricRow(NamedTuple):
-    """A line of metrics.jsonl, a train line with its examples per second."""
+    """A row of metrics.jsonl. A train row also has its examples per second."""
 
     step: int
     wall_time: float
     """Seconds since 1970."""
     values: dict[str, float]
-    """By split/name; {} for a line without a split."""
+    """Values by "split/name"; {} for a row without a split."""
 
 
 class PictureFile(NamedTuple):
-    """A file of pictures/."""
+    """A file in the folder pictures/."""
 
     path: Path
     caption: str
 
 
 class Tracker(Protocol):
-    """A service that shows runs. The methods are called in this order, and may raise any error."""
+    """An experiment tracker. The methods are called in this order, and may raise any error."""
 
     name: str
 
     def start(self, folder: RunFolder, config: Config, rows: Sequence[MetricRow], say: Callable[[str], None]) -> None:
-        """Begins or resumes a run that has these rows so far."""
+        """Starts or resumes a run. `rows` are the metrics up to now."""
         ...
 
     def log_row(self, row: MetricRow) -> None: ...
@@ -64,30 +67,30 @@ class Tracker(Protocol):
 
 
 class Trackers:
-    """The trackers of a config, in the main process only. Leaving the context finishes them."""
+    """The trackers of a config, used only in the main process. Leaving the context finishes them."""
 
     def __init__(self, config: Config, folder: RunFolder):
-        """Starts nothing yet."""
+        """Starts no tracker yet."""
         self._config, self._folder = config, folder
         self._active: list[Tracker] = []
 
     def start(
         self, lines: list[dict[str, Any]], timing: list[dict[str, Any]], seconds: float, say: Callable[[str], None]
     ) -> None:
-        """Starts all of them.
+        """Starts all trackers.
 
         Args:
             lines: metrics.jsonl up to the step where the run resumes.
-            timing: the same of timing.jsonl.
+            timing: timing.jsonl up to that step.
             seconds: wall time of the run so far.
-            say: prints a line for the user.
+            say: prints a message for the user.
 
         Raises:
             UserError: if a tracker's options are wrong.
         """
         if not is_main_process():
             return
-        # Imported late: they use what this module defines.
+        # Late imports, because these modules import this one.
         from train.loggers.tensorboard import TensorBoard
         from train.loggers.wandb import WandB
 
@@ -97,11 +100,11 @@ class Trackers:
         self._call_each(lambda tracker: tracker.start(self._folder, self._config, rows, say))
 
     def log_metrics(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        """Logs a line of metrics.jsonl, with the throughput if it is of the train split."""
+        """Logs a row of metrics.jsonl. For the train split it includes the throughput."""
         self._call_each(lambda tracker: tracker.log_row(MetricRow(step, time.time(), _by_tag(split, values))))
 
     def log_pictures(self, pictures: Mapping[str, Picture]) -> None:
-        """Logs the files that `write_pictures` has made of these pictures, at the last step."""
+        """Logs the files that `write_pictures` wrote for these pictures, at the last step."""
         files = {
             name: PictureFile(picture_path(self._folder.path, name), picture.caption)
             for name, picture in pictures.items()
@@ -115,11 +118,11 @@ class Trackers:
             except UserError:
                 self._active.remove(tracker)
                 raise
-            # Any error: the disk is full, or the service's library raises something that it does not document.
+            # Catch any error: the disk may be full, and the libraries raise undocumented errors.
             except Exception as error:
                 self._active.remove(tracker)
                 reason = " ".join(str(error).split()) or type(error).__name__
-                self._say(f"warning: {tracker.name} failed, and the run goes on without it: {reason}")
+                self._say(f"warning: {tracker.name} failed, and training continues without it: {reason}")
 
     def __enter__(self) -> "Trackers":
         return self
@@ -129,7 +132,7 @@ class Trackers:
 
 
 def _rows(lines: list[dict[str, Any]], timing: list[dict[str, Any]], started: float) -> Iterator[MetricRow]:
-    """One row a line, dated as if the run had gone on without a pause until now."""
+    """Yields a MetricRow per row of `lines`, with times as if the run had never been interrupted."""
     timing_of_step, seconds = {line["step"]: line for line in timing}, 0.0
     for line in lines:
         step, split, values = line["step"], line.get("split"), dict(line)

@@ -1,4 +1,4 @@
-"""The Weights & Biases run of a run folder."""
+"""Logs a run folder to a run of Weights & Biases."""
 
 import json
 import os
@@ -19,10 +19,10 @@ from train.run.folder import RunFolder
 
 
 class WandB:
-    """One run of Weights & Biases, whose step counter is the number of the line in metrics.jsonl.
+    """Logs to one run of Weights & Biases. Its step counter is the row number in metrics.jsonl.
 
-    So a resumed run sends each line once, and only those that W&B lacks. Offline, each process leaves a folder with all
-    lines from the first: syncing it replaces the lines that were synced before.
+    So a resumed run sends each row once, and only the rows that W&B does not have. Offline, each process writes a
+    folder with all rows from the first one. Syncing a folder replaces the rows that were synced before.
     """
 
     name = "Weights & Biases"
@@ -36,7 +36,7 @@ class WandB:
                     project=config.run.wandb,
                     id=_run_id(folder.wandb / "run.json"),
                     resume="allow",
-                    reinit="create_new",  # A run of the caller's own is not touched.
+                    reinit="create_new",  # Does not change a run that the caller has started.
                     name=folder.path.name,
                     dir=str(folder.path.absolute()),  # W&B appends "wandb".
                     config=flatten(config_to_tree(config)),
@@ -74,7 +74,7 @@ class WandB:
 
 
 def _run_id(path: Path) -> str:
-    """W&B's id of this run folder; makes one if there is none.
+    """Reads the W&B id of this run folder from `path`. Creates the file and the id if the file does not exist.
 
     Raises:
         UserError: if the file is damaged.
@@ -84,12 +84,15 @@ def _run_id(path: Path) -> str:
     try:
         return str(json.loads(path.read_bytes())["id"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f'{path} must be {{"id": …}}, got {error!r}; remove it to begin a new run of W&B') from error
+        raise UserError(f'{path} must be {{"id": …}}, got {error!r}. Delete the file to start a new W&B run') from error
 
 
 @contextmanager
 def _cache_in(folder: Path) -> Iterator[None]:
-    """Lets W&B's background process, which the first run starts, cache files in `folder`, not in the user's home."""
+    """Makes W&B cache files in `folder`, not in the user's home.
+
+    W&B's background process, which the first run starts, reads the setting.
+    """
     name = "WANDB_CACHE_DIR"
     if name in os.environ:
         yield

@@ -1,4 +1,4 @@
-"""Means of the metrics between two lines of metrics.jsonl, and the check that they are finite."""
+"""Averages the training metrics for each row of metrics.jsonl, and checks that they are finite."""
 
 import math
 import time
@@ -12,26 +12,27 @@ import numpy as np
 from train.process.errors import RunStopped
 from train.task import NONFINITE, Metrics
 
-RESTART_REMEDY = "begin anew in another --run.dir with a lower learning rate"
-FINITE_REMEDY = f"skip such steps with --run.on-nonfinite skip, or {RESTART_REMEDY}"
+RESTART_REMEDY = "start a new run in another --run.dir with a lower learning rate"
+FINITE_REMEDY = f"Pass --run.on-nonfinite skip to skip such steps, or {RESTART_REMEDY}"
 
 
 def first_few(names: Sequence[str]) -> str:
-    """The first five names, separated by commas."""
+    """Returns the first five names, separated by commas."""
     return ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
 
 
 def check_finite_metrics(step: int, metrics: dict[str, float]) -> None:
-    """RunStopped if a metric of the test split is NaN or infinite."""
+    """Raises RunStopped if a metric of the test split is NaN or infinite."""
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise RunStopped(f"{name} of the test split is {value} at step {step}; {RESTART_REMEDY}")
+            raise RunStopped(f"step {step}: {name} of the test split is {value}. To continue, {RESTART_REMEDY}")
 
 
 class MetricWindow:
-    """Means of the steps' metrics, given to `emit(step, means, steps per second)` every `every` steps and at the last.
+    """Averages the metrics of the training steps.
 
-    Values are fetched from the device two steps late, so that it always has a step to work on.
+    Calls `emit(step, means, steps per second)` every `every` steps and after the last step. Values are fetched from the
+    device two steps late, so that the device is never idle.
     """
 
     def __init__(
@@ -44,16 +45,16 @@ class MetricWindow:
         parameter_names: Sequence[str] = (),
         on_nonfinite: Literal["stop", "skip"] = "stop",
     ):
-        """Starts the clock.
+        """Starts measuring the time.
 
         Args:
-            every: steps between two means.
-            last: the run's last step.
-            emit: receives the means. With "skip" it also receives "skipped", the number of skipped steps.
-            sums: the sums that the checkpoint has of an unfinished window; {} at the start of a run.
-            count: over how many steps they are.
-            parameter_names: the leaves that the flags `NONFINITE` are about.
-            on_nonfinite: whether a NaN or infinite value stops the run, or leaves its step out of the means.
+            every: number of steps in a window.
+            last: the last step of the run.
+            emit: receives the means. With "skip", these include "skipped", the number of skipped steps.
+            sums: sums of the unfinished window, from the checkpoint; {} in a new run.
+            count: number of steps in `sums`.
+            parameter_names: names of the parameters, in the order of the flags `NONFINITE`.
+            on_nonfinite: "stop": a NaN or infinite value stops the run. "skip": that step is left out of the means.
         """
         self.sums, self.count = dict(sums), count
         self._every, self._last, self._emit = every, last, emit
@@ -62,23 +63,25 @@ class MetricWindow:
         self._timed_steps, self._seconds, self._started = 0, 0.0, time.perf_counter()
 
     def add(self, step: int, metrics: Metrics, count: int = 1) -> None:
-        """Adds the metrics of the `count` steps up to `step`, which may still run; stacked if `count` > 1.
+        """Adds the metrics of the last `count` steps up to `step`. The device may still compute them.
+
+        If `count` is above 1, the metrics are stacked.
 
         Raises:
-            RunStopped: if the metrics of an earlier step are not finite and are not to be skipped.
+            RunStopped: if a metric or gradient of an earlier step is not finite and `on_nonfinite` is "stop".
         """
         self._pending.append((step, metrics, count))
         if len(self._pending) > 2:
             self._fetch()
 
     def drain(self) -> None:
-        """Waits for all added steps, then stops the clock until `resume`."""
+        """Waits for all added steps, then pauses the time measurement until `resume`."""
         while self._pending:
             self._fetch()
         self._seconds += time.perf_counter() - self._started
 
     def resume(self) -> None:
-        """Starts the clock again after `drain`."""
+        """Continues the time measurement after `drain`."""
         self._started = time.perf_counter()
 
     def _fetch(self) -> None:
@@ -100,7 +103,7 @@ class MetricWindow:
             elif self._skips:
                 self.sums["skipped"] = self.sums.get("skipped", 0.0) + 1
             else:
-                raise RunStopped(f"step {step}: {fault}; {FINITE_REMEDY}")
+                raise RunStopped(f"step {step}: {fault}. {FINITE_REMEDY}")
             if step % self._every == 0 or step == self._last:
                 skipped = {"skipped": self.sums.pop("skipped", 0.0)} if self._skips else {}
                 means = {name: total / self.count for name, total in self.sums.items()}
@@ -110,7 +113,7 @@ class MetricWindow:
 
 
 def _fault(values: dict[str, float], bad_parameters: Sequence[str], parameter_count: int) -> str | None:
-    """The metrics of a step that are not finite, and the parameters whose gradients are not; None if all are."""
+    """Describes the metrics and gradients of a step that are not finite; None if all are finite."""
     faults = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
     if bad_parameters:
         which = "all" if len(bad_parameters) == parameter_count else f"{len(bad_parameters)} of {parameter_count}"

@@ -1,4 +1,4 @@
-"""Several processes that run one training: how they connect, and how all of them end when one does."""
+"""Multi-process training: connects the processes, and ends all of them if one ends."""
 
 import ctypes
 import importlib.util
@@ -12,25 +12,25 @@ import jax
 from configs.base import Distributed
 from train.process.errors import UserError
 
-# Seconds of silence after which a process counts as dead.
+# Seconds without a heartbeat after which a process counts as dead.
 HEARTBEAT_TIMEOUT = 30
-# Seconds that the first process waits for the last one to start.
+# Seconds that each process waits for the others to start.
 START_TIMEOUT = 300
 
 PROCESS_LOST = (
-    "stopped: this process cannot continue, most likely because another process of the run ended, cannot be reached or "
-    "has the same process id; its own output says why. Run the same command in every process to resume from the last "
-    "checkpoint"
+    "stopped: this process cannot continue, most likely because another process of the run ended, is unreachable or "
+    "has the same process id. Check the output of the other processes. To resume from the last checkpoint, run the "
+    "same command in every process"
 )
 
 
 def connect(config: Distributed) -> None:
-    """Connects to the other processes of this run, if there are any. Call it before JAX uses a device.
+    """Connects to the other processes of this run, if any. Call this before JAX uses a device.
 
-    The processes are those of `config`; without one, those of a TPU pod, Slurm or Open MPI, which JAX detects.
+    `config` names the processes. If it is empty, JAX detects the processes of a TPU pod, Slurm or Open MPI.
 
     Raises:
-        UserError: `config` sets only some of its three options, or the coordinator does not answer.
+        UserError: if `config` sets only some of its three options, or the coordinator does not answer.
     """
     options = (config.coordinator, config.num_processes, config.process_id)
     if options == (None, None, None):
@@ -40,12 +40,12 @@ def connect(config: Distributed) -> None:
         names = ("coordinator", "num-processes", "process-id")
         missing = [f"--distributed.{name}" for name, value in zip(names, options, strict=True) if value is None]
         raise UserError(
-            f"the three options --distributed.* must be given together, got no {' and no '.join(missing)}. Add it"
+            f"the three --distributed.* options must be set together, got no {' and no '.join(missing)}. Set all three"
         )
     else:
         _check(config)
     address = config.coordinator or "the launcher's address"
-    print(f"connecting to the other processes at {address}, for up to {START_TIMEOUT} s", flush=True)
+    print(f"connecting to the other processes at {address} (timeout {START_TIMEOUT} s)", flush=True)
     _exit_cleanly_on_abort()
     try:
         jax.distributed.initialize(
@@ -60,15 +60,15 @@ def connect(config: Distributed) -> None:
 
 
 def is_multi_process_launch(environment: Mapping[str, str]) -> bool:
-    """Whether a launcher that JAX supports started this process as one of several."""
+    """Returns whether a launcher that JAX supports started this process as one of several."""
     if int(environment.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
         return True
     if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_STEP_NODELIST" in environment:
-        return True  # A step of srun; the batch script itself is one process.
+        return True  # This is a step of srun. The batch script itself is a single process.
     if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1:
         return True
-    # A Cloud TPU machine may be one of a pod, which only its metadata server knows. Colab and Kaggle, whose machines
-    # are single, disable that server by this variable.
+    # A Cloud TPU machine may be part of a pod, and only its metadata server knows that. Colab and Kaggle use single
+    # machines and disable that server with this variable.
     has_tpu = importlib.util.find_spec("libtpu") is not None and (
         Path("/dev/accel0").exists() or any(Path("/dev").glob("vfio/[0-9]*"))
     )
@@ -76,12 +76,12 @@ def is_multi_process_launch(environment: Mapping[str, str]) -> bool:
 
 
 def is_main_process() -> bool:
-    """Whether this process writes the files that are written once per run."""
+    """Returns whether this is the process that writes the files of the run and prints."""
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until all processes have reached it."""
+    """Waits until all processes call this function with the same name."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -97,8 +97,8 @@ def _exit_on_abort(_: int) -> None:
 def _exit_cleanly_on_abort() -> None:
     """Makes SIGABRT print one line and exit with status 1.
 
-    JAX aborts when another process does not start or a heartbeat fails. It does so from a C++ thread, so neither an
-    exception nor a handler of Python's `signal` could catch it.
+    JAX aborts when another process does not start or a heartbeat fails. The abort comes from a C++ thread, so neither
+    an exception handler nor a handler of Python's `signal` module can catch it.
     """
     ctypes.CDLL(None).signal(int(signal.SIGABRT), _exit_on_abort)
 

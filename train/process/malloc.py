@@ -1,7 +1,7 @@
 """Settings of glibc's malloc, which allocates XLA's buffers on CPU.
 
-XLA allocates the temporaries of a step anew each time. glibc maps blocks of that size and unmaps them when they are
-freed, and clearing the new pages, 4 KiB at a time, takes a third of a step (benchmarks/README.md).
+XLA allocates new temporaries in each step. glibc maps such large blocks when they are allocated, and unmaps them when
+they are freed. Clearing the new pages, 4 KiB at a time, takes a third of a step (benchmarks/README.md).
 """
 
 import ctypes
@@ -12,21 +12,21 @@ from functools import cache
 from pathlib import Path
 
 SWITCH = "W2JAX_HUGE_PAGES"
-"""Environment variable: "0" turns huge pages off."""
+"""Environment variable; "0" turns huge pages off."""
 
 _TUNABLE = "glibc.malloc.hugetlb"
-# The kernel's mode stands in brackets: huge pages "always", "never", or for memory that requests them ("madvise").
+# The kernel's mode is the word in brackets: huge pages "always", "never", or only where requested ("madvise").
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name for the event
-_LONG_COMPILATION = 0.2  # seconds; malloc_trim takes some hundredths
-# Names from glibc's malloc.h.
+_LONG_COMPILATION = 0.2  # in seconds; malloc_trim takes a few hundredths of a second
+# Constants from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment variables with which glibc requests pages of 2 MiB; none where that would have no effect.
+    """Returns the environment variables that make glibc request pages of 2 MiB; {} if they would have no effect.
 
-    glibc reads them when a process starts. A setting that `environ` already has is kept.
+    glibc reads the variables when a process starts. A setting that is already in `environ` is kept.
     """
     tunables = environ.get("GLIBC_TUNABLES", "")
     name = "CS_GNU_LIBC_VERSION"
@@ -39,28 +39,28 @@ def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def restart_with_huge_pages() -> None:
-    """Restarts `python -m train.…` with `huge_pages`, and does nothing in any other program.
+    """Restarts `python -m train.…` with the variables of `huge_pages`. Does nothing in any other program.
 
-    `train/__init__.py` calls it before anything else is imported. W2JAX_HUGE_PAGES=0 in the environment turns it off.
+    `train/__init__.py` calls this before any other import. Set W2JAX_HUGE_PAGES=0 in the environment to turn it off.
     """
     if _is_module_of_train() and (variables := huge_pages(os.environ)):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
 
 
 def _is_module_of_train() -> bool:
-    """Whether Python is importing the package `train` to run one of its modules."""
-    # Until Python has found the module, "-m" stands in place of the program's path. The module's name comes before the
-    # arguments, in a word of its own or as -mtrain.vit.
+    """Returns whether Python is importing the package `train` to run one of its modules."""
+    # Until Python has found the module, argv[0] is "-m". The module's name comes before the arguments, as a separate
+    # word or joined, such as -mtrain.vit.
     if sys.argv[:1] != ["-m"]:
         return False
     return sys.orig_argv[-len(sys.argv)].removeprefix("-m").split(".")[0] == "train"
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory for the next allocation. Call it before JAX starts.
+    """Makes glibc keep freed memory for the next allocation. Call this before JAX starts.
 
-    For a process that started without huge pages, such as a notebook: as fast, but memory gets fragmented, and the
-    process may take up to twice as much. Does nothing where malloc is not glibc's.
+    This is for a process that started without huge pages, such as a notebook. It is as fast as huge pages, but memory
+    gets fragmented, and the process may need up to twice as much. Does nothing if malloc is not glibc's.
     """
     libc = _glibc()
     if libc is None or _TUNABLE in os.environ.get("GLIBC_TUNABLES", ""):
@@ -68,8 +68,8 @@ def keep_freed_memory() -> None:
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     libc.mallopt(_M_TOP_PAD, 2**26)
-    # Otherwise XLA's threads get heaps of their own, of at most 64 MiB, which return to the kernel whatever the
-    # threshold. glibc reads this once, when a second thread first allocates.
+    # Otherwise each XLA thread gets a separate heap of at most 64 MiB, and glibc returns such heaps to the kernel
+    # whatever the threshold is. glibc reads this setting once, when a second thread first allocates.
     libc.mallopt(_M_ARENA_MAX, 1)
 
 
@@ -77,13 +77,13 @@ def keep_freed_memory() -> None:
 def trim_after_compiling() -> None:
     """Makes glibc return the compiler's freed memory to the kernel after each long compilation.
 
-    Otherwise the process keeps it to its end: more than 100 MiB of a train step. Does nothing where malloc is not
-    glibc's.
+    Otherwise the process keeps this memory until it ends: more than 100 MiB for a train step. Does nothing if malloc is
+    not glibc's.
     """
     libc = _glibc()
     if libc is None:
         return
-    import jax  # Late: this module is imported before the restart, which must come before JAX.
+    import jax  # Late import: this module is imported before the restart, and JAX must not be.
 
     def trim(event: str, duration_secs: float, **_: str | int) -> None:
         if event == _COMPILED and duration_secs > _LONG_COMPILATION:

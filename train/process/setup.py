@@ -1,4 +1,4 @@
-"""Settings of the whole process that a training program makes before it starts."""
+"""Changes the settings of the whole process for a training program."""
 
 import contextlib
 import logging
@@ -19,22 +19,22 @@ from train.process.malloc import keep_freed_memory, trim_after_compiling
 
 
 def prepare_process(config: Config) -> None:
-    """Makes every setting of the process that a training program uses. Call it before JAX uses a device.
+    """Changes all settings of this process that a training program needs. Call this before JAX uses a device.
 
-    `config` has passed `train.config.checks.check_ranges`.
+    `config` must have passed `train.config.checks.check_ranges`.
 
-    It changes, for the whole process:
+    These settings change for the whole process:
 
-    - logging of JAX, absl, asyncio and orbax, and the hooks for uncaught errors of threads and callbacks
-    - glibc's malloc: it keeps freed memory, and returns the compiler's after each long compilation
-    - the connection to the run's other processes, if `config.distributed` or a launcher names any
-    - JAX's number of CPU devices (`config.mesh.cpu_devices`) and its compilation cache
+    - The logging of JAX, absl, asyncio and orbax, and the hooks for uncaught errors of threads and callbacks.
+    - glibc's malloc keeps freed memory, and returns the compiler's memory after each long compilation.
+    - The process connects to the other processes of the run, if `config.distributed` or a launcher names any.
+    - JAX's number of CPU devices (`config.mesh.cpu_devices`) and its compilation cache.
 
-    The programs call it (`train.engine.main`), and `train.engine.loop.fit` never does: a notebook calls it only if it
-    wants these settings.
+    The training programs call this function (`train.engine.main`). `train.engine.loop.fit` does not, so in a notebook
+    the settings stay as they are unless you call it.
 
     Raises:
-        UserError: the other processes cannot be reached.
+        UserError: if the other processes cannot be reached.
     """
     silence_libraries()
     keep_freed_memory()
@@ -45,10 +45,10 @@ def prepare_process(config: Config) -> None:
 
 
 def silence_libraries() -> None:
-    """Keeps the libraries' notices out of the training log; JAX's errors still show.
+    """Keeps messages of libraries out of the training log. JAX's errors are still shown.
 
-    An error in a save of orbax is raised to us (`train/engine/checkpoint.py`). Orbax would also log it from each of its
-    threads and tasks, a thousand lines in all.
+    Orbax raises an error if a save fails, and `train/engine/checkpoint.py` handles it. Each thread and task of orbax
+    would also log the error, a thousand lines in total.
     """
     logging.getLogger("jax").setLevel(logging.ERROR)
     for name in ("absl", "asyncio", "orbax"):
@@ -68,16 +68,16 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def _callback_failed(next_hook: Callable[[Any], object], failure: Any) -> None:
-    # tensorstore's message when the event loop was closed by another array's failure.
+    # tensorstore prints this after the failure of another array has closed the event loop.
     if "Event loop is closed" not in str(failure.exc_value):
         next_hook(failure)
 
 
 def enable_compilation_cache(option: Literal["auto", "on", "off"]) -> None:
-    """Makes JAX keep compiled programs on disk; "auto" does so only on accelerators.
+    """Makes JAX cache compiled programs on disk. "auto" does this only on accelerators.
 
-    The folder is $JAX_COMPILATION_CACHE_DIR, which JAX reads itself, or one for this version of jaxlib: programs
-    compiled by another may crash on CPU.
+    The folder is $JAX_COMPILATION_CACHE_DIR, which JAX reads itself. By default it is a folder for this version of
+    jaxlib, because programs compiled by another version may crash on CPU.
     """
     if option == "off":
         jax.config.update("jax_enable_compilation_cache", False)
@@ -87,11 +87,11 @@ def enable_compilation_cache(option: Literal["auto", "on", "off"]) -> None:
 
 
 def split_cpu_into_devices(config: Config) -> None:
-    """Makes JAX count this CPU as several devices, which compute in parallel. Call it before JAX uses a device.
+    """Splits the CPU into several JAX devices, which compute in parallel. Call this before JAX uses a device.
 
-    XLA's CPU backend computes many small operations of a program on one core (benchmarks/README.md). The number is the
-    largest up to `config.mesh.cpu_devices` and the number of cores that divides the batch. A number set elsewhere
-    stays, and so do the devices of several processes.
+    XLA's CPU backend runs many small operations of a program on one core (benchmarks/README.md). The number of devices
+    is the largest divisor of the batch size that is at most `config.mesh.cpu_devices` and at most the number of cores.
+    Nothing changes if the number is already set, or there are several processes.
     """
     is_set = getattr(jax.config, "jax_num_cpu_devices", -1) != -1
     is_flagged = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
@@ -101,5 +101,5 @@ def split_cpu_into_devices(config: Config) -> None:
     accumulate = getattr(getattr(config, "optim", None), "accumulate", 1)
     counts = range(min(config.mesh.cpu_devices, cores), 1, -1)
     fitting = (count for count in counts if config.run.batch_size % (count * accumulate) == 0)
-    with contextlib.suppress(RuntimeError):  # JAX has started, as in a notebook: its devices stay as they are.
+    with contextlib.suppress(RuntimeError):  # JAX has already started, as in a notebook. Its devices stay unchanged.
         jax.config.update("jax_num_cpu_devices", next(fitting, 1))

@@ -1,4 +1,4 @@
-"""The signals with which a user or the system ends a program: at once, or after the current step of a training."""
+"""Handles the signals that end a program: immediately, or in training after the current step."""
 
 import signal
 import sys
@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def raise_on_signals() -> None:
-    """Makes each of the signals raise Interrupted from now on; one that is ignored, as under nohup, stays ignored."""
+    """Makes each of the signals raise Interrupted. A signal that is ignored, as under nohup, stays ignored."""
     for number in _not_ignored():
         signal.signal(number, _raise_interrupted)
     sys.unraisablehook = partial(_resend_if_swallowed, sys.unraisablehook)
@@ -27,7 +27,10 @@ def _raise_interrupted(number: int, _: FrameType | None) -> None:
 
 
 def _resend_if_swallowed(next_hook: Callable[[Any], object], failure: Any) -> None:
-    """Sends a signal again that was raised in a callback, such as JAX's garbage collector hook: Python ignores it."""
+    """Sends a signal again if its exception was raised in a callback, where Python ignores exceptions.
+
+    JAX's garbage collector hook is such a callback.
+    """
     if isinstance(failure.exc_value, Interrupted):
         main = threading.main_thread().ident
         threading.Timer(0.02, signal.pthread_kill, (main, failure.exc_value.number)).start()
@@ -36,17 +39,17 @@ def _resend_if_swallowed(next_hook: Callable[[Any], object], failure: Any) -> No
 
 
 def _not_ignored() -> list[signal.Signals]:
-    """The signals that are not ignored; none outside of the main thread, where Python allows no handlers."""
+    """Returns the signals that are not ignored. Outside the main thread Python allows no handlers, so returns []."""
     if threading.current_thread() is not threading.main_thread():
         return []
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class DeferredSignals:
-    """A context that holds signals back, for a loop that calls `after` between two steps.
+    """A context that delays signals until the loop calls `after`, between two steps.
 
-    A second signal raises Interrupted at once. With several processes, SIGTERM to any of them stops all after the same
-    step: JAX's own handler does that, so ours leaves it in place.
+    A second signal raises Interrupted immediately. With several processes, a SIGTERM to one of them stops all of them
+    after the same step. JAX's handler does this, so it is not replaced.
     """
 
     def __init__(self) -> None:
@@ -54,7 +57,7 @@ class DeferredSignals:
         self._deferring = False
 
     def __enter__(self) -> "DeferredSignals":
-        import jax  # Late, as in `after`: programs that only read files handle signals too, and need no JAX.
+        import jax  # Late import, as in `after`: programs that only read files also handle signals, but need no JAX.
 
         handled = [number for number in _not_ignored() if jax.process_count() == 1 or number != signal.SIGTERM]
         self._previous = {number: signal.signal(number, self._handle) for number in handled}
@@ -71,20 +74,20 @@ class DeferredSignals:
         self._number = number
 
     def after(self, step: int, count: int) -> int | None:
-        """The signal that ends the run after `step`, the last of the `count` steps of a call; None: no signal came."""
+        """Returns the signal that ends the run after `step`, the last of a call's `count` steps; None if none came."""
         import jax
 
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            # Every step is a sync point, as the processes agree on one of them.
+            # Every step is a sync point, because the processes must agree on one step.
             reached = [multihost_utils.reached_preemption_sync_point(s) for s in range(step - count + 1, step + 1)]
             return signal.SIGTERM if any(reached) else None
         return self._number
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """A context in which signals, also one held back, raise Interrupted at once; for code that only reads state."""
+        """A context in which signals, also delayed ones, raise Interrupted immediately. Use it to only read state."""
         deferring, self._deferring = self._deferring, False
         try:
             if self._number is not None:

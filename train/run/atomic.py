@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all."""
+"""Writes a file completely or not at all."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ from w2jax.files import write_files_atomic
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Replaces a file: readers find the old content or the new, also after a crash of the machine."""
+    """Replaces a file. Readers find either the old or the new content, even after the machine crashes."""
     write_files_atomic({path: lambda file: file.write(content.encode() if isinstance(content, str) else content)})

@@ -1,4 +1,4 @@
-"""The folder of a run: the config it belongs to, the process that writes it, and where its files are."""
+"""The run folder: creates it, checks that it belongs to the config, and locks it for one process."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 class ImageInfo(NamedTuple):
-    """The images that a run is trained on, as `images.json` holds them: a later user may not have the dataset."""
+    """The content of `images.json`: describes the training images, for programs that do not have the dataset."""
 
     image_shape: tuple[int, int, int]
     """(h, w, C)."""
@@ -34,19 +34,19 @@ class ImageInfo(NamedTuple):
 
 
 class RunFolder:
-    """Everything a run writes: config, metrics, checkpoints, what the report is made of, and tensorboard/ and wandb/.
+    """The folder with all files of a run: config, metrics, checkpoints, report, tensorboard/ and wandb/.
 
-    A context manager: outside it, another process may claim the folder.
+    Use it as a context manager: on exit, the folder is unlocked for other processes.
     """
 
     def __init__(self, config: Config):
-        """Claims `config.run.dir`: creates it, or checks that it belongs to the same config.
+        """Locks `config.run.dir` for this process. Creates the folder, or checks that it belongs to the same config.
 
-        Of several processes the first creates it, and the others check what it created.
+        With several processes, the main process creates the folder and the other processes check it.
 
         Raises:
-            UserError: it is a file, cannot be written, is in use, belongs to another config, contains a link where a
-                run writes, or is not visible to every process.
+            UserError: if the folder is a file, cannot be written, is in use, belongs to another config, contains a
+                symbolic link, or is not visible to every process.
         """
         self.path = Path(str(config.run.dir))
         self.metrics = self.path / METRICS
@@ -63,24 +63,24 @@ class RunFolder:
                 self._find(config)
         except (FileExistsError, NotADirectoryError):
             raise UserError(
-                f"the run folder must be a folder, but {self.path} is a file or inside one; choose another --run.dir"
+                f"--run.dir must be a folder, but {self.path} is a file or inside a file. Choose another --run.dir"
             ) from None
         except OSError as error:
             raise UserError(
-                f"the run folder {self.path} cannot be written: {error.strerror}; choose another --run.dir"
+                f"cannot write to the run folder {self.path}: {error.strerror}. Choose another --run.dir"
             ) from error
 
     @property
     def left_by(self) -> str | None:
-        """The process that ended here without cleaning up, as one that was killed; None if there is none."""
+        """The last process in this folder, if it was killed or crashed; else None."""
         return None if self._lock is None else self._lock.left_by
 
     def write_image_info(self, image_shape: tuple[int, int, int], label_names: Sequence[str]) -> None:
-        """Writes `images.json`, which `read_image_info` reads."""
+        """Writes `images.json`, the file that `read_image_info` reads."""
         self._write_json(IMAGES, ImageInfo(image_shape, list(label_names))._asdict())
 
     def write_task_info(self, best_metric: str, best_mode: str, descriptions: Mapping[str, str]) -> None:
-        """Writes `task.json`: how the run is judged and what its metrics mean, for programs that do not load it."""
+        """Writes `task.json`: the metric that ranks runs and what each metric means, for programs without the task."""
         info = {"best_metric": best_metric, "best_mode": best_mode, "metric_descriptions": dict(descriptions)}
         self._write_json(TASK, info)
 
@@ -93,10 +93,10 @@ class RunFolder:
         self._check(config)
         self._lock = Lock(self.path / LOCK)
         try:
-            self._check(config)  # Again: until now another process could have begun here, and ended.
+            self._check(config)  # Again, because another process may have run here before the lock.
             for path in filter(_is_leftover, self.path.iterdir()):
                 path.unlink()
-            # Written each time: it says what the run does now, and fails early if nothing can be written here.
+            # Always written, because some options may change on resume. An unwritable folder also fails early here.
             self._write_json(CONFIG, {"task": task_of(config), **config_to_tree(config)})
         except BaseException:
             self._lock.release()
@@ -105,33 +105,33 @@ class RunFolder:
     def _find(self, config: Config) -> None:
         if not self._config.exists():
             raise UserError(
-                f"process {jax.process_index()} does not see {self.path}, which process 0 created; "
-                "--run.dir must be on a file system that all processes share"
+                "--run.dir must be on a file system that all processes share, but "
+                f"process {jax.process_index()} does not see {self.path}, which process 0 created"
             )
         self._check(config)
 
     def _check(self, config: Config) -> None:
-        """UserError if the folder belongs to something else."""
+        """Raises UserError if the folder belongs to another run or another program."""
         entries = sorted(self.path.iterdir())
         if links := [path.name for path in entries if path.is_symlink()]:
             raise UserError(
-                f"{self.path} contains links ({', '.join(links)}), and a run writes only inside its folder; "
-                "move the whole folder by --run.dir"
+                f"{self.path} must not contain symbolic links, got {', '.join(links)}. A run writes only inside its "
+                "folder. To store the run elsewhere, choose another --run.dir"
             )
         if not self._config.exists():
-            # A process that is killed as it begins leaves only these.
+            # A process that is killed while it starts leaves only these files.
             if any(path.name != LOCK and not _is_leftover(path) for path in entries):
-                raise UserError(f"{self.path} is not empty and has no config.json; choose another --run.dir")
+                raise UserError(f"{self.path} is not empty and has no config.json. Choose another --run.dir")
             return
         try:
             saved = read_config_tree(self.path)
         except UserError as error:
-            raise UserError(f"{error}; choose another --run.dir") from error
+            raise UserError(f"{error}. Choose another --run.dir") from error
         task, other = task_of(config), saved.pop("task")
         if task is not None and other is not None and other != task:
-            raise UserError(f"{self.path} is a run of train.{other}, not of train.{task}; choose another --run.dir")
+            raise UserError(f"{self.path} is a run of train.{other}, not of train.{task}. Choose another --run.dir")
         ours, theirs = flat_config(config), flatten(saved)
-        # An option that is younger than the folder had the effect of its default.
+        # An option that did not exist when the folder was created counts as its default.
         theirs = {name: value for name, value in flatten(default_tree(config)).items() if name in ours} | theirs
         changed = [
             f"{name} was {theirs.get(name, 'absent')}, now {ours.get(name, 'absent')}"
@@ -139,8 +139,8 @@ class RunFolder:
         ]
         if changed:
             raise UserError(
-                f"{self.path} was made by a different config: {'; '.join(changed)}. "
-                "Give the same options to resume it, or another --run.dir"
+                f"{self.path} contains a run with other options: {'; '.join(changed)}. "
+                "Pass the same options to resume that run, or choose another --run.dir"
             )
 
     def __enter__(self) -> "RunFolder":
@@ -152,20 +152,20 @@ class RunFolder:
 
 
 def has_checkpoint(config: Config) -> bool:
-    """Whether `config.run.dir` has a checkpoint to resume from."""
+    """Returns whether `config.run.dir` has a checkpoint to resume from."""
     return bool(checkpoint_steps(Path(str(config.run.dir), CHECKPOINTS)))
 
 
 def _is_leftover(path: Path) -> bool:
-    """Whether a killed process left the file half written; the second name is that of older versions."""
+    """Returns whether this is a temporary file of a killed process. Older versions used the name "config.json.new"."""
     return is_temporary(path.name) or path.name == f"{CONFIG}.new"
 
 
 def read_image_info(folder: Path) -> ImageInfo:
-    """The images that a run was trained on.
+    """Reads the description of the images that a run was trained on.
 
     Raises:
-        UserError: `images.json` does not say it.
+        UserError: if `images.json` is missing or damaged.
     """
     try:
         tree = read_json(folder / IMAGES)
@@ -173,16 +173,16 @@ def read_image_info(folder: Path) -> ImageInfo:
         return ImageInfo((height, width, channels), [str(name) for name in tree["label_names"]])
     except (OSError, OverflowError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder / IMAGES} does not describe the images of the run ({error!r}). "
-            "Start the run's command again: it writes the file, also when it resumes"
+            f"{folder / IMAGES} must describe the images of the run, but is missing or damaged ({error!r}). "
+            "Run the training command again to write the file"
         ) from error
 
 
 def read_config(folder: Path, config_type: type[AnyConfig]) -> AnyConfig:
-    """The config of a run; an option that is younger than the run has its default.
+    """Reads the config of a run. An option that did not exist when the run was created has its default.
 
     Raises:
-        UserError: `folder` is not a run folder, or its config is not of that type.
+        UserError: if `folder` is not a run folder, or its config is not a `config_type`.
     """
     tree = {name: value for name, value in read_config_tree(folder).items() if name != "task"}
     try:

@@ -1,4 +1,4 @@
-"""The checksums of a checkpoint: written into its folder before it counts as saved, verified before it is read."""
+"""Writes the checksums of a checkpoint before it counts as saved, and verifies them before it is read."""
 
 import hashlib
 import json
@@ -9,22 +9,22 @@ from train.run.atomic import write_atomic
 from w2jax.files import json_object, read_json
 
 VERSION = 2
-"""Of a checkpoint's layout. Version 1 had no manifest: its bytes cannot be verified."""
+"""Version of the checkpoint format. Version 1 has no manifest, so it cannot be verified."""
 
 _MANIFEST = "manifest.json"
-_PROGRESS = "progress/metadata"  # JSON of the training loop; the name is orbax's
-_LATE = "_CHECKPOINT_METADATA"  # orbax writes the time into it after it has renamed the checkpoint's folder
+_PROGRESS = "progress/metadata"  # JSON of the training loop; orbax chose the file name
+_LATE = "_CHECKPOINT_METADATA"  # orbax writes the time into it after it renames the checkpoint folder
 
 
 def checkpoint_steps(checkpoints: Path) -> list[int]:
-    """The steps in a folder of checkpoints, ascending, without one that is still being written."""
+    """Returns the steps in a folder of checkpoints, in ascending order. Checkpoints in progress are excluded."""
     return sorted(int(path.name) for path in checkpoints.glob("*") if path.name.isdecimal() and path.is_dir())
 
 
 def write_manifest(checkpoint: Path, finished: bool) -> None:
-    """Lists each file of a checkpoint with its size and SHA-256; files in an existing list are not read again.
+    """Lists each file of a checkpoint with its size and SHA-256. Files in an existing manifest are not read again.
 
-    Until orbax has `finished` the checkpoint, one file may still change and is left out.
+    Before orbax has `finished` the checkpoint, one file may still change and is left out.
     """
     manifest = checkpoint / _MANIFEST
     files = read_json(manifest)["files"] if manifest.exists() else {}
@@ -36,17 +36,17 @@ def write_manifest(checkpoint: Path, finished: bool) -> None:
 
 
 def has_manifest(checkpoint: Path) -> bool:
-    """Whether its bytes can be verified."""
+    """Returns whether a checkpoint has a manifest, so that it can be verified."""
     return (checkpoint / _MANIFEST).is_file()
 
 
 def damage(checkpoint: Path) -> str | None:
-    """The first file of a checkpoint that is not as it was saved, and why; None if all are.
+    """Returns the first damaged file of a checkpoint, and what is wrong with it; None if the checkpoint is valid.
 
     Raises:
-        ValueError: the checkpoint was saved by a later version of this code.
+        ValueError: if the checkpoint was saved by a later version of this code.
     """
-    # Only version 1 has no manifest: later ones are written before the checkpoint is renamed into its place.
+    # Only version 1 has no manifest. Later versions write it before the checkpoint gets its final name.
     first = _MANIFEST if has_manifest(checkpoint) else _PROGRESS
     try:
         content = json_object(first, (checkpoint / first).read_bytes())
@@ -54,7 +54,7 @@ def damage(checkpoint: Path) -> str | None:
         return f"{first} cannot be read ({error})"
     version = content.get("version", 1)
     if isinstance(version, int) and version > VERSION:
-        raise ValueError(f"the layout of {checkpoint} must be at most {VERSION}, got {version}. Upgrade w2jax")
+        raise ValueError(f"the format version of {checkpoint} must be at most {VERSION}, got {version}. Upgrade w2jax")
     if first == _PROGRESS:
         return None if version == 1 else f"{_MANIFEST} is missing"
     try:
@@ -62,7 +62,7 @@ def damage(checkpoint: Path) -> str | None:
             if (fault := _fault(checkpoint / name, entry)) is not None:
                 return f"{name} {fault}"
     except (OSError, KeyError, TypeError, AttributeError) as error:
-        return f"{_MANIFEST} or what it lists cannot be read ({error!r})"
+        return f"{_MANIFEST} or a file in it cannot be read ({error!r})"
     return None
 
 
@@ -71,8 +71,8 @@ def _fault(path: Path, entry: dict[str, Any]) -> str | None:
         return "is missing"
     size = path.stat().st_size
     if size != entry["bytes"]:
-        return f"has {size} bytes, {entry['bytes']} were saved"
-    return None if _sha256(path) == entry["sha256"] else "has other bytes than were saved"
+        return f"must have {entry['bytes']} bytes, got {size}"
+    return None if _sha256(path) == entry["sha256"] else "does not match its checksum"
 
 
 def _sha256(path: Path) -> str:

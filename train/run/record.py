@@ -1,4 +1,4 @@
-"""A run folder as its files describe it, for the report and the list of runs. It imports no JAX, so both start fast."""
+"""Reads a run folder, for the report and the list of runs. Imports no JAX, so both start quickly."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,45 +21,46 @@ from train.run.files import (
 from train.run.lock import holder
 from train.run.manifest import checkpoint_steps
 
-_WRITTEN_BY_TRAINING = (CONFIG, METRICS, TIMING, CHECKPOINTS)  # A new report, or a use of the model, is no training.
+# The report and the use of a model write other files, which do not count.
+_WRITTEN_BY_TRAINING = (CONFIG, METRICS, TIMING, CHECKPOINTS)
 
-# The best metric of run folders older than task.json: the first of these that was evaluated.
+# Older run folders have no task.json. Their best metric is the first of these that was evaluated.
 _OLD_BEST_METRICS: dict[str, Literal["max", "min"]] = {"accuracy": "max", "reconstruction": "min"}
 
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What `task.json` says about the metrics of a run."""
+    """The content of `task.json`: describes the metrics of a run."""
 
     best_metric: str
-    """Test metric by which runs and checkpoints are compared."""
+    """The test metric that ranks runs and checkpoints."""
     best_mode: Literal["max", "min"]
-    """Whether a high or a low value of it is better."""
+    """Direction of this metric: "max" if higher values are better, "min" if lower values are."""
     metric_descriptions: dict[str, str] = field(default_factory=dict)
-    """The task's own metrics in words, by name."""
+    """A description of each metric of the task, by name."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run folder, as read by `read_record`. What the config does not say, or says in another type, is None."""
+    """A run folder, as `read_record` reads it. A value that is missing in the config or has a wrong type is None."""
 
     path: Path
     config: dict[str, Any]
     task_info: TaskInfo
     lines: list[dict[str, Any]]
-    """metrics.jsonl."""
+    """The rows of metrics.jsonl."""
     timing: list[dict[str, Any]]
-    """timing.jsonl."""
+    """The rows of timing.jsonl."""
     saved_step: int | None
-    """Step of the last checkpoint; None if there is none."""
+    """Step of the last checkpoint; None without a checkpoint."""
     process: str | None
-    """The process that trains in this folder now, in words; None if none does."""
+    """A description of the process that trains in this folder now; None if no process does."""
     written: float
-    """When training last wrote a file, in seconds since 1970."""
+    """Time when training last wrote a file, in seconds since 1970."""
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.path.resolve().name
 
     @property
@@ -80,27 +81,27 @@ class RunRecord:
 
     @property
     def seed(self) -> int | None:
-        """The run's seed."""
+        """Seed of the run."""
         return self._setting(int, "run", "seed")
 
     @property
     def total_steps(self) -> int | None:
-        """Length of the run."""
+        """Number of steps of the whole run."""
         return self._setting(int, "run", "steps")
 
     @property
     def logged_step(self) -> int:
-        """Step of the last metrics; 0 before the first."""
+        """Step of the last row of metrics; 0 before the first row."""
         return max((line["step"] for line in self.lines), default=0)
 
     @cached_property
     def test_lines(self) -> list[dict[str, Any]]:
-        """The metrics of each evaluation."""
+        """The rows of metrics.jsonl from evaluations on the test split."""
         return [line for line in self.lines if line.get("split") == "test"]
 
     @property
     def test_metrics(self) -> dict[str, Any]:
-        """The metrics of the last evaluation by name; {} before the first."""
+        """The metrics of the last evaluation, by name; {} before the first evaluation."""
         last = self.test_lines[-1] if self.test_lines else {}
         return {name: value for name, value in last.items() if name not in ("step", "split")}
 
@@ -111,7 +112,7 @@ class RunRecord:
 
     @property
     def state(self) -> Literal["running", "finished", "no checkpoint", "stopped", "not evaluated"]:
-        """Where the run stands: "not evaluated" is saved at its last step, but has no test metrics of it."""
+        """State of the run. "not evaluated": the last step is saved, but was not evaluated."""
         if self.process is not None:
             return "running"
         if self.is_finished:
@@ -122,26 +123,26 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        """The step where the same command would resume, or that a running process has reached."""
+        """The last step of a running process, or else the step from which the same command would resume."""
         if self.state == "running":
             return max(self.logged_step, self.saved_step or 0)
         return self.logged_step if self.is_finished else self.saved_step or 0
 
     @property
     def seconds(self) -> float | None:
-        """Wall time of the training up to its last timing; None before the first."""
+        """Wall time of the training at the last row of timing.jsonl; None before the first row."""
         seconds = [line["seconds"] for line in self.timing if is_number(line.get("seconds"))]
         return seconds[-1] if seconds else None
 
     @cached_property
     def scores(self) -> list[float]:
-        """The values of the task's best metric, one for each evaluation that has a finite one."""
+        """The finite values of the task's best metric, in the order of the evaluations."""
         name = self.task_info.best_metric
         return [line[name] for line in self.test_lines if is_number(line.get(name))]
 
     @property
     def best_score(self) -> float | None:
-        """The best of the `scores`; None if there are none."""
+        """The best of the `scores`; None without a score."""
         return (max if self.task_info.best_mode == "max" else min)(self.scores, default=None)
 
     def _setting(self, kind: type, group: str, name: str) -> Any:
@@ -151,10 +152,10 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The record of a run folder.
+    """Reads the record of a run folder.
 
     Raises:
-        UserError: if it is no run folder, or one of its files is damaged or cannot be read.
+        UserError: if `folder` is not a run folder, or one of its files is damaged or cannot be read.
     """
     try:
         for name in (TASK, METRICS, TIMING, LOCK):
@@ -171,14 +172,14 @@ def read_record(folder: Path) -> RunRecord:
             written=max((folder / name).stat().st_mtime for name in _WRITTEN_BY_TRAINING if (folder / name).exists()),
         )
     except OSError as error:
-        raise UserError(f"{error.filename or folder} cannot be read: {error.strerror}") from error
+        raise UserError(f"cannot read {error.filename or folder}: {error.strerror}") from error
 
 
 def read_task_info(folder: Path, lines: list[dict[str, Any]]) -> TaskInfo:
-    """The content of a run folder's `task.json`. In an older folder without one, `lines`, its metrics, decide.
+    """Reads the `task.json` of a run folder. Older folders have none; there, `lines` (the metrics) decide.
 
     Raises:
-        UserError: if it is damaged.
+        UserError: if the file is damaged.
     """
     path = folder / TASK
     if not path.exists():
@@ -193,11 +194,11 @@ def read_task_info(folder: Path, lines: list[dict[str, Any]]) -> TaskInfo:
         and isinstance(descriptions, dict)
         and all(isinstance(words, str) for words in descriptions.values())
     ):
-        raise UserError(f"{path} is damaged; remove it, and the training's command writes it again")
+        raise UserError(f"{path} is damaged. Delete it and run the training command again to rewrite it")
     return TaskInfo(metric, mode, descriptions)
 
 
 def _check_is_file(path: Path) -> None:
-    """UserError if there is something else, such as a pipe, which would never end."""
+    """Raises UserError if `path` exists but is no regular file. Reading a pipe, for example, would never end."""
     if path.exists() and not path.is_file():
-        raise UserError(f"{path} is not a file")
+        raise UserError(f"{path} must be a regular file")

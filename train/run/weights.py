@@ -1,4 +1,4 @@
-"""The weights of a run folder, without the task and the data that they were trained with."""
+"""Loads the model and weights of a run folder, without its task and data."""
 
 import logging
 from collections.abc import Iterator
@@ -24,24 +24,27 @@ class RunWeights(NamedTuple):
     module: nn.Module
     variables: dict[str, Any]
     notes: list[str]
-    """Which checkpoint and parameters these are, and which checkpoints were damaged."""
+    """Messages for the user: which checkpoint and parameters were read, and which checkpoints are damaged."""
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether it has the config and the checkpoints of a run."""
+    """Returns whether the folder has the config and the checkpoints of a run."""
     return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
 
 
 def load_run(path: Path, head: Head = None, **fields: Any) -> RunWeights:
-    """The model of a run with the weights that it evaluated at its last intact checkpoint.
+    """Loads the model of a run, with the weights of its last undamaged checkpoint.
+
+    If the run has a moving average of the parameters (EMA), these are the weights.
 
     Args:
         path: the run folder.
-        head: "drop" leaves the classifier out; "reinit" makes a new one with `num_classes`.
-        **fields: other values of the module's fields, such as num_classes, dropout or scan_layers.
+        head: "drop" removes the classification head; "reinit" makes a new head with `num_classes` classes.
+        **fields: new values for fields of the module, such as num_classes, dropout or scan_layers.
 
     Raises:
-        ValueError: if the config describes no model, the module has no such field, or there is no intact checkpoint.
+        ValueError: if the config does not describe a model, the module has no such field, or every checkpoint is
+            damaged or missing.
         OSError: if the config cannot be read.
     """
     trained = describe_run(path)
@@ -53,38 +56,38 @@ def load_run(path: Path, head: Head = None, **fields: Any) -> RunWeights:
 
 
 def describe_run(path: Path, **fields: Any) -> nn.Module:
-    """The module that `load_run` returns; no checkpoint is read.
+    """Returns the module that `load_run` would return, without reading a checkpoint.
 
     Raises:
-        ValueError: if the config describes no model, or the module has no such field.
+        ValueError: if the config does not describe a model, or the module has no such field.
         OSError: if the config cannot be read.
     """
     config = path / "config.json"
     try:
         module = module_from_json(read_json(config)["model"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{config} describes no model: {error!r}") from error
+        raise ValueError(f"{config} must describe a model, got {error!r}") from error
     return with_fields(module, fields)
 
 
 def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The parameters that the run evaluated at its last intact checkpoint, as numpy arrays, and notes on them.
+    """Returns the parameters of the last undamaged checkpoint as NumPy arrays, and messages for the user.
 
-    Only parameters and statistics are read, not the optimizer's state.
+    The parameters are the moving average (EMA) if the run has one. The optimizer state is not read.
 
     Raises:
-        ValueError: if there is no checkpoint yet, all are damaged, or one has a later version.
+        ValueError: if there is no checkpoint yet, all are damaged, or one was saved by a later version.
     """
-    from orbax import checkpoint as ocp  # Late: `--help` of train.vit, which may read a run, does not wait for it.
+    from orbax import checkpoint as ocp  # Late import, so that `python -m train.vit --help` does not wait for orbax.
 
     steps = checkpoint_steps(path / "checkpoints")
     if not steps:
-        raise ValueError(f"{path} has no checkpoint yet. Train until its first one")
+        raise ValueError(f"{path} has no checkpoint yet. Train until the first checkpoint is saved")
     damaged = []
     while (fault := damage(path / "checkpoints" / str(steps[-1]))) is not None:
         damaged.append(f"step {steps.pop()}: {fault}")
         if not steps:
-            raise ValueError(f"{path}: every checkpoint is damaged: {'; '.join(damaged)}")
+            raise ValueError(f"every checkpoint in {path} is damaged: {'; '.join(damaged)}")
     folder = (path / "checkpoints" / str(steps[-1]) / "state").absolute()
     try:
         with _no_absl_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -96,17 +99,17 @@ def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
             arguments = ocp.args.PyTreeRestore(targets, restore_args=as_numpy, partial_restore=True)
             state = checkpointer.restore(folder, args=arguments)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"the checkpoint {folder} cannot be read: {error}") from error
-    what = "the parameters" if params == "params" else "the average of the parameters"
+        raise ValueError(f"cannot read the checkpoint {folder}: {error}") from error
+    what = "the parameters" if params == "params" else "the moving average (EMA) of the parameters"
     return {"params": state.pop(params), **state}, [
         f"{what} of step {steps[-1]}",
-        *(f"skipped as damaged: {fault}" for fault in damaged),
+        *(f"skipped damaged checkpoint, {fault}" for fault in damaged),
     ]
 
 
 @contextmanager
 def _no_absl_warnings() -> Iterator[None]:
-    """Inside, orbax does not warn that an item of a checkpoint lacks the metadata file that its step has."""
+    """Silences orbax's warning that an item of a checkpoint has no metadata file. Only the step has that file."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -76,7 +76,7 @@ def test_a_wrong_word_on_the_command_line_is_a_one_line_error(arguments, message
         (["--augment.magnitude", "1.5"], "--augment.magnitude must be from 0 to 1, got 1.5"),
         (["--data.workers", "-1"], "--data.workers must be at least 0, got -1"),
         (["--run.steps-per-call", "0"], "--run.steps-per-call must be at least 1, got 0"),
-        (["--mesh.data", "16"], "does not fit the 8 device(s)"),
+        (["--mesh.data", "16"], "must be at most 8, the device count, got --mesh.data 16"),
         (["--model.patch-size", "5"], "patch_size 5 and an image of 28×28"),
         (["--model.num-heads", "3"], "embed_dim must be divisible by num_heads, got 32 and 3"),
         (["--model.dropout", "1.5"], "dropout must be at least 0 and below 1, got 1.5"),
@@ -90,7 +90,7 @@ def test_a_wrong_word_on_the_command_line_is_a_one_line_error(arguments, message
         (["--data.test-split", "tset"], "tset"),
         (["--run.dir", "pyproject.toml"], "must be a folder"),
         (["--run.dir", "pyproject.toml/run"], "must be a folder"),
-        (["--run.dir", "/proc/run"], "the run folder /proc/run cannot be written"),
+        (["--run.dir", "/proc/run"], "cannot write to the run folder /proc/run"),
         (["--run.dir", "tests"], "is not empty and has no config.json"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
@@ -160,7 +160,7 @@ def test_a_finished_run_does_no_step_again_and_tells_its_result(tmp_path, capsys
     fit(small(tmp_path / "run"), make_task)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     again = capsys.readouterr().out
-    assert "is finished at step 3" in again
+    assert "Training already finished at step 3 " in again
     assert len(first) == 2 and [line for line in again.splitlines() if "│ test" in line] == first
 
 
@@ -169,7 +169,9 @@ def test_a_run_whose_loss_is_nan_stops_and_keeps_the_last_good_checkpoint(tmp_pa
     config = dataclasses.replace(
         config, optim=dataclasses.replace(config.optim, learning_rate=1e38, clip=None, warmup_fraction=0.5)
     )
-    with pytest.raises(RunStopped, match=r"step \d+.*; .*begin anew.* is saved up to step \d+$") as error:
+    with pytest.raises(
+        RunStopped, match=r"step \d+: .*\. .*start a new run.*\. Last checkpoint: step \d+ in .*/run$"
+    ) as error:
         fit(config, make_task)
     broken, saved = map(int, re.findall(r" step (\d+)", f" {error.value}"))
     kept = max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit())
@@ -342,6 +344,6 @@ def test_another_option_starts_another_run(tmp_path, capsys, monkeypatch):
     for arguments in (command, [*command, "--run.seed", "1"], command):
         capsys.readouterr()
         fit(parse("vit", PRESETS, arguments), make_task)
-    assert "is finished at step 2" in capsys.readouterr().out
+    assert "Training already finished at step 2 " in capsys.readouterr().out
     one, other = sorted((tmp_path / "runs").iterdir())
     assert one.name.startswith("vit-tiny-") and other.name.startswith("vit-tiny-") and one != other

@@ -86,9 +86,9 @@ def test_what_changes_after_a_save_began_is_not_in_it(tmp_path):
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (flip, "has other bytes than were saved"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, "),
-        (lambda path: path.write_bytes(b""), "has 0 bytes"),
+        (flip, "does not match its checksum"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, got "),
+        (lambda path: path.write_bytes(b""), " bytes, got 0"),
         (Path.unlink, "is missing"),
     ],
     ids=["flipped bit", "cut short", "emptied", "missing"],
@@ -110,7 +110,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(saved):
     flip(next((saved / "7" / "state" / "d").iterdir()))
     (note,) = assert_restores(saved, 3)
     aside = saved.parent / "damaged" / "7"
-    assert f"step 7 is damaged and was moved to {aside}: state/d/" in note and "has other bytes" in note
+    assert f"step 7 is damaged and was moved to {aside}: state/d/" in note and "does not match its checksum" in note
     assert damage(aside) is not None
 
 
@@ -147,7 +147,7 @@ def test_when_all_are_damaged_each_is_named_and_nothing_is_changed(saved):
     before = tree(saved.parent)
     with pytest.raises(RunStopped) as error:
         Checkpoints(saved)
-    for words in ("step 7: state/manifest.ocdbt is missing", "step 3: state/_METADATA has other bytes", "nothing was"):
+    for words in ("step 7: state/manifest.ocdbt is missing", "step 3: state/_METADATA does not match", "No file was"):
         assert words in str(error.value)
     assert tree(saved.parent) == before
 
@@ -162,13 +162,15 @@ def test_a_checkpoint_of_the_first_layout_is_read_as_it_is(saved):
     progress = saved / "7" / "progress" / "metadata"
     progress.write_text(json.dumps({"seconds": 7.0}))
     (note,) = assert_restores(saved, 7)
-    assert "step 7 is of an earlier version, without checksums" in note
+    assert "step 7 was not verified: an older version saved it without checksums" in note
 
 
 def test_a_checkpoint_of_a_later_layout_is_left_alone(saved):
     manifest = saved / "7" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
-    with pytest.raises(RunStopped, match=r"the layout of .*checkpoints/7 must be at most 2, got 3. Upgrade w2jax"):
+    with pytest.raises(
+        RunStopped, match=r"the format version of .*checkpoints/7 must be at most 2, got 3. Upgrade w2jax"
+    ):
         Checkpoints(saved)
     assert (saved / "7").exists()
 
@@ -179,10 +181,10 @@ def test_a_checkpoint_of_other_arrays_is_refused_and_they_are_listed(saved):
     with Checkpoints(saved) as checkpoints, pytest.raises(UserError) as error:
         checkpoints.restore(7, other)
     for words in (
-        "params/kernel is float32 [30, 70], wanted float32 [30, 71]",
-        "params/bias is float32 [70], wanted bfloat16 [70]",
-        "params/scale is not there, wanted float32 [4]",
-        "ema/kernel is not there, wanted float32 [2]",
+        "params/kernel must be float32 [30, 71], got float32 [30, 70]",
+        "params/bias must be bfloat16 [70], got float32 [70]",
+        "params/scale must be float32 [4], got none",
+        "ema/kernel must be float32 [2], got none",
     ):
         assert words in str(error.value)
 
@@ -221,7 +223,7 @@ def test_a_failed_save_is_reported_and_leaves_the_other_checkpoints(saved, size)
         with no_file_above(size):
             checkpoints.save(9, state(9), {"seconds": 9.0})
             failure = checkpoints.failure(wait=True)
-        assert "the checkpoint of step 9 cannot be written in" in str(failure) and "File too large" in str(failure)
+        assert "could not write the checkpoint of step 9 to" in str(failure) and "File too large" in str(failure)
         assert checkpoints.failure() is None and checkpoints.latest_step() == 7
         assert damage(saved / "3") is None and damage(saved / "7") is None
         checkpoints.save(9, state(9), {"seconds": 9.0})

@@ -104,7 +104,10 @@ def test_what_neither_tensors_nor_the_user_tell_is_assumed_and_said(tmp_path):
     assert config.model == usual
     note = make_task(config, nothing()).initial_params().note
     assert "(timm)" in note
-    assert note.endswith("; not stated by the file: num_heads 2, activation gelu, norm_eps 1e-06, pool cls")
+    assert note.endswith(
+        "; not stated in the file, set from your options or usual values: "
+        "num_heads 2, activation gelu, norm_eps 1e-06, pool cls"
+    )
 
 
 @pytest.mark.parametrize("described", [True, False])
@@ -115,16 +118,16 @@ def test_options_that_contradict_the_file_are_refused_with_both_values(described
         save_file(to_torch(model, variables, "timm"), path)
     with pytest.raises(UserError) as error:
         parsed(path, "--model.num-heads", "4", "--model.depth", "5", "--model.mlp-dim", "9")
-    heads = f"--model.num-heads: {path} has 2, the config 4; " * described  # tensors alone tell nothing of the heads
-    assert f"--model.depth: {path} has 1, the config 5; {heads}--model.mlp-dim: {path} has 20, the config 9" in str(
-        error.value
+    heads = "--model.num-heads must be 2, got 4; " * described  # tensors alone tell nothing of the heads
+    assert str(error.value).startswith(
+        f"--model.depth must be 1, got 5; {heads}--model.mlp-dim must be 20, got 9: --init-from {path} sets"
     )
 
 
 def test_a_config_made_without_the_command_line_must_be_the_files(tmp_path):
     written(tmp_path / "vit.safetensors")
     config = dataclasses.replace(PRESETS["tiny"].config, init_from=str(tmp_path / "vit.safetensors"))
-    with pytest.raises(UserError, match=r"--model.depth: .* has 1, the config 2"):
+    with pytest.raises(UserError, match=r"--model.depth must be 1, got 2.*: --init-from .*vit\.safetensors sets"):
         make_task(config, nothing()).initial_params()
     make_task(dataclasses.replace(config, model=model), nothing()).initial_params()
 
@@ -135,8 +138,9 @@ def test_parameters_are_the_files_bit_for_bit(tmp_path):
     params = dict(written(path, module, size=(42, 42), format="google")["params"])
     _, state, note = begun(parsed(path))
     count = sum(x.size for x in jax.tree.leaves(params))
-    assert note == f"init from {path} (w2jax): {count:,} parameters; positions 6×6 → 4×4; " + (
-        "head 7 → 10 classes, new"
+    assert note == (
+        f"initialized from {path} (w2jax): {count:,} parameters; position embeddings 6×6, resized to 4×4; "
+        "new head with 10 classes (the file has 7)"
     )
     assert params.pop("head")["kernel"].shape == (5, 7)
     params["positions"] = module.resize({"params": params}, (42, 42), (28, 28))["params"]["positions"]
@@ -149,7 +153,7 @@ def test_a_head_of_as_many_classes_is_kept(tmp_path):
     variables = written(tmp_path / "vit.safetensors", usual)
     _, state, note = begun(parsed(tmp_path / "vit.safetensors"))
     assert_same_trees(state.params, variables["params"])
-    assert note.endswith("; positions 4×4; head 10 classes")
+    assert note.endswith("; position embeddings 4×4; head with 10 classes")
 
 
 def test_the_average_begins_as_a_copy_and_the_optimizer_anew(tmp_path):
@@ -181,9 +185,9 @@ def test_pretrained_parameters_are_placed_as_the_state_is(tmp_path):
 @pytest.mark.parametrize(
     ("size", "channels", "shape", "message"),
     [
-        ((28, 28), 3, (28, 28, 1), r"reads images of 3 channel\(s\), dataset images has 1"),
-        ((28, 28), 1, (30, 40, 1), r"patches of 7 pixels in .* images of 30×40; add --data.image-size 28 42"),
-        ((14, 21), 1, (28, 28, 1), r"positions for 6 patches, which are no square, .* for 4×4"),
+        ((28, 28), 3, (28, 28, 1), r"needs images with 3 channel\(s\), but dataset images has 1"),
+        ((28, 28), 1, (30, 40, 1), r"divisible by 7, the patch size of .*, got 30 40\. Add --data.image-size 28 42"),
+        ((14, 21), 1, (28, 28, 1), r"must give 6 patches, got 4×4\. The 6 position .* do not form a square grid"),
     ],
     ids=lambda x: str(x),
 )
@@ -197,7 +201,7 @@ def test_positions_of_no_square_are_kept_for_images_of_as_many_patches(tmp_path)
     params = written(tmp_path / "vit.safetensors", size=(14, 21))["params"]
     start = make_task(parsed(tmp_path / "vit.safetensors"), nothing((14, 21, 1))).initial_params()
     np.testing.assert_array_equal(start.params["positions"], params["positions"])
-    assert "positions 2×3;" in start.note
+    assert "; position embeddings 2×3;" in start.note
 
 
 RUN = ["--run.steps", "4", "--run.log-every", "3", "--optim.ema", "0.9", "--run.dir"]
@@ -222,7 +226,7 @@ def test_a_resumed_run_reads_only_the_architecture_from_the_weights_file(whole, 
     assert_same_trees(fit(parsed(path, *RUN, str(folder / "b")), make_task), state)
     assert (folder / "a" / "metrics.jsonl").read_bytes() == (folder / "b" / "metrics.jsonl").read_bytes()
     out = capsys.readouterr().out
-    assert "resumes at step 2" in out and "init from" not in out
+    assert "Resumed from step 2 " in out and "initialized from" not in out
 
 
 def command(monkeypatch, *arguments):
@@ -235,7 +239,7 @@ def test_a_run_begins_with_the_average_of_another(whole, tmp_path, monkeypatch, 
     folder, state = whole
     options = ["--optim.learning-rate", "0", "--run.steps", "1", "--mesh.tensor", "2", "--run.dir", tmp_path / "run"]
     assert not command(monkeypatch, *options, "--init-from", folder / "a")
-    told = f"init from {folder / 'a'} (a run folder): the average of the parameters of step 4; "
+    told = f"initialized from {folder / 'a'} (a run folder): the moving average (EMA) of the parameters of step 4; "
     assert told in capsys.readouterr().out
     module, variables, _ = load_run(tmp_path / "run")
     assert module == model

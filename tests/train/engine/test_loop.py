@@ -45,7 +45,7 @@ def test_fit_changes_no_setting_of_the_process(tmp_path):
 
 def test_processes_must_be_connected_before_fit(tmp_path):
     config = dataclasses.replace(small(tmp_path / "run"), distributed=Distributed("127.0.0.1:9", 2, 0))
-    with pytest.raises(UserError, match=r"call train\.process\.setup\.prepare_process\(config\) before fit"):
+    with pytest.raises(UserError, match=r"Call train\.process\.setup\.prepare_process\(config\) before fit"):
         fit(config, make_task)
     assert not (tmp_path / "run").exists()
 
@@ -193,11 +193,11 @@ def test_a_report_that_finds_no_room_stops_a_run_unless_it_is_to_go_on(tmp_path,
 
     monkeypatch.setattr("train.engine.publisher.write_report", write)
     if on_save_error == "stop":
-        with pytest.raises(RunStopped, match=r"report\.html cannot be written: No space left"):
+        with pytest.raises(RunStopped, match=r"cannot write report\.html: No space left"):
             fit(config, make_task)
     else:
         fit(config, make_task)
-        assert "warning: report.html cannot be written: No space left" in capsys.readouterr().out
+        assert "warning: cannot write report.html: No space left" in capsys.readouterr().out
         assert "Finished: step 5 of 5." in Path(config.run.dir, "report.html").read_text()
 
 

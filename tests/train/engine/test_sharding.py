@@ -122,13 +122,15 @@ def test_slices_lie_along_data_only():
     slices = [[[chip.slice_index for chip in row] for row in part] for part in mesh.devices]
     assert slices == [[[0], [0]], [[0], [0]], [[1], [1]], [[1], [1]]]
     for sizes in (Mesh(1, 8, 1), Mesh(1, 4, 2), Mesh(2, 3, 1)):
-        with pytest.raises(UserError, match=r"2 slices need --mesh.data to be a multiple of 2, and a mesh of all"):
+        with pytest.raises(
+            UserError, match=r"--mesh.data must be a multiple of 2, the number of slices, and the mesh must use all 8"
+        ):
             make_mesh(sizes, chips)
 
 
 def test_no_process_is_left_without_a_device_of_the_mesh():
     devices = [SimpleNamespace(platform="cpu", process_index=i // 4) for i in range(8)]
-    with pytest.raises(UserError, match=r"2 processes need a mesh of all their 8 devices, got --mesh.data 4"):
+    with pytest.raises(UserError, match=r"mesh must use all 8 devices of the 2 processes, got --mesh.data 4"):
         make_mesh(Mesh(4, 1, 1), devices)
 
 

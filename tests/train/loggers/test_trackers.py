@@ -260,7 +260,8 @@ def test_a_missing_package_of_a_tracker_is_one_line_and_exit_status_2(option, pa
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        f'error: --run.{option[0]} needs the package {package}, which is missing: pip install -e ".[trackers]"\n'
+        f"error: --run.{option[0]} needs the package {package}, which is not installed. "
+        'Run: pip install -e ".[trackers]"\n'
     )
     assert not (tmp_path / "run").exists()
 
@@ -269,7 +270,7 @@ def test_a_folder_of_a_packages_name_is_not_taken_for_the_package(tracked, tmp_p
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb")
-    with pytest.raises(UserError, match="needs the package wandb, which is missing"):
+    with pytest.raises(UserError, match="needs the package wandb, which is not installed"):
         check_trackers(tracked)
 
 
@@ -296,7 +297,9 @@ def test_a_full_disk_ends_a_tracker_but_not_the_run(tracked, tmp_path, monkeypat
         fit(config, make_task)
     words = capsys.readouterr().out
     assert words.count("warning") == 1
-    assert "warning: TensorBoard failed, and the run goes on without it: [Errno 28] No space left on device\n" in words
+    assert (
+        "warning: TensorBoard failed, and training continues without it: [Errno 28] No space left on device\n" in words
+    )
     assert lines(config) == lines(tracked)
     assert (tmp_path / "run" / "checkpoints" / "5").exists() and (tmp_path / "run" / "report.html").exists()
     fit(config, make_task)
@@ -313,8 +316,8 @@ def test_a_tracker_that_cannot_start_does_not_end_the_run(tracked, tmp_path, mon
     (tmp_path / "run" / "tensorboard").touch()
     fit(with_run(tracked, tmp_path / "run"), make_task)
     words = capsys.readouterr().out
-    assert "warning: TensorBoard failed, and the run goes on without it: [Errno 17] File exists" in words
-    assert "warning: Weights & Biases failed, and the run goes on without it: no server answers\n" in words
+    assert "warning: TensorBoard failed, and training continues without it: [Errno 17] File exists" in words
+    assert "warning: Weights & Biases failed, and training continues without it: no server answers\n" in words
     assert words.count("warning") == 2 and "test accuracy" in words
 
 
@@ -322,7 +325,7 @@ def test_a_tracker_that_cannot_start_does_not_end_the_run(tracked, tmp_path, mon
     ("project", "content", "message"),
     [
         ("a/b", None, "--run.wandb a/b: Invalid project name"),
-        ("", None, "--run.wandb must be the name of a project, got an empty one"),
+        ("", None, "--run.wandb must be the name of a project, got an empty name"),
         ("project", "{}", "run.json must be"),
         ("project", "[", "run.json must be"),
     ],

@@ -49,7 +49,7 @@ def test_a_resumed_window_gives_bit_equal_lines(values, every, data):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_value_that_is_not_finite_stops_the_run_naming_metric_and_step(bad):
     window, _ = windows([1.0, 2.0, bad], 10)
-    with pytest.raises(RunStopped, match=f"^step 3: x is {bad}; skip such steps with --run.on-nonfinite skip"):
+    with pytest.raises(RunStopped, match=f"^step 3: x is {bad}\\. Pass --run.on-nonfinite skip to skip such steps"):
         window.drain()
 
 
@@ -57,7 +57,9 @@ def test_the_parameters_whose_gradients_are_not_finite_are_named():
     window = MetricWindow(10, 10, lambda *_: None, {}, 0, ["a/kernel", "b/bias", "c/kernel"])
     window.add(7, {"x": 1.0, NONFINITE: np.array([False, True, True])})
     with pytest.raises(
-        RunStopped, match=r"^step 7: the gradients of 2 of 3 parameters are not finite \(b/bias, c/kernel\); skip"
+        RunStopped,
+        match=r"^step 7: the gradients of 2 of 3 parameters are not finite \(b/bias, c/kernel\)\. "
+        r"Pass --run.on-nonfinite skip",
     ):
         window.drain()
 

@@ -128,7 +128,8 @@ def test_a_run_of_two_processes_resumes_in_one_and_says_so(of_two, tmp_path, cap
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
     fit(replace(CONFIG, run=replace(CONFIG.run, dir=str(tmp_path / "run")), mesh=Mesh(8, 1, 1)), make_task)
     assert (
-        "resumes at step 3; it was saved on 4 CPU device(s) of 2 processes (data 2, fsdp 2)" in capsys.readouterr().out
+        f"Resumed from step 3 in {tmp_path / 'run'}; the checkpoint was saved on 4 CPU device(s) of 2 processes "
+        "(data 2, fsdp 2)\n" in capsys.readouterr().out
     )
     expected = lines(folder)
     for ours, theirs in zip(lines(tmp_path / "run"), expected, strict=True):
@@ -172,7 +173,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(tmp_path):
     assert [process.returncode for process in processes] == [143, 143], outputs
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     for output in outputs:
-        assert f"interrupted by SIGTERM: {tmp_path / 'run'} is saved up to step {int(saved.name):,};" in output
+        assert f"interrupted by SIGTERM. Last checkpoint: step {int(saved.name):,} in {tmp_path / 'run'}. Run" in output
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_an_interrupted_run_is_saved_and_resumes_to_the_same_bits(whole, tmp_pat
         with pytest.raises(Interrupted) as error:
             fit(config, make_task)
     assert error.value.number == number
-    assert f"{tmp_path / 'run'} is saved up to step {done}; start the same command to resume" in str(error.value)
+    assert f"Last checkpoint: step {done} in {tmp_path / 'run'}. Run the same command to resume" in str(error.value)
     assert signal.getsignal(number) is before
     for a, b in zip(jax.tree.leaves(fit(config, make_task)), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -83,7 +83,7 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
         finally:
             process.kill()
     assert process.returncode == 143
-    assert words.startswith(f"interrupted by SIGTERM: {folder} is saved up to step ") and words.count("\n") == 1
+    assert words.startswith("interrupted by SIGTERM. Last checkpoint: step ") and words.count("\n") == 1
     assert [path.name for path in (folder / "checkpoints").iterdir() if path.name.isdecimal()]
 
 

@@ -277,6 +277,6 @@ def test_the_program_writes_the_same_page_again_and_refuses_what_is_no_run(folde
 
     assert program(str(folder)).returncode == 0
     assert (folder / "report.html").read_bytes() == written
-    for arguments, message in (([], "RUN_DIR"), ([str(tmp_path)], "this must be a run folder")):
+    for arguments, message in (([], "RUN_DIR"), ([str(tmp_path)], "the path must be a run folder")):
         refused = program(*arguments)
         assert refused.returncode == 2 and message in refused.stderr and len(refused.stderr.splitlines()) == 1

@@ -43,8 +43,8 @@ def test_a_run_of_the_first_layout_goes_on(tmp_path, capsys):
     before = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     fit(run, make_task)
     told = capsys.readouterr().out
-    assert "the checkpoint of step 2 is of an earlier version, without checksums" in told
-    assert "resumes at step 2" in told
+    assert "the checkpoint of step 2 was not verified: an older version saved it without checksums" in told
+    assert "Resumed from step 2 " in told
     after = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in after] == [json.loads(line)["step"] for line in before]
     assert after[:3] == before[:3]
@@ -68,7 +68,7 @@ def test_a_run_with_old_names_of_options_and_metrics_resumes(tmp_path, capsys):
     config = parse("aae", aae.PRESETS, ["tiny", *options.split(), "--mesh.data", "1", "--run.dir", str(folder)])
     before = read_lines(folder / "metrics.jsonl")
     fit(config, make_aae_task)
-    assert "resumes at step 3" in capsys.readouterr().out
+    assert "Resumed from step 3 " in capsys.readouterr().out
     assert json.loads((folder / "config.json").read_text())["task"] == "aae"
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line.keys() for line in lines] == [line.keys() for line in before]
@@ -87,7 +87,7 @@ def test_a_run_of_another_task_is_named(tmp_path):
     with RunFolder(config(tmp_path / "run")):
         pass
     other = dataclasses.replace(aae.PRESETS["tiny"].config, run=config(tmp_path / "run").run)
-    with pytest.raises(UserError, match=r"is a run of train\.vit, not of train\.aae; choose another --run\.dir"):
+    with pytest.raises(UserError, match=r"is a run of train\.vit, not of train\.aae\. Choose another --run\.dir"):
         RunFolder(other)
 
 
@@ -123,7 +123,9 @@ def test_a_run_writes_through_no_link(tmp_path, name):
     with RunFolder(config(tmp_path / "run")):
         pass
     (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=rf"contains links \({name}\), and a run writes only inside its folder"):
+    with pytest.raises(
+        UserError, match=rf"must not contain symbolic links, got {name}\. A run writes only inside its folder"
+    ):
         RunFolder(config(tmp_path / "run"))
     assert not any((tmp_path / "elsewhere").iterdir())
 
@@ -132,7 +134,7 @@ def test_a_run_writes_through_no_link(tmp_path, name):
 def test_a_config_that_is_no_json_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(
-        UserError, match=r"config.json must be valid JSON: .*; the file is damaged; choose another --run.dir"
+        UserError, match=r"config.json must be valid JSON: .*\. The file is damaged\. Choose another --run.dir"
     ):
         RunFolder(config(tmp_path))
 
@@ -142,8 +144,8 @@ def test_a_config_that_is_no_json_is_named(tmp_path, content):
     [
         ("[]", "config.json must be a JSON object, got a list"),
         ("3", "config.json must be a JSON object, got a int"),
-        ('{"run": 3}', "was made by a different config"),
-        ('{"model": [1]}', "was made by a different config"),
+        ('{"run": 3}', "contains a run with other options"),
+        ('{"model": [1]}', "contains a run with other options"),
     ],
 )
 def test_a_config_of_something_else_is_another_config(tmp_path, content, message):

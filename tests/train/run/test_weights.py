@@ -57,7 +57,7 @@ def test_a_trained_vit_computes_the_same_in_timm(tmp_path: Path, options: dict[s
     older, params, average = (random_variables(module, jnp.asarray(IMAGES), seed=i)["params"] for i in range(3))
     states = {9: state_of({"params": older}, older), 10: state_of({"params": params}, average)}
     loaded = load_run(write_run(tmp_path / "run", module, states))
-    assert loaded.module == module and loaded.notes == ["the average of the parameters of step 10"]
+    assert loaded.module == module and loaded.notes == ["the moving average (EMA) of the parameters of step 10"]
     assert_same(loaded.variables, {"params": average})
     wanted, _ = jax.jit(module.apply)(loaded.variables, jnp.asarray(IMAGES))
 
@@ -95,12 +95,12 @@ def test_a_runs_classifier_can_be_dropped_or_made_anew(tmp_path: Path) -> None:
 def test_a_broken_run_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text("{}")
-    assert "describes no model" in refusal(lambda: load_run(tmp_path))
+    assert "config.json must describe a model" in refusal(lambda: load_run(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model": module_to_json(ViT(5, 2, 8, 1, 2, 12))}))
     assert "has no checkpoint yet" in refusal(lambda: load_run(tmp_path))
     (tmp_path / "checkpoints" / "4").mkdir()
     message = refusal(lambda: load_run(tmp_path))
-    assert "every checkpoint is damaged: step 4: progress/metadata cannot be read" in message
+    assert f"every checkpoint in {tmp_path} is damaged: step 4: progress/metadata cannot be read" in message
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
@@ -113,9 +113,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
     assert_same(loaded.variables, {"params": older})
     assert loaded.notes == [
         "the parameters of step 2",
-        "skipped as damaged: step 6: state/_METADATA has 2 bytes, "
+        "skipped damaged checkpoint, step 6: state/_METADATA must have "
         f"{json.loads((run / 'checkpoints' / '6' / 'manifest.json').read_text())['files']['state/_METADATA']['bytes']}"
-        " were saved",
+        " bytes, got 2",
     ]
     assert (run / "checkpoints" / "6").exists()
 
