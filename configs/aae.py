@@ -10,51 +10,54 @@ from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.priors import Prior
 
 ADAM = AdamW(weight_decay=0.0, clip=None)
-# In the game, Adam's first moment forgets faster (Radford et al. 2016), so that neither side runs after an old other.
+# The adversarial phases use a smaller β₁ (Radford et al. 2016): encoder and discriminator change in every step, so old
+# gradients mislead.
 GAME = replace(ADAM, learning_rate=5e-4, b1=0.5)
 
 
 @dataclass(frozen=True)
 class Phases:
-    """The optimizer of each phase of a step."""
+    """One AdamW optimizer for each phase of a training step."""
 
     reconstruction: AdamW = ADAM
-    """Of encoder and decoder, against the squared error of the image."""
+    """Optimizer of the encoder and decoder, which minimize the squared reconstruction error."""
     discriminator: AdamW = GAME
-    """Of the discriminators, to tell the prior from the codes."""
+    """Optimizer of the discriminators, which learn to separate samples of the prior from codes of the encoder."""
     generator: AdamW = GAME
-    """Of the encoder, against the discriminators."""
+    """Optimizer of the encoder in the adversarial phase, in which its codes try to fool the discriminators."""
     classification: AdamW = ADAM
-    """Of the encoder, to put labelled images into the category of their label, and all into a consistent one."""
+    """Optimizer of the encoder in the classification phase (cross-entropy with labels, --consistency)."""
     ema: Annotated[Decay | None, Rule.COMMON] = None
-    """Decay of an average of the parameters, which is then what is evaluated; None: no average."""
+    """Evaluate an exponential moving average of the parameters with this decay rate; None: no average."""
 
 
 @dataclass(frozen=True)
 class Config(BaseConfig):
-    """Adversarial autoencoder: images to codes that follow a prior, and back."""
+    """Adversarial autoencoder: an autoencoder whose codes follow a given prior."""
 
     model: AAE = AAE()
     optim: Phases = Phases()
     labels: Annotated[Literal["unused", "prior", "decoder", "categories"], Rule.COMMON] = "unused"
-    """How labels are used. prior: each class gets its own region of the prior; decoder: the decoder is conditioned on
-    the label; categories: labels supervise the encoder's categories."""
+    """How labels are used: unused, prior, decoder or categories.
+    prior: each class gets its own region of the prior; decoder: the decoder gets the label as input;
+    categories: labels supervise the encoder's categories."""
     num_labels: Annotated[Natural | None, Rule.COMMON] = None
-    """Training images whose label is known, as many of each class; None: all."""
+    """Number of training images with a known label, the same for each class; None: all."""
     consistency: NonNegative = 0.0
-    """Weight of the cross-entropy between an image's categories and those of the image augmented; not in the paper."""
+    """Weight of the loss that requires the same category for an image and its augmented copy (cross-entropy).
+    This loss is not in the paper. 0: off."""
     augment: Augment = Augment()
-    """Of the images that categories are taught on."""
+    """Random augmentation of images in the classification phase. 0 or False turns a change off."""
     labelled_batch_size: Count = 100
-    """Labelled examples a step, where not all are."""
+    """Labelled examples per step if --num-labels is set; otherwise all examples of the batch are labelled."""
     category_noise: NonNegative = 0.0
-    """Standard deviation of noise on the categories, real and fake, that their discriminator sees."""
+    """Standard deviation of the noise added to the category discriminator's inputs, both real and encoded. 0: off."""
     head_distance: NonNegative = 0.0
-    """Cluster heads that are closer to each other are pushed apart."""
+    """Minimum distance between cluster heads. Closer heads are pushed apart. 0: off."""
     validation_split: str = "train[90%:]"
-    """Images that the window of the Parzen likelihood and the clusters' labels are chosen on."""
+    """Validation split, in TFDS notation. It selects the Parzen window width and each cluster's label."""
     metric_examples: Count = 10_000
-    """Samples drawn for the metrics at the end, and the most images of a split that they look at."""
+    """Number of samples drawn for the final metrics, and the maximum number of images used from each split."""
 
 
 COURSE = Data("mnist_sample", train_split="train[:90%]", image_size=(32, 32))
@@ -73,29 +76,29 @@ def paper(latent_size: int, width: int = 512, **fields) -> AAE:
 
 
 def normalized(latent_size: int, **fields) -> AAE:
-    """The same with batch norm in the encoder, which lets the game come to a draw sooner."""
+    """The paper's networks with batch norm in the encoder: the codes match the prior sooner."""
     model = paper(latent_size, **fields)
     return model.clone(encoder=model.encoder.clone(batch_norm=(0, 1)))
 
 
 def with_categories(categories: int, latent_size: int, **fields) -> AAE:
-    """The same with a categorical code, normalised too, so that no category falls out of use."""
+    """`normalized` with a categorical code. Batch norm of its logits keeps every category in use."""
     model = normalized(latent_size, **fields)
     encoder = model.encoder.clone(categories=categories, normalize_categories=True)
-    # Two instances: Flax would share the parameters of one.
+    # Flax would share the parameters of a single instance.
     of_z, of_y = AAEDiscriminator((256, 256), dropout=0.0), AAEDiscriminator((256, 256), dropout=0.0)
     return model.clone(encoder=encoder, discriminator=of_z, category_discriminator=of_y)
 
 
 FAST_GAME, FASTER_GAME = replace(GAME, learning_rate=1e-3), replace(GAME, learning_rate=3e-3)
-# Two dimensions of code, so that it can be looked at.
+# A 2-D code, so that it can be plotted.
 PLANE = Config(
     data=SAMPLE,
     model=normalized(2),
     optim=Phases(ADAM, FAST_GAME, FAST_GAME, ema=0.998),
     run=RunConfig(steps=4000, batch_size=100, log_every=200, eval_every=2000, save_every=2000),
 )
-# Augmentation teaches the categories what does not change a digit.
+# Augmented digits keep their class, so augmentation helps the categories to match the classes.
 TAUGHT = Config(
     data=MNIST,
     model=with_categories(10, 10),
@@ -112,7 +115,7 @@ CLUSTERS = replace(TAUGHT, model=with_categories(30, 5), labels="unused", num_la
 
 
 def in_plane(prior: Prior, labelled: bool) -> Config:
-    """A prior in the plane; labelled: each class has its part of it, and a third of the labels are known."""
+    """A 2-D code with this prior. If `labelled`, each class gets its own region and a third of the labels are known."""
     known: dict[str, Any] = {"labels": "prior", "num_labels": 3000} if labelled else {}
     return replace(PLANE, model=PLANE.model.clone(prior=prior), **known)
 
@@ -130,11 +133,11 @@ PRESETS = {
             metric_examples=1000,
             run=RunConfig(steps=400, batch_size=64, log_every=50, eval_every=200, save_every=200),
         ),
-        "to see that all works; 20 s",
+        "quick check; 20 s",
     ),
     "sample": Preset(
         Config(data=COURSE, run=RunConfig(steps=6000, batch_size=64, log_every=200, eval_every=2000, save_every=2000)),
-        "the course's network; 104 s",
+        "PyTorch course's model; 104 s",
     ),
     "mnist": Preset(
         Config(
@@ -142,36 +145,36 @@ PRESETS = {
             validation_split="train[50000:]",
             run=RunConfig(steps=20_000, batch_size=64, log_every=500, eval_every=5000, save_every=5000),
         ),
-        "the same on all of MNIST",
+        "sample's model on all of MNIST",
     ),
     "paper": Preset(
         Config(
             data=MNIST,
             model=paper(8, 1000, prior_scale=5.0),
-            # So large a discriminator must learn slower than the encoder: else it wins, and codes drift off the prior.
+            # The discriminator is large, so it must learn slower than the encoder; otherwise the codes leave the prior.
             optim=Phases(ADAM, replace(GAME, learning_rate=1e-4), replace(GAME, learning_rate=4e-4), ema=0.999),
             validation_split="train[50000:]",
             run=RunConfig(steps=10_000, batch_size=100, log_every=500, eval_every=2500, save_every=2500),
         ),
-        "the paper's likelihood; 13 min",
+        "the paper's networks; 13 min",
     ),
-    "gaussian": Preset(in_plane("gaussian", False), "a prior in the plane"),
-    "mixture": Preset(in_plane("mixture", False), "ten petals"),
-    "swiss_roll": Preset(in_plane("swiss_roll", False), "a spiral"),
-    "uniform": Preset(in_plane("uniform", False), "a square"),
-    "gaussian_labels": Preset(in_plane("gaussian", True), "each class has its part of it"),
-    "mixture_labels": Preset(in_plane("mixture", True), "a petal for each class; 2 min"),
-    "swiss_roll_labels": Preset(in_plane("swiss_roll", True), "the spiral in ten pieces"),
-    "uniform_labels": Preset(in_plane("uniform", True), "the square in ten pieces"),
-    # A small code and a fast game, so that z keeps little of what the label says.
+    "gaussian": Preset(in_plane("gaussian", False), "2-D Gaussian prior"),
+    "mixture": Preset(in_plane("mixture", False), "2-D prior of ten Gaussians"),
+    "swiss_roll": Preset(in_plane("swiss_roll", False), "2-D spiral prior"),
+    "uniform": Preset(in_plane("uniform", False), "2-D uniform prior"),
+    "gaussian_labels": Preset(in_plane("gaussian", True), "gaussian, one region per class"),
+    "mixture_labels": Preset(in_plane("mixture", True), "one Gaussian per class; 2 min"),
+    "swiss_roll_labels": Preset(in_plane("swiss_roll", True), "swiss_roll, one part per class"),
+    "uniform_labels": Preset(in_plane("uniform", True), "uniform, one region per class"),
+    # A small code and a high adversarial learning rate: z then contains little information about the label.
     "supervised": Preset(
         replace(PLANE, model=normalized(4), optim=Phases(ADAM, FASTER_GAME, FASTER_GAME, ema=0.998), labels="decoder"),
-        "the code keeps the style",
+        "the decoder also gets the label",
     ),
-    "semi_100": Preset(replace(TAUGHT, run=replace(TAUGHT.run, steps=10_000)), "100 labels: 1.8 % wrong; 10 min"),
-    "semi_1000": Preset(replace(TAUGHT, num_labels=1000), "1,000 labels: 1.8 %, 6 min"),
-    "clusters_16": Preset(replace(CLUSTERS, model=with_categories(16, 5)), "no labels, 16 clusters; 6 min"),
-    "clusters_30": Preset(CLUSTERS, "no labels, 30 clusters; 6 min"),
+    "semi_100": Preset(replace(TAUGHT, run=replace(TAUGHT.run, steps=10_000)), "100 labels: 1.8 % error, 10 min"),
+    "semi_1000": Preset(replace(TAUGHT, num_labels=1000), "1,000 labels: 1.8 % error, 6 min"),
+    "clusters_16": Preset(replace(CLUSTERS, model=with_categories(16, 5)), "16 clusters, no labels; 6 min"),
+    "clusters_30": Preset(CLUSTERS, "30 clusters, no labels; 6 min"),
     "reduction": Preset(
         replace(
             TAUGHT,
@@ -181,6 +184,6 @@ PRESETS = {
             run=replace(TAUGHT.run, steps=4000),
             validation_split="train[90%:]",
         ),
-        "ten clusters in the plane",
+        "2-D code with ten clusters",
     ),
 }

@@ -1,4 +1,4 @@
-"""The options that all tasks share; each task's own file adds its model and presets."""
+"""The options that all tasks share. Each task's own file adds a model and presets."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Generic, Literal, TypeVar
@@ -10,152 +10,160 @@ COMMON, CHANGEABLE, PER_PROCESS = Rule.COMMON, Rule.CHANGEABLE_ON_RESUME, Rule.P
 
 @dataclass(frozen=True)
 class Data:
-    """Labelled images."""
+    """Options of the dataset of labelled images."""
 
     name: Annotated[str, COMMON] = "mnist_sample"
-    """A TFDS image-classification dataset: mnist_sample is bundled, `python -m train.prepare` makes others."""
+    """Image-classification dataset in TFDS format: mnist_sample is bundled, python -m train.prepare prepares others."""
     dir: Annotated[str | None, COMMON, CHANGEABLE, PER_PROCESS] = None
-    """Folder of prepared datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Folder with the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
     train_split: str = "train"
-    """Split to train on, in TFDS notation such as train[:90%]."""
+    """Training split, in TFDS notation. Part of a split: train[:90%]."""
     test_split: str = "test"
-    """Split to evaluate on."""
+    """Split for evaluation, in TFDS notation."""
     image_size: tuple[int, int] | None = None
-    """Height and width that images are resized to when decoded; None keeps theirs."""
+    """Height and width in pixels to resize all images to. None: keep the size of the dataset."""
     crop: float | None = None
-    """Smallest part of a photograph's area that a random training crop takes, as 0.05; test images are cropped to their
-    centre. None: whole images, stretched to the size."""
+    """Smallest area of a random training crop, as a fraction of the image's area, such as 0.05.
+    Test images are centre-cropped. Set --data.image-size too.
+    None: no crops, and images are stretched to --data.image-size."""
     memory_limit: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 1024
-    """A split up to this size in MiB is decoded once and kept in memory; a larger one is streamed."""
+    """Size limit, in MiB of decoded images, for keeping a split in memory. Larger splits are streamed from disk."""
     workers: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 2
-    """Processes that decode a streamed split."""
+    """Number of processes that decode a streamed split. 0: decode in the training process."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    """Random changes to training images, drawn anew each step on the device; 0, False or None is off."""
+    """Random augmentation of the training images, drawn anew in each step. 0 or False turns a change off."""
 
     shift: NonNegative = 0.0
-    """Largest move along each side, in pixels; what leaves the frame is lost, what enters is 0."""
+    """Largest shift in pixels, down or up and right or left. Pixels from outside the image are 0."""
     rotate: NonNegative = 0.0
-    """Largest turn, in degrees."""
+    """Largest rotation in degrees, in either direction."""
     scale: NonNegative = 0.0
-    """Largest relative change of size: 0.1 draws factors from 0.9 to 1.1."""
+    """Largest relative change of the image's size. 0.1 draws scale factors from 0.9 to 1.1."""
     shear: NonNegative = 0.0
-    """Largest slant: horizontal move per vertical pixel."""
+    """Largest shear, in pixels of horizontal shift per row."""
     flip: bool = False
-    """Mirror half of the images left to right."""
+    """Mirror each image left to right with probability 0.5."""
     erase: Fraction = 0.0
-    """Largest side of a square that is blanked, as a part of the image side (random erasing)."""
+    """Random erasing: largest side of the square that is set to 0, as a fraction of the image's shorter side."""
     mixup: NonNegative = 0.0
-    """Mixup: blend each image and label with its neighbour; this is α of the Beta distribution of the weight."""
+    """Mixup: α of the Beta(α, α) distribution of the weight that blends neighbouring images and their labels."""
     rand_augment: Natural = 0
-    """Random operations on each image, one after the other (RandAugment); meant for RGB."""
+    """RandAugment: number of random operations applied to each image. They are meant for RGB images."""
     magnitude: Fraction = 0.5
-    """Strength of RandAugment's operations, from 0 to 1."""
+    """RandAugment: strength of the operations, from 0 to 1."""
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """AdamW under a cosine schedule with linear warm-up."""
+    """AdamW with a cosine schedule and linear warm-up."""
 
     learning_rate: Annotated[NonNegative, COMMON] = 1e-3
     """Peak learning rate."""
     warmup_fraction: Decay = 0.05
-    """Fraction of the run over which the learning rate rises from 0."""
+    """Fraction of all steps in which the learning rate rises linearly from 0 to its peak."""
     final_lr_fraction: NonNegative = 0.01
-    """Learning rate at the end, as a fraction of the peak."""
+    """Learning rate at the last step, as a fraction of the peak learning rate."""
     b1: Decay = 0.9
-    """Decay of Adam's first moment."""
+    """Decay rate of Adam's first moment (β₁)."""
     b2: Decay = 0.999
-    """Decay of Adam's second moment."""
+    """Decay rate of Adam's second moment (β₂)."""
     weight_decay: NonNegative = 0.05
-    """Decoupled decay of matrices; biases, norms, positions and tokens are not decayed."""
+    """Decoupled weight decay. It applies to weight matrices, not to biases, norms, positions and tokens."""
     clip: NonNegative | None = 1.0
-    """Largest global norm of the gradients; None: no clipping."""
+    """Clip gradients to this global norm. None: no clipping."""
 
 
 @dataclass(frozen=True)
 class Optim(AdamW):
-    """The optimizer of a task with one loss."""
+    """AdamW with a cosine schedule and linear warm-up, for a task with one loss."""
 
     ema: Annotated[Decay | None, COMMON] = None
-    """Decay of an average of the parameters, which is then what is evaluated; None: no average."""
+    """Evaluate an exponential moving average of the parameters with this decay rate; None: no average."""
     accumulate: Count = 1
-    """Parts that a batch is split into to save memory; their gradients are averaged, so the step is the same."""
+    """Gradient accumulation: number of parts of each batch, computed one after the other to save memory.
+    The gradients are averaged, so the result of the step is the same."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Length, seed, folder and rhythm of a run."""
+    """Length, seed, folder, logging and checkpoints of a run."""
 
     steps: Annotated[Count, COMMON] = 1000
-    """Optimizer steps in the whole run."""
+    """Number of optimizer steps in the run."""
     batch_size: Annotated[Count, COMMON] = 128
-    """Examples a step, over all devices."""
+    """Examples per step, summed over all devices."""
     seed: Annotated[int, COMMON] = 0
-    """Everything random follows from it and the step."""
+    """Random seed of the run: initial weights, batch order, dropout, augmentation."""
     dir: Annotated[str | None, COMMON, CHANGEABLE] = None
-    """Run folder; default: runs/TASK-PRESET plus the changed options. The same command resumes."""
+    """Run folder; default: runs/TASK-PRESET plus the changed options. Run the same command again to resume."""
     log_every: Count = 50
-    """Steps between two train lines in metrics.jsonl."""
+    """Log training metrics to metrics.jsonl every this many steps."""
     eval_every: Count = 500
-    """Steps between two evaluations of the whole test split; the last step is always evaluated."""
+    """Evaluate on the whole test split every this many steps, and after the last step."""
     save_every: Count = 500
-    """Steps between two checkpoints; the last step is always saved."""
+    """Save a checkpoint every this many steps, and after the last step."""
     steps_per_call: Annotated[Count, CHANGEABLE] = 1
-    """Training steps per device call; above 1 the training split must fit in device memory. Faster where a step takes
-    milliseconds; results are the same, except for the last bit of convolutions. A call ends early at an evaluation
-    or a checkpoint. Metrics are read once per call."""
+    """Training steps per device call.
+    Values above 1 are faster if a step takes only milliseconds, but the training split must fit in device memory.
+    The results do not change, except for the last bit of convolutions.
+    A call ends early at an evaluation or a checkpoint. Metrics are read once per call."""
     on_nonfinite: Annotated[Literal["stop", "skip"], CHANGEABLE] = "stop"
-    """If a loss or gradient is NaN or infinite: stop the run, or skip the update, count the step and continue."""
+    """What to do if a loss or gradient is NaN or infinite.
+    stop: stop the run; skip: skip the update, count the step and continue."""
     on_save_error: Annotated[Literal["stop", "retry"], CHANGEABLE] = "stop"
-    """If a checkpoint cannot be written, as on a full disk: stop the run, or continue and retry at the next one."""
+    """What to do if a checkpoint cannot be written, for example on a full disk.
+    stop: stop the run; retry: continue, and try again at the next checkpoint."""
     tensorboard: Annotated[bool, COMMON, CHANGEABLE] = False
-    """Also write metrics, pictures and config for TensorBoard, into the run folder's tensorboard/."""
+    """Also log metrics, pictures and config to TensorBoard files in tensorboard/ in the run folder."""
     wandb: Annotated[str | None, COMMON, CHANGEABLE] = None
-    """Log the same data to this Weights & Biases project; offline with WANDB_MODE=offline in the environment."""
+    """Also log metrics, pictures and config to this Weights & Biases project.
+    To log without a network, set WANDB_MODE=offline in the environment."""
     compilation_cache: Annotated[Literal["auto", "on", "off"], CHANGEABLE] = "auto"
-    """Keep compiled programs for later runs in $JAX_COMPILATION_CACHE_DIR or ~/.cache/w2jax; auto: on accelerators."""
+    """Cache compiled programs for later runs, in $JAX_COMPILATION_CACHE_DIR or ~/.cache/w2jax.
+    auto: only on GPUs and TPUs."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Devices by axis; -1 takes the devices that are left."""
+    """Number of devices along each mesh axis. -1 on one axis: all devices that the other axes leave."""
 
     data: int = -1
-    """Copies of the model, each with its part of the batch."""
+    """Devices on the data axis (data parallelism): the batch is split, the model is replicated."""
     fsdp: int = 1
-    """Parts that large parameters and their optimizer state are cut into; the batch is cut too."""
+    """Devices on the fsdp axis: large parameters and their optimizer state are sharded, and the batch is split."""
     tensor: int = 1
-    """Parts that attention heads and hidden widths are cut into."""
+    """Devices on the tensor axis (tensor parallelism): attention heads and hidden widths are sharded."""
     cpu_devices: Count = 1
-    """JAX devices to split the CPU into, each with its part of the batch: faster for some models and sizes, slower for
-    others. Fewer if there are fewer cores, or if the number does not divide the batch. $JAX_NUM_CPU_DEVICES
-    overrides this."""
+    """Number of JAX devices to split the CPU into. Each device computes a part of the batch.
+    Several devices are faster for some models and sizes, and slower for others.
+    The number is reduced if there are fewer cores or it does not divide the batch size.
+    $JAX_NUM_CPU_DEVICES overrides this option."""
     cpu_micro_batch: Count | Literal["auto"] | None = "auto"
-    """Approximate micro-batch per CPU device when training classifiers on several; small ones stay in the core's cache.
-    auto: 8 for a model without dropout or drop path, else off. With dropout, a number changes the random draws.
-    None: off."""
+    """Approximate micro-batch size per CPU device, for classifiers on several CPU devices.
+    A small micro-batch fits in the core's cache. For a model with dropout, a number changes the random draws.
+    auto: 8 for a model without dropout or drop path, otherwise None. None: no micro-batches."""
     show: bool = False
-    """Print how each parameter is sharded and the memory it takes per device, and stop."""
+    """Print the sharding and the memory per device of each parameter, and exit."""
 
 
 @dataclass(frozen=True)
 class Distributed:
-    """Several processes that train together; a TPU pod, Slurm and Open MPI tell these by themselves."""
+    """Training with several processes. On TPU pods, Slurm and Open MPI these options are detected automatically."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0, the port a free one."""
+    """Address of process 0 as HOST:PORT. The port must be free."""
     num_processes: int | None = None
-    """How many processes there are, each started by the same command."""
+    """Number of processes. Start all of them with the same options, except for the process id."""
     process_id: Annotated[int | None, PER_PROCESS] = None
-    """Which of them this is, from 0."""
+    """Number of this process, counted from 0."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The options of every task."""
+    """The options that every task has."""
 
     data: Data = field(default_factory=Data)
     run: RunConfig = field(default_factory=RunConfig)
@@ -165,15 +173,15 @@ class Config:
 
 @dataclass(frozen=True)
 class ClassifierConfig(Config):
-    """The options of every task that classifies images."""
+    """The options that every classifier of images has."""
 
     mesh: Annotated[Mesh, CHANGEABLE] = field(
         default_factory=lambda: Mesh(cpu_devices=8)
-    )  # up to a third less time, on two cores
+    )  # up to a third less time on two cores
     optim: Optim = field(default_factory=Optim)
     augment: Augment = field(default_factory=Augment)
     label_smoothing: Fraction = 0.0
-    """Part of each target that is spread evenly over all classes."""
+    """Label smoothing: fraction of each target that is spread evenly over all classes."""
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -181,14 +189,14 @@ AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 @dataclass(frozen=True)
 class Preset(Generic[AnyConfig]):
-    """A config with a name of its own, as `python -m train.TASK PRESET` takes it."""
+    """A named config: `python -m train.TASK NAME` trains it."""
 
     config: AnyConfig
     about: str
-    """For the short help: what it is; and how long it takes on two CPU cores, where that was measured."""
+    """Description for the short help: purpose or test accuracy, and the time on two CPU cores if it was measured."""
 
 
-# Shared by the presets of several tasks: augmentation by what the images show, and the optimizer.
+# Shared by the presets of several tasks: augmentation for digits and for clothes, and an optimizer.
 DIGITS = Augment(shift=2, rotate=10, scale=0.1, shear=0.1)
 CLOTHES = Augment(shift=1, flip=True, erase=0.4)
 ADAMW = Optim(learning_rate=3e-3, ema=0.998)

@@ -1,6 +1,6 @@
-"""What holds for an option beside its type and default. It stands at the option's field, in an `Annotated` type.
+"""The range and the rules of an option, written in the `Annotated` type of its field.
 
-`train.config.options` reads it: for the checks, the short help, and the rules of a run that resumes.
+`train.config.options` reads them for the checks, the short help and resuming a run.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class Range:
 
 
 class Rule(Enum):
-    """A rule of an option, or of all options of a group."""
+    """A rule for one option, or for all options of a group."""
 
     COMMON = "the short help explains it"
-    CHANGEABLE_ON_RESUME = "it may change when a run resumes: it never changes what is computed"
+    CHANGEABLE_ON_RESUME = "it may change when a run resumes, because it never changes the results"
     PER_PROCESS = "it may differ between the processes of a run"
 
 

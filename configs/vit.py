@@ -1,4 +1,4 @@
-"""Vision Transformers on images of digits and clothes. Measured results: docs/results.md."""
+"""Vision Transformers for digits, clothes and photographs. Measured results: docs/results.md."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 from configs.base import ADAMW, CLOTHES, COMMON, DIGITS, Augment, ClassifierConfig, Data, Mesh, Optim, Preset, RunConfig
 from w2jax import ViT
 
-# 28×28 images as 4×4 patches: a third of the tokens that patches of 4 pixels make.
+# A 28×28 image becomes 4×4 patches of 7 pixels: a third of the tokens that patches of 4 pixels would give.
 SMALL = ViT(10, patch_size=7, embed_dim=64, depth=4, num_heads=4, mlp_dim=128, pool="gap", class_token=False)
 
 
@@ -16,11 +16,12 @@ class Config(ClassifierConfig):
 
     model: ViT = SMALL
     init_from: Annotated[str | None, COMMON] = None
-    """Weights to begin with: a file or folder of timm, Hugging Face, torchvision, Google or w2jax, or a run folder. The
-    model is built as the file says; positions are resized, and the head is new if its number of classes differs."""
+    """Initial weights: a file or folder from timm, Hugging Face, torchvision, Google or w2jax, or a run folder.
+    The model is built to match the weights. Position embeddings are resized to the images.
+    If the number of classes differs, the head gets random weights. None: all weights are random."""
 
 
-# 32×32 colour images as 8×8 patches of 4 pixels: 4 M parameters, meant for an accelerator.
+# A 32×32 colour image becomes 8×8 patches of 4 pixels. The model has 4 M parameters and is meant for a GPU or TPU.
 COLOUR = ViT(
     10,
     patch_size=4,
@@ -36,22 +37,26 @@ COLOUR = ViT(
 
 PHOTOS = Augment(shift=4, flip=True, mixup=0.2, rand_augment=2)
 
-# ImageNet-1k, 1.28 M photographs: random parts of an image to train on, the middle of one to test on.
+# ImageNet-1k has 1.28 M photographs. Training uses random crops, evaluation uses centre crops.
 IMAGENET = Data("imagenet2012", test_split="validation", image_size=(224, 224), crop=0.05, workers=16)
 
 
 def imagenet_vit(name: str, **options) -> ViT:
-    """The plain ViT of Beyer et al. 2022: no class token, fixed positions; in bfloat16, its layers compiled once."""
+    """The plain ViT of Beyer et al. 2022: no class token, fixed positions. It runs in bfloat16 with scanned layers."""
     plain = {"pool": "gap", "class_token": False, "positions": "sincos2d", "dtype": "bfloat16", "scan_layers": True}
     return ViT.named(name, 1000, **plain, **options)
 
 
-# Nothing of these was trained here: ImageNet was not at hand. What is measured is that each fits its TPU, by
-# `python -m train.dryrun` (docs/scale.md). The figures are published ones, of recipes that these follow:
-# imagenet_s16: "Better plain ViT baselines for ImageNet-1k" (Beyer et al. 2022), 90 epochs of 1,024 images: 76.5 %.
-# imagenet_b16, _l16: supervised training from scratch in the appendix of "Masked Autoencoders Are Scalable Vision
-# Learners" (He et al. 2022), 300 and 200 epochs of 4,096 images: 82.3 and 82.6 %. CutMix is part of it and not of ours.
-# imagenet_g14: 1.0 B parameters (Zhai et al. 2022), the same recipe; no figure is published for ImageNet-1k alone.
+# None of the ImageNet presets was trained here, because ImageNet was not available. `python -m train.dryrun` checked
+# that each preset fits its TPU (docs/scale.md). The accuracies below are published results of the recipes that the
+# presets follow:
+# - imagenet_s16: "Better plain ViT baselines for ImageNet-1k" (Beyer et al. 2022): 90 epochs, batches of 1,024 images,
+#   76.5 %.
+# - imagenet_b16 and imagenet_l16: supervised training from scratch in the appendix of "Masked Autoencoders Are
+#   Scalable Vision Learners" (He et al. 2022): 300 and 200 epochs, batches of 4,096 images, 82.3 and 82.6 %. The
+#   published recipe uses CutMix; these presets do not.
+# - imagenet_g14: 1.0 B parameters (Zhai et al. 2022), with the same recipe. No result is published for ImageNet-1k
+#   alone.
 SCRATCH = Config(
     data=IMAGENET,
     optim=Optim(
@@ -69,7 +74,7 @@ PRESETS = {
             optim=Optim(learning_rate=3e-3),
             run=RunConfig(steps=400, batch_size=64, log_every=50, eval_every=200, save_every=200),
         ),
-        "to see that all works; 12 s",
+        "quick check: 83 %, 12 s",
     ),
     "sample": Preset(
         Config(
@@ -77,7 +82,7 @@ PRESETS = {
             augment=DIGITS,
             run=RunConfig(steps=2000, batch_size=100, log_every=100, eval_every=500, save_every=500),
         ),
-        "98 % of real digits, 60 s",
+        "98.2 % in 60 s",
     ),
     "mnist": Preset(
         Config(
@@ -86,7 +91,7 @@ PRESETS = {
             augment=DIGITS,
             run=RunConfig(steps=30_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
         ),
-        "99.5 %, 40 min",
+        "99.5 % in 40 min",
     ),
     "fashion_mnist": Preset(
         Config(
@@ -97,7 +102,7 @@ PRESETS = {
             label_smoothing=0.1,
             run=RunConfig(steps=24_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
         ),
-        "91 % of clothes; 46 min",
+        "91 % in 46 min",
     ),
     "cifar10": Preset(
         Config(
@@ -107,7 +112,7 @@ PRESETS = {
             augment=PHOTOS,
             run=RunConfig(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),
         ),
-        "colours, for an accelerator",
+        "for a GPU or TPU; not trained",
     ),
     "cifar100": Preset(
         Config(
@@ -117,7 +122,7 @@ PRESETS = {
             augment=PHOTOS,
             run=RunConfig(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),
         ),
-        "the same, 100 classes",
+        "for a GPU or TPU; not trained",
     ),
     "imagenet_s16": Preset(
         Config(
@@ -129,11 +134,11 @@ PRESETS = {
             augment=Augment(flip=True, mixup=0.2, rand_augment=2),
             run=RunConfig(steps=112_600, batch_size=1024, log_every=100, eval_every=5000, save_every=1000),
         ),
-        "ViT-S/16, for TPUs",
+        "ViT-S/16 for TPUs; not trained",
     ),
     "imagenet_b16": Preset(
         replace(SCRATCH, model=imagenet_vit("B/16", drop_path=0.1), optim=replace(SCRATCH.optim, accumulate=16)),
-        "ViT-B/16, for TPUs",
+        "ViT-B/16 for TPUs; not trained",
     ),
     "imagenet_l16": Preset(
         replace(
@@ -142,7 +147,7 @@ PRESETS = {
             mesh=Mesh(data=-1, fsdp=4),
             run=replace(SCRATCH.run, steps=62_600),
         ),
-        "ViT-L/16, for TPUs",
+        "ViT-L/16 for TPUs; not trained",
     ),
     "imagenet_g14": Preset(
         replace(
@@ -151,6 +156,6 @@ PRESETS = {
             mesh=Mesh(data=-1, fsdp=16),
             run=replace(SCRATCH.run, steps=62_600),
         ),
-        "ViT-g/14, for a TPU pod",
+        "ViT-g/14, TPU pod; not trained",
     ),
 }

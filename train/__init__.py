@@ -1,4 +1,4 @@
-"""The training programs: `python -m train.vit` and its siblings."""
+"""The training programs, such as `python -m train.vit`, and the programs for trained models."""
 
 from train.process.malloc import restart_with_huge_pages
 

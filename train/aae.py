@@ -1,6 +1,6 @@
-"""python -m train.aae [PRESET]: the adversarial autoencoder, in three phases a step, or four.
+"""python -m train.aae [PRESET]: trains an adversarial autoencoder, in three or four phases per step.
 
-Makhzani et al. 2015, arXiv 1511.05644: section 2 (reconstruction and the game), 5 (classification).
+Makhzani et al. 2015, arXiv 1511.05644: section 2 (reconstruction, discriminator, generator) and 5 (classification).
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ from train.task import NONFINITE, Batch, Metrics, Params, State, Task
 from w2jax.aae import AAE, Code
 from w2jax.priors import sample_prior
 
-# In the order of a step: which sub-trees of the parameters each phase updates.
+# The phases of a step in their order, each with the sub-trees of the parameters that it updates.
 PHASES = {
     "reconstruction": ("encoder", "decoder", "heads"),
     "discriminator": ("discriminator", "category_discriminator"),
@@ -48,10 +48,10 @@ Outcome = tuple[Float[Array, ""], tuple[Metrics, Stats]]
 
 
 def make_task(config: Config, source: Source) -> Task:
-    """The task of an adversarial autoencoder of images like those of `source`.
+    """The task of training an adversarial autoencoder on images like those of `source`.
 
     Raises:
-        UserError: if model, labels and images do not fit each other.
+        UserError: model, labels and images do not match.
     """
     check(config, source)
     model, losses = config.model, Losses(config, source)
@@ -76,7 +76,7 @@ def make_task(config: Config, source: Source) -> Task:
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
         keys = dict(zip(KEYS, jax.random.split(key, len(KEYS)), strict=True))
         params, opt_state, stats, metrics = state.params, dict(state.opt_state), state.batch_stats, {}
-        squares = jax.tree.map(lambda _: jnp.zeros(()), params)  # of each gradient, over all phases
+        squares = jax.tree.map(lambda _: jnp.zeros(()), params)  # squared norm of each gradient, summed over all phases
         for name in phases:
 
             def loss(part, name=name, params=params, stats=stats):
@@ -124,35 +124,35 @@ def make_task(config: Config, source: Source) -> Task:
         final_metrics=make_final_metrics(config, source),
         metric_descriptions=METRIC_DESCRIPTIONS,
         figure_examples=2000,
-        # A decoder of labels reconstructs no image whose label is unknown.
+        # A decoder with the label as input cannot reconstruct an image without a label.
         reconstruct=None if config.labels == "decoder" else reconstruct,
         sample=sample,
     )
 
 
 class Losses:
-    """The loss of each phase: the method of its name returns (loss, (metrics, running statistics of batch norm)).
+    """The loss of each phase: the method with its name returns (loss, (metrics, running statistics of batch norm)).
 
-    Only the reconstruction updates the statistics; the other phases normalise by their batch.
+    Only the reconstruction phase updates the running statistics. The other phases normalise with batch statistics.
     """
 
     def __init__(self, config: Config, source: Source):
-        """The labels of the training split are read when a step is traced."""
+        """Reads no labels yet: the labels of the training split are read when a step is traced."""
         self.config, self.model, self.source, self.num_classes = config, config.model, source, source.num_classes
 
     @cached_property
     def known(self) -> Int[np.ndarray, "N"] | None:
-        """The label of each training example as far as it is known; None: all are."""
+        """The label of each training example, `UNKNOWN` if it is not known; None: all labels are known."""
         count = self.config.num_labels
         return None if count is None else known_labels(self.source, count, self.config.run.seed)
 
     @cached_property
     def labelled(self) -> dict[str, np.ndarray] | None:
-        """The training examples whose label is known; None: all are."""
+        """The training examples with a known label; None: all labels are known."""
         return None if self.known is None else self.source.gather(np.flatnonzero(self.known != UNKNOWN))
 
     def reconstruction(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
-        """Mean squared error of the pixels; and cluster heads too close to each other."""
+        """Mean squared error of the pixels, plus a penalty for cluster heads that are too close to each other."""
         images, y = pixels_to_model_range(self.model, batch["image"]), self.decoder_labels(batch["label"])
 
         def reconstruct(aae: AAE):
@@ -167,7 +167,7 @@ class Losses:
         return sum(metrics.values(), jnp.zeros(())), (metrics, stats)
 
     def discriminator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
-        """Cross-entropy of telling the prior's codes from the encoder's, one half each; of categories likewise."""
+        """Cross-entropy of separating prior samples from codes, half of each; also for categories, if there are any."""
         model, count = self.model, len(batch["image"])
         code, labels = self.game_code(params, stats, batch, keys), self.label(batch)
         z = sample_prior(
@@ -185,13 +185,16 @@ class Losses:
         return loss, ({"discriminator_accuracy": ((logits > 0.0) == is_real).mean()}, stats)
 
     def generator(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
-        """Cross-entropy of the encoder's codes with being real."""
+        """Cross-entropy between the discriminators' output for the encoder's codes and the target "prior"."""
         code = self.game_code(params, stats, batch, keys)
         logits = self.discriminator_logits(params, keys["deceive"], code.z, code.y, self.label(batch))
         return optax.sigmoid_binary_cross_entropy(logits, jnp.ones(())).mean(axis=1).sum(), ({}, stats)
 
     def classification(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Outcome:
-        """Cross-entropy of the categories with the labels, where taught, and with the unaugmented image's."""
+        """Cross-entropy of the categories with the labels, and with the categories of the unaugmented image.
+
+        Each term is used only if the config turns it on.
+        """
         loss, metrics = jnp.zeros(()), {}
         if self.config.labels == "categories":
             images, labels = batch["image"], batch["label"]
@@ -210,17 +213,17 @@ class Losses:
         return loss, (metrics, stats)
 
     def encode(self, params: Params, stats: Stats, key: Key[Array, ""], images: Float[Array, "B h w C"]) -> Any:
-        """The Code of images in training."""
+        """The codes of images, computed in training mode."""
         return self.run(params, stats, key, lambda aae: aae.encode(images, train=True))[0]
 
     def game_code(self, params: Params, stats: Stats, batch: Batch, keys: Keys) -> Code:
-        """The batch's codes in the adversarial phases, which draw the same numbers: XLA computes them once."""
+        """The batch's codes in the adversarial phases. All use the same random key, so XLA computes the codes once."""
         return self.encode(params, stats, keys["encode"], pixels_to_model_range(self.model, batch["image"]))
 
     def discriminator_logits(
         self, params: Params, key: Key[Array, ""], z: Array, y: Array | None, labels: Array | None
     ) -> Array:
-        """Logits of the discriminators, [1 or 2, N]: for z, and for y if there is one."""
+        """The logits of the discriminators [1 or 2, N]: for z, and also for y if it is not None."""
         noise_key, key = jax.random.split(key)
 
         def discriminate(aae: AAE):
@@ -233,7 +236,7 @@ class Losses:
         return self.run(params, {}, key, discriminate)[0]
 
     def run(self, params: Params, stats: Stats, key: Key[Array, ""], method: Callable[[AAE], Any]) -> Any:
-        """The result of a method in training mode, and the running statistics after it."""
+        """Applies a method in training mode; returns its result and the updated running statistics."""
         dropout_key, sample_key = jax.random.split(key)
         variables = {"params": gathered_by_layer(params), "batch_stats": stats}
         rngs = {"dropout": dropout_key, "sample": sample_key}
@@ -241,69 +244,81 @@ class Losses:
         return out, changed.get("batch_stats", stats)
 
     def augmented(self, key: Key[Array, ""], images: Array) -> Float[Array, "B h w C"]:
-        """Images in the model's range, after augmentation."""
-        labels = jnp.zeros((len(images), 1))  # Nothing is mixed up.
+        """Augmented images in the model's pixel range."""
+        labels = jnp.zeros((len(images), 1))  # Unused, because mixup is off.
         return pixels_to_model_range(self.model, 255.0 * augment(key, images / 255.0, labels, self.config.augment)[0])
 
     def label(self, batch: Batch) -> Int[Array, "B"] | None:
-        """The label of each example as far as it is known, if the prior depends on it."""
+        """The label of each example (`UNKNOWN` if it is not known); None if the prior does not depend on labels."""
         if self.config.labels != "prior":
             return None
         return batch["label"] if self.known is None else jnp.asarray(self.known)[batch["index"]]
 
     def condition(self, labels: Int[Array, "B"] | None) -> Float[Array, "B L"] | None:
-        """Labels as the discriminator's condition: one-hot, with one more class for unknown labels."""
+        """Labels as the discriminator's input: one-hot, with an extra class for unknown labels."""
         if labels is None:
             return None
         return nn.one_hot(jnp.where(labels == UNKNOWN, self.num_classes, labels), self.num_classes + 1)
 
     def decoder_labels(self, labels: Int[Array, "B"]) -> Float[Array, "B V"] | None:
-        """Labels as the decoder's condition, one-hot; None if it has none."""
+        """One-hot labels as the decoder's input; None if the decoder gets no labels."""
         return nn.one_hot(labels, self.num_classes) if self.config.labels == "decoder" else None
 
 
 def head_distance_loss(heads: Float[Array, "K Z"], distance: float) -> Float[Array, ""]:
-    """The mean over pairs of cluster heads of max(0, distance − their distance), section 7."""
+    """The mean of max(0, distance − |first − second|) over all pairs of cluster heads (section 7)."""
     first, second = np.triu_indices(len(heads), 1)
     apart = optax.safe_norm(heads[first] - heads[second], 1e-6, axis=-1)
     return jnp.maximum(distance - apart, 0.0).mean()
 
 
 def check(config: Config, source: Source) -> None:
-    """UserError if model, labels and images do not fit each other."""
+    """Raises UserError if model, labels and images do not match."""
     model, labels = config.model, config.labels
     ours, theirs = model.decoder.image_shape, source.image_shape
     if ours != theirs:
         raise UserError(
-            f"the autoencoder is made for images {'×'.join(map(str, ours))}, dataset {source.name} has "
-            f"{'×'.join(map(str, theirs))}; add --data.image-size {ours[0]} {ours[1]}, or "
-            f"--model.decoder.image-shape {' '.join(map(str, theirs))}"
+            f"--model.decoder.image-shape must be the shape of the images of dataset {source.name}, "
+            f"{' '.join(map(str, theirs))}, got {' '.join(map(str, ours))}. Add --data.image-size {ours[0]} {ours[1]} "
+            f"or --model.decoder.image-shape {' '.join(map(str, theirs))}"
         )
     classes, categories = source.num_classes, model.encoder.categories
     if labels == "prior" and model.prior_classes != classes:
         raise UserError(
-            f"dataset {source.name} has {classes} classes, the prior {model.prior_classes}; "
-            f"add --model.prior-classes {classes}"
+            f"--model.prior-classes must be {classes}, the number of classes of dataset {source.name}, "
+            f"got {model.prior_classes}. Add --model.prior-classes {classes}"
         )
     if labels == "categories" and categories != classes:
         raise UserError(
-            f"dataset {source.name} has {classes} classes, the encoder {categories} categories; "
-            f"add --model.encoder.categories {classes}"
+            f"--model.encoder.categories must be {classes}, the number of classes of dataset {source.name}, "
+            f"got {categories}. Add --model.encoder.categories {classes}"
         )
     if labels == "categories" and config.num_labels == 0:
-        raise UserError("--labels categories needs some of them: raise --num-labels, or add --labels unused")
+        raise UserError("--num-labels must be above 0 for --labels categories, got 0. Raise it, or add --labels unused")
     if labels == "decoder" and config.num_labels is not None:
-        raise UserError("--labels decoder needs the label of every image: leave out --num-labels")
+        raise UserError(
+            f"--num-labels must be None for --labels decoder, got {config.num_labels}. Leave it out: the decoder needs "
+            "the label of every image"
+        )
     if labels == "decoder" and categories:
-        raise UserError("the decoder takes the label or the encoder's categories: set --model.encoder.categories 0")
+        raise UserError(
+            f"--model.encoder.categories must be 0 for --labels decoder, got {categories}. "
+            "Add --model.encoder.categories 0"
+        )
     if labels == "unused" and config.num_labels is not None:
-        raise UserError("--num-labels has no effect with --labels unused; choose --labels prior or --labels categories")
+        raise UserError("--num-labels has no effect with --labels unused. Choose --labels prior or --labels categories")
     if config.consistency and not categories:
-        raise UserError("--consistency needs categories: set --model.encoder.categories")
+        raise UserError(
+            "--model.encoder.categories must be above 0 for --consistency, got 0. "
+            f"Add --model.encoder.categories {classes}"
+        )
     if config.head_distance and not model.cluster_heads:
-        raise UserError("--head-distance needs cluster heads: add --model.cluster-heads")
+        raise UserError("--head-distance needs cluster heads. Add --model.cluster-heads")
     if config.augment.mixup:
-        raise UserError(f"--augment.mixup must be 0 here, got {config.augment.mixup}: categories cannot be mixed")
+        raise UserError(
+            f"--augment.mixup must be 0 for an autoencoder, got {config.augment.mixup}. Leave it out: mixed images "
+            "have no category"
+        )
 
 
 def main() -> None:

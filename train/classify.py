@@ -1,4 +1,4 @@
-"""What all tasks that classify images share; a task adds how its model reads an image, and its pictures."""
+"""Training of image classifiers, shared by several tasks. A task adds its input format and its pictures."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -19,12 +19,12 @@ from train.process.errors import UserError
 from train.task import Params, Picture, State, Task
 
 Images = Float[Array, "B h w C"]
-# (images in [0, 1], further arguments of the model) -> what the model returns
+# (images in [0, 1], other arguments of the model) -> the model's outputs
 Forward = Callable[..., tuple[Array, Any]]
 
 
 class Classifier(Protocol):
-    """A Linen module that returns (logits [B, V], anything its pictures need)."""
+    """A Linen module that returns (logits [B, V], any other output, which the pictures can use)."""
 
     @property
     def num_classes(self) -> int: ...
@@ -44,24 +44,24 @@ def classification_task(
     figures: Callable[[Forward, Params, Images], Mapping[str, Picture]],
     overlay: Callable[[Forward, Images], Float[Array, "B h w 3"]] | None = None,
 ) -> Task:
-    """The task of classifying images like those of `source`: cross-entropy on augmented images.
+    """The task of training a classifier on images like those of `source`, with cross-entropy on augmented images.
 
     Args:
-        config: everything but the model.
+        config: all options except the model.
         source: the training images.
         model: the model to train.
         prepare: turns images in [0, 1] into the model's input.
-        figures: the pictures of some test images in [0, 1], given the trained model as a function of images, and its
-            parameters.
-        overlay: images in [0, 1] with the trained model's attention in red, if it has any to show.
+        figures: makes the report's pictures from the trained model (a function of images), its parameters and some test
+            images in [0, 1].
+        overlay: draws the trained model's attention in red over images in [0, 1]; None if the model has no attention.
 
     Raises:
-        UserError: the model's number of classes is not that of the source.
+        UserError: the model and the source have different numbers of classes.
     """
     if model.num_classes != source.num_classes:
         raise UserError(
-            f"dataset {source.name} has {source.num_classes} classes, the model {model.num_classes}; "
-            f"add --model.num-classes {source.num_classes}"
+            f"--model.num-classes must be {source.num_classes}, the number of classes of dataset {source.name}, "
+            f"got {model.num_classes}. Add --model.num-classes {source.num_classes}"
         )
     optimizer = make_optimizer(config.optim, config.run.steps)
 
@@ -107,11 +107,11 @@ def classification_task(
 
 
 def rows(images: Images) -> Float[Array, "B h I"]:
-    """Each image as a sequence of its rows, from top to bottom."""
+    """Converts each image to the sequence of its rows, from top to bottom."""
     return rearrange(images, "b h w c -> b h (w c)")
 
 
 def beside(images: Images, maps: Float[Array, "B K h w"]) -> Float[Array, "B 1+K h w"]:
-    """One row of cells per example: the image in gray, then its maps."""
+    """One row of cells per example: the gray image, followed by its maps."""
     gray = rearrange(images.mean(axis=-1), "b h w -> b 1 h w")
     return jnp.concatenate([gray, maps], axis=1)

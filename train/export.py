@@ -1,18 +1,18 @@
-"""A trained model as files for other programs: python -m train.export RUN_DIR [--format FORMAT] [--out PATH]
+"""Exports a trained model to files for other programs: python -m train.export RUN_DIR [--format FORMAT] [--out PATH]
 
-`model.stablehlo` is the whole model with its weights, as a function of images, for any batch size, on CPU, GPU and TPU.
-It needs no code of this project, nor Flax: `pip install jax flatbuffers` (a jax that is not older than the exporting
-one; flatbuffers reads such files), and
+`model.stablehlo` contains the model and its weights as a function of images, for any batch size, on CPU, GPU and TPU.
+It needs neither this project nor Flax. Run `pip install jax flatbuffers`, with the same or a newer version of jax than
+the exporting program. Then, in Python:
 
     import jax.export
 
     model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
-    probabilities = model.call(images)  # uint8 [B, h, w, C] -> [B, V]; of an autoencoder its reconstructions
+    probabilities = model.call(images)  # uint8 [B, h, w, C] -> [B, V]; an autoencoder returns reconstructions
 
-`model.safetensors` has the weights with this project's names and torch.nn's layouts, which `w2jax.convert` reads;
-`images.json` has the shape of the images and the names of the classes.
+`model.safetensors` contains the weights with this project's names and torch.nn's layouts. `w2jax.convert` reads it.
+`images.json` contains the shape of the images and the names of the classes.
 
-With `--format`, only the weights are written, with the names and layouts of another library:
+With `--format`, the program writes only the weights, with the names and layouts of another library:
 
     python -m train.export runs/vit-sample --format timm --out vit.safetensors
 """
@@ -39,19 +39,19 @@ from w2jax.convert.load_save import save_described
 
 PROGRAM, WEIGHTS = "model.stablehlo", "model.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
-MOST_BYTES = 2**31 - 2**24  # of parameters: a flatbuffer holds 2 GiB, and some of it is the program
+MOST_BYTES = 2**31 - 2**24  # largest size of the parameters: a flatbuffer's limit is 2 GiB, including the program
 
 
 def stablehlo(predictor: Predictor) -> bytes:
-    """The model with its weights as a serialized `jax.export.Exported`: uint8 [B, h, w, C] -> what the predictor gives.
+    """Serializes the model and its weights as a `jax.export.Exported`: uint8 [B, h, w, C] -> the predictor's outputs.
 
     Raises:
-        UserError: if the model is no function of images alone or too large, or flatbuffers is not installed.
+        UserError: the model is not a function of images alone, is too large, or flatbuffers is not installed.
     """
     if (held := sum(x.nbytes for x in jax.tree.leaves(predictor.state.params))) > MOST_BYTES:
         raise UserError(
-            f"the model has {held / 2**30:.1f} GiB of parameters, and a file of jax.export holds less than 2; "
-            "python -m train.export RUN_DIR --format torch writes its weights alone"
+            f"the model must have less than 2 GiB of parameters for jax.export, got {held / 2**30:.1f} GiB. "
+            "Run python -m train.export RUN_DIR --format torch to write only the weights"
         )
     (size,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((size, *predictor.image_shape), "uint8")
@@ -60,42 +60,48 @@ def stablehlo(predictor: Predictor) -> bytes:
     try:
         return bytes(exported.serialize())
     except ImportError as error:
-        raise UserError("jax writes a model by flatbuffers, which is missing: pip install flatbuffers") from error
+        raise UserError(
+            "exporting needs flatbuffers, which is not installed. Install it: pip install flatbuffers"
+        ) from error
 
 
 def export_run(run_dir: Path, out: Path) -> Predictor:
-    """Writes the files of a run's last whole checkpoint into `out`, and returns what they do.
+    """Writes a run's last valid checkpoint into `out` as the three files; returns the model as a Predictor.
 
     Raises:
-        UserError: if it is no run folder, has no checkpoint yet, `stablehlo` refuses its model, or `out` cannot be
-            written.
+        UserError: it is not a run folder, it has no checkpoint yet, `stablehlo` cannot export its model, or `out`
+            cannot be written.
     """
     predictor = load(run_dir)
     program = stablehlo(predictor)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / PROGRAM, program)
-        # "torch" is the format that every model fits in.
+        # "torch" is the only format that supports every model.
         convert.save(out / WEIGHTS, predictor.config.model, predictor.state.eval_variables, "torch")
         write_atomic(out / IMAGES, (run_dir / IMAGES).read_bytes())
     except OSError as error:
-        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}; choose another --out") from error
+        raise UserError(f"{error.filename or out} cannot be written: {error.strerror}. Choose another --out") from error
     return predictor
 
 
 def export_weights(run_dir: Path, format: str, out: Path | None = None) -> dict[str, str]:
-    """Writes the weights of a run's last intact checkpoint in another library's format; a table for the user.
+    """Writes the weights of a run's last valid checkpoint in another library's format; returns a table for the user.
 
     Args:
         run_dir: the run folder.
-        format: "torch", or for a ViT one of those that `w2jax.convert.to_torch` takes.
-        out: a weights file, or a folder for model.safetensors; by default in RUN_DIR/exported, named by the format.
+        format: "torch"; for a ViT, any format of `w2jax.convert.to_torch`.
+        out: a weights file, or a folder for model.safetensors. The default is a file in RUN_DIR/exported, named
+            after the format.
 
     Raises:
-        UserError: if it is not a run folder, has no checkpoint yet, the format cannot express its model, or `out`
+        UserError: it is not a run folder, it has no checkpoint yet, the format does not support its model, or `out`
             cannot be written.
     """
-    suffixes = {"google": ".npz", "huggingface": ""}  # as these libraries store weights; a folder gets a config.json
+    suffixes = {
+        "google": ".npz",
+        "huggingface": "",
+    }  # the usual files of these libraries; a folder also gets a config.json
     out = out or run_dir / "exported" / f"{format}{suffixes.get(format, '.safetensors')}"
     read_config_tree(run_dir)
     size = read_image_info(run_dir).image_shape[:2] if (run_dir / IMAGES).is_file() else None
@@ -110,18 +116,17 @@ def export_weights(run_dir: Path, format: str, out: Path | None = None) -> dict[
 
 @dataclass(frozen=True)
 class Options:
-    """Writes a trained model as files that run elsewhere: StableHLO with its weights, and safetensors."""
+    """Exports a trained model: as StableHLO with its weights, and its weights as safetensors."""
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
-    """Folder of a training, such as runs/vit-sample."""
+    """Run folder of a training, such as runs/vit-sample."""
     format: Annotated[
         str | None, tyro.conf.arg(metavar="timm|huggingface|torchvision|google|torch", help_behavior_hint="")
     ] = None
-    """Write only the weights, with this library's names and layouts; torch (torch.nn) is for every model, the others
-    are for a ViT."""
+    """Write only the weights, with the names and layouts of this library.
+    torch (torch.nn) works for every model. All other formats need a ViT."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
-    """Folder to write into (default: RUN_DIR/exported). With --format a .safetensors, .npz, .pt or .pth file, or a
-    folder."""
+    """Output folder; default: RUN_DIR/exported. With --format, also a .safetensors, .npz, .pt or .pth file."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -138,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path, shape = str((out / PROGRAM).absolute()), ", ".join(map(str, predictor.image_shape))
     what = "probabilities" if predictor.classifies else "reconstructions"
     print(f"wrote {PROGRAM}, {WEIGHTS} and {IMAGES} into {out} ({predictor.note})")
-    print(f'Elsewhere: pip install "jax>={jax.__version__}" flatbuffers, then in Python, here with a black image:\n')
+    print(f'To run it elsewhere: pip install "jax>={jax.__version__}" flatbuffers. In Python, with a black image:\n')
     print("import jax.export, numpy")
     print(f"model = jax.export.deserialize(bytearray(open({path!r}, 'rb').read()))")
     print(f"images = numpy.zeros((1, {shape}), 'uint8')  # [B, h, w, C], any B")

@@ -1,4 +1,4 @@
-"""python -m train.lstm [PRESET]: an LSTM that reads an image row by row, to classify it."""
+"""python -m train.lstm [PRESET]: trains an LSTM that classifies an image by reading it row by row."""
 
 import jax.numpy as jnp
 from einops import rearrange, repeat
@@ -12,11 +12,11 @@ from train.engine.main import train_program
 from train.task import Grid, Task
 from w2jax.lstm import LSTMLayer
 
-UNITS = 32  # whose gates are shown: more columns cannot be told apart
+UNITS = 32  # number of units whose gates are drawn; more columns would be too narrow to see
 
 
 def make_task(config: Config, source: Source) -> Task:
-    """The task of classifying images like those of `source`, each read as a sequence of its rows."""
+    """The task of training an LSTM classifier on images like those of `source`. An image is a sequence of rows."""
 
     def figures(forward, params, images):
         capture = {"capture_intermediates": lambda module, _: isinstance(module, LSTMLayer)}
@@ -26,14 +26,14 @@ def make_task(config: Config, source: Source) -> Task:
         return {
             "beliefs": Grid(
                 beside_its_rows(images, nn.softmax(steps)[:, None]),
-                "The image, then the probability of each class (across, from the first to the last) after each row "
-                "(down) was read.",
+                "The image, then the predicted class probabilities (columns, first class to last) after each row of "
+                "the image (rows).",
             ),
             "gates": Grid(
                 beside_its_rows(images, opened),
-                "The image, then the first layer's gates as each row (down) is read: what it takes in, what it keeps, "
-                f"what it puts out. White is open. Each column is a unit, {opened.shape[-1]} from the most forgetful "
-                "to the least.",
+                "The image, then the input, forget and output gates of the first LSTM layer for each row of the image. "
+                f"White is open. Each column is one of {opened.shape[-1]} units, sorted by the mean of the forget "
+                "gate, lowest first.",
             ),
         }
 
@@ -41,9 +41,9 @@ def make_task(config: Config, source: Source) -> Task:
 
 
 def beside_its_rows(images, values):
-    """One row an example [B, 1 + K, h, W]: the image in gray, then what there is [B, K, h, V] of each of its rows.
+    """One row of cells per example [B, 1 + K, h, W]: the gray image, then the values [B, K, h, V] of its rows.
 
-    W is the least multiple of V that the image fits into; the image stands in its middle.
+    W is the smallest multiple of V that is not below the image's width. The image is centred.
     """
     width, columns = images.shape[2], values.shape[-1]
     wide = -(-width // columns)
@@ -53,7 +53,7 @@ def beside_its_rows(images, values):
 
 
 def gates(x, params, out):
-    """A layer's input, forget and output gate [B, 3, T, H], of its input [B, T, I] and outputs [T, B, P]."""
+    """The input, forget and output gates [B, 3, T, H] of a layer with input [B, T, I] and outputs [T, B, P]."""
     before = jnp.concatenate([jnp.zeros_like(out[:1]), out[:-1]])
     logits = jnp.einsum("bti,igh->btgh", x, params["input_kernel"])
     logits += jnp.einsum("tbp,pgh->btgh", before, params["hidden_kernel"])
@@ -62,7 +62,7 @@ def gates(x, params, out):
 
 
 def spread(opened, most: int):
-    """Of the gates [B, 3, T, H] those of at most so many units, from the most forgetful to the least."""
+    """The gates [B, 3, T, H] of at most `most` units, sorted by the mean of the forget gate, lowest first."""
     order = jnp.argsort(opened[:, 1].mean(axis=(0, 1)))
     return opened[..., order[jnp.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)]]
 

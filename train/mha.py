@@ -1,4 +1,4 @@
-"""python -m train.mha [PRESET]: multi-head attention over the rows of an image, to classify it."""
+"""python -m train.mha [PRESET]: trains multi-head attention over the rows of an image, for classification."""
 
 import jax
 
@@ -11,20 +11,23 @@ from train.task import Grid, Task
 
 
 def make_task(config: Config, source: Source) -> Task:
-    """The task of classifying images like those of `source`, each read as a sequence of its rows."""
+    """The task of training an attention classifier on images like those of `source`. An image is a sequence of rows."""
 
     def figures(forward, params, images):
         _, attentions = forward(images, return_attention=True)
-        caption = "Attention of the last block from each row (down) to each row (across): the image, then each head."
+        caption = (
+            "The image, then the attention of each head in the last block, from each row of the image (vertical axis) "
+            "to each row (horizontal axis)."
+        )
         return {"attention": Grid(row_attention_grid(images, attentions[-1]), caption)}
 
     return classification_task(config, source, config.model, lambda images: rows(2.0 * images - 1.0), figures)
 
 
 def row_attention_grid(images, weights):
-    """One row an example [B, 1 + H, h, w]: the image in gray, then each head's weights [h, h] as wide as it.
+    """One row of cells per example [B, 1 + H, h, w]: the gray image, then each head's weights [h, h], resized to it.
 
-    Line t of a map is what row t of the image attends to; the brightest of a map = 1.
+    Row t of a map shows where row t of the image attends. The largest value of each map is 1.
     """
     weights = weights / weights.max(axis=(-2, -1), keepdims=True)
     return beside(images, jax.image.resize(weights, (*weights.shape[:2], *images.shape[1:3]), "nearest"))

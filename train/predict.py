@@ -1,6 +1,6 @@
-"""Predictions of a trained model: python -m train.predict RUN_DIR [IMAGE|FOLDER ...] [--options]
+"""Runs a trained model on images: python -m train.predict RUN_DIR [IMAGE|FOLDER ...] [--options]
 
-    python -m train.predict runs/vit-sample digit.png photos/     # a table
+    python -m train.predict runs/vit-sample digit.png photos/     # a table of classes
     python -m train.predict runs/vit-sample digit.png --attention looked.png
     python -m train.predict runs/aae-sample digit.png --out again.png
     python -m train.predict runs/aae-sample --sample 20 --out drawn.png
@@ -47,39 +47,39 @@ class Predictor:
 
     task: Task
     config: Any
-    """Of the run: that of its task."""
+    """The run's config, of the type of its task."""
     image_shape: tuple[int, int, int]
-    """(h, w, C) of the images that it reads."""
+    """(h, w, C) of the input images."""
     label_names: list[str]
     """The name of each class."""
     note: str
-    """Which parameters of the run these are, in words."""
+    """Describes which parameters of the run these are."""
     state: State
-    """The parameters that the run evaluated, without the optimizer's state."""
+    """The parameters that the run used for evaluation, without the optimizer's state."""
 
     @property
     def classifies(self) -> bool:
-        """Whether a call returns probabilities; else it returns reconstructions."""
+        """True if a call returns probabilities, False if it returns reconstructions."""
         return self.task.probabilities is not None
 
     @property
     def apply(self) -> Callable[[State, Any], Any]:
-        """(state, uint8 [B, h, w, C]) -> what a call returns, as a function to jit.
+        """(state, uint8 [B, h, w, C]) -> the outputs of a call, as a function that can be jitted.
 
         Raises:
             UserError: the model neither classifies nor reconstructs images.
         """
         apply = self.task.probabilities or self.task.reconstruct
         if apply is None:
-            hint = ", it draws them: use --sample N" if self.task.sample else ""
-            raise UserError(f"this model is not a function of images alone{hint}")
+            hint = ". Use --sample N to generate images" if self.task.sample else ""
+            raise UserError(f"this model cannot run on images alone{hint}")
         return apply
 
     def __call__(self, images: UInt8[np.ndarray, "B h w C"]) -> Float[np.ndarray, "B ..."]:
-        """Probabilities [B, V]; of an autoencoder, reconstructions [B, h, w, C] in [0, 1].
+        """Returns probabilities [B, V], or an autoencoder's reconstructions [B, h, w, C] in [0, 1].
 
         Raises:
-            ValueError: the images have another shape or type.
+            ValueError: the images have a different shape or dtype.
             UserError: the model neither classifies nor reconstructs images.
         """
         images = np.asarray(images)
@@ -90,19 +90,19 @@ class Predictor:
         return np.concatenate([np.asarray(apply(self.state, part)) for part in parts])
 
     def sample(self, count: int, seed: int = 0) -> Float[np.ndarray, "B h w C"]:
-        """Images drawn from a generative model, in [0, 1].
+        """Samples `count` images in [0, 1] from a generative model.
 
         Raises:
-            UserError: the model generates no images, or count is not positive.
+            UserError: the model is not generative, or `count` is not positive.
         """
         if self.task.sample is None:
-            raise UserError(f"sample needs a generative model, such as a run of train.aae; got {_kind(self.config)}")
+            raise UserError(f"sample needs a generative model, such as a run of train.aae, got {_kind(self.config)}")
         if count < 1:
             raise UserError(f"--sample must be at least 1, got {count}")
         return np.asarray(self.task.sample(self.state, jax.random.key(seed), count))
 
     def read(self, paths: Sequence[Path]) -> UInt8[np.ndarray, "B h w C"]:
-        """The images of files, of any size and mode, converted as those of the training were.
+        """Reads image files of any size and mode, and converts them like the training images.
 
         Raises:
             UserError: a file is not a complete image.
@@ -115,20 +115,22 @@ class Predictor:
             try:
                 images.append(decode(read_image_bytes(path, MODES[channels]), channels, (height, width), part))
             except IMAGE_ERRORS as error:
-                raise UserError(f"{path} is not a complete image that can be read ({error})") from error
+                raise UserError(f"{path} must be a complete image file, but it cannot be read ({error})") from error
         return np.stack(images)
 
 
 def load(run_dir: str | Path) -> Predictor:
-    """The model of a run at its last undamaged checkpoint.
+    """Loads the model of a run from its last valid checkpoint.
 
     Raises:
-        UserError: it is not a run folder, has no checkpoint yet, or is of another version.
+        UserError: it is not a run folder, it has no checkpoint yet, or a different version wrote it.
     """
     path = Path(run_dir)
     task = read_config_tree(path)["task"]
     if task is None:
-        raise UserError(f"{path} was not made by a task of this project; the tasks are {', '.join(task_names())}")
+        raise UserError(
+            f"{path} must be a run of one of the tasks {', '.join(task_names())}, but its config names no task"
+        )
     config = read_config(path, task_config_type(task))
     images = read_image_info(path)
     with as_user_error():
@@ -137,63 +139,64 @@ def load(run_dir: str | Path) -> Predictor:
 
 
 def make_predictor(config: Any, images: ImageInfo, variables: Mapping[str, Any], note: str) -> Predictor:
-    """The model of a task's config with these variables, for such images.
+    """Makes a predictor from a task's config, the description of its images, and variables.
 
     Raises:
-        UserError: the config is of no task.
+        UserError: the config does not belong to a task.
     """
     name = task_of(config)
     if name is None:
-        raise UserError(f"{type(config).__module__} is not the file of a task; choose one of {', '.join(task_names())}")
+        raise UserError(f"{type(config).__module__} is not the file of a task. Choose one of {', '.join(task_names())}")
     shape, labels = images.image_shape, images.label_names
     source = AbstractSource(
         config.data.name, "train", shape, len(labels), labels, count=1, open_split=lambda split: source
     )
-    variables = jax.device_put(variables)  # Once, and not at every call.
+    variables = jax.device_put(variables)  # Done once here instead of in every call.
     state = State(jnp.zeros((), jnp.int32), variables["params"], None, None, variables.get("batch_stats", {}))
     return Predictor(task_maker(name)(config, source), config, shape, labels, note, state)
 
 
 def _kind(config: Any) -> str:
-    return f"a {type(config.model).__name__}"
+    name = type(config.model).__name__
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
 
 
 def files(places: Sequence[Path]) -> list[Path]:
-    """The images among files and folders, a folder's in the order of their names.
+    """Lists the image files in `places`, which are files or folders. The images of a folder are sorted by name.
 
     Raises:
-        UserError: there is no such file, or no image in a folder.
+        UserError: a file does not exist, or a folder contains no image.
     """
     image_files = []
     for place in places:
         inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in _SUFFIXES) if place.is_dir() else []
         if not inside and not place.is_file():
-            what = "holds no image" if place.is_dir() else "is no file"
-            raise UserError(f"{place} {what}; wanted {', '.join(_SUFFIXES)}")
+            what = "contains no image" if place.is_dir() else "does not exist"
+            raise UserError(f"{place} {what}. Pass images ({', '.join(_SUFFIXES)}) or folders of images")
         image_files += inside or [place]
     return image_files
 
 
 @dataclass(frozen=True)
 class Options:
-    """Predictions of a trained model: classes with their probabilities, or an autoencoder's reconstructions."""
+    """Runs a trained model on images: prints class probabilities, or writes an autoencoder's reconstructions."""
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
-    """Folder of a training, such as runs/vit-sample."""
+    """Run folder of a training, such as runs/vit-sample."""
     images: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[IMAGE|FOLDER ...]", help_behavior_hint="")
     ] = ()
-    """Image files, or folders of them."""
+    """Image files or folders of image files."""
     top_k: int = 3
-    """Classes shown for each image, the likeliest first."""
+    """Number of classes to print for each image, the most probable first."""
     json: bool = False
-    """Print one JSON object a line instead of a table."""
+    """Print one JSON object per line for each image instead of a table."""
     attention: Path | None = None
-    """PNG to write: each image with the model's attention in red (a ViT's last block, mean over its heads)."""
+    """PNG file to write: each image with the attention of a ViT's last block in red (mean over heads)."""
     out: Path | None = None
-    """PNG to write: an autoencoder's images, each above its reconstruction, or its samples."""
+    """PNG file to write for an autoencoder: each image above its reconstruction, or with --sample the samples."""
     sample: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Images that an autoencoder draws from its prior."""
+    """Number of images to sample from an autoencoder's prior, instead of reading images."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -217,53 +220,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check_options(options: Options, predictor: Predictor) -> None:
-    """UserError if the options do not fit each other or the model."""
+    """Raises UserError if the options do not match each other or the model."""
     if options.sample is not None and predictor.task.sample is None:
-        raise UserError(f"--sample needs a generative model, such as a run of train.aae; got {_kind(predictor.config)}")
+        raise UserError(f"--sample needs a generative model, such as a run of train.aae, got {_kind(predictor.config)}")
     if predictor.classifies and options.out is not None:
-        raise UserError("--out is for autoencoders, such as a run of train.aae; --attention writes a ViT's attention")
+        raise UserError(
+            f"--out needs an autoencoder, such as a run of train.aae, got {_kind(predictor.config)}. Leave it out"
+        )
     if not predictor.classifies and options.json:
-        raise UserError("--json prints classes, and this model has none; --out images.png writes its images")
+        raise UserError(f"--json needs a classifier, got {_kind(predictor.config)}. Use --out images.png instead")
     if not predictor.classifies and options.out is None:
-        raise UserError("the model's images need a PNG to be written to: add --out images.png")
+        raise UserError("--out must be given for an autoencoder. Add --out images.png")
     if options.attention is not None and predictor.task.overlay is None:
         raise UserError(
-            f"--attention needs a model with attention, such as a run of train.vit; got {_kind(predictor.config)}"
+            f"--attention needs a model with attention, such as a run of train.vit, got {_kind(predictor.config)}"
         )
     if options.sample is not None and options.images:
-        raise UserError(f"--sample takes no input images: leave out {options.images[0]}, or --sample")
+        raise UserError(
+            f"--sample does not use input images, got {options.images[0]}. Leave out the images or --sample"
+        )
     if options.sample is None and not options.images:
-        raise UserError("give images, or folders of them, after the run folder")
+        raise UserError("images are missing. Add image files or folders after RUN_DIR")
 
 
 def _above(images: Float[np.ndarray, "B h w C"], others: Float[np.ndarray, "B h w C"]) -> UInt8[np.ndarray, "H W C"]:
-    """Images in rows, each above its counterpart."""
+    """Images in rows, each above its counterpart in `others`."""
     return _rows(np.concatenate([images, others], axis=1))
 
 
 def _rows(images: Float[np.ndarray, "B h w C"]) -> UInt8[np.ndarray, "H W C"]:
-    """Images from 0 to 1 in reading order, ten in a row, the last row filled up with black."""
+    """Images in [0, 1], ten per row. Black images fill up the last row."""
     columns = min(10, len(images))
     filled = np.concatenate([images, np.zeros((-len(images) % columns, *images.shape[1:]), images.dtype)])
     return rearrange((filled * 255).round().clip(0, 255).astype(np.uint8), "(r k) h w c -> (r h) (k w) c", k=columns)
 
 
 def _write(path: Path, pixels: UInt8[np.ndarray, "H W C"]) -> None:
-    """Writes a PNG, small images enlarged."""
+    """Writes a PNG file. Small images are enlarged."""
     zoom = max(1, 1000 // max(pixels.shape))
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     try:
         image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST).save(path, "PNG")
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}. Choose another file") from error
     print(f"wrote {path}", file=sys.stderr)
 
 
 def _print_classes(predictor: Predictor, paths: Sequence[Path], probabilities: np.ndarray, options: Options) -> None:
-    """Prints the likeliest classes of each image."""
+    """Prints the most probable classes of each image."""
     count = len(predictor.label_names)
     if not 1 <= options.top_k <= count:
-        raise UserError(f"--top-k: wanted a number from 1 to the {count} classes, got {options.top_k}")
+        raise UserError(f"--top-k must be from 1 to {count}, the number of classes, got {options.top_k}")
     best = np.argsort(-probabilities, axis=1, kind="stable")[:, : options.top_k]
     rows = [
         [{"label": predictor.label_names[k], "probability": float(row[k])} for k in order]

@@ -1,12 +1,13 @@
-"""Prepares a dataset once, for every task; TensorFlow is not needed.
+"""Prepares a dataset for training. Every task can use it, and TensorFlow is not needed.
 
     python -m train.prepare mnist|fashion_mnist|cifar10|cifar100 [--from DIR] [--data-dir DIR] [--overwrite]
     python -m train.prepare folder --from DIR --name NAME [--test-fraction 0.2] [--seed 0] [--skip-corrupt]
                                    [--data-dir DIR] [--overwrite]
 
-The first form downloads the published files, or reads them from DIR. The second reads your own JPEG and PNG images from
-DIR, which has one folder for each class, or the folders train and test with those.
-`python -m train.prepare NAME --help` explains the options.
+The first form downloads the published files, or reads them from the folder --from.
+The second form prepares your own JPEG and PNG images. The folder --from contains one folder of images per class. Or it
+contains the folders train and test, each with one folder per class.
+Run `python -m train.prepare mnist --help` or `python -m train.prepare folder --help` for the options.
 """
 
 import re
@@ -31,41 +32,42 @@ _RESERVED = (*PREPARABLE, "mnist_sample", "folder", "downloads")
 
 @dataclass(frozen=True)
 class DownloadOptions:
-    """Prepares a published dataset from its files, which are downloaded or read from a folder."""
+    """Prepares a published dataset from its original files, downloaded or read from a folder."""
 
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Folder of the raw files: MNIST's idx files, gzipped or not; CIFAR's binary version, extracted or its .tar.gz."""
+    """Folder with the original files. None: download the files.
+    MNIST, Fashion-MNIST: idx files, gzipped or not; CIFAR: the binary version, as .tar.gz or extracted."""
     data_dir: str | None = None
-    """Folder of prepared datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Folder for the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
     overwrite: bool = False
-    """Replace the dataset if it is already prepared."""
+    """Replace the dataset if it is already prepared. Otherwise the command stops with an error."""
 
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """Prepares your own images: one folder for each class, or folders train and test with those."""
+    """Prepares your own images: one folder per class, or folders train and test that contain one folder per class."""
 
     source: Annotated[Path, tyro.conf.arg(name="from")]
-    """Folder of the images."""
+    """Folder with the images: one folder per class, or folders train and test that contain one folder per class."""
     name: str
-    """Name for the dataset: lower case letters, digits and underscores."""
+    """Name of the new dataset: lower-case letters, digits and underscores. --data.name uses it."""
     test_fraction: float = 0.2
-    """Fraction of each class for the test split, if there are no folders train and test."""
+    """Fraction of each class's images in the test split. Not used if there are folders train and test."""
     seed: int = 0
-    """Seed that chooses the test split."""
+    """Random seed for choosing the images of the test split."""
     skip_corrupt: bool = False
-    """Skip and list files that are not complete images, instead of stopping."""
+    """Skip files that are not complete images, and list them. Otherwise the command stops with an error."""
     data_dir: str | None = None
-    """Folder of prepared datasets; by default $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """Folder for the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
     overwrite: bool = False
-    """Replace the dataset if it is already prepared."""
+    """Replace the dataset if it is already prepared. Otherwise the command stops with an error."""
 
 
 def dataset_from_folder(options: FolderOptions) -> "Dataset":
-    """A folder of images as a dataset to write; prints the files that are skipped.
+    """Reads a folder of images as a dataset, and prints the files that are skipped.
 
     Raises:
-        UserError: as `image_folder.scan`, or a file is not a complete image.
+        UserError: for the reasons of `image_folder.scan`, or if a file is not a complete image.
     """
     from train.data.prepare import image_folder
 
@@ -74,7 +76,7 @@ def dataset_from_folder(options: FolderOptions) -> "Dataset":
         more = f" and {len(folder.corrupt) - 9} more" if len(folder.corrupt) > 9 else ""
         raise UserError(
             f"{len(folder.corrupt)} files are not complete images: {', '.join(folder.corrupt[:9])}{more}. "
-            "Repair or remove them, or skip them by --skip-corrupt."
+            "Repair or remove them, or skip them with --skip-corrupt."
         )
     for file in folder.corrupt:
         print(f"skipped, not a complete image: {file}")
@@ -85,24 +87,24 @@ def dataset_from_folder(options: FolderOptions) -> "Dataset":
 
 
 def _check_name(name: str) -> None:
-    """Raises a UserError unless a user's dataset may have that name."""
+    """Raises UserError if a user's dataset cannot have this name."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in _RESERVED:
-        allowed = f"lower case letters, digits and underscores, and none of {', '.join(_RESERVED)}"
+        allowed = f"lower-case letters, digits and underscores, and not one of {', '.join(_RESERVED)}"
         raise UserError(f"--name must be {allowed}, got {name!r}.")
 
 
 def _writable_root(name: str, directory: str | None, overwrite: bool) -> Path:
-    """The folder of prepared datasets; UserError if `name` may not be written there."""
+    """The folder of prepared datasets. Raises UserError if dataset `name` cannot be written there."""
     root = data_dir(directory)
     if root.exists() and not root.is_dir():
         raise UserError(f"--data-dir must be a folder, got the file {root}.")
     if not overwrite and (existing := prepared_versions(root / name)):
-        raise UserError(f"dataset {name} is already prepared in {existing[-1]}. Replace it by --overwrite.")
+        raise UserError(f"dataset {name} is already prepared in {existing[-1]}. Replace it with --overwrite.")
     return root
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command, and prints where the dataset is and how to train on it."""
+    """Runs the command. Prints where the dataset is and how to train on it."""
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(__doc__)
@@ -110,14 +112,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     choices = (*PREPARABLE, "folder")
     if name not in choices:
         near = nearest(name, choices)
-        hint = f"Did you mean {near[0]}?" if near else "Prepare your own images by `folder`."
+        hint = f"Did you mean {near[0]}?" if near else "Prepare your own images with `folder`."
         raise UserError(f"the dataset must be one of {', '.join(choices)}, got {name!r}. {hint}")
     options = read_options(FolderOptions if name == "folder" else DownloadOptions, f"train.prepare {name}", rest)
     if isinstance(options, FolderOptions):
         name = options.name
         _check_name(name)
     root = _writable_root(name, options.data_dir, options.overwrite)
-    import tensorflow_datasets as tfds  # Imported late, so that mistakes are reported at once.
+    import tensorflow_datasets as tfds  # Imported late, so that wrong options give an error without a wait.
 
     from train.data.prepare.downloads import DOWNLOADS, open_raw_files
     from train.data.prepare.tfds_writer import write
@@ -129,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         metadata, splits = DOWNLOADS[name].read(open_raw_files(DOWNLOADS[name], options.source, root))
     target = write(metadata, splits, root)
-    print(f"wrote {target}; train on it: {training_command(metadata, options.data_dir)}")
+    print(f"wrote {target}. To train on it: {training_command(metadata, options.data_dir)}")
 
 
 def training_command(metadata: "DatasetMetadata", directory: str | None) -> str:

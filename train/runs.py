@@ -1,8 +1,8 @@
 """Lists training runs with their state and their best metric: python -m train.runs [DIR ...]
 
-- python -m train.runs                               # the runs below runs/
-- python -m train.runs runs /mnt --sort metric       # the best first
-- python -m train.runs --json                        # one JSON object a line
+- python -m train.runs                               # lists the runs in runs/
+- python -m train.runs runs /mnt --sort metric       # the best runs first
+- python -m train.runs --json                        # one JSON object per line
 """
 
 import json
@@ -22,20 +22,20 @@ from train.run.files import CHECKPOINTS, CONFIG, METRICS, format_duration
 from train.run.record import read_record
 from w2jax.text import one_line
 
-_RUN_FILES = {CONFIG, METRICS, CHECKPOINTS}  # A folder with one of them is a run folder.
+_RUN_FILES = {CONFIG, METRICS, CHECKPOINTS}  # A folder that contains one of these is a run folder.
 _WIDE_TERMINAL = 120  # columns
-_HINT = "python -m train.vit tiny makes a run in runs/"
+_HINT = "Run python -m train.vit tiny to make a run in runs/"
 
 
 @dataclass(frozen=True)
 class ListedRun:
-    """One run of the list, as `--json` prints it. None: not known."""
+    """One run of the list, as printed by `--json`. A value that is not known is None."""
 
     path: str
     state: str
     """A state of `RunRecord`, or "damaged"."""
     note: str | None = None
-    """The process of a running one, or what is wrong with a damaged one."""
+    """The process of a running run, or the error of a damaged run."""
     task: str | None = None
     data: str | None = None
     step: int | None = None
@@ -45,14 +45,14 @@ class ListedRun:
     best: float | None = None
     last: float | None = None
     written: float | None = None
-    """When it was last written to, in seconds since 1970."""
+    """Time of the last write to the run, in seconds since 1970."""
     seconds: float | None = None
-    """Wall time."""
+    """Wall time of the run in seconds."""
     seed: int | None = None
 
 
 def find_runs(folder: Path) -> Iterator[ListedRun]:
-    """The runs in and below a folder, by name. It skips hidden folders and does not follow links."""
+    """Finds the runs in a folder and its subfolders, in the order of their names. Skips hidden folders and links."""
     pending = [folder]
     while pending:
         current = pending.pop()
@@ -70,11 +70,11 @@ def find_runs(folder: Path) -> Iterator[ListedRun]:
 
 
 def list_run(folder: Path) -> ListedRun:
-    """The run in that folder, "damaged" if its files cannot be read."""
+    """Describes the run in `folder`. Its state is "damaged" if its files cannot be read."""
     try:
         run = read_record(folder)
         if run.task is None or run.total_steps is None:
-            raise UserError(f"{CONFIG} is another program's: it names no task and no steps")
+            raise UserError(f"{CONFIG} is from a different program: it has no task or no number of steps")
     except UserError as error:
         return ListedRun(str(folder), "damaged", str(error).replace(f"{folder}{os.sep}", ""))
     return ListedRun(
@@ -96,7 +96,7 @@ def list_run(folder: Path) -> ListedRun:
 
 
 def sort_runs(runs: Sequence[ListedRun], by: Literal["name", "time", "metric"]) -> list[ListedRun]:
-    """By path, the last written first, or the best of each metric first; runs without a metric come last."""
+    """Sorts runs by path, by time (latest first) or by metric (best first; runs without a metric come last)."""
     runs = sorted(runs, key=lambda run: run.path)
     if by == "time":
         return sorted(runs, key=lambda run: -(run.written or 0))
@@ -106,7 +106,7 @@ def sort_runs(runs: Sequence[ListedRun], by: Literal["name", "time", "metric"]) 
 
 
 def _cost(run: ListedRun) -> float:
-    """The best score, with its sign turned where high is good."""
+    """The best score, negated if a high score is better."""
     return (run.best or 0.0) * (-1 if run.best_mode == "max" else 1)
 
 
@@ -115,11 +115,11 @@ class Options:
     """Lists training runs with their state and their best metric."""
 
     dirs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[DIR ...]")] = (Path("runs"),)
-    """Folders to search, with everything below them."""
+    """Folders to search for runs, including their subfolders."""
     sort: Literal["name", "time", "metric"] = "name"
-    """Order: by name, the last written first, or the best first."""
+    """Order of the list. name: by path; time: latest first; metric: best first."""
     json: bool = False
-    """Print one JSON object a line instead of a table."""
+    """Print one JSON object per line for each run instead of a table."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -127,11 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for folder in options.dirs:
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"
-            raise UserError(f"DIR must be a folder of runs, but {folder} {what}; {_HINT}")
+            raise UserError(f"DIR must be a folder with runs, but {folder} {what}. {_HINT}")
     runs = sort_runs([run for folder in dict.fromkeys(options.dirs) for run in find_runs(folder)], options.sort)
     if not runs:
         where = ", ".join(map(str, options.dirs))
-        print(_one_line(f"no run in {where}; {_HINT}"), file=sys.stderr)
+        print(_one_line(f"there is no run in {where}. {_HINT}"), file=sys.stderr)
     elif options.json:
         try:
             print("\n".join(json.dumps(asdict(run)) for run in runs), flush=True)
@@ -142,11 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def print_table(runs: Sequence[ListedRun]) -> None:
-    """Prints a table, with fewer columns on a narrow terminal, and below it the notes on single runs."""
+    """Prints a table, and below the table the notes on single runs. A narrow terminal gets fewer columns."""
     from rich.console import Console  # Imported late: --json does not need it.
     from rich.table import Table
 
-    # In a pipe, lines are as long as they need to be.
+    # Do not wrap lines in a pipe.
     width = None if sys.stdout.isatty() else 10_000
     console = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, width=width)
     columns = ("run", "task", "state", "steps", "best", "wrote")
@@ -178,7 +178,7 @@ def print_table(runs: Sequence[ListedRun]) -> None:
 
 
 def _one_line(text: str) -> str:
-    """`w2jax.text.one_line`, without importing w2jax and so JAX for the usual text, in which it changes nothing."""
+    """`w2jax.text.one_line`, but printable text does not import w2jax, which would import JAX."""
     if text.isprintable():
         return text
     return one_line(text)

@@ -1,4 +1,4 @@
-"""What a task is: pure functions. The loop knows nothing else of a task; a task knows nothing of the loop."""
+"""Task: a model and its training as pure functions. The training loop uses only this interface."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,27 +15,27 @@ Params = PyTree[Array]
 Metrics = dict[str, Array]  # scalars, except for NONFINITE
 
 NONFINITE = "nonfinite"
-"""A step's metrics under this name: bool [P], for each parameter in the order of its leaves, whether its gradient is
-NaN or infinite."""
+"""Name of the step metric that marks NaN or infinite gradients: bool [P], one value per parameter array, in the order
+of the tree's leaves."""
 
 
 class State(struct.PyTreeNode):
-    """Everything that training changes, and so everything that a checkpoint holds."""
+    """Everything that training changes, and therefore everything that a checkpoint contains."""
 
     step: Int[Array, ""]
     params: Params
-    opt_state: PyTree  # of the optimizer, or of several by name
+    opt_state: PyTree  # state of the optimizer, or of several optimizers by name
     ema: Params | None = None  # moving average of the parameters, if the optimizer's config has one
     batch_stats: PyTree | None = None  # running statistics of batch norm, if the model has any
 
     @property
     def eval_params(self) -> Params:
-        """The parameters to evaluate: the moving average if there is one."""
+        """The parameters for evaluation: the moving average if there is one, otherwise `params`."""
         return self.params if self.ema is None else self.ema
 
     @property
     def eval_variables(self) -> dict[str, PyTree]:
-        """The variables to apply a Linen module with in evaluation."""
+        """The variables of the Linen module for evaluation."""
         return {"params": self.eval_params, "batch_stats": self.batch_stats}
 
 
@@ -43,31 +43,31 @@ class Grid(struct.PyTreeNode):
     """A picture of cells in rows and columns."""
 
     cells: Float[Array, "rows columns h w"] | Float[Array, "rows columns h w 3"]
-    """Gray, from 0, black, to 1, white; or red, green and blue."""
+    """Gray values from 0 (black) to 1 (white), or RGB values from 0 to 1."""
     caption: str = struct.field(pytree_node=False)
     """What the picture shows, as a sentence."""
 
 
 class Scatter(struct.PyTreeNode):
-    """A picture of points in the plane, coloured by label. A point that is NaN is not drawn."""
+    """A scatter plot of labelled points, coloured by label. Points that are NaN are not drawn."""
 
     points: Float[Array, "N 2"]
     labels: Int[Array, "N"]
     background: Float[Array, "M 2"]
-    """Samples of a prior, light gray behind the points."""
+    """Samples of a prior, drawn in light gray behind the points."""
     marks: Float[Array, "K 2"] | None
-    """Black crosses over the points, such as the heads of clusters."""
+    """Points drawn as black crosses, such as cluster heads."""
     caption: str = struct.field(pytree_node=False)
     """What the picture shows, as a sentence."""
 
 
 class Plane(struct.PyTreeNode):
-    """A picture of images all over a rectangle, explored with the pointer, and of labelled points in it."""
+    """A rectangle of images with labelled points. Moving the pointer shows the image at each position."""
 
     images: Float[Array, "rows columns h w"]
-    """Gray, from 0, black, to 1, white; the first row is the top of the rectangle."""
+    """Gray values from 0 (black) to 1 (white). The first row is the top of the rectangle."""
     points: Float[Array, "N 2"]
-    """Both coordinates from -1 to 1 in the rectangle. A point that is NaN is not drawn."""
+    """Both coordinates range from -1 to 1 in the rectangle. Points that are NaN are not drawn."""
     labels: Int[Array, "N"]
     caption: str = struct.field(pytree_node=False)
     """What the picture shows, as a sentence."""
@@ -77,59 +77,62 @@ Picture = Grid | Scatter | Plane
 
 
 class InitialParams(NamedTuple):
-    """Parameters that a new run starts from, such as those of a file."""
+    """Parameters that a new run starts from, for example from a weights file."""
 
     params: Mapping[str, Any]
-    """Sub-trees of the parameters by their first name, on the host; `Task.init` makes the others."""
+    """Sub-trees of the parameters by top-level name, on the host. `Task.init` initializes all other sub-trees."""
     note: str
-    """Where they come from, in one line."""
+    """Where the parameters come from, in one line."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A model with its loss, as pure functions that can be jitted and sharded.
+    """A model and its training as pure functions that can be jitted and sharded.
 
-    Batches hold what `train.data` yields: "image" uint8 [B, h, w, C], "label" int32 [B]; in training also "index" int32
-    [B], the example's number in the split; in evaluation and for figures "mask" bool [B], False at examples that only
-    fill up the batch.
+    Batches come from `train.data`:
+
+    - "image": uint8 [B, h, w, C]
+    - "label": int32 [B]
+    - "index": int32 [B], the example's number in the split; only in training
+    - "mask": bool [B], False for examples that only pad the batch; only in evaluation and for figures
     """
 
     init: Callable[..., State]
-    """`init()` is the State before the first step; or `init(initial_params().params)`, if the task has those."""
+    """Returns the State before the first step: `init()`, or `init(initial_params().params)` if that field is set."""
     step: Callable[[State, Batch], tuple[State, Metrics]]
-    """One training step. Everything random in it depends on the seed and `state.step` only. Its metrics are scalars,
-    and bool [P] under `NONFINITE`."""
+    """One training step. Its random numbers depend only on the seed and `state.step`. Its metrics are scalars, except
+    for `NONFINITE`, which is bool [P]."""
     evaluate: Callable[[State, Batch], dict[str, Float[Array, "B"]]]
-    """One value per example and metric; the loop averages over the split."""
+    """One value per metric and example. The training loop averages the values over the split."""
     figures: Callable[[State, Batch], Mapping[str, Picture]]
-    """The pictures of the report, by a short name that can name a file."""
+    """The pictures of the report, by a short name that is also valid as a file name."""
     best: str = "accuracy"
-    """Metric of `evaluate` that decides which checkpoint is best."""
+    """The metric of `evaluate` that selects the best checkpoint."""
     best_mode: Literal["max", "min"] = "max"
-    """Whether a high or a low value of that metric is better."""
+    """Whether a higher or a lower value of `best` is better."""
     final_metrics: Callable[[State, Source], dict[str, float]] | None = None
-    """Metrics of the trained model on the test split that are not means over examples; computed after the last step."""
+    """Metrics on the test split that are not means over examples, computed once, after the last step."""
     metric_descriptions: Mapping[str, str] = field(default_factory=dict)
-    """What the task's own metrics mean, for the report; `train.report.metric_descriptions` has the common ones."""
+    """Explanations of the task's own metrics for the report. `train.report.metric_descriptions` has the common ones."""
     figure_examples: int = 8
-    """Smallest number of test images that `figures` needs."""
+    """Minimum number of test images that `figures` needs."""
     probabilities: Callable[[State, Array], Float[Array, "B V"]] | None = None
     """Class probabilities of images uint8 [B, h, w, C]; None: the model does not classify."""
     reconstruct: Callable[[State, Array], Float[Array, "B h w C"]] | None = None
-    """Images uint8 [B, h, w, C] after an autoencoder, in [0, 1]; None: the model does not reconstruct."""
+    """Reconstructions in [0, 1] of images uint8 [B, h, w, C]; None: the model does not reconstruct."""
     sample: Callable[[State, Key[Array, ""], int], Float[Array, "B h w C"]] | None = None
-    """(state, key, count) -> images drawn from a generative model, in [0, 1]; None: the model does not generate."""
+    """(state, key, count) -> images in [0, 1], sampled from a generative model; None: the model does not generate."""
     overlay: Callable[[State, Array], Float[Array, "B h w 3"]] | None = None
-    """Images uint8 [B, h, w, C] with the model's attention in red, in [0, 1]; None: the model has none to show."""
+    """Images in [0, 1] with attention in red, from images uint8 [B, h, w, C]; None: the model has no attention."""
     initial_params: Callable[[], InitialParams] | None = None
-    """Reads what `init` receives in a new run; None: nothing."""
+    """Reads the parameters that a new run passes to `init`; None: `init` gets no argument."""
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-    """The place of a leaf in a tree, as encoder/mlp/kernel."""
+    """The path of a leaf in a tree as text, such as encoder/mlp/kernel."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def named_leaves(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by their places, in their order."""
+    """The leaves of a tree by path, in the order of the tree."""
     return {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}

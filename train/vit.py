@@ -1,4 +1,4 @@
-"""python -m train.vit [PRESET]: a Vision Transformer that classifies images."""
+"""python -m train.vit [PRESET]: trains a Vision Transformer that classifies images."""
 
 from dataclasses import replace
 from functools import partial
@@ -14,11 +14,11 @@ from train.engine.init_from import read_initial_params, resolve
 from train.engine.main import train_program
 from train.task import Grid, Task
 
-PIXELS = 2**20  # of a picture of attention; of large images fewer are drawn, as the report contains them all
+PIXELS = 2**20  # limit for an attention picture; fewer images are drawn if they are large, to keep the report small
 
 
 def make_task(config: Config, source: Source) -> Task:
-    """The task of classifying images like those of `source`."""
+    """The task of training a Vision Transformer on images like those of `source`."""
     model = config.model
 
     def figures(forward, params, images):
@@ -29,20 +29,21 @@ def make_task(config: Config, source: Source) -> Task:
         flow = attention_grid(images, rollout(attentions)[:, None], size, token)
         pictures = {
             "attention": Grid(
-                grid, "Attention of the last block: the image, then the same, red where each of its heads attends."
+                grid, "Attention of the last block: the image, then one copy per head, red where the head attends."
             ),
             "attention_rollout": Grid(
                 rearrange(flow, "b k h w c -> k b h w c"),
-                "Attention through all blocks (rollout): each image above the same, red where the answer comes from.",
+                "Attention through all blocks (rollout): each image, and below it a copy, red where the model attends.",
             ),
             "patch_filters": Grid(
                 patch_filters(params["patch_embed"]["projection"]["kernel"], size, images.shape[-1]),
-                "The patch embedding's principal filters, the strongest first.",
+                "Principal components of the patch embedding's filters, the largest first.",
             ),
         }
         if model.positions == "learned":
             caption = (
-                "How alike the learned positions are (cosine): each map is one patch's, at its place in the image."
+                "Cosine similarity of the position embeddings: each map compares one patch with all patches. "
+                "Maps are arranged like the patches in the image."
             )
             rows = images.shape[1] // size
             similarity = position_similarity(params["positions"][0, model.prefix_positions :], rows)
@@ -67,16 +68,16 @@ def to_model_range(images):
 
 
 def attention_grid(images, weights, patch_size: int, class_token: bool):
-    """One row an example [B, 1 + H, h, w, 3]: the image, then the same for each head, red where it attends."""
+    """One row of cells per example [B, 1 + H, h, w, 3]: the image, then one copy per head, red where it attends."""
     maps = attention_maps(images, weights, patch_size, class_token)
     image = jnp.broadcast_to(images[..., :3], (*images.shape[:3], 3))
     return jnp.concatenate([image[:, None], red_overlay(images[:, None], maps)], axis=1)
 
 
 def attention_maps(images, weights, patch_size: int, class_token: bool):
-    """Where each head of a block attends in the images [B, H, h, w], its brightest patch = 1.
+    """Where each head of a block attends in the images [B, H, h, w]. The largest value of each map is 1.
 
-    That is the class token's attention to the patches, or without one the mean attention that a patch receives.
+    A map is the class token's attention to the patches. Without a class token, it is the mean over all queries.
     """
     height, width = images.shape[1] // patch_size, images.shape[2] // patch_size
     received = weights[:, :, 0] if class_token else reduce(weights, "b h t s -> b h s", "mean")
@@ -86,15 +87,15 @@ def attention_maps(images, weights, patch_size: int, class_token: bool):
 
 
 def red_overlay(images, maps):
-    """Images [..., h, w, C] in gray, red where their maps [..., h, w] are near 1: [..., h, w, 3]."""
+    """Gray images [..., h, w, 3] of images [..., h, w, C], red where their maps [..., h, w] are near 1."""
     share = 0.65 * maps[..., None]
     return images.mean(axis=-1, keepdims=True) * (1.0 - share) + jnp.array([1.0, 0.24, 0.12]) * share
 
 
 def rollout(attentions):
-    """Attention through all blocks [B, T, T], each its heads' mean and, by the residual, as much of the token itself.
+    """Attention through all blocks [B, T, T]: the product over blocks of (mean over heads + identity) / 2.
 
-    Abnar & Zuidema 2020, arXiv 2005.00928, equation 1.
+    The identity stands for the residual connection. Abnar & Zuidema 2020, arXiv 2005.00928, equation 1.
     """
     through = jnp.eye(attentions[0].shape[-1])[None]
     for weights in attentions:
@@ -103,7 +104,7 @@ def rollout(attentions):
 
 
 def patch_filters(kernel, patch_size: int, channels: int):
-    """The principal components [r, c, P, P] of the filters that embed a patch, gray, as figure 7 of the ViT's paper."""
+    """Gray principal components [r, c, P, P] of the patch embedding's filters, as in figure 7 of the ViT paper."""
     components = jnp.linalg.svd(kernel.T - kernel.mean(axis=1), full_matrices=False)[2]
     columns = min(8, len(components))
     shown = components[: min(2, len(components) // columns) * columns]
@@ -113,7 +114,7 @@ def patch_filters(kernel, patch_size: int, channels: int):
 
 
 def position_similarity(positions, rows: int):
-    """Cosines [n, m, n, m] between the positions of a grid's patches, from -1 as 0 to 1."""
+    """Cosine similarities [n, m, n, m] of the position embeddings of n × m patches, mapped from [-1, 1] to [0, 1]."""
     unit = positions / jnp.linalg.norm(positions, axis=-1, keepdims=True)
     return rearrange(0.5 + 0.5 * unit @ unit.T, "(n m) (k l) -> n m k l", n=rows, k=rows)
 

@@ -72,7 +72,7 @@ def test_help_and_completion_know_it(tree):
     assert "to see that it works" in tree.run("-m", f"train.{tree.task}", "--help")
     script = tree.run("-m", "train.completion", "bash")
     assert f"train.{tree.task}) echo tiny sample ;;" in script
-    assert f'did you mean "{tree.task}"?' in tree.run(
+    assert f'Did you mean "{tree.task}"?' in tree.run(
         "-m", "train.dryrun", f"{tree.task}x", "--topology", "cpu:1", status=2
     )
 

@@ -285,19 +285,25 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
     [
         (
             {"of": model().clone(decoder=AAEDecoder((4, 5, 1)))},
-            "images 4×5×1, dataset shapes has 5×4×1; add --data.image-size 4 5",
+            "of dataset shapes, 5 4 1, got 4 5 1. Add --data.image-size 4 5 or --model.decoder.image-shape 5 4 1",
         ),
         ({"of": model(prior="mixture").clone(encoder=AAEEncoder(8))}, "lies in a plane: latent_size must be 2, got 8"),
-        ({"of": model(categories=4), "labels": "categories"}, "has 3 classes, the encoder 4 categories"),
-        ({"of": model(prior_classes=4), "labels": "prior"}, "has 3 classes, the prior 4; add --model.prior-classes 3"),
+        (
+            {"of": model(categories=4), "labels": "categories"},
+            "--model.encoder.categories must be 3, the number of classes of dataset",
+        ),
+        ({"of": model(prior_classes=4), "labels": "prior"}, "got 4. Add --model.prior-classes 3"),
         ({"labels": "prior", "num_labels": 63}, "multiple of 3 (the number of classes) up to 60"),
-        ({"of": model(categories=3), "labels": "categories", "num_labels": 0}, "add --labels unused"),
-        ({"labels": "decoder", "num_labels": 30}, "needs the label of every image"),
-        ({"of": model(categories=3), "labels": "decoder"}, "set --model.encoder.categories 0"),
+        ({"of": model(categories=3), "labels": "categories", "num_labels": 0}, "or add --labels unused"),
+        ({"labels": "decoder", "num_labels": 30}, "--num-labels must be None for --labels decoder, got 30"),
+        (
+            {"of": model(categories=3), "labels": "decoder"},
+            "for --labels decoder, got 3. Add --model.encoder.categories 0",
+        ),
         ({"num_labels": 30}, "--num-labels has no effect"),
-        ({"consistency": 1.0}, "--consistency needs categories"),
+        ({"consistency": 1.0}, "--model.encoder.categories must be above 0 for --consistency, got 0"),
         ({"head_distance": 1.0}, "--head-distance needs cluster heads"),
-        ({"augment": Augment(mixup=0.2)}, "--augment.mixup must be 0 here, got 0.2"),
+        ({"augment": Augment(mixup=0.2)}, "--augment.mixup must be 0 for an autoencoder, got 0.2"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_to_do(options, message):

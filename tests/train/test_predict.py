@@ -100,9 +100,11 @@ def test_reconstructions_have_the_squared_error_of_the_runs_last_line(tmp_path):
     np.testing.assert_array_equal(samples, predictor.sample(7))
     digit = tmp_path / "digit.png"
     Image.fromarray(images[0, ..., 0]).save(digit)
-    with pytest.raises(UserError, match="--json prints classes"):
+    with pytest.raises(UserError, match="--json needs a classifier, got an AAE"):
         main([config.run.dir, str(digit), "--json", "--out", str(tmp_path / "again.png")])
-    with pytest.raises(UserError, match=r"--sample takes no input images: leave out .*digit\.png, or --sample"):
+    with pytest.raises(
+        UserError, match=r"--sample does not use input images, got .*digit\.png\. Leave out the images or --sample"
+    ):
         main([config.run.dir, str(digit), "--sample", "3", "--out", str(tmp_path / "again.png")])
     main([config.run.dir, str(digit), "--out", str(tmp_path / "again.png")])
     shown = np.asarray(Image.open(tmp_path / "again.png"))
@@ -161,14 +163,14 @@ def test_the_attention_image_is_red_where_the_vit_attends(vit, files, digits):
     ("arguments", "told"),
     [
         (["{none}", "{image}"], "must be a run folder"),
-        (["{vit}"], "give images, or folders of them"),
-        (["{vit}", "{none}"], "is no file"),
-        (["{vit}", "{empty}"], "holds no image"),
-        (["{vit}", "{text}"], "text.png is not a complete image"),
-        (["{vit}", "{image}", "--top-k", "11"], "--top-k: wanted a number from 1 to the 10"),
+        (["{vit}"], "images are missing. Add image files or folders after RUN_DIR"),
+        (["{vit}", "{none}"], r"none does not exist\. Pass images"),
+        (["{vit}", "{empty}"], r"empty contains no image\. Pass images"),
+        (["{vit}", "{text}"], "text.png must be a complete image file"),
+        (["{vit}", "{image}", "--top-k", "11"], "--top-k must be from 1 to 10, the number of classes, got 11"),
         (["{vit}", "--sample", "3", "--out", "x.png"], "--sample needs a generative model"),
-        (["{vit}", "{image}", "--out", "x.png"], "--out is for autoencoders"),
-        (["{vit}", "--sample", "3"], "--sample needs a generative model, such as a run of train.aae; got a ViT"),
+        (["{vit}", "{image}", "--out", "x.png"], "--out needs an autoencoder, such as a run of train.aae, got a ViT"),
+        (["{vit}", "--sample", "3"], "--sample needs a generative model, such as a run of train.aae, got a ViT"),
         (["{vit}", "{image}", "--sample", "3"], "--sample needs a generative model"),
         (["{fresh}", "{image}"], "has no checkpoint yet"),
         (["{older}", "{image}"], "images.json must describe the images"),

@@ -148,10 +148,18 @@ def test_a_run_of_an_unknown_task_is_listed_by_the_tasks_name(tmp_path):
         ("config.json", "[" * 10**5, "config.json must be valid JSON"),
         ("config.json", "\xff", "config.json must be valid JSON"),
         ("config.json", "[1]", "config.json must be a JSON object"),
-        ("config.json", '{"model_type": "bert"}', "config.json is another program's"),
-        ("config.json", '{"model": {"class": "ViT"}, "run": 3}', "config.json is another program's"),
-        ("config.json", '{"model": {"class": ["ViT"]}, "run": {"steps": 3}}', "config.json is another program's"),
-        ("config.json", '{"model": {"class": "ViT"}, "run": {"steps": true}}', "config.json is another program's"),
+        ("config.json", '{"model_type": "bert"}', "config.json is from a different program"),
+        ("config.json", '{"model": {"class": "ViT"}, "run": 3}', "config.json is from a different program"),
+        (
+            "config.json",
+            '{"model": {"class": ["ViT"]}, "run": {"steps": 3}}',
+            "config.json is from a different program",
+        ),
+        (
+            "config.json",
+            '{"model": {"class": "ViT"}, "run": {"steps": true}}',
+            "config.json is from a different program",
+        ),
         ("config.json", None, NO_CONFIG),
         ("task.json", "{", "task.json must be valid JSON"),
         ("task.json", '{"best_metric": "accuracy"}', "task.json is damaged"),
@@ -248,7 +256,9 @@ def test_runs_are_sorted_by_name_by_time_and_each_metric_by_its_best(tmp_path, c
 
 def test_a_missing_folder_or_an_empty_one_is_reported_in_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"but runs does not exist; python -m train.vit tiny makes a run in runs/"):
+    with pytest.raises(
+        UserError, match=r"but runs does not exist\. Run python -m train.vit tiny to make a run in runs/"
+    ):
         main([])
     (tmp_path / "runs").write_text("")
     with pytest.raises(UserError, match="but runs is not a folder"):
@@ -257,7 +267,10 @@ def test_a_missing_folder_or_an_empty_one_is_reported_in_one_line(tmp_path, caps
     for options in (["empty"], ["empty", "--json"]):
         main(options)
         told = capsys.readouterr()
-        assert told.out == "" and told.err == "no run in empty; python -m train.vit tiny makes a run in runs/\n"
+        assert (
+            told.out == ""
+            and told.err == "there is no run in empty. Run python -m train.vit tiny to make a run in runs/\n"
+        )
     with pytest.raises(UserError, match="--sort"):
         main(["empty", "--sort", "size"])
 

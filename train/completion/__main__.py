@@ -1,9 +1,9 @@
-"""TAB completion of every program here, for bash and zsh: python -m train.completion bash|zsh
+"""Prints a shell script for TAB completion of all programs: python -m train.completion bash|zsh
 
 - python -m train.completion bash > ~/.w2jax.bash    # and in ~/.bashrc: source ~/.w2jax.bash
 - python -m train.completion zsh > ~/.w2jax.zsh      # and in ~/.zshrc: source ~/.w2jax.zsh
 
-The script completes `python -m train.TAB`, presets, options, their choices, and files.
+After `python -m train.`, the script completes programs, presets, options, their choices and file names.
 """
 
 import contextlib
@@ -30,15 +30,15 @@ class CompletionSpec(NamedTuple):
     """What the command line of a program accepts."""
 
     options: type
-    """The dataclass of its options."""
+    """The dataclass of the program's options."""
     words: Sequence[str] = ()
-    """The choices for its first argument; none: it takes files."""
+    """The choices for the first argument. If empty, files are completed."""
     tyro_arguments: Mapping[str, Any] = {}
-    """Further arguments of `tyro.cli`."""
+    """Other arguments of `tyro.cli`."""
 
 
 def specs() -> dict[str, CompletionSpec]:
-    """Every program by its name behind `python -m`; options that depend on the first word stand at NAME.WORD."""
+    """Every program by its name after `python -m`. Options that depend on the first argument have the key NAME.WORD."""
     no_pairs = {"config": (tyro.conf.FlagCreatePairsOff,)}
     tasks = {}
     for task in task_names():
@@ -58,14 +58,14 @@ def specs() -> dict[str, CompletionSpec]:
 
 
 def script(shell: Shell) -> str:
-    """The script for a shell to source: tyro's completion of each program, and a function that finds the program."""
+    """The script that the shell sources: tyro's completion of each program, and a function that selects the program."""
     specs_by_program = specs()
     words = [f"    {name}) echo {' '.join(spec.words)} ;;" for name, spec in specs_by_program.items() if spec.words]
     names = " ".join(name for name in specs_by_program if name.count(".") == 1)
     parts = [f'_w2jax_words() {{\n  case $1 in\n    "") echo {names} ;;', *words, "  esac\n}"]
     for name, spec in specs_by_program.items():
         completion = _tyro_completion(name, spec, shell)
-        # For zsh, tyro writes a file to autoload: the body of a function.
+        # For zsh, tyro writes a file for autoload, which is the body of a function.
         parts.append(completion if shell == "bash" else f"_w2jax:{name}() {{\n{completion}\n}}")
     return "\n".join([*parts, (Path(__file__).parent / f"find.{shell}").read_text()])
 
@@ -74,7 +74,7 @@ def _tyro_completion(name: str, spec: CompletionSpec, shell: Shell) -> str:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         tyro.cli(spec.options, prog=name, args=["--tyro-print-completion", shell], **spec.tyro_arguments)
-    # In bash, each further line of an option's text would be offered as a word.
+    # In bash, each further line of an option's help text would be offered as a completion.
     return re.sub(
         "^COMPLETION_SPEC = .*$", lambda line: line[0].replace("\\n", " "), printed.getvalue(), flags=re.MULTILINE
     )
@@ -82,10 +82,10 @@ def _tyro_completion(name: str, spec: CompletionSpec, shell: Shell) -> str:
 
 @dataclass(frozen=True)
 class Options:
-    """TAB completion in bash and zsh."""
+    """Prints a shell script for TAB completion of all programs."""
 
     shell: tyro.conf.Positional[Shell]
-    """The shell to print the script for."""
+    """Shell that the script is for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

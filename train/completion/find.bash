@@ -1,4 +1,4 @@
-# Completes `python -m train.vit ...` as tyro completes the program train.vit.
+# Completes `python -m train.vit ...` with tyro's completion of the program train.vit.
 _w2jax() {
   local at=2 program=${COMP_WORDS[2]} current=${COMP_WORDS[COMP_CWORD]} words
   if [[ ${COMP_WORDS[1]} == -m ]] && ((COMP_CWORD == 2)); then
@@ -27,7 +27,7 @@ _w2jax() {
   fi
 }
 
-# All other command lines keep the completion that python had, which bash-completion loads late.
+# All other python commands keep their completion. bash-completion loads it on first use, so load it now.
 { _comp_load python || __load_completion python; } &>/dev/null
 if [[ $(complete -p python 2>/dev/null) =~ -F\ ([^ ]+) && ${BASH_REMATCH[1]} != _w2jax ]]; then
   _w2jax_before=${BASH_REMATCH[1]}

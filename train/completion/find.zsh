@@ -1,4 +1,4 @@
-# Completes `python -m train.vit ...` as tyro completes the program train.vit.
+# Completes `python -m train.vit ...` with tyro's completion of the program train.vit.
 _w2jax() {
   local at=2 program=$words[3]
   local -a first
@@ -25,6 +25,6 @@ _w2jax() {
 }
 
 (($+functions[compdef])) || { autoload -Uz compinit && compinit; }
-# All other command lines keep the completion that python had.
+# All other python commands keep their completion.
 [[ ${_comps[python]} == _w2jax ]] || _w2jax_before=${_comps[python]:-_files}
 compdef _w2jax python python3

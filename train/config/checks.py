@@ -1,4 +1,4 @@
-"""What a config must satisfy before a run begins, apart from what its model and data demand."""
+"""Checks of a config before a run starts. The model and the data have their own checks."""
 
 import json
 
@@ -14,33 +14,33 @@ from train.process.errors import UserError
 
 
 def check_ranges(config: Config) -> None:
-    """UserError if a number is outside the range of its option."""
+    """Raises UserError if a number is outside the range of its option."""
     for option in options_of(config).values():
         if option.range is not None and isinstance(option.value, int | float) and option.value not in option.range:
             raise UserError(f"{option.flag} must be {option.range}, got {option.value}")
 
 
 def check_batch(config: Config, parts: int) -> None:
-    """UserError if the batch cannot be divided over the devices and the parts of an accumulated step."""
+    """Raises UserError if the batch size is not divisible by devices × accumulated parts."""
     size, unit = config.run.batch_size, batch_unit(config, parts)
     if size % unit:
         raise UserError(
             f"--run.batch-size must be divisible by {parts} device(s) × --optim.accumulate {unit // parts}, "
-            f"got {size}; the next that is: {-(-size // unit) * unit}"
+            f"got {size}. Set it to {-(-size // unit) * unit}"
         )
 
 
 def batch_unit(config: Config, parts: int) -> int:
-    """What the batch size must be a multiple of: the devices times the parts of an accumulated step."""
+    """The number that must divide the batch size: devices × accumulated parts."""
     return parts * flat_config(config).get("optim.accumulate", 1)
 
 
 def check_same(config: Config) -> None:
-    """UserError, in every process, unless all were started with the options of process 0 and may run together."""
+    """Raises UserError in every process if their options differ or do not allow several processes."""
     if jax.process_count() == 1:
         return
     if config.run.on_save_error == "retry":
-        raise UserError("--run.on-save-error retry is for one process: several would not agree on what was saved")
+        raise UserError("--run.on-save-error must be stop with several processes, got retry. Leave the option out")
     from jax.experimental import multihost_utils
 
     own = names_with(config, Rule.PER_PROCESS)
@@ -50,15 +50,18 @@ def check_same(config: Config) -> None:
     text = multihost_utils.broadcast_one_to_all(np.resize(text, length))
     first = json.loads(np.asarray(text, np.uint8).tobytes())
     differences = [
-        f"--{name.replace('_', '-')} is {ours.get(name)} here, {first.get(name)} there"
+        f"--{name.replace('_', '-')} is {ours.get(name)} here, but {first.get(name)} in process 0"
         for name in differing(ours, first)
     ]
     same = np.asarray(multihost_utils.process_allgather(np.asarray(not differences))).reshape(-1)
     if differences:
         raise UserError(
-            f"process {jax.process_index()} was started with other options than process 0: {'; '.join(differences)}. "
-            "Give all processes the same options"
+            f"process {jax.process_index()} must have the same options as process 0: {'; '.join(differences)}. "
+            "Start all processes with the same options"
         )
     if not same.all():
         others = ", ".join(map(str, np.flatnonzero(~same)))
-        raise UserError(f"process {others} of {len(same)} was started with other options than this one; it says which")
+        raise UserError(
+            f"process {others} of {len(same)} must have the same options as process 0; its output lists the "
+            "differences. Start all processes with the same options"
+        )

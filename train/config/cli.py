@@ -1,4 +1,4 @@
-"""The command line: a preset, options that change it, one line for a mistake."""
+"""Reads the command line: a preset and options that change it. A mistake gives a one-line error."""
 
 import contextlib
 import io
@@ -13,6 +13,7 @@ from configs.base import Config, Preset
 from configs.options import Rule
 from train.config.flat import differing
 from train.config.run_name import default_folder
+from train.config.tyro_errors import plain_message
 from train.process.errors import Interrupted, RunStopped, UserError
 from train.process.signals import raise_on_signals
 from w2jax.text import nearest
@@ -27,15 +28,15 @@ def parse(
     arguments: Sequence[str] | None = None,
     resolve: Callable[[AnyConfig, AnyConfig], AnyConfig] = lambda config, default: config,
 ) -> AnyConfig:
-    """The config of `python -m train.TASK [PRESET] [--options]`; the preset is "sample" where none is named.
+    """The config of `python -m train.TASK [PRESET] [--options]`. The default preset is "sample".
 
-    `resolve(config, preset's config)` completes the config by what is not on the command line.
+    `resolve(config, preset's config)` completes the config with what is not on the command line, such as a model file.
 
     Raises:
-        UserError: unknown preset or option (with the nearest that exists), or a value that does not fit its option.
+        UserError: a preset or option is unknown (the message suggests the nearest one), or a value is invalid.
         SystemExit: after printing the help.
     """
-    # Late, as JAX comes with them: programs that only read files do without.
+    # Imported late because they import JAX, which programs that only read files do not need.
     from train.config.help import short_help
     from train.config.options import names_with, options_of
     from train.config.tree import flat_config
@@ -43,15 +44,17 @@ def parse(
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     preset = "sample" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
     if preset not in presets:
-        hint = _did_you_mean(preset, presets, f"choose from {', '.join(presets)}")
-        raise UserError(f'there is no preset "{preset}"; {hint}')
+        hint = _did_you_mean(preset, presets, f"Choose one of {', '.join(presets)}")
+        raise UserError(f'there is no preset "{preset}". {hint}')
     default = presets[preset].config
     if arguments and arguments[0].startswith("--tyro-"):
-        raise UserError("this must be an option of the training; shell completion is set up by train.completion")
+        raise UserError(
+            f'there is no option "{arguments[0]}". For shell completion, run python -m train.completion --help'
+        )
     if {"-h", "--help"} & set(arguments):
         print(short_help(task, presets, preset))
         raise SystemExit(0)
-    import tyro  # Late too: the short help does not wait for it.
+    import tyro  # Imported late, so that the short help is fast.
 
     with one_line_errors():
         config, unknown = tyro.cli(
@@ -63,11 +66,14 @@ def parse(
             return_unknown_args=True,
         )
     if unknown and unknown[0] in presets:
-        raise UserError(f"the preset comes first and alone: python -m train.{task} {unknown[0]} [--options]")
+        raise UserError(
+            f'the preset must come first and only once, got "{unknown[0]}" after other arguments. '
+            f"Run python -m train.{task} {unknown[0]} [--options]"
+        )
     if unknown:
         flags = [option.flag for option in options_of(config).values()]
-        hint = _did_you_mean(unknown[0].split("=")[0], flags, f"see python -m train.{task} --help-all")
-        raise UserError(f'there is no option "{unknown[0]}"; {hint}')
+        hint = _did_you_mean(unknown[0].split("=")[0], flags, f"See python -m train.{task} --help-all")
+        raise UserError(f'there is no option "{unknown[0]}". {hint}')
     values, of_preset = flat_config(config), flat_config(default)
     changed = differing(values, of_preset, ignored=names_with(config, Rule.CHANGEABLE_ON_RESUME))
     folder = config.run.dir or default_folder(
@@ -79,13 +85,13 @@ def parse(
 def read_options(
     kind: type[Options], program: str, arguments: Sequence[str] | None, description: str | None = None
 ) -> Options:
-    """The options of `python -m PROGRAM`, a program other than a training, as their dataclass.
+    """The options of `python -m PROGRAM` as a dataclass of type `kind`. Training programs use `parse` instead.
 
     Raises:
-        UserError: an option is unknown or missing, or a value does not fit.
+        UserError: an option is unknown or missing, or a value is invalid.
         SystemExit: after printing the help.
     """
-    import tyro  # Late, as in `parse`.
+    import tyro  # Imported late, as in `parse`.
 
     with one_line_errors():
         return tyro.cli(
@@ -99,7 +105,7 @@ def read_options(
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Makes tyro's framed complaint about an argument a UserError of one line; its help passes."""
+    """Turns tyro's framed error messages into a UserError of one line. Tyro's help passes through."""
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -107,11 +113,11 @@ def one_line_errors() -> Iterator[None]:
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
-        raise UserError(_first_section(errors.getvalue())) from None
+        raise UserError(plain_message(errors.getvalue())) from None
 
 
 def run_main(main: Callable[[], int | None]) -> None:
-    """Runs a program's main and exits: 0 done, 2 the user's mistake, 1 a run that had to stop, 128 + N by signal N."""
+    """Runs a program's main and exits with its status: 0 done, 1 run stopped, 2 user error, 128 + N after signal N."""
     raise_on_signals()
     try:
         status = main()
@@ -137,10 +143,10 @@ def run_main(main: Callable[[], int | None]) -> None:
 
 
 def _leave(status: int | None) -> NoReturn:
-    """Exits. What ends early leaves at once.
+    """Exits; if `status` is an error, without any cleanup.
 
-    In an orderly exit one of several processes would wait for the others, and threads of XLA that are at work still, as
-    after a signal, end the process by a segmentation fault.
+    A normal exit after an error has two problems. One of several processes would wait for the other processes. And XLA
+    threads that are still running, for example after a signal, would end the process with a segmentation fault.
     """
     if status:
         sys.stdout.flush()
@@ -151,16 +157,4 @@ def _leave(status: int | None) -> NoReturn:
 
 def _did_you_mean(name: str, known: Collection[str], otherwise: str) -> str:
     close = nearest(name, known)
-    return f'did you mean "{close[0]}"?' if close else otherwise
-
-
-def _first_section(box: str) -> str:
-    """Tyro's message without its frame, on one line: the text up to the first rule."""
-    lines = []
-    for line in box.splitlines():
-        text = line.strip().strip("│").strip()
-        if text.startswith("─"):
-            break
-        if text and text[0] not in "╭╰":
-            lines.append(text)
-    return " ".join(lines)
+    return f'Did you mean "{close[0]}"?' if close else otherwise

@@ -1,4 +1,4 @@
-"""The short help of `python -m train.TASK`: the presets, what most people change, and the names of all the rest."""
+"""The short help of `python -m train.TASK`: the presets, the common options, and the names of all other options."""
 
 import shlex
 import textwrap
@@ -14,10 +14,10 @@ _WIDTH, _COLUMN = 80, 27
 
 
 def short_help(task: str, presets: Mapping[str, Preset], preset: str) -> str:
-    """The help of a task, for a terminal of 80 columns; its values are those of the preset."""
+    """The help of a task, at most 80 columns wide. The values shown are those of the preset."""
     config = presets[preset].config
     options = options_of(config)
-    # The task's own come first; those of nested groups, such as the AAE's phases, would fill the screen.
+    # The task's own options come first. Options of nested groups, such as the AAE's phases, would fill the screen.
     common = (option for option in options.values() if Rule.COMMON in option.rules and option.name.count(".") < 2)
     shown = sorted(common, key=lambda option: "." in option.name)
     return "\n".join(
@@ -28,23 +28,24 @@ def short_help(task: str, presets: Mapping[str, Preset], preset: str) -> str:
             "",
             *_presets(presets),
             "",
-            f"options, with their values in {preset}:",
+            f"common options, with their values in preset {preset}:",
             *(line for option in shown for line in _option(option)),
             "",
-            "more, which --help-all explains:",
+            "more options (see --help-all):",
             *_names([name for name, option in options.items() if option not in shown]),
         ]
     )
 
 
 def _presets(presets: Mapping[str, Preset]) -> list[str]:
-    rows = [("PRESET", "data", "steps × batch", "about; time on 2 CPU cores")]
+    rows = [("PRESET", "data", "steps × batch", "about*")]
     for name, preset in presets.items():
         config, about = preset.config, preset.about
         length = f"{config.run.steps:,} × {config.run.batch_size:,}"
         rows.append((name + " (default)" * (name == "sample"), config.data.name, length, about))
     names, data, lengths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return [f"{name:{names}}  {of:{data}}  {length:>{lengths}}  {about}" for name, of, length, about in rows]
+    table = [f"{name:{names}}  {of:{data}}  {length:>{lengths}}  {about}" for name, of, length, about in rows]
+    return [*table, "* Percentages: test accuracy unless marked as error. Times: on 2 CPU cores."]
 
 
 def _option(option: Option) -> list[str]:
@@ -56,7 +57,7 @@ def _option(option: Option) -> list[str]:
 
 
 def _value(value: Any, kind: Any) -> str:
-    """What stands behind an option, with a space before it: its value, or what kind of value it takes."""
+    """The text after an option, starting with a space: its value, or the type of value that it accepts."""
     if isinstance(value, bool):
         return ""
     if value is not None:
@@ -67,7 +68,7 @@ def _value(value: Any, kind: Any) -> str:
 
 
 def _names(names: Sequence[str]) -> list[str]:
-    """The options by their groups; groups of the same options as one."""
+    """The options by group. Groups with the same options share one entry."""
     groups: dict[str, list[str]] = {}
     for name in names:
         group, _, last = name.replace("_", "-").rpartition(".")

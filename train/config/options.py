@@ -1,4 +1,4 @@
-"""The options of a config: what stands at each field (`configs/options.py`), by the option's dotted name."""
+"""The options of a config by dotted name, with their type, text, range and rules (`configs/options.py`)."""
 
 import ast
 import inspect
@@ -17,19 +17,19 @@ class Option:
     """One option of a config."""
 
     name: str
-    """Dotted, as in run.batch_size."""
+    """The dotted name, such as run.batch_size."""
     value: Any
     type: Any
-    """Without what `Annotated` adds."""
+    """The type of the field, without the metadata of `Annotated`."""
     text: str
-    """The text below its field; "" for a field of a model, which has a comment."""
+    """The docstring below its field; "" for a field of a model, which has a comment instead."""
     range: Range | None
     rules: frozenset[Rule]
-    """Its own, and those of the groups it belongs to."""
+    """The option's own rules and the rules of its groups."""
 
     @property
     def flag(self) -> str:
-        """As on the command line: --run.batch-size."""
+        """The option on the command line, such as --run.batch-size."""
         return f"--{self.name.replace('_', '-')}"
 
 
@@ -39,12 +39,12 @@ def options_of(config: Any) -> dict[str, Option]:
 
 
 def names_with(config: Any, rule: Rule) -> set[str]:
-    """The names of the options that a rule holds for."""
+    """The names of the options that have this rule."""
     return {name for name, option in options_of(config).items() if rule in option.rules}
 
 
 def changeable_groups(config: Any) -> tuple[str, ...]:
-    """The groups, as "mesh.", of which every option may change when a run resumes."""
+    """The groups whose options may all change when a run resumes, such as "mesh."."""
     annotated = get_type_hints(type(config), include_extras=True)
     return tuple(f"{name}." for name, kind in annotated.items() if Rule.CHANGEABLE_ON_RESUME in _extras(kind))
 
@@ -53,7 +53,7 @@ def _options(config: Any, prefix: str, inherited: frozenset[Rule]) -> Iterator[O
     annotated, plain = get_type_hints(type(config), include_extras=True), get_type_hints(type(config))
     texts = _texts(type(config))
     for field in fields(config):
-        if field.name in ("parent", "name") and hasattr(config, "clone"):  # of every Linen module
+        if field.name in ("parent", "name") and hasattr(config, "clone"):  # Every Linen module has these fields.
             continue
         value, extras = getattr(config, field.name), list(_extras(annotated[field.name]))
         rules = inherited | {extra for extra in extras if isinstance(extra, Rule)}
@@ -66,7 +66,7 @@ def _options(config: Any, prefix: str, inherited: frozenset[Rule]) -> Iterator[O
 
 
 def _extras(annotation: Any) -> Iterator[Any]:
-    """What `Annotated` adds to a type or to the members of a union."""
+    """The metadata of `Annotated` in a type and in the members of a union."""
     if get_origin(annotation) is Annotated:
         yield from annotation.__metadata__
         annotation = annotation.__origin__
@@ -76,7 +76,7 @@ def _extras(annotation: Any) -> Iterator[Any]:
 
 @cache
 def _texts(config_type: type) -> dict[str, str]:
-    """The texts below the fields of a class and of those that it extends."""
+    """The docstrings below the fields of a class and of its base classes."""
     texts = {}
     for cls in (cls for cls in reversed(config_type.__mro__) if is_dataclass(cls)):
         module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))

@@ -1,4 +1,4 @@
-"""The default run folder of a config: the preset and what the command changes in it."""
+"""The default run folder of a config, named by the preset and the changed options."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-_LONGEST = 100  # characters of a folder's name; file systems take 255 bytes
+_LONGEST = 100  # characters in a folder's name; file systems allow 255 bytes
 
 
 def default_folder(task: str, preset: str, changed: Mapping[str, Any], names: Iterable[str]) -> str:
@@ -15,9 +15,9 @@ def default_folder(task: str, preset: str, changed: Mapping[str, Any], names: It
     Args:
         task: the task's name.
         preset: the preset's name.
-        changed: values by the dotted names of the options that differ from the preset. A text that cannot be part of a
-            file name, and options that make the name too long, appear as a digest.
-        names: all option names, which decide how far a name can be shortened.
+        changed: the values of the options that differ from the preset, by dotted name. A hash replaces a string that
+            cannot be part of a file name. A hash also replaces the options that would make the name too long.
+        names: all option names. Each name is shortened as far as it stays unique among them.
     """
     names = list(names)
     parts = [f"{task}-{preset}", *(_part(_shortest_ending(name, names), value) for name, value in changed.items())]
@@ -30,7 +30,7 @@ def default_folder(task: str, preset: str, changed: Mapping[str, Any], names: It
 
 
 def _shortest_ending(name: str, names: Iterable[str]) -> str:
-    """The shortest ending of a dotted name that no other name has."""
+    """The shortest ending of a dotted name that is unique among `names`."""
     words = name.split(".")
     endings = [".".join(words[start:]) for start in reversed(range(len(words)))]
     return next(end for end in endings if sum(f".{other}".endswith(f".{end}") for other in names) == 1)
@@ -45,7 +45,7 @@ def _part(option: str, value: Any) -> str:
 
 
 def _word(value: Any) -> str:
-    """A value as part of a file name. Different values make different words."""
+    """A value as part of a file name. Different values give different words."""
     if isinstance(value, list):
         return "x".join(map(_word, value)) or "empty"
     if not isinstance(value, str):

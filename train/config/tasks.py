@@ -1,4 +1,4 @@
-"""The tasks, found by their files: `configs/NAME.py` and `train/NAME.py`. Finding them imports no JAX."""
+"""Finds the tasks by their files, `configs/NAME.py` and `train/NAME.py`, without importing JAX."""
 
 import importlib
 import pkgutil
@@ -34,7 +34,7 @@ def task_maker(task: str) -> Callable[..., Any]:
 
 
 def check_task(task: str) -> str:
-    """`task` itself.
+    """Returns `task` if it is the name of a task.
 
     Raises:
         UserError: no task has this name.
@@ -42,13 +42,13 @@ def check_task(task: str) -> str:
     names = task_names()
     if task not in names:
         close = nearest(task, names)
-        hint = f'did you mean "{close[0]}"?' if close else f"choose one of {', '.join(names)}"
-        raise UserError(f'there is no task "{task}"; {hint}')
+        hint = f'Did you mean "{close[0]}"?' if close else f"Choose one of {', '.join(names)}"
+        raise UserError(f'there is no task "{task}". {hint}')
     return task
 
 
 def task_of(config: Config) -> str | None:
-    """The task that a config, or the class it extends, belongs to; None for a config of no task's file."""
+    """The task whose file defines the config's class or one of its base classes; None if there is no such task."""
     modules = (cls.__module__.split(".") for cls in type(config).__mro__)
     names = task_names()
     return next((path[1] for path in modules if path[0] == "configs" and len(path) == 2 and path[1] in names), None)

@@ -1,4 +1,4 @@
-"""Configs as the JSON of `config.json`, and back."""
+"""Converts configs to the JSON of `config.json` and back."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,7 +14,7 @@ AnyConfig = TypeVar("AnyConfig")
 
 
 def config_to_tree(config: Any) -> Any:
-    """A config as JSON holds it: dataclasses as objects, Linen modules too, with their class; tuples as arrays."""
+    """A config as JSON. Dataclasses and Linen modules become objects, modules with a class; tuples become arrays."""
     if is_dataclass(config):
         if isinstance(config, nn.Module):
             return config_to_tree(module_to_json(config))
@@ -25,12 +25,12 @@ def config_to_tree(config: Any) -> Any:
 
 
 def flat_config(config: Any) -> dict[str, Any]:
-    """The values of a config's options by their dotted names."""
+    """The values of a config's options by dotted name."""
     return flatten(config_to_tree(config))
 
 
 def default_tree(config: Any) -> dict[str, Any]:
-    """The tree of a config's fields that have a default, each with the default of its class."""
+    """The default values of a config's fields as a tree. Fields without a default are left out."""
     tree = {}
     for field in fields(config):
         value = getattr(config, field.name)
@@ -43,7 +43,7 @@ def default_tree(config: Any) -> dict[str, Any]:
 
 
 def config_from_tree(config_type: type[AnyConfig], tree: Mapping[str, Any]) -> AnyConfig:
-    """The config that `config_to_tree` made `tree` of; a missing field has its default.
+    """Inverse of `config_to_tree`. A missing field gets its default.
 
     Raises:
         AttributeError, KeyError, TypeError, ValueError: `tree` does not describe such a config.

@@ -42,16 +42,21 @@ def test_options_change_the_preset_and_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tinny"], 'there is no preset "tinny"; did you mean "tiny"?'),
-        (["xxxxx"], 'there is no preset "xxxxx"; choose from tiny, sample'),
-        (["--run.stepz", "3"], 'there is no option "--run.stepz"; did you mean "--run.steps"?'),
-        (["tiny", "--xyz", "3"], 'there is no option "--xyz"; see python -m train.vit --help'),
-        (["tiny", "--optim.lerning-rate=3"], 'did you mean "--optim.learning-rate"?'),
-        (["--run.steps", "3", "tiny"], "the preset comes first and alone: python -m train.vit tiny"),
-        (["--run.steps", "abc"], "--run.steps: invalid literal for int() with base 10: 'abc'"),
-        (["--model.pool", "sum"], "Expected one of ('cls', 'gap', 'map')"),
-        (["--run.steps"], "--run.steps"),
-        (["--tyro-print-completion", "bash"], "train.completion"),
+        (["tinny"], 'there is no preset "tinny". Did you mean "tiny"?'),
+        (["xxxxx"], 'there is no preset "xxxxx". Choose one of tiny, sample'),
+        (["--run.stepz", "3"], 'there is no option "--run.stepz". Did you mean "--run.steps"?'),
+        (["tiny", "--xyz", "3"], 'there is no option "--xyz". See python -m train.vit --help'),
+        (["tiny", "--optim.lerning-rate=3"], 'Did you mean "--optim.learning-rate"?'),
+        (
+            ["--run.steps", "3", "tiny"],
+            'the preset must come first and only once, got "tiny" after other arguments. Run python -m train.vit tiny',
+        ),
+        (["--run.steps", "abc"], "--run.steps must be a whole number, got 'abc'"),
+        (["--model.pool", "sum"], "--model.pool must be one of 'cls', 'gap', 'map', got 'sum'"),
+        (["--data.image-size", "28"], "--data.image-size must be None or two whole numbers, got '28'"),
+        (["--augment.shift", "x"], "--augment.shift must be a number, got 'x'"),
+        (["--run.steps"], "--run.steps must have a value, got none"),
+        (["--tyro-print-completion", "bash"], "run python -m train.completion"),
     ],
 )
 def test_a_wrong_word_on_the_command_line_is_a_one_line_error(arguments, message):
@@ -72,7 +77,7 @@ def test_a_wrong_word_on_the_command_line_is_a_one_line_error(arguments, message
         (["--run.eval-every", "0"], "--run.eval-every must be at least 1, got 0"),
         (["--optim.accumulate", "0"], "--optim.accumulate must be at least 1, got 0"),
         (["--run.batch-size", "30"], "--run.batch-size must be divisible by 8 device(s)"),
-        (["--optim.accumulate", "3"], "× --optim.accumulate 3, got 64; the next that is: 72"),
+        (["--optim.accumulate", "3"], "× --optim.accumulate 3, got 64. Set it to 72"),
         (["--augment.magnitude", "1.5"], "--augment.magnitude must be from 0 to 1, got 1.5"),
         (["--data.workers", "-1"], "--data.workers must be at least 0, got -1"),
         (["--run.steps-per-call", "0"], "--run.steps-per-call must be at least 1, got 0"),
@@ -82,7 +87,7 @@ def test_a_wrong_word_on_the_command_line_is_a_one_line_error(arguments, message
         (["--model.dropout", "1.5"], "dropout must be at least 0 and below 1, got 1.5"),
         (["--optim.warmup-fraction", "2"], "--optim.warmup-fraction must be at least 0 and below 1, got 2.0"),
         (["--optim.learning-rate", "-1"], "--optim.learning-rate must be at least 0, got -1.0"),
-        (["--model.num-classes", "7"], "add --model.num-classes 10"),
+        (["--model.num-classes", "7"], "got 7. Add --model.num-classes 10"),
         (["--data.name", "mnist", "--data.dir", "."], "python -m train.prepare mnist"),
         (["--data.name", "mnst_sample"], "mnist_sample"),
         (["--data.dir", "no/such/folder"], "no/such/folder"),
@@ -112,10 +117,10 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(argume
     [
         ("mha", ["--model.num-heads", "3"], "embed_dim must be divisible by num_heads, got 32 and 3"),
         ("mha", ["--model.drop-path", "1"], "drop_path must be at least 0 and below 1, got 1.0"),
-        ("mha", ["--model.num-classes", "7"], "add --model.num-classes 10"),
+        ("mha", ["--model.num-classes", "7"], "got 7. Add --model.num-classes 10"),
         ("lstm", ["--model.hidden-size", "0"], "hidden_size and num_layers must be at least 1, got 0 and 1"),
         ("lstm", ["--model.proj-size", "64"], "proj_size must be from 0 to below hidden_size 64, got 64"),
-        ("lstm", ["--model.num-classes", "7"], "add --model.num-classes 10"),
+        ("lstm", ["--model.num-classes", "7"], "got 7. Add --model.num-classes 10"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
@@ -228,10 +233,16 @@ def test_help_tells_the_presets_own_values_and_the_text_under_the_field(capsys):
     with pytest.raises(SystemExit):
         parse("vit", PRESETS, ["cifar10", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "options, with their values in cifar10: --init-from STR Weights to begin with: a file or folder of" in text
-    assert "--run.steps 78000 Optimizer steps in the whole run --run.batch-size 128 Examples a step" in text
-    assert "--optim.ema 0.999 Decay of an average of the parameters, which is then what is evaluated; None:" in text
-    assert "cifar10 cifar10 78,000 × 128 colours" in text and "sample (default) mnist_sample 2,000 × 100" in text
+    assert (
+        "options, with their values in preset cifar10: --init-from STR Initial weights: a file or folder from" in text
+    )
+    assert "--run.steps 78000 Number of optimizer steps in the run --run.batch-size 128 Examples per step" in text
+    assert (
+        "--optim.ema 0.999 Evaluate an exponential moving average of the parameters with this decay rate; None:" in text
+    )
+    assert (
+        "cifar10 cifar10 78,000 × 128 for a GPU or TPU" in text and "sample (default) mnist_sample 2,000 × 100" in text
+    )
 
 
 HELP = """

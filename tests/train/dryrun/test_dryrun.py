@@ -103,7 +103,7 @@ def test_the_busiest_resource_bounds_a_step(flops, traffic, sent, bound, seconds
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["vitt", "--topology", "cpu:2"], 'there is no task "vitt"; did you mean "vit"?'),
+        (["vitt", "--topology", "cpu:2"], 'there is no task "vitt". Did you mean "vit"?'),
         (["vit", "--topology", "v9:2x2"], "--topology must have a form such as v5e:2x2"),
         (["vit", "--topology", "v5e"], "--topology must have a form such as v5e:2x2"),
         (["vit", "--topology", "cpu"], "--topology must have a form such as v5e:2x2"),
@@ -119,8 +119,8 @@ def test_the_busiest_resource_bounds_a_step(flops, traffic, sent, bound, seconds
         ),
         (["vit", "--topology", "cpu:3", "--mesh.data", "2", "--mesh.fsdp", "-2"], "mesh sizes must be positive"),
         (["vit", "tiny", "--topology", "cpu:3"], "--run.batch-size must be divisible by 3 device(s)"),
-        (["vit", "tinny", "--topology", "cpu:2"], 'did you mean "tiny"?'),
-        (["vit", "tiny", "--topology", "cpu:2", "--run.stepz", "3"], 'did you mean "--run.steps"?'),
+        (["vit", "tinny", "--topology", "cpu:2"], 'Did you mean "tiny"?'),
+        (["vit", "tiny", "--topology", "cpu:2", "--run.stepz", "3"], 'Did you mean "--run.steps"?'),
         (["vit", "--topology", "cpu:2", "--data.name", "nowhere"], "nowhere"),
         (["vit"], "--topology"),
     ],

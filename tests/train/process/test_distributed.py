@@ -181,8 +181,10 @@ def test_processes_of_different_options_say_so_and_end(tmp_path):
     first, second = start(tmp_path / "run", second=("--mesh.tensor", "2", "--data.workers", "0"))
     (words, _), (others, _) = (process.communicate(timeout=120) for process in (second, first))
     assert (first.returncode, second.returncode) == (2, 2)
-    assert "error: process 1 of 2 was started with other options than this one" in others
-    ours = "error: process 1 was started with other options than process 0: --mesh.tensor is 2 here, 1 there. Give"
+    assert "error: process 1 of 2 must have the same options as process 0; its output lists the differences" in others
+    ours = (
+        "error: process 1 must have the same options as process 0: --mesh.tensor is 2 here, but 1 in process 0. Start"
+    )
     assert ours in words
     assert not (tmp_path / "run").exists()
 

@@ -31,7 +31,7 @@ def test_a_published_dataset_is_written_to_the_chosen_folder(
     data_dir = tmp_path / "new" / "data"
     main(["mnist", "--from", str(tmp_path), "--data-dir", str(data_dir)])
     (line,) = capsys.readouterr().out.splitlines()
-    assert line == (f"wrote {data_dir}/mnist/3.0.1; train on it: python -m train.vit mnist --data.dir {data_dir}")
+    assert line == (f"wrote {data_dir}/mnist/3.0.1. To train on it: python -m train.vit mnist --data.dir {data_dir}")
     assert len(open_source(Data(name="mnist", dir=str(data_dir)), "train")) == COUNTS["train"]
     assert [path.name for path in data_dir.iterdir()] == ["mnist"]
 
@@ -42,7 +42,7 @@ def test_the_default_folder_is_used_and_not_shown(
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     mnist_folder(tmp_path)
     main(["mnist", "--from", str(tmp_path)])
-    assert capsys.readouterr().out.endswith("train on it: python -m train.vit mnist\n")
+    assert capsys.readouterr().out.endswith(". To train on it: python -m train.vit mnist\n")
     assert locate_dataset("mnist").parent.parent == tmp_path / "data"
 
 
@@ -52,7 +52,7 @@ def test_a_prepared_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
     main(command)
     files = {path.name: path.read_bytes() for path in (tmp_path / "data/mnist/3.0.1").iterdir()}
     mnist_folder(tmp_path)
-    with pytest.raises(UserError, match=r"dataset mnist is already prepared in .*3.0.1. Replace it by --overwrite"):
+    with pytest.raises(UserError, match=r"dataset mnist is already prepared in .*3.0.1. Replace it with --overwrite"):
         main(command)
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "data/mnist/3.0.1").iterdir()}
     main([*command, "--overwrite"])
@@ -90,7 +90,7 @@ def test_a_users_own_images_are_prepared_under_their_name(tmp_path: Path, capsys
     )
     printed = capsys.readouterr().out
     command = "python -m train.vit --data.name pets --data.image-size 56 56 --model.num-classes 2"  # 8 patches of 7
-    assert printed.endswith(f"train on it: {command} --data.dir {data_dir}\n")
+    assert printed.endswith(f". To train on it: {command} --data.dir {data_dir}\n")
     source = open_source(Data(name="pets", dir=data_dir), "test")
     assert (len(source), source.label_names) == (5, ["cat", "dog"])
 
@@ -135,7 +135,7 @@ def test_the_printed_command_resizes_only_where_it_must(
 )
 def test_a_name_that_is_not_plain_or_is_taken_is_refused(tmp_path: Path, name: str) -> None:
     classes(tmp_path / "raw", {"cat": 2, "dog": 2})
-    with pytest.raises(UserError, match=r"--name must be lower case letters, .*, got"):
+    with pytest.raises(UserError, match=r"--name must be lower-case letters, .*, got"):
         main(["folder", "--from", str(tmp_path / "raw"), "--name", name, "--data-dir", str(tmp_path / "data")])
 
 
@@ -143,7 +143,7 @@ def test_a_name_that_is_not_plain_or_is_taken_is_refused(tmp_path: Path, name: s
     ("arguments", "message"),
     [
         (["mnits"], r"got 'mnits'. Did you mean mnist\?"),
-        (["xyzzy"], r"got 'xyzzy'. Prepare your own images by `folder`"),
+        (["xyzzy"], r"got 'xyzzy'. Prepare your own images with `folder`"),
         (["mnist", "--fro", "x"], r"--fro"),
         (["folder", "--from", "."], r"--name"),
         (["folder", "--from", ".", "--name", "pets", "--seed", "two"], r"--seed"),
