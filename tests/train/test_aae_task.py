@@ -290,7 +290,7 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
         ({"of": model(prior="mixture").clone(encoder=AAEEncoder(8))}, "lies in a plane: latent_size must be 2, got 8"),
         (
             {"of": model(categories=4), "labels": "categories"},
-            "--model.encoder.categories must be 3, the number of classes of dataset",
+            "--model.encoder.categories must be 3, the number of classes of dataset shapes, got 4. Add --model.encoder",
         ),
         ({"of": model(prior_classes=4), "labels": "prior"}, "got 4. Add --model.prior-classes 3"),
         ({"labels": "prior", "num_labels": 63}, "multiple of 3 (the number of classes) up to 60"),
