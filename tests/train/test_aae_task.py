@@ -287,7 +287,10 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
             {"of": model().clone(decoder=AAEDecoder((4, 5, 1)))},
             "images 4×5×1, dataset shapes has 5×4×1; add --data.image-size 4 5",
         ),
-        ({"of": model(prior="mixture").clone(encoder=AAEEncoder(8))}, "lies in a plane: latent_size must be 2, got 8"),
+        (
+            {"of": model(prior="mixture").clone(encoder=AAEEncoder(8))},
+            "latent_size must be 2 for the prior mixture, got 8",
+        ),
         ({"of": model(categories=4), "labels": "categories"}, "has 3 classes, the encoder 4 categories"),
         ({"of": model(prior_classes=4), "labels": "prior"}, "has 3 classes, the prior 4; add --model.prior-classes 3"),
         ({"labels": "prior", "num_labels": 63}, "multiple of 3 (the number of classes) up to 60"),
