@@ -26,10 +26,10 @@ from w2jax.recurrent import uniform_init
 class Code(NamedTuple):
     """The output of an encoder: the code z, the parameters of its distribution, and the logits of the categories."""
 
-    z: Float[Array, "B Z"]  # The code: a sample of q(z|x) in training if the encoder is stochastic, else the mean
-    mean: Float[Array, "B Z"]  # Mean of the Gaussian q(z|x); the code itself if the encoder is deterministic
-    log_variance: Float[Array, "B Z"] | None  # Log-variance of q(z|x); None: the encoder is deterministic
-    logits: Float[Array, "B K"] | None  # Logits of the categories; None: the encoder has no categories
+    z: Float[Array, "B Z"]  # The code: a sample of q(z|x) in training if the encoder is stochastic, else the mean.
+    mean: Float[Array, "B Z"]  # Mean of the Gaussian q(z|x); the code itself if the encoder is deterministic.
+    log_variance: Float[Array, "B Z"] | None  # Log-variance of q(z|x); None: the encoder is deterministic.
+    logits: Float[Array, "B K"] | None  # Logits of the categories; None: the encoder has no categories.
 
     @property
     def y(self) -> Float[Array, "B K"] | None:
@@ -46,14 +46,14 @@ class AAEEncoder(nn.Module):
     Parameters: `hidden_0`, `hidden_1` …, `mean`, `log_variance` and `logits`, each with a kernel and a bias.
     """
 
-    latent_size: int  # Z, numbers in a code
-    hidden_sizes: tuple[int, ...] = (512, 512)  # Number of units in each hidden layer
-    dropout: float = 0.2  # Dropout rate after each hidden layer
-    batch_norm: tuple[int, ...] = ()  # Indices of the hidden layers (from 0) that have batch normalization
-    stochastic: bool = True  # Draw z from a Gaussian in training; False: z depends only on the image
-    categories: int = 0  # K, number of categories of an additional categorical code; 0: no categorical code
-    normalize_categories: bool = False  # Batch normalization of the category logits, which keeps every category in use
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32
+    latent_size: int  # Z, numbers in a code.
+    hidden_sizes: tuple[int, ...] = (512, 512)  # Number of units in each hidden layer.
+    dropout: float = 0.2  # Dropout rate after each hidden layer.
+    batch_norm: tuple[int, ...] = ()  # Indices of the hidden layers (from 0) that have batch normalization.
+    stochastic: bool = True  # Draw z from a Gaussian in training; False: z depends only on the image.
+    categories: int = 0  # K, number of categories of an additional categorical code; 0: no categorical code.
+    normalize_categories: bool = False  # Batch normalization of the category logits, which keeps every category in use.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, images: Float[Array, "B h w C"], train: bool = False) -> Code:
@@ -98,12 +98,12 @@ class AAEDecoder(nn.Module):
     Parameters: `hidden_0`, `hidden_1` … and `output`; `norm_1` … for layers with batch normalization.
     """
 
-    image_shape: tuple[int, int, int] = (32, 32, 1)  # Height, width (in pixels) and channels of an image
-    hidden_sizes: tuple[int, ...] = (512, 512)  # Number of units in each hidden layer
-    dropout: float = 0.2  # Dropout rate after each hidden layer
-    batch_norm: tuple[int, ...] = (1,)  # Indices of the hidden layers (from 0) that have batch normalization
-    activation: Literal["tanh", "sigmoid"] = "tanh"  # Output activation; tanh: pixels in [-1, 1]; sigmoid: in [0, 1]
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32
+    image_shape: tuple[int, int, int] = (32, 32, 1)  # Height, width (in pixels) and channels of an image.
+    hidden_sizes: tuple[int, ...] = (512, 512)  # Number of units in each hidden layer.
+    dropout: float = 0.2  # Dropout rate after each hidden layer.
+    batch_norm: tuple[int, ...] = (1,)  # Indices of the hidden layers (from 0) that have batch normalization.
+    activation: Literal["tanh", "sigmoid"] = "tanh"  # Output activation; tanh: pixels in [-1, 1]; sigmoid: in [0, 1].
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, z: Float[Array, "B Z"], train: bool = False) -> Float[Array, "B h w C"]:
@@ -134,9 +134,9 @@ class AAEDiscriminator(nn.Module):
     statistics would mix prior samples with codes, and adversarial training could stall.
     """
 
-    hidden_sizes: tuple[int, ...] = (512, 256)  # Number of units in each hidden layer
-    dropout: float = 0.2  # Dropout rate after each hidden layer
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32
+    hidden_sizes: tuple[int, ...] = (512, 256)  # Number of units in each hidden layer.
+    dropout: float = 0.2  # Dropout rate after each hidden layer.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, z: Float[Array, "B Z"], train: bool = False) -> Float[Array, "B"]:
@@ -168,14 +168,14 @@ class AAE(nn.Module):
     - W y + z, where W has a learned point (a cluster head) for each category (`cluster_heads`, section 7).
     """
 
-    encoder: AAEEncoder = AAEEncoder(8)  # Encoder, from images to codes
-    decoder: AAEDecoder = AAEDecoder()  # Decoder, from codes to images; images must have its image_shape
-    discriminator: AAEDiscriminator = AAEDiscriminator()  # Discriminator of z (and of the label, if passed)
-    category_discriminator: AAEDiscriminator = AAEDiscriminator()  # Discriminator of the encoder's categories
-    cluster_heads: bool = False  # Decode W y + z, where W has a learned point per category; False: decode [y, z]
-    prior: Prior = "gaussian"  # Prior distribution of z
-    prior_scale: float = 1.0  # Size of the prior; for the Gaussian its standard deviation (see priors.place_codes)
-    prior_classes: int = 10  # Number of regions of the prior, one per class; also the components of the mixture
+    encoder: AAEEncoder = AAEEncoder(8)  # Encoder, from images to codes.
+    decoder: AAEDecoder = AAEDecoder()  # Decoder, from codes to images; images must have its image_shape.
+    discriminator: AAEDiscriminator = AAEDiscriminator()  # Discriminator of z (and of the label, if passed).
+    category_discriminator: AAEDiscriminator = AAEDiscriminator()  # Discriminator of the encoder's categories.
+    cluster_heads: bool = False  # Decode W y + z, where W has a learned point per category; False: decode [y, z].
+    prior: Prior = "gaussian"  # Prior distribution of z.
+    prior_scale: float = 1.0  # Size of the prior; for the Gaussian its standard deviation (see priors.place_codes).
+    prior_classes: int = 10  # Number of regions of the prior, one per class; also the components of the mixture.
 
     def setup(self) -> None:
         check_prior(self.prior, self.encoder.latent_size, self.prior_scale, self.prior_classes)
@@ -299,8 +299,8 @@ class BatchNorm(nn.Module):
     The collection "batch_stats" has `mean`, `var` and `count` (torch's num_batches_tracked).
     """
 
-    momentum: float = 0.1  # Weight of the new batch in the running statistics
-    eps: float = 1e-5  # Epsilon, added to the variance
+    momentum: float = 0.1  # Weight of the new batch in the running statistics.
+    eps: float = 1e-5  # Epsilon, added to the variance.
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"], train: bool = False) -> Float[Array, "B D"]:

@@ -135,10 +135,10 @@ class HeadProjection(nn.Module):
     uses the total width of all heads.
     """
 
-    num_heads: int  # H, number of heads
-    width: int  # K, width of each head
-    use_bias: bool  # Add a learned bias
-    dtype: str  # Data type of activations and matrix products; parameters stay float32
+    num_heads: int  # H, number of heads.
+    width: int  # K, width of each head.
+    use_bias: bool  # Add a learned bias.
+    dtype: str  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B H T K"]:
@@ -172,19 +172,19 @@ class MultiHeadAttention(nn.Module):
     `apply(variables, x, decode="append", mutable=["cache"])` appends the keys and values of its input.
     """
 
-    num_heads: int  # H, number of query heads; must divide embed_dim, qk_dim and v_dim
-    embed_dim: int | None = None  # D, output width; None: the width of the query
-    qk_dim: int | None = None  # Width of queries and keys, all heads together; None: embed_dim
-    v_dim: int | None = None  # Width of values, all heads together; None: embed_dim
-    num_kv_heads: int | None = None  # Number of key/value heads; query heads share them in groups; None: num_heads
-    dropout: float = 0.0  # Dropout rate on the attention weights
-    use_bias: bool = True  # Biases in the four projections; False: no biases
-    qkv_bias: bool = True  # Biases of queries, keys and values, if use_bias; False: only the output has a bias
-    qk_norm: bool = False  # LayerNorm on the queries and keys of each head (section 2 of arXiv:2302.05442)
-    norm_eps: float = 1e-6  # Epsilon of the LayerNorms on queries and keys, added to the variance
-    scale: float | None = None  # Factor of the logits; None: 1/√(head width)
-    implementation: Implementation = "auto"  # Algorithm; see scaled_dot_product_attention
-    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32
+    num_heads: int  # H, number of query heads; must divide embed_dim, qk_dim and v_dim.
+    embed_dim: int | None = None  # D, output width; None: the width of the query.
+    qk_dim: int | None = None  # Width of queries and keys, all heads together; None: embed_dim.
+    v_dim: int | None = None  # Width of values, all heads together; None: embed_dim.
+    num_kv_heads: int | None = None  # Number of key/value heads; query heads share them in groups; None: num_heads.
+    dropout: float = 0.0  # Dropout rate on the attention weights.
+    use_bias: bool = True  # Biases in the four projections; False: no biases.
+    qkv_bias: bool = True  # Biases of queries, keys and values, if use_bias; False: only the output has a bias.
+    qk_norm: bool = False  # LayerNorm on the queries and keys of each head (section 2 of arXiv:2302.05442).
+    norm_eps: float = 1e-6  # Epsilon of the LayerNorms on queries and keys, added to the variance.
+    scale: float | None = None  # Factor of the logits; None: 1/√(head width).
+    implementation: Implementation = "auto"  # Algorithm; see scaled_dot_product_attention.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(

@@ -42,11 +42,11 @@ class Mlp(nn.Module):
         ValueError: the activation is unknown.
     """
 
-    mlp_dim: int  # Hidden width, between the two layers
-    dropout: float = 0.0  # Dropout rate after the activation and on the output
-    activation: Activation = "gelu"  # Activation function between the two layers
-    use_bias: bool = True  # Biases in both layers
-    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32
+    mlp_dim: int  # Hidden width, between the two layers.
+    dropout: float = 0.0  # Dropout rate after the activation and on the output.
+    activation: Activation = "gelu"  # Activation function between the two layers.
+    use_bias: bool = True  # Biases in both layers.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"], train: bool = False) -> Float[Array, "*batch D"]:
@@ -69,7 +69,7 @@ class LayerScale(nn.Module):
     Touvron et al. 2021, "Going deeper with Image Transformers" <https://arxiv.org/abs/2103.17239>.
     """
 
-    initial: float  # Initial value of every factor
+    initial: float  # Initial value of every factor.
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
@@ -108,20 +108,20 @@ class EncoderBlock(nn.Module):
         ValueError: `residual_from_norm` is True and `pre_norm` is False.
     """
 
-    num_heads: int  # H, number of attention heads; must divide D
-    mlp_dim: int  # Hidden width of the MLP
-    dropout: float = 0.0  # Dropout rate on the attention output and in the MLP
-    attention_dropout: float = 0.0  # Dropout rate on the attention weights
-    attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width)
-    qkv_bias: bool = True  # Biases of queries, keys and values, if use_bias
-    qk_norm: bool = False  # LayerNorm on queries and keys
-    layer_scale: float | None = None  # Initial factor of LayerScale on each residual branch; None: no LayerScale
-    pre_norm: bool = True  # LayerNorm before each residual branch; False: after each residual sum
-    residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z
-    activation: Activation = "gelu"  # Activation function of the MLP
-    norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance
-    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms
-    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32
+    num_heads: int  # H, number of attention heads; must divide D.
+    mlp_dim: int  # Hidden width of the MLP.
+    dropout: float = 0.0  # Dropout rate on the attention output and in the MLP.
+    attention_dropout: float = 0.0  # Dropout rate on the attention weights.
+    attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width).
+    qkv_bias: bool = True  # Biases of queries, keys and values, if use_bias.
+    qk_norm: bool = False  # LayerNorm on queries and keys.
+    layer_scale: float | None = None  # Initial factor of LayerScale on each residual branch; None: no LayerScale.
+    pre_norm: bool = True  # LayerNorm before each residual branch; False: after each residual sum.
+    residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z.
+    activation: Activation = "gelu"  # Activation function of the MLP.
+    norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance.
+    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(
@@ -179,15 +179,15 @@ class DecoderBlock(nn.Module):
         ValueError: the memory is None and `cache` is False.
     """
 
-    num_heads: int  # H, number of attention heads; must divide D
-    mlp_dim: int  # Hidden width of the MLP
-    dropout: float = 0.0  # Dropout rate on both attention outputs and in the MLP
-    attention_dropout: float = 0.0  # Dropout rate on the attention weights
-    pre_norm: bool = False  # LayerNorm before each residual branch; False: after each residual sum
-    activation: Activation = "relu"  # Activation function of the MLP
-    norm_eps: float = 1e-5  # Epsilon of every LayerNorm, added to the variance
-    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms
-    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32
+    num_heads: int  # H, number of attention heads; must divide D.
+    mlp_dim: int  # Hidden width of the MLP.
+    dropout: float = 0.0  # Dropout rate on both attention outputs and in the MLP.
+    attention_dropout: float = 0.0  # Dropout rate on the attention weights.
+    pre_norm: bool = False  # LayerNorm before each residual branch; False: after each residual sum.
+    activation: Activation = "relu"  # Activation function of the MLP.
+    norm_eps: float = 1e-5  # Epsilon of every LayerNorm, added to the variance.
+    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(

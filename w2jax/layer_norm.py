@@ -19,9 +19,9 @@ class LayerNorm(nn.Module):
     float32 or a wider type. Parameters: `scale` [D], and with `use_bias` also `bias` [D], as in flax.linen.LayerNorm.
     """
 
-    eps: float  # Epsilon, added to the variance
-    use_bias: bool = True  # Add a learned bias
-    dtype: str = "float32"  # Data type of the result; parameters stay float32
+    eps: float  # Epsilon, added to the variance.
+    use_bias: bool = True  # Add a learned bias.
+    dtype: str = "float32"  # Data type of the result; parameters stay float32.
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:

@@ -32,7 +32,7 @@ class LSTM(Recurrent):
     `hidden_bias` [4, H], and with `proj_size` also `projection_kernel` [H, P].
     """
 
-    proj_size: int = 0  # P, width to which the output of each layer is projected; 0: no projection
+    proj_size: int = 0  # P, width to which the output of each layer is projected; 0: no projection.
 
     @nn.compact
     def __call__(
@@ -82,10 +82,10 @@ class LSTM(Recurrent):
 class LSTMLayer(nn.Module):
     """One LSTM layer in one direction, with time as the first axis."""
 
-    hidden_size: int  # H, width of the cell state
-    bias: bool  # Two biases: one after the input's matrix product, one after the hidden state's
-    proj_size: int  # P, width to which the output is projected; 0: no projection
-    reverse: bool  # Process the sequence from the last step to the first
+    hidden_size: int  # H, width of the cell state.
+    bias: bool  # Two biases: one after the input's matrix product, one after the hidden state's.
+    proj_size: int  # P, width to which the output is projected; 0: no projection.
+    reverse: bool  # Process the sequence from the last step to the first.
 
     @nn.compact
     def __call__(

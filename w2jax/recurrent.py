@@ -33,13 +33,13 @@ class Recurrent(nn.Module):
         ValueError: an option is outside its range, or the lengths or the initial states do not fit the input.
     """
 
-    hidden_size: int  # H, width of the hidden state
-    num_layers: int = 1  # Number of stacked layers
-    bias: bool = True  # Two biases, as in torch: one after the input's matrix product, one after the hidden state's
-    dropout: float = 0.0  # Dropout rate on the output of every layer except the last
-    bidirectional: bool = False  # Also run each layer backwards, with other parameters, and concatenate the outputs
-    time_major: bool = False  # Input and output are [T, B, ·] instead of [B, T, ·]
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of the matrix products; the rest uses float32
+    hidden_size: int  # H, width of the hidden state.
+    num_layers: int = 1  # Number of stacked layers.
+    bias: bool = True  # Two biases, as in torch: one after the input's matrix product, one after the hidden state's.
+    dropout: float = 0.0  # Dropout rate on the output of every layer except the last.
+    bidirectional: bool = False  # Also run each layer backwards, with other parameters, and concatenate the outputs.
+    time_major: bool = False  # Input and output are [T, B, ·] instead of [B, T, ·].
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of the matrix products; the rest uses float32.
 
     def run_layers(
         self,
@@ -113,7 +113,8 @@ class Recurrent(nn.Module):
             )
         if self.hidden_size < 1 or self.num_layers < 1:
             raise ValueError(
-                f"hidden_size and num_layers must be at least 1, got {self.hidden_size} and {self.num_layers}"
+                f"hidden_size and num_layers must be at least 1, got hidden_size {self.hidden_size} and "
+                f"num_layers {self.num_layers}"
             )
         if not 0.0 <= self.dropout <= 1.0:
             raise ValueError(f"dropout must be from 0 to 1, got {self.dropout}")

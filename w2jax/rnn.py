@@ -32,7 +32,7 @@ class RNN(Recurrent):
     and `hidden_bias` [1, H].
     """
 
-    nonlinearity: Literal["tanh", "relu"] = "tanh"  # Function that computes the next hidden state: tanh or ReLU
+    nonlinearity: Literal["tanh", "relu"] = "tanh"  # Function that computes the next hidden state: tanh or ReLU.
 
     @nn.compact
     def __call__(
@@ -131,11 +131,11 @@ def _run(module: Recurrent, gates: int, cell: Cell, x, initial_state, lengths, t
 class RecurrentLayer(nn.Module):
     """One layer of an RNN or GRU in one direction, with time as the first axis."""
 
-    hidden_size: int  # H, width of the hidden state
-    gates: int  # G, number of gates: 1 for the RNN, 3 for the GRU
-    cell: Cell  # Function that computes the next h from the input's gates, the hidden state's gates, and h
-    bias: bool  # Two biases: one after the input's matrix product, one after the hidden state's
-    reverse: bool  # Process the sequence from the last step to the first
+    hidden_size: int  # H, width of the hidden state.
+    gates: int  # G, number of gates: 1 for the RNN, 3 for the GRU.
+    cell: Cell  # Function that computes the next h from the input's gates, the hidden state's gates, and h.
+    bias: bool  # Two biases: one after the input's matrix product, one after the hidden state's.
+    reverse: bool  # Process the sequence from the last step to the first.
 
     @nn.compact
     def __call__(

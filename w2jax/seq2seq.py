@@ -31,24 +31,24 @@ class Seq2Seq(nn.Module):
         ValueError: a source or a target has more than `max_length` tokens.
     """
 
-    vocab_size: int  # V, vocabulary size of the target; also of the source, unless source_vocab_size is set
-    embed_dim: int  # D, width of every token
-    num_heads: int  # Number of attention heads; must divide embed_dim
-    mlp_dim: int  # Hidden width of the MLP in each block
-    encoder_depth: int = 6  # Number of encoder blocks
-    decoder_depth: int = 6  # Number of decoder blocks
-    max_length: int = 512  # Maximum number of tokens in a source and in a target
-    source_vocab_size: int | None = None  # Vocabulary size of a separate source embedding; None: one shared embedding
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # Fixed sines and cosines, or a learned table
-    tie_output: bool = True  # Use the target embedding as output layer, without bias; False: a separate linear layer
-    dropout: float = 0.1  # Dropout rate on the embeddings and inside the Transformer
-    activation: Activation = "relu"  # Activation function of the MLPs
-    pre_norm: bool = False  # LayerNorm before each residual branch; False: after each residual sum
-    norm_eps: float = 1e-5  # Epsilon of every LayerNorm, added to the variance
-    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms
-    dtype: str = "float32"  # Data type of activations and matrix products; parameters and logits stay float32
-    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time
-    scan_layers: bool = False  # Compile one block per stack and scan over depth; parameters are stacked along depth
+    vocab_size: int  # V, vocabulary size of the target; also of the source, unless source_vocab_size is set.
+    embed_dim: int  # D, width of every token.
+    num_heads: int  # Number of attention heads; must divide embed_dim.
+    mlp_dim: int  # Hidden width of the MLP in each block.
+    encoder_depth: int = 6  # Number of encoder blocks.
+    decoder_depth: int = 6  # Number of decoder blocks.
+    max_length: int = 512  # Maximum number of tokens in a source and in a target.
+    source_vocab_size: int | None = None  # Vocabulary size of a separate source embedding; None: one shared embedding.
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # Fixed sines and cosines, or a learned table.
+    tie_output: bool = True  # Use the target embedding as output layer, without bias; False: a separate linear layer.
+    dropout: float = 0.1  # Dropout rate on the embeddings and inside the Transformer.
+    activation: Activation = "relu"  # Activation function of the MLPs.
+    pre_norm: bool = False  # LayerNorm before each residual branch; False: after each residual sum.
+    norm_eps: float = 1e-5  # Epsilon of every LayerNorm, added to the variance.
+    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters and logits stay float32.
+    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
+    scan_layers: bool = False  # Compile one block per stack and scan over depth; parameters are stacked along depth.
 
     def setup(self):
         dtype = jnp.dtype(self.dtype)
@@ -221,7 +221,7 @@ class Seq2Seq(nn.Module):
         if end > self.max_length:
             raise ValueError(
                 f"the tokens must have at most max_length {self.max_length} positions, got {end}. "
-                "Shorten them or increase max_length."
+                "Shorten them or increase max_length"
             )
         x = embedding(tokens) * self.embed_dim**0.5
         positions = positions.astype(x.dtype).at[start + jnp.arange(length)].get(mode="fill", fill_value=jnp.nan)

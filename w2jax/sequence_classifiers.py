@@ -24,15 +24,15 @@ class AttentionClassifier(nn.Module):
     number of steps. The positions are learned.
     """
 
-    num_classes: int  # V, number of classes
-    embed_dim: int  # D, width of every token
-    depth: int  # Number of encoder blocks
-    num_heads: int  # H, number of attention heads; must divide embed_dim
-    mlp_dim: int  # Hidden width of the MLP in each block
-    dropout: float = 0.0  # Dropout rate on embeddings, on attention outputs and in the MLPs
-    attention_dropout: float = 0.0  # Dropout rate on the attention weights
-    drop_path: float = 0.0  # Stochastic depth rate of the last block; the rate grows linearly from 0 at the first
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of activations and products; parameters stay float32
+    num_classes: int  # V, number of classes.
+    embed_dim: int  # D, width of every token.
+    depth: int  # Number of encoder blocks.
+    num_heads: int  # H, number of attention heads; must divide embed_dim.
+    mlp_dim: int  # Hidden width of the MLP in each block.
+    dropout: float = 0.0  # Dropout rate on embeddings, on attention outputs and in the MLPs.
+    attention_dropout: float = 0.0  # Dropout rate on the attention weights.
+    drop_path: float = 0.0  # Stochastic depth rate of the last block; the rate grows linearly from 0 at the first.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of activations and products; parameters stay float32.
 
     @nn.compact
     def __call__(
@@ -75,12 +75,12 @@ class LSTMClassifier(nn.Module):
     output; then it classifies the sequence up to that step.
     """
 
-    num_classes: int  # V, number of classes
-    hidden_size: int  # Hidden width of each LSTM layer
-    num_layers: int = 1  # Number of stacked LSTM layers
-    dropout: float = 0.0  # Dropout rate on the output of every layer except the last
-    proj_size: int = 0  # Width to which the output of each layer is projected; 0: no projection
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32
+    num_classes: int  # V, number of classes.
+    hidden_size: int  # Hidden width of each LSTM layer.
+    num_layers: int = 1  # Number of stacked LSTM layers.
+    dropout: float = 0.0  # Dropout rate on the output of every layer except the last.
+    proj_size: int = 0  # Width to which the output of each layer is projected; 0: no projection.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(

@@ -25,11 +25,11 @@ class TransformerEncoder(nn.Module):
     of size `depth`. The outputs are the same, but only one block is compiled.
     """
 
-    block: EncoderBlock  # Block that is repeated
-    depth: int  # Number of blocks
-    drop_path: float = 0.0  # Stochastic depth rate of the last block; the rate grows linearly from 0 at the first
-    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time
-    scan: bool = False  # Compile one block and scan over depth; parameters are stacked along depth
+    block: EncoderBlock  # Block that is repeated.
+    depth: int  # Number of blocks.
+    drop_path: float = 0.0  # Stochastic depth rate of the last block; the rate grows linearly from 0 at the first.
+    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
+    scan: bool = False  # Compile one block and scan over depth; parameters are stacked along depth.
 
     @nn.compact
     def __call__(
@@ -59,10 +59,10 @@ class TransformerDecoder(nn.Module):
     The paths of the parameters are those of `TransformerEncoder`.
     """
 
-    block: DecoderBlock  # Block that is repeated
-    depth: int  # Number of blocks
-    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time
-    scan: bool = False  # Compile one block and scan over depth; parameters are stacked along depth
+    block: DecoderBlock  # Block that is repeated.
+    depth: int  # Number of blocks.
+    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
+    scan: bool = False  # Compile one block and scan over depth; parameters are stacked along depth.
 
     @nn.compact
     def __call__(
@@ -100,18 +100,18 @@ class Transformer(nn.Module):
     `source_lengths` also masks the padding of the memory.
     """
 
-    num_heads: int  # Number of attention heads; must divide the width of the inputs
-    mlp_dim: int  # Hidden width of the MLP in each block
-    encoder_depth: int = 6  # Number of encoder blocks
-    decoder_depth: int = 6  # Number of decoder blocks
-    dropout: float = 0.1  # Dropout rate on attention weights, after the activation, and on every residual branch
-    activation: Activation = "relu"  # Activation function of the MLPs
-    pre_norm: bool = False  # LayerNorm before each residual branch; False: after each residual sum
-    norm_eps: float = 1e-5  # Epsilon of every LayerNorm, added to the variance
-    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms
-    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32
-    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time
-    scan_layers: bool = False  # Compile one block per stack and scan over depth; parameters are stacked along depth
+    num_heads: int  # Number of attention heads; must divide the width of the inputs.
+    mlp_dim: int  # Hidden width of the MLP in each block.
+    encoder_depth: int = 6  # Number of encoder blocks.
+    decoder_depth: int = 6  # Number of decoder blocks.
+    dropout: float = 0.1  # Dropout rate on attention weights, after the activation, and on every residual branch.
+    activation: Activation = "relu"  # Activation function of the MLPs.
+    pre_norm: bool = False  # LayerNorm before each residual branch; False: after each residual sum.
+    norm_eps: float = 1e-5  # Epsilon of every LayerNorm, added to the variance.
+    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
+    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
+    scan_layers: bool = False  # Compile one block per stack and scan over depth; parameters are stacked along depth.
 
     def setup(self):
         encoder_block = submodule(EncoderBlock, self, attention_dropout=self.dropout, parent=None)

@@ -38,10 +38,10 @@ from table 2 of "Scaling Vision Transformers" <https://arxiv.org/abs/2106.04560>
 class PatchEmbed(nn.Module):
     """Split images into square patches, row by row, and project each patch to a token (equation 1 of the ViT paper)."""
 
-    patch_size: int  # Height and width of a patch in pixels; must divide the height and width of the image
-    embed_dim: int  # D, width of every token
-    use_bias: bool = True  # Add a learned bias to the projection
-    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32
+    patch_size: int  # Height and width of a patch in pixels; must divide the height and width of the image.
+    embed_dim: int  # D, width of every token.
+    use_bias: bool = True  # Add a learned bias to the projection.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, images: Float[Array, "B h w C"]) -> Float[Array, "B N D"]:
@@ -57,11 +57,11 @@ class AttentionPool(nn.Module):
     This is the "MAP" head of Zhai et al. 2022, "Scaling Vision Transformers" <https://arxiv.org/abs/2106.04560>.
     """
 
-    num_heads: int  # Number of attention heads; must divide D
-    mlp_dim: int  # Hidden width of the MLP
-    activation: Activation = "gelu"  # Activation function of the MLP
-    norm_eps: float = 1e-6  # Epsilon of the LayerNorm, added to the variance
-    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32
+    num_heads: int  # Number of attention heads; must divide D.
+    mlp_dim: int  # Hidden width of the MLP.
+    activation: Activation = "gelu"  # Activation function of the MLP.
+    norm_eps: float = 1e-6  # Epsilon of the LayerNorm, added to the variance.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
@@ -80,35 +80,35 @@ class ViT(nn.Module):
     row).
     """
 
-    num_classes: int  # V, number of classes; 0: return the pooled features instead of logits
-    patch_size: int  # Height and width of a patch in pixels; must divide the height and width of the image
-    embed_dim: int  # D, width of every token
-    depth: int  # Number of encoder blocks
-    num_heads: int  # Number of attention heads; must divide embed_dim
-    mlp_dim: int  # Hidden width of the MLP in each block
+    num_classes: int  # V, number of classes; 0: return the pooled features instead of logits.
+    patch_size: int  # Height and width of a patch in pixels; must divide the height and width of the image.
+    embed_dim: int  # D, width of every token.
+    depth: int  # Number of encoder blocks.
+    num_heads: int  # Number of attention heads; must divide embed_dim.
+    mlp_dim: int  # Hidden width of the MLP in each block.
     pool: Literal["cls", "gap", "map"] = "cls"  # cls: class token; gap: mean of the patches; map: attention pooling
-    norm_after_pool: bool = False  # Apply the last LayerNorm after pooling (timm's fc_norm); False: before pooling
-    class_token: bool = True  # Add a learned class token; False is possible only with pool gap or map
-    positions: Literal["learned", "sincos2d"] = "learned"  # Learned, or fixed sines and cosines of row and column
-    class_position: bool = True  # Learned position for the class token; big_vision's models have False
-    num_registers: int = 0  # Number of extra learned tokens ("registers", arXiv:2309.16588); 0: none
-    register_positions: bool = False  # Learned positions for the registers, after the position of the class token
-    patch_bias: bool = True  # Add a bias to the patch projection
-    embed_norm: bool = False  # LayerNorm before the first block, as in CLIP
-    dropout: float = 0.0  # Dropout rate on embeddings, on attention outputs and in the MLPs
-    attention_dropout: float = 0.0  # Dropout rate on the attention weights
-    drop_path: float = 0.0  # Stochastic depth rate of the last block; the rate grows linearly from 0 at the first
-    layer_scale: float | None = None  # Initial factor of LayerScale on each residual branch; None: no LayerScale
-    qkv_bias: bool = True  # Biases of queries, keys and values in the blocks
-    qk_norm: bool = False  # LayerNorm on queries and keys
-    attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width)
-    residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z, as in the PyTorch course's code
-    pre_logits_dim: int | None = None  # Width of an extra tanh layer before the head; None: no such layer
-    activation: Activation = "gelu"  # Activation of the MLPs: exact GELU, its tanh approximation, x·σ(1.702 x), or ReLU
-    norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of activations and products; parameters stay float32
-    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time
-    scan_layers: bool = False  # Compile one block and scan over depth; parameters are stacked along depth
+    norm_after_pool: bool = False  # Apply the last LayerNorm after pooling (timm's fc_norm); False: before pooling.
+    class_token: bool = True  # Add a learned class token; False is possible only with pool gap or map.
+    positions: Literal["learned", "sincos2d"] = "learned"  # Learned, or fixed sines and cosines of row and column.
+    class_position: bool = True  # Learned position for the class token; big_vision's models have False.
+    num_registers: int = 0  # Number of extra learned tokens ("registers", arXiv:2309.16588); 0: none.
+    register_positions: bool = False  # Learned positions for the registers, after the position of the class token.
+    patch_bias: bool = True  # Add a bias to the patch projection.
+    embed_norm: bool = False  # LayerNorm before the first block, as in CLIP.
+    dropout: float = 0.0  # Dropout rate on embeddings, on attention outputs and in the MLPs.
+    attention_dropout: float = 0.0  # Dropout rate on the attention weights.
+    drop_path: float = 0.0  # Stochastic depth rate of the last block; the rate grows linearly from 0 at the first.
+    layer_scale: float | None = None  # Initial factor of LayerScale on each residual branch; None: no LayerScale.
+    qkv_bias: bool = True  # Biases of queries, keys and values in the blocks.
+    qk_norm: bool = False  # LayerNorm on queries and keys.
+    attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width).
+    residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z, as in the PyTorch course's code.
+    pre_logits_dim: int | None = None  # Width of an extra tanh layer before the head; None: no such layer.
+    activation: Activation = "gelu"  # Activation of MLPs: exact GELU, its tanh approximation, x·σ(1.702 x), or ReLU.
+    norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of activations and products; parameters stay float32.
+    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
+    scan_layers: bool = False  # Compile one block and scan over depth; parameters are stacked along depth.
 
     @classmethod
     def named(cls, name: str, num_classes: int, **options) -> "ViT":

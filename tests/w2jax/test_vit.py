@@ -212,7 +212,11 @@ def test_named_sizes_have_the_published_parameter_counts():
         ({}, (10, 12), "patch_size 4 and an image of 10×12 pixels"),
         ({"num_heads": 5}, (8, 12), "got embed_dim 12 and num_heads 5"),
         ({"class_token": False}, (8, 12), "class_token"),
-        ({"positions": "sincos2d", "embed_dim": 6}, (8, 12), "divisible by 4, got 6"),
+        (
+            {"positions": "sincos2d", "embed_dim": 6},
+            (8, 12),
+            'embed_dim must be divisible by 4 for positions "sincos2d", got 6',
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused_with_their_values(options, size, message):

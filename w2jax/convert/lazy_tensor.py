@@ -24,9 +24,9 @@ TORCH_DTYPES = {"bfloat16": BFLOAT16} | {
 class LazyTensor(NamedTuple):
     """An array that is loaded when `read` is called."""
 
-    shape: tuple[int, ...]  # Shape of the array
-    dtype: np.dtype  # Dtype of the array, in the machine's byte order
-    read: Callable[[], np.ndarray]  # Function that loads the array; it may return a view of shared memory
+    shape: tuple[int, ...]  # Shape of the array.
+    dtype: np.dtype  # Dtype of the array, in the machine's byte order.
+    read: Callable[[], np.ndarray]  # Function that loads the array; it may return a view of shared memory.
 
 
 def from_arrays(arrays: Mapping[str, Any]) -> dict[str, LazyTensor]:

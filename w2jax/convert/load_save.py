@@ -59,7 +59,7 @@ class Saved(NamedTuple):
     names: list[str]
     """The names of the tensors."""
     different: str
-    """Fields that differ from the library's defaults, as text; "" if there are none or config.json has them."""
+    """Fields that differ from the library's defaults, as text; "" if no field differs, or config.json contains them."""
     constructor: str
     """The Python call that builds the model in timm; "" for other formats."""
 
@@ -240,7 +240,7 @@ def parameters_in(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTens
             rest = [key for key in params if not key.startswith(prefix)]
             state = [key for key in rest if key.startswith(_TRAINING_STATE)]
             if state:
-                notes.append(f"{len(state)} tensors of the optimizer state were ignored, such as {state[0]}")
+                notes.append(f"the optimizer state was ignored ({len(state)} tensors, such as {state[0]})")
             params = {key.removeprefix(prefix): params[key] for key in params if key not in set(state)}
             break
     for prefix in _WRAPPERS:

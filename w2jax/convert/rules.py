@@ -29,8 +29,8 @@ class Rule(NamedTuple):
     several of our parameters. In the pattern, they are the first axis on our side.
     """
 
-    theirs: str  # Name of the parameter or layer in the other library
-    ours: str  # Path of the parameter or layer in w2jax
+    theirs: str  # Name of the parameter or layer in the other library.
+    ours: str  # Path of the parameter or layer in w2jax.
     how: "str | Table" = ""  # einops pattern from theirs to ours, or a table for the parts; "": the format's layout
 
 
@@ -43,8 +43,8 @@ _MAX_NEAR, _MAX_NAME = 500, 100  # limits of the search for a similar name: numb
 class Pair(NamedTuple):
     """One tensor of the other library, and the w2jax parameters that it contains."""
 
-    theirs: str  # Name of the tensor
-    ours: tuple[str, ...]  # Paths of our parameters; several are stacked along the first axis on our side
+    theirs: str  # Name of the tensor.
+    ours: tuple[str, ...]  # Paths of our parameters; several are stacked along the first axis on our side.
     pattern: str  # einops pattern from theirs to ours; "": the same layout
 
 

@@ -18,11 +18,11 @@ from w2jax.text import shorten
 class Leaf(NamedTuple):
     """A parameter or a batch statistic. If layers are stacked for a scan, each layer is a separate leaf."""
 
-    shape: tuple[int, ...]  # Shape of the parameter, of one layer if layers are stacked
-    dtype: np.dtype  # Dtype of the parameter after `init`
-    place: tuple[str, ...]  # Collection and names in the variables
-    layer: int | None  # Index of the layer along the first axis of the stacked array; None: not stacked
-    layers: int  # Number of layers in the stacked array; 1 if layers are not stacked
+    shape: tuple[int, ...]  # Shape of the parameter, of one layer if layers are stacked.
+    dtype: np.dtype  # Dtype of the parameter after `init`.
+    place: tuple[str, ...]  # Collection and names in the variables.
+    layer: int | None  # Index of the layer along the first axis of the stacked array; None: not stacked.
+    layers: int  # Number of layers in the stacked array; 1 if layers are not stacked.
 
 
 def module_leaves(module: nn.Module, size: Size = lambda path, axis, default: default) -> dict[str, Leaf]:

@@ -200,7 +200,7 @@ def inexpressible(form: Format, module: ViT) -> list[str]:
 
 
 def different_defaults(name: str, module: ViT) -> str:
-    """Describe the fields that differ from the defaults of a format's library; "" if there are none."""
+    """Describe the fields that differ from the defaults of a format's library; "" if no field differs."""
     form = next(form for form in FORMATS if name in (form.name, form.family))
     return ", ".join(
         f"{field} is {getattr(module, field)} in this model and {default} by default in {form.family}"

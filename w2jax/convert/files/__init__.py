@@ -31,10 +31,10 @@ _RUN_FOLDER = "To export a run folder, run: python -m train.export DIR --format 
 class Weights(NamedTuple):
     """The content of a weight file."""
 
-    path: Path  # The file that was read (in a folder, the chosen file), or the index of the shards
-    tensors: dict[str, LazyTensor]  # Tensors by their names in the file
-    metadata: dict[str, str]  # Metadata of the file
-    config: dict[str, Any] | None  # Content of the config.json next to the file; None: there is no config.json
+    path: Path  # The file that was read (in a folder, the chosen file), or the index of the shards.
+    tensors: dict[str, LazyTensor]  # Tensors by their names in the file.
+    metadata: dict[str, str]  # Metadata of the file.
+    config: dict[str, Any] | None  # Content of the config.json next to the file; None: there is no config.json.
 
 
 def read_weights(path: str | Path) -> Weights:
@@ -143,7 +143,7 @@ def _read_shards(index: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
         key, name = min(wrong)
         if (key, name) in tensors:
             raise ValueError(f"{key!r} is in the shard {name}, but {index} does not name this shard for it")
-        raise ValueError(f"{key!r} must be in the shard {name}, as {index} says, but the shard does not have it")
+        raise ValueError(f"{key!r} must be in the shard {name} according to {index}, but the shard does not have it")
     return {key: tensors[key, name] for key, name in places.items()}, metadata or {}
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 class FileVersion(NamedTuple):
     """Properties of a file that change when the file is written or replaced."""
 
-    size: int  # Size in bytes
-    modified: int  # Time of the last modification in nanoseconds
-    inode: int  # Inode number
+    size: int  # Size in bytes.
+    modified: int  # Time of the last modification in nanoseconds.
+    inode: int  # Inode number.
 
 
 def file_version(file: io.BufferedReader) -> FileVersion:

@@ -79,7 +79,7 @@ def _tensor(path: Path, version: FileVersion, archive: zipfile.ZipFile, member: 
     needed = start + math.prod(shape) * dtype.itemsize
     # Check this before memory is allocated, because a wrong header could request any amount of memory.
     if member.file_size != needed or needed > _MAX_RATIO * version.size:
-        raise ValueError(f"{name} must have {needed} bytes, as its header says, got {member.file_size}")
+        raise ValueError(f"{name} must have {needed} bytes according to its header, got {member.file_size}")
     native = BFLOAT16 if dtype == _RAW_BFLOAT16 else dtype.newbyteorder("=")
     return LazyTensor(shape, native, partial(_read, path, version, member.filename, native))
 
@@ -126,7 +126,7 @@ def write_npz(file: io.BufferedWriter, tensors: Mapping[str, LazyTensor], metada
     """
     for key, tensor in tensors.items():
         if tensor.dtype.kind not in "biufc" and tensor.dtype != BFLOAT16:
-            raise ValueError(f"{key!r} must be numbers or bfloat16 for an .npz file, got {tensor.dtype}")
+            raise ValueError(f"{key!r} must have a numeric dtype or bfloat16 for an .npz file, got {tensor.dtype}")
         if "\0" in key:
             raise ValueError(f"{key!r} must not have the character 0, which ends names in zip files. Rename it")
         if PurePosixPath(key).is_absolute() or ".." in re.split(r"[/\\]", key):

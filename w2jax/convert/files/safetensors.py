@@ -66,8 +66,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]
         start = 8 + length
         if len(prefix) < 8 or version.size < start:
             raise ValueError(
-                f"{path} is truncated: the header ends at byte {start}, but the file has {version.size} bytes. "
-                "Download it again"
+                f"{path} is truncated: its header requires {start} bytes, got {version.size}. Download it again"
             )
         header = json_object(f"{path}, header", file.read(length))
 
@@ -86,8 +85,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]
     if start + end != version.size:
         problem = "is truncated" if start + end > version.size else "has bytes that do not belong to a tensor"
         raise ValueError(
-            f"{path} {problem}: according to its header the file must have {start + end} bytes, got {version.size}. "
-            "Download it again"
+            f"{path} {problem}: its header requires {start + end} bytes, got {version.size}. Download it again"
         )
     tensors = {
         key: LazyTensor(entry.shape, entry.dtype.newbyteorder("="), partial(_read, path, version, start, entry))
