@@ -83,7 +83,7 @@ class LSTMLayer(nn.Module):
     """One LSTM layer in one direction, with time as the first axis."""
 
     hidden_size: int  # H, width of the cell state.
-    bias: bool  # Two biases: one after the input's matrix product, one after the hidden state's.
+    bias: bool  # Two biases: b_ih for the input and b_hh for the hidden state.
     proj_size: int  # P, width to which the output is projected; 0: no projection.
     reverse: bool  # Process the sequence from the last step to the first.
 

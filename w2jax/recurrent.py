@@ -35,7 +35,7 @@ class Recurrent(nn.Module):
 
     hidden_size: int  # H, width of the hidden state.
     num_layers: int = 1  # Number of stacked layers.
-    bias: bool = True  # Two biases, as in torch: one after the input's matrix product, one after the hidden state's.
+    bias: bool = True  # Two biases, as in torch: b_ih for the input and b_hh for the hidden state.
     dropout: float = 0.0  # Dropout rate on the output of every layer except the last.
     bidirectional: bool = False  # Also run each layer backwards, with other parameters, and concatenate the outputs.
     time_major: bool = False  # Input and output are [T, B, ·] instead of [B, T, ·].

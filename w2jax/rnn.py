@@ -134,7 +134,7 @@ class RecurrentLayer(nn.Module):
     hidden_size: int  # H, width of the hidden state.
     gates: int  # G, number of gates: 1 for the RNN, 3 for the GRU.
     cell: Cell  # Function that computes the next h from the input's gates, the hidden state's gates, and h.
-    bias: bool  # Two biases: one after the input's matrix product, one after the hidden state's.
+    bias: bool  # Two biases: b_ih for the input and b_hh for the hidden state.
     reverse: bool  # Process the sequence from the last step to the first.
 
     @nn.compact

@@ -137,7 +137,7 @@ def unstack_layers(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
             continue
         if not tensor.shape or 0 in tensor.shape or tensor.shape[0] > _MAX_DEPTH:
             raise ValueError(
-                f"{shorten(key)} must have 1 to {_MAX_DEPTH} layers on its first axis, got the shape {tensor.shape}"
+                f"{shorten(key)} must have 1 to {_MAX_DEPTH} layers along its first axis, got the shape {tensor.shape}"
             )
         layers = _StackedLayers(tensor)
         for i in range(tensor.shape[0]):

@@ -68,7 +68,8 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
     key_axes = {"key": jnp.swapaxes(key, -1, -2), "value": jnp.swapaxes(value, -1, -2), "finite": finite[..., None, :]}
     by_column, for_all_columns = _blocks(key_axes, -1, column_size)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # not needed: XLA cannot merge the recomputation in a loop
+    # prevent_cse is not needed in a loop, because XLA cannot merge the recomputation with the forward pass there.
+    @partial(jax.checkpoint, prevent_cse=False)
     def attend_from(block):
         i, own = block
         query, mask, bias = (({**for_all_rows, **own})[name] for name in ("query", "mask", "bias"))

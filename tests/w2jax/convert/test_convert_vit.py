@@ -98,8 +98,8 @@ def test_huggingfaces_config_counts(tmp_path: Path) -> None:
             {"hidden_act": "silu"},
             "gelu_pytorch_tanh or quick_gelu or relu, got 'silu'",
         ),
-        ({"pooler_act": "relu"}, "pooler_act must be tanh, got 'relu'"),
-        ({"model_type": "bert"}, "model_type must be vit, got 'bert'"),
+        ({"pooler_act": "relu"}, "pooler_act in config.json must be tanh, got 'relu'"),
+        ({"model_type": "bert"}, "model_type in config.json must be vit, got 'bert'"),
     ]:
         (folder / "config.json").write_text(json.dumps(config | change))
         assert wanted in refusal(lambda: load(folder))
@@ -184,7 +184,7 @@ def test_halves_keep_their_dtype_and_bits_and_doubles_are_refused() -> None:
         assert_same(from_torch(module, tensors), cast)
     tensors = to_torch(module, variables, "timm")
     message = refusal(lambda: from_torch(module, tensors | {"norm.bias": tensors["norm.bias"].astype(np.float64)}))
-    assert message.startswith("norm.bias is float64")
+    assert message.startswith("norm.bias must not be float64")
     message = refusal(lambda: from_torch(module, tensors | {"norm.bias": tensors["norm.bias"].astype(np.int32)}))
     assert message == "norm.bias must be floats, got int32"
 

@@ -528,19 +528,19 @@ def test_a_folder_written_again_holds_the_new_weights_alone(tmp_path: Path) -> N
         ({"a": "absent.safetensors"}, "names shards that are missing: absent.safetensors. Download them"),
         (
             {"a": "two.safetensors"},
-            "'a' must be in the shard two.safetensors according to .*, but the shard does not have it",
+            "'a' must be in the shard two.safetensors, but the shard does not have it",
         ),
-        ({"b": None}, "'b' is in the shard two.safetensors, but .* does not name this shard for it"),
+        ({"b": None}, "'b' is in the shard two.safetensors, but the index does not name this shard for it"),
         (
             {"d": "two.safetensors"},
-            "'d' must be in the shard two.safetensors according to .*, but the shard does not have it",
+            "'d' must be in the shard two.safetensors, but the shard does not have it",
         ),
         ({"a": "../one.safetensors"}, r"in the same folder, got '../one.safetensors'"),
         ({"a": "..\\one.safetensors"}, r"in the same folder, got '..\\one.safetensors'"),
         ({"a": "/etc/one.safetensors"}, r"in the same folder, got '/etc/one.safetensors'"),
         ({"a": ".."}, r"in the same folder, got '..'"),
         ({"a": "one.pt"}, r"in the same folder, got 'one.pt'"),
-        ({"a": 3}, "weight_map in .* must be an object with a file name for each tensor name"),
+        ({"a": 3}, "weight_map must be an object with a file name for each tensor name"),
     ],
 )
 def test_an_index_that_does_not_fit_its_shards_is_named(tmp_path: Path, change: dict[str, Any], wrong: str) -> None:

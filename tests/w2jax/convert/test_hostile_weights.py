@@ -192,7 +192,7 @@ def test_an_error_is_a_short_line_however_much_a_file_holds(tmp_path: Path, head
 )
 def test_an_index_of_names_that_are_none_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-    assert "weight_map must name .safetensors files beside it" in told(tmp_path)
+    assert "weight_map must name .safetensors files in the same folder" in told(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -327,7 +327,7 @@ JSON = st.recursive(
 def test_a_config_of_wrong_types_is_named(tmp_path: Path, config: dict[str, Any]) -> None:
     write_weights(tmp_path / "model", from_arrays(TIMM), config=config)
     message = told(tmp_path / "model", **({"num_heads": 2} if "model_args" not in config else {}))
-    assert "config.json: " in message or "image size" in message
+    assert "in config.json must be " in message or "image_size must be " in message
 
 
 @pytest.mark.slow

@@ -124,12 +124,12 @@ def _read_shards(index: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """Read all shards: return the tensors in the order of the index, and the metadata that all shards share."""
     places = string_map(read_json(index).get("weight_map"))
     if places is None:
-        raise ValueError(f"weight_map in {index} must be an object with a file name for each tensor name")
+        raise ValueError(f"{index}: weight_map must be an object with a file name for each tensor name")
     names = sorted(set(places.values()))
     for name in names:  # only files in the folder of the index are allowed
         valid = name.isprintable() and len(name.encode()) <= 255
         if name != Path(name).name or "\\" in name or not name.endswith(".safetensors") or not valid:
-            raise ValueError(f"weight_map in {index} must name .safetensors files in the same folder, got {name!r}")
+            raise ValueError(f"{index}: weight_map must name .safetensors files in the same folder, got {name!r}")
     missing = [name for name in names if not index.with_name(name).is_file()]
     if missing:
         raise ValueError(f"{index} names shards that are missing: {', '.join(missing)}. Download them")
@@ -142,8 +142,8 @@ def _read_shards(index: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     if wrong:
         key, name = min(wrong)
         if (key, name) in tensors:
-            raise ValueError(f"{key!r} is in the shard {name}, but {index} does not name this shard for it")
-        raise ValueError(f"{key!r} must be in the shard {name} according to {index}, but the shard does not have it")
+            raise ValueError(f"{index}: {key!r} is in the shard {name}, but the index does not name this shard for it")
+        raise ValueError(f"{index}: {key!r} must be in the shard {name}, but the shard does not have it")
     return {key: tensors[key, name] for key, name in places.items()}, metadata or {}
 
 
