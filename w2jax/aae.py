@@ -1,9 +1,9 @@
 """The adversarial autoencoder: encoder, decoder and discriminators.
 
 Makhzani et al. 2015, "Adversarial Autoencoders" <https://arxiv.org/abs/1511.05644>. Adversarial training (Goodfellow et
-al. 2014 <https://arxiv.org/abs/1406.2661>) makes the distribution of the codes equal to a prior: a discriminator learns
-to distinguish codes from samples of the prior, and the encoder learns to deceive it. The training phases are in
-`train/aae.py`.
+al. 2014 <https://arxiv.org/abs/1406.2661>) makes the codes follow a prior distribution: a discriminator learns to
+distinguish codes from samples of the prior, and the encoder learns to fool the discriminator. The training phases are
+in `train/aae.py`.
 
 Axis names: B batch, Z latent size, K categories, L classes, R decoder input width; images are B height width C.
 """
@@ -130,8 +130,8 @@ class AAEDecoder(nn.Module):
 class AAEDiscriminator(nn.Module):
     """The discriminator of an adversarial autoencoder: code → hidden layers (linear → dropout → ReLU) → logit.
 
-    The logit is that of the code being a sample of the prior. The discriminator has no batch normalization: batch
-    statistics would mix prior samples with codes, and adversarial training could stall.
+    The sigmoid of the logit is the probability that the code is a sample of the prior. The discriminator has no batch
+    normalization: batch statistics would mix prior samples with codes, and adversarial training could stall.
     """
 
     hidden_sizes: tuple[int, ...] = (512, 256)  # Number of units in each hidden layer.
@@ -261,14 +261,14 @@ class AAE(nn.Module):
     def discriminate(
         self, z: Float[Array, "B Z"], condition: Float[Array, "B L"] | None = None, train: bool = False
     ) -> Float[Array, "B"]:
-        """Return the logits of z being a sample of the prior.
+        """Return the logit for each z: high if z looks like a sample of the prior.
 
         `condition` is the one-hot label [B, L], if each class has its own region of the prior.
         """
         return self.discriminator(z if condition is None else jnp.concatenate([z, condition], axis=-1), train)
 
     def discriminate_category(self, y: Float[Array, "B K"], train: bool = False) -> Float[Array, "B"]:
-        """Return the logits of y being a one-hot sample of the categorical prior."""
+        """Return the logit for each y: high if y looks like a one-hot sample of the categorical prior."""
         return self.category_discriminator(y, train)
 
     def sample_codes(self, count: int, classes: Int[Array, "B"] | None = None) -> Float[Array, "B Z"]:

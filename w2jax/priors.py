@@ -64,9 +64,10 @@ def place_codes(
 ) -> Float[Array, "B Z"]:
     """Map points of the unit square or cube to codes. Uniformly distributed points become samples of the prior.
 
-    - "gaussian": a normal distribution with standard deviation `scale`. Classes are stripes along the first axis.
-    - "uniform": a square (or cube) around the origin with sides of length 2 · `scale`. Classes are stripes along the
-      first axis.
+    - "gaussian": a normal distribution with standard deviation `scale`. Classes are stripes, ordered along the first
+      axis.
+    - "uniform": a square (or cube) around the origin with sides of length 2 · `scale`. Classes are stripes, ordered
+      along the first axis.
     - "mixture": K Gaussians on a circle with radius `scale`, elongated along the radius. Each class is one Gaussian.
     - "swiss_roll": a spiral that ends at radius `scale`. The classes are consecutive parts, from the inside out.
 

@@ -25,7 +25,7 @@ class Seq2Seq(nn.Module):
     """A sequence-to-sequence model: token embedding → `Transformer` → logits of the next token.
 
     As in sections 3.4 and 3.5 of the paper, embeddings are multiplied by √D, positions are added to them, and the
-    output layer is the target embedding.
+    output layer is the target embedding (unless `tie_output` is False).
 
     Raises:
         ValueError: a source or a target has more than `max_length` tokens.
@@ -210,7 +210,7 @@ class Seq2Seq(nn.Module):
         last = jnp.broadcast_to(jnp.asarray(start_token, jnp.int32), (batch,))
         cache = jax.eval_shape(init_cache, jax.random.key(0), tokens, memory)["cache"]
         cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
-        # Only the first step reads the memory, and it caches the keys and values: so this step is outside the loop.
+        # Only the first step reads the memory and caches its keys and values, so this step is outside the loop.
         carry = 1, *step(tokens, jnp.zeros(batch, bool), last, cache, memory, 0)
         carry = jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, *step(*carry[1:], None, carry[0])), carry)
         return carry[1]

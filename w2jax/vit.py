@@ -282,7 +282,7 @@ def resize_positions(
         prefix: number of positions of class token and registers. They are not changed.
 
     Raises:
-        ValueError: `positions` does not have `prefix` + rows · columns positions of `old_grid`.
+        ValueError: the number of positions is not `prefix` + rows · columns of `old_grid`.
     """
     rows, columns = old_grid
     if positions.shape[1] != prefix + rows * columns:

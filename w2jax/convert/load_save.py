@@ -256,7 +256,7 @@ def _described_module(text: str, tensors: Mapping[str, LazyTensor]) -> nn.Module
         ValueError: the description is wrong, or the module has more parameters than the file can contain.
     """
     try:
-        module = module_from_json(json_object("the module's description in it", text.encode(errors="replace")))
+        module = module_from_json(json_object("the module's description", text.encode(errors="replace")))
         _check_sizes(module, len(tensors), sum(prod(tensor.shape) for tensor in tensors.values()))
     except ValueError as error:
         raise ValueError(shorten(str(error))) from error

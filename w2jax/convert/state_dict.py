@@ -63,8 +63,8 @@ def to_torch(
         variables: its variables.
         format: name of the format. For a ViT "timm", "huggingface", "torchvision", "google" or one of their variants
             (see `w2jax.convert.vit_tables.FORMATS`); for any module "torch". None: "timm" for a ViT, else "torch".
-        rename: your own names, as in `from_torch`. Query, key and value of an attention layer are three tensors, unless
-            a rule with `{query,key,value}` joins them to one tensor.
+        rename: your own names, as in `from_torch`. Query, key and value of a renamed attention layer are three tensors,
+            unless a rule with `{query,key,value}` joins them to one tensor.
 
     Returns:
         NumPy arrays by name.

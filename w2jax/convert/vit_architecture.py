@@ -196,7 +196,7 @@ def _positions(form: Format, count: int, fields: Mapping[str, Any], patches: int
     """Find out whether class token and registers have positions. In timm, either all have one or none has.
 
     In timm, the number of positions determines this if the number of patches is known. Otherwise the answer is the one
-    for which the patches form a square.
+    for which the patches form a square. If both or none do, class token and registers are assumed to have positions.
     """
     prefix = fields["class_token"] + fields["num_registers"]
     if form.family != "timm":
