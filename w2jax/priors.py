@@ -72,7 +72,7 @@ def place_codes(
     - "swiss_roll": a spiral that ends at radius `scale`. The classes are consecutive parts, from the inside out.
 
     Args:
-        square: points in [0, 1] [B, Z]; Z must be 2 for the mixture and the Swiss roll.
+        square: points [B, Z] with coordinates from 0 to 1; Z must be 2 for the mixture and the Swiss roll.
         prior: name of the prior.
         scale: size of the prior, as listed above.
         num_classes: K, number of classes; only the mixture uses it.

@@ -111,7 +111,7 @@ class ViT(nn.Module):
     scan_layers: bool = False  # Compile one block and scan over depth; parameters are stacked along depth.
 
     @classmethod
-    def named(cls, name: str, num_classes: int, **options) -> "ViT":
+    def named(cls, name: str, num_classes: int, **options: Any) -> "ViT":
         """Create a ViT of a published size.
 
         Args:
