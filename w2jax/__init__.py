@@ -1,4 +1,4 @@
-"""The models people learn in PyTorch, in JAX and Flax: recurrent networks, attention, Transformers, autoencoders."""
+"""JAX and Flax versions of models that PyTorch courses teach: LSTMs, attention, Transformers, autoencoders."""
 
 import warnings
 from importlib import import_module
@@ -33,7 +33,7 @@ __all__ = [
     "scaled_dot_product_attention",
 ]
 
-# Imported at their first use, so that a program which needs no model, such as train.runs, does not wait for JAX.
+# Imported on first use, so that a program without a model, such as train.runs, starts without importing JAX.
 _MODULES = {
     "aae": ("AAE", "AAEDecoder", "AAEDiscriminator", "AAEEncoder"),
     "attention": ("MultiHeadAttention", "scaled_dot_product_attention"),
@@ -49,7 +49,12 @@ _RENAMED = {"Encoder": "AAEEncoder", "Decoder": "AAEDecoder", "Discriminator": "
 
 def __getattr__(name: str) -> Any:
     if name in _RENAMED:
-        warnings.warn(f"w2jax.{name} was renamed: use w2jax.{_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        warnings.warn(
+            f"w2jax.{name} was renamed to w2jax.{_RENAMED[name]}. The old name works until version 0.2.0: "
+            f"use w2jax.{_RENAMED[name]}",
+            DeprecationWarning,
+            stacklevel=2,
+        )
     public = _RENAMED.get(name, name)
     if public in _HOME:
         return getattr(import_module(f"w2jax.{_HOME[public]}"), public)

@@ -1,7 +1,9 @@
-"""The adversarial autoencoder (Makhzani et al. 2015, "Adversarial Autoencoders", arXiv 1511.05644).
+"""The adversarial autoencoder: encoder, decoder and discriminators.
 
-An encoder and a discriminator of codes play the game of Goodfellow et al. (2014, arXiv 1406.2661), which shapes the
-distribution of the codes after a prior. The training phases are in `train/aae.py`.
+Makhzani et al. 2015, "Adversarial Autoencoders" <https://arxiv.org/abs/1511.05644>. Adversarial training (Goodfellow et
+al. 2014 <https://arxiv.org/abs/1406.2661>) makes the codes follow a prior distribution: a discriminator learns to
+distinguish codes from samples of the prior, and the encoder learns to fool the discriminator. The training phases are
+in `train/aae.py`.
 
 Axis names: B batch, Z latent size, K categories, L classes, R decoder input width; images are B height width C.
 """
@@ -22,41 +24,47 @@ from w2jax.recurrent import uniform_init
 
 
 class Code(NamedTuple):
-    """The output of an encoder."""
+    """The output of an encoder: the code z, the parameters of its distribution, and the logits of the categories."""
 
-    z: Float[Array, "B Z"]  # the mean, or in training a sample of q(z|x)
-    mean: Float[Array, "B Z"]  # of the Gaussian q(z|x), or the code itself
-    log_variance: Float[Array, "B Z"] | None  # None: the encoder is deterministic
-    logits: Float[Array, "B K"] | None  # of the categories; None: the encoder has none
+    z: Float[Array, "B Z"]  # The code: a sample of q(z|x) in training if the encoder is stochastic, else the mean.
+    mean: Float[Array, "B Z"]  # Mean of the Gaussian q(z|x); the code itself if the encoder is deterministic.
+    log_variance: Float[Array, "B Z"] | None  # Log-variance of q(z|x); None: the encoder is deterministic.
+    logits: Float[Array, "B K"] | None  # Logits of the categories; None: the encoder has no categories.
 
     @property
     def y(self) -> Float[Array, "B K"] | None:
-        """The probability of each category; None: the encoder has none."""
+        """Probability of each category, or None if the encoder has no categories."""
         return None if self.logits is None else nn.softmax(self.logits)
 
 
 class AAEEncoder(nn.Module):
-    """Images → hidden layers (linear → dropout → ReLU) → mean and log-variance, from which z is drawn in training.
+    """The encoder of an adversarial autoencoder: images → hidden layers (linear → dropout → ReLU) → code.
 
-    Equation 1 of the paper with a Gaussian q(z|x), by the reparameterisation of Kingma & Welling (2014, arXiv
-    1312.6114). Parameters `hidden_0`, `hidden_1` …, `mean`, `log_variance`, `logits`: a kernel and a bias each.
+    A stochastic encoder computes mean and log-variance of a Gaussian q(z|x) (equation 1 of the paper). In training z is
+    drawn with the reparameterisation of Kingma & Welling 2014 <https://arxiv.org/abs/1312.6114>.
+
+    Parameters: `hidden_0`, `hidden_1` …, `mean`, `log_variance` and `logits`, each with a kernel and a bias.
     """
 
-    latent_size: int  # Z
-    hidden_sizes: tuple[int, ...] = (512, 512)  # units of each hidden layer
-    dropout: float = 0.2  # after each hidden layer, in training
-    batch_norm: tuple[int, ...] = ()  # hidden layers, counted from 0, that are normalised over the batch
-    stochastic: bool = True  # False: z is a function of the image
-    categories: int = 0  # K: with K > 0, logits of a categorical code too
-    normalize_categories: bool = False  # batch norm of their logits, which keeps every category in use
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products; parameters are float32
+    latent_size: int  # Z, numbers in a code.
+    hidden_sizes: tuple[int, ...] = (512, 512)  # Number of units in each hidden layer.
+    dropout: float = 0.2  # Dropout rate after each hidden layer.
+    batch_norm: tuple[int, ...] = ()  # Indices of the hidden layers (from 0) that have batch normalization.
+    stochastic: bool = True  # Draw z from a Gaussian in training; False: z depends only on the image.
+    categories: int = 0  # K, number of categories of an additional categorical code; 0: no categorical code.
+    normalize_categories: bool = False  # Batch normalization of the category logits, which keeps every category in use.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, images: Float[Array, "B h w C"], train: bool = False) -> Code:
-        """The code of each image; with `train`, needs the rngs "dropout" (if it is on) and "sample" (if stochastic).
+        """Encode images.
+
+        Args:
+            images: images of any size; the images at `init` determine the size.
+            train: use dropout (rng "dropout") and batch statistics, and draw z if `stochastic` (rng "sample").
 
         Raises:
-            ValueError: if an option is outside its range.
+            ValueError: an option is outside its range.
         """
         if self.latent_size < 1 or self.categories < 0:
             raise ValueError(
@@ -77,31 +85,36 @@ class AAEEncoder(nn.Module):
         return Code(z, mean, log_variance, logits)
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
         first = "hidden_0" if self.hidden_sizes else "mean"
         return (abstract(1, 1, 1, size(f"{first}/kernel", 0, 1)),)
 
 
 class AAEDecoder(nn.Module):
-    """Code → hidden layers (linear → batch norm where it is on → dropout → ReLU) → an image.
+    """The decoder of an adversarial autoencoder: code → hidden layers (linear → batch norm → dropout → ReLU) → image.
 
-    Pixels are in the range of the `activation`. Parameters `hidden_0`, `hidden_1` …, `output`; `norm_1` … where batch
-    norm is on.
+    Only the hidden layers in `batch_norm` have batch normalization. `activation` determines the range of the pixels.
+
+    Parameters: `hidden_0`, `hidden_1` … and `output`; `norm_1` … for layers with batch normalization.
     """
 
-    image_shape: tuple[int, int, int] = (32, 32, 1)  # height, width and channels of an image
-    hidden_sizes: tuple[int, ...] = (512, 512)  # units of each hidden layer
-    dropout: float = 0.2  # after each hidden layer, in training
-    batch_norm: tuple[int, ...] = (1,)  # hidden layers, counted from 0, that are normalised over the batch
-    activation: Literal["tanh", "sigmoid"] = "tanh"  # of the output: pixels in [-1, 1] or in [0, 1]
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products; parameters are float32
+    image_shape: tuple[int, int, int] = (32, 32, 1)  # Height, width (in pixels) and channels of an image.
+    hidden_sizes: tuple[int, ...] = (512, 512)  # Number of units in each hidden layer.
+    dropout: float = 0.2  # Dropout rate after each hidden layer.
+    batch_norm: tuple[int, ...] = (1,)  # Indices of the hidden layers (from 0) that have batch normalization.
+    activation: Literal["tanh", "sigmoid"] = "tanh"  # Output activation; tanh: pixels in [-1, 1]; sigmoid: in [0, 1].
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, z: Float[Array, "B Z"], train: bool = False) -> Float[Array, "B h w C"]:
-        """An image of each code; with `train`, needs the rng "dropout" (if it is on) and changes "batch_stats".
+        """Decode codes to images.
+
+        Args:
+            z: codes, or other inputs of the decoder.
+            train: use dropout (rng "dropout") and batch statistics, and update the collection "batch_stats".
 
         Raises:
-            ValueError: if an option is outside its range.
+            ValueError: an option is outside its range.
         """
         x = hidden_layers(z, self.hidden_sizes, self.dropout, self.batch_norm, self.dtype, train)
         x = linear(x, prod(self.image_shape), self.dtype, "output").astype(jnp.float32)
@@ -110,60 +123,64 @@ class AAEDecoder(nn.Module):
         return nn.tanh(x) if self.activation == "tanh" else nn.sigmoid(x)
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
         return (abstract(1, size(f"{first_layer(self)}/kernel", 0, 1)),)
 
 
 class AAEDiscriminator(nn.Module):
-    """Code → hidden layers (linear → dropout → ReLU) → the logit of the code being a sample of the prior.
+    """The discriminator of an adversarial autoencoder: code → hidden layers (linear → dropout → ReLU) → logit.
 
-    It has no batch norm, whose statistics would mix the prior's samples and the codes and let the game stall.
+    The sigmoid of the logit is the probability that the code is a sample of the prior. The discriminator has no batch
+    normalization: batch statistics would mix prior samples with codes, and adversarial training could stall.
     """
 
-    hidden_sizes: tuple[int, ...] = (512, 256)  # units of each hidden layer
-    dropout: float = 0.2  # after each hidden layer, in training
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products; parameters are float32
+    hidden_sizes: tuple[int, ...] = (512, 256)  # Number of units in each hidden layer.
+    dropout: float = 0.2  # Dropout rate after each hidden layer.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, z: Float[Array, "B Z"], train: bool = False) -> Float[Array, "B"]:
-        """Logits; with `train`, needs the rng "dropout" (if it is on).
+        """Compute the logit of each code. With `train`, dropout needs the rng "dropout".
 
         Raises:
-            ValueError: if an option is outside its range.
+            ValueError: an option is outside its range.
         """
         x = hidden_layers(z, self.hidden_sizes, self.dropout, (), self.dtype, train)
         return rearrange(linear(x, 1, self.dtype, "output").astype(jnp.float32), "b 1 -> b")
 
     def predict(self, z: Float[Array, "B Z"]) -> Float[Array, "B"]:
-        """The probability that each code is a sample of the prior."""
+        """Return the probability that each code is a sample of the prior."""
         return nn.sigmoid(self(z))
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
         return (abstract(1, size(f"{first_layer(self)}/kernel", 0, 1)),)
 
 
 class AAE(nn.Module):
-    """Encoder, decoder and discriminators with one code and its prior.
+    """An adversarial autoencoder: an encoder, a decoder, discriminators, and the prior of the code z.
 
-    The decoder's input is z, or [y, z] where there is a y: the encoder's categories (semi-supervised, clustering:
-    sections 5 and 6 of the paper), or the label (supervised: section 4). With `cluster_heads` (section 7) it is
-    W y + z, where W is a learned point for each category.
+    The decoder's input depends on the variant in the paper:
+
+    - z alone (basic autoencoder).
+    - [y, z], where y is the label (supervised, section 4).
+    - [y, z], where y is the encoder's categories (semi-supervised and clustering, sections 5 and 6).
+    - W y + z, where W has a learned point (a cluster head) for each category (`cluster_heads`, section 7).
     """
 
-    encoder: AAEEncoder = AAEEncoder(8)  # images to codes
-    decoder: AAEDecoder = AAEDecoder()  # codes to images; its image_shape is that of the images
-    discriminator: AAEDiscriminator = AAEDiscriminator()  # of z, and of the label if z is to follow it
-    category_discriminator: AAEDiscriminator = AAEDiscriminator()  # of y, if the encoder has categories
-    cluster_heads: bool = False  # each category is a learned point, to which z is added
-    prior: Prior = "gaussian"  # of z
-    prior_scale: float = 1.0  # standard deviation of the Gaussian; for the others see `priors.place_codes`
-    prior_classes: int = 10  # parts of the prior, one for each class; components of the mixture
+    encoder: AAEEncoder = AAEEncoder(8)  # Encoder, from images to codes.
+    decoder: AAEDecoder = AAEDecoder()  # Decoder, from codes to images; images must have its image_shape.
+    discriminator: AAEDiscriminator = AAEDiscriminator()  # Discriminator of z (and of the label, if passed).
+    category_discriminator: AAEDiscriminator = AAEDiscriminator()  # Discriminator of the encoder's categories.
+    cluster_heads: bool = False  # Decode W y + z, where W has a learned point per category; False: decode [y, z].
+    prior: Prior = "gaussian"  # Prior distribution of z.
+    prior_scale: float = 1.0  # Size of the prior; for the Gaussian its standard deviation (see priors.place_codes).
+    prior_classes: int = 10  # Number of regions of the prior, one per class; also the components of the mixture.
 
     def setup(self) -> None:
         check_prior(self.prior, self.encoder.latent_size, self.prior_scale, self.prior_classes)
         if self.cluster_heads and not self.encoder.categories:
-            raise ValueError("cluster_heads needs categories, got encoder.categories 0. Set encoder.categories.")
+            raise ValueError("encoder.categories must be above 0 for cluster_heads, got 0. Set encoder.categories")
         if self.cluster_heads:
             spread = nn.initializers.normal(self.prior_scale)
             self.heads = nn.Dense(self.encoder.latent_size, use_bias=False, kernel_init=spread)
@@ -175,19 +192,20 @@ class AAE(nn.Module):
         condition: Float[Array, "B L"] | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "B h w C"], Code, Float[Array, "B"]]:
-        """Calls every part once, so that `init` makes all parameters.
+        """Call every part once, so that `init` creates all parameters.
 
         Args:
-            images: pixels in the range of the decoder's activation.
-            y: for the decoder, instead of the encoder's categories: a probability of each, or the label as one-hot.
-            condition: the label as one-hot [B, L] for the discriminator, if each class has its own part of the prior.
-            train: dropout, batch norm and sampling are on; needs the rngs "dropout" and "sample".
+            images: images of shape decoder.image_shape, with pixels in the range of the decoder's activation.
+            y: input of the decoder: the probability of each category, or the one-hot label. None: the encoder's
+                categories, if it has some.
+            condition: one-hot label [B, L] for the discriminator, if each class has its own region of the prior.
+            train: use dropout, batch statistics and sampling; needs the rngs "dropout" and "sample".
 
         Returns:
-            (reconstructions, codes, logits of the codes).
+            (reconstructions [B, h, w, C], codes, logits [B] of the discriminator).
 
         Raises:
-            ValueError: if an option is outside its range, or images and decoder.image_shape differ.
+            ValueError: an option is outside its range, or the images do not have decoder.image_shape.
         """
         code = self.encode(images, train)
         if code.y is not None:
@@ -196,9 +214,10 @@ class AAE(nn.Module):
         return reconstruction, code, self.discriminate(code.z, condition, train)
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes.
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns.
 
-        y and the condition are as wide as the first layer of decoder and discriminator exceeds z.
+        y has the input width of the decoder's first layer minus the width of z. The condition has the input width of
+        the discriminator's first layer minus the width of z.
         """
 
         def excess(name: str, part: AAEDecoder | AAEDiscriminator) -> jax.ShapeDtypeStruct | None:
@@ -209,23 +228,25 @@ class AAE(nn.Module):
         return abstract(1, *self.decoder.image_shape), y, excess("discriminator", self.discriminator)
 
     def encode(self, images: Float[Array, "B h w C"], train: bool = False) -> Code:
-        """The code of each image.
+        """Encode images.
 
         Raises:
-            ValueError: if images and decoder.image_shape differ.
+            ValueError: the images do not have decoder.image_shape.
         """
         if images.shape[1:] != self.decoder.image_shape:
-            raise ValueError(f"images must have decoder.image_shape {self.decoder.image_shape}, got {images.shape[1:]}")
+            raise ValueError(
+                f"images must have the shape {self.decoder.image_shape} (decoder.image_shape), got {images.shape[1:]}"
+            )
         return self.encoder(images, train)
 
     def decode(
         self, z: Float[Array, "B Z"], y: Float[Array, "B K"] | None = None, train: bool = False
     ) -> Float[Array, "B h w C"]:
-        """The image of each code; y is a probability of each category, or a label as one-hot."""
+        """Decode codes to images. y is the probability of each category, or the one-hot label."""
         return self.decoder(self.represent(z, y), train)
 
     def represent(self, z: Float[Array, "B Z"], y: Float[Array, "B K"] | None = None) -> Float[Array, "B R"]:
-        """The decoder's input: z, [y, z], or W y + z with `cluster_heads`."""
+        """Return the decoder's input: z if y is None, else [y, z], or W y + z with `cluster_heads`."""
         if y is None:
             return z
         return self.heads(y) + z if self.cluster_heads else jnp.concatenate([y, z], axis=-1)
@@ -233,29 +254,35 @@ class AAE(nn.Module):
     def reconstruct(
         self, images: Float[Array, "B h w C"], y: Float[Array, "B K"] | None = None
     ) -> Float[Array, "B h w C"]:
-        """Images after encoder and decoder; `y` replaces the encoder's categories."""
+        """Encode and decode images. If `y` is given, it replaces the encoder's categories."""
         code = self.encode(images)
         return self.decode(code.z, code.y if y is None else y)
 
     def discriminate(
         self, z: Float[Array, "B Z"], condition: Float[Array, "B L"] | None = None, train: bool = False
     ) -> Float[Array, "B"]:
-        """Logits of z being a sample of the prior; `condition` is the label as one-hot, if the prior depends on it."""
+        """Return the logit for each z: high if z looks like a sample of the prior.
+
+        `condition` is the one-hot label [B, L], if each class has its own region of the prior.
+        """
         return self.discriminator(z if condition is None else jnp.concatenate([z, condition], axis=-1), train)
 
     def discriminate_category(self, y: Float[Array, "B K"], train: bool = False) -> Float[Array, "B"]:
-        """Logits of y being a one-hot sample of the categorical prior."""
+        """Return the logit for each y: high if y looks like a one-hot sample of the categorical prior."""
         return self.category_discriminator(y, train)
 
     def sample_codes(self, count: int, classes: Int[Array, "B"] | None = None) -> Float[Array, "B Z"]:
-        """Codes of the prior, by `priors.sample_prior`; needs the rng "sample"."""
+        """Draw codes from the prior with `priors.sample_prior`. Needs the rng "sample"."""
         size, key = self.encoder.latent_size, self.make_rng("sample")
         return sample_prior(key, self.prior, count, size, self.prior_scale, classes, self.prior_classes)
 
     def sample(self, count: int, y: Float[Array, "B K"] | None = None) -> Float[Array, "B h w C"]:
-        """Images of codes of the prior; needs the rng "sample".
+        """Draw codes from the prior and decode them to images. Needs the rng "sample".
 
-        `y` is as in `decode`; when None, the categories of an encoder that has some are drawn uniformly.
+        Args:
+            count: B, number of images.
+            y: the probability of each category, or the one-hot label. None: if the encoder has categories, they are
+                drawn uniformly.
         """
         if y is None and (categories := self.encoder.categories):
             y = nn.one_hot(jax.random.randint(self.make_rng("sample"), (count,), 0, categories), categories)
@@ -263,21 +290,26 @@ class AAE(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """torch.nn.BatchNorm1d: x is normalised by the batch's biased variance, and the running variance is the unbiased.
+    """Batch normalization, equal to torch.nn.BatchNorm1d (Ioffe & Szegedy 2015 <https://arxiv.org/abs/1502.03167>).
 
-    Ioffe & Szegedy 2015 (arXiv 1502.03167), algorithm 1. Flax's BatchNorm has a biased running variance, with which
-    weights from torch would train differently. "batch_stats" has `mean`, `var` and `count`, torch's number of batches.
+    A training batch is normalised with its biased variance, and the running variance is updated with the unbiased one
+    (algorithm 1 of the paper). Flax's BatchNorm keeps a biased running variance instead, so weights from torch would
+    train differently.
+
+    The collection "batch_stats" has `mean`, `var` and `count` (torch's num_batches_tracked).
     """
 
-    momentum: float = 0.1  # weight of the new batch in the running statistics
-    eps: float = 1e-5  # added to the variance
+    momentum: float = 0.1  # Weight of the new batch in the running statistics.
+    eps: float = 1e-5  # Epsilon, added to the variance.
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"], train: bool = False) -> Float[Array, "B D"]:
-        """Normalises x by the batch's statistics with `train` (which changes "batch_stats"), else by running ones.
+        """Normalise x with the batch statistics if `train`, else with the running statistics.
+
+        With `train`, the collection "batch_stats" is updated.
 
         Raises:
-            ValueError: in training on a single example, whose variance is 0.
+            ValueError: `train` is True and the batch has a single example, whose variance is 0.
         """
         (count, width), x = x.shape, x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.ones, (width,))
@@ -289,7 +321,7 @@ class BatchNorm(nn.Module):
         mean, variance = running_mean.value, running_variance.value
         if train and not self.is_initializing():
             if count < 2:
-                raise ValueError("batch norm in training needs at least 2 examples, got 1")
+                raise ValueError("a training batch must have at least 2 examples for batch normalization, got 1")
             mean, variance = x.mean(axis=0), x.var(axis=0)
             unbiased = variance * count / (count - 1)
             running_mean.value += self.momentum * (mean - running_mean.value)
@@ -306,16 +338,20 @@ def hidden_layers(
     dtype: str,
     train: bool,
 ) -> Float[Array, "B D"]:
-    """Linear → batch norm in the layers `batch_norm` → dropout → ReLU, for each size; for use in a compact method.
+    """Apply one hidden layer for each size: linear → batch norm (in the layers `batch_norm`) → dropout → ReLU.
+
+    Call this function only inside a Flax `compact` method.
 
     Raises:
-        ValueError: if a size, the dropout or an index of `batch_norm` is outside its range.
+        ValueError: a size, the dropout rate or an index in `batch_norm` is outside its range.
     """
     if any(size < 1 for size in sizes):
         raise ValueError(f"hidden_sizes must be at least 1, got {tuple(sizes)}")
     check_rates(dropout=dropout)
     if not set(batch_norm) <= set(range(len(sizes))):
-        raise ValueError(f"batch_norm must be hidden layers from 0 to {len(sizes) - 1}, got {tuple(batch_norm)}")
+        raise ValueError(
+            f"batch_norm must be indices of hidden layers from 0 to {len(sizes) - 1}, got {tuple(batch_norm)}"
+        )
     for layer, size in enumerate(sizes):
         x = linear(x, size, dtype, f"hidden_{layer}")
         if layer in batch_norm:
@@ -325,11 +361,14 @@ def hidden_layers(
 
 
 def first_layer(module: AAEDecoder | AAEDiscriminator) -> str:
-    """The name of the layer that reads the input."""
+    """Return the name of the first layer."""
     return "hidden_0" if module.hidden_sizes else "output"
 
 
 def linear(x: Float[Array, "B I"], features: int, dtype: str, name: str) -> Float[Array, "B O"]:
-    """torch.nn.Linear with kernel and bias from U(−1/√I, 1/√I); for use in a compact method."""
+    """Apply a linear layer that is initialised as torch.nn.Linear: kernel and bias from U(−1/√I, 1/√I).
+
+    Call this function only inside a Flax `compact` method.
+    """
     init = uniform_init(x.shape[-1])
     return nn.Dense(features, kernel_init=init, bias_init=init, dtype=jnp.dtype(dtype), name=name)(x)

@@ -1,7 +1,9 @@
-"""Scaled dot-product and multi-head attention (Vaswani et al. 2017, "Attention Is All You Need", section 3.2).
+"""Scaled dot-product attention and multi-head attention.
 
-Axis names: B batch, T query length, S key length, K key width of a head, V its value width, H heads, D model width,
-L length of the cache.
+Vaswani et al. 2017, "Attention Is All You Need", section 3.2 <https://arxiv.org/abs/1706.03762>.
+
+Axis names: B batch, T query length, S key length, K key width of a head, V value width of a head, H heads, D model
+width, L length of the cache, I input width.
 """
 
 import math
@@ -21,7 +23,7 @@ from w2jax.module import Inputs, Size, abstract
 Causal = bool | Literal["top_left", "bottom_right"]
 Implementation = Literal["auto", "xla", "chunked", "cudnn"]
 
-CHUNK_ABOVE_BYTES = 2**30  # "auto" works in blocks when the float32 logits [..., T, S] would take more than this
+CHUNK_ABOVE_BYTES = 2**30  # "auto" switches to "chunked" if the float32 logits [..., T, S] need more memory than this
 
 
 def scaled_dot_product_attention(
@@ -38,58 +40,68 @@ def scaled_dot_product_attention(
     key_lengths: Int[Array, "..."] | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Array, "*batch T V"], Float[Array, "*batch T S"] | None]:
-    """softmax(Q Kᵀ · scale + bias) V, equation 1 of the paper.
+    """Compute scaled dot-product attention, softmax(Q Kᵀ · scale + bias) V (equation 1 of the paper).
 
-    Any leading axes (batch, heads) broadcast; the value width may differ from the key width, T from S.
-
-    Args:
-        query: Q.
-        key: K.
-        value: V.
-        mask: True = attend; broadcastable to [..., T, S]. A query that may attend to no key has output 0, weights 0
-            and gradients 0. A hidden key never affects the query's output or gradients, even if it is NaN.
-        bias: added to the logits; broadcastable to [..., T, S]; −inf masks.
-        causal: True or "top_left": query t attends to keys 0..t (aligned at the first key, as torch and jax.nn do).
-            "bottom_right": the last query is aligned with the last valid key, so query t attends to keys up to
-            t + S − T, or t + key_lengths − T (as FlashAttention does).
-        scale: 1/√K when None, the paper's.
-        dropout: rate on the weights.
-        dropout_key: typed key that dropout draws from.
-        return_weights: False returns None in their place. Weights are those before dropout.
-        key_lengths: the number of valid keys, those behind are masked; broadcastable to the leading axes [...]:
-            [B] for queries [B, T, K], [B, 1] for [B, H, T, K].
-        implementation: "xla" computes all logits [..., T, S] at once. "chunked" computes one block of them at a time,
-            forward and backward: memory linear in T and S, the same result up to rounding (with dropout, other random
-            bits), no weights. "cudnn" is jax.nn's fused kernel: an NVIDIA GPU, float16 or bfloat16, [B, H, T, K],
-            V = K, no weights, dropout, bias or "bottom_right"; jax raises for further limits of the GPU.
-            "auto" is "chunked" if `return_weights` is False and the logits exceed `CHUNK_ABOVE_BYTES`, else "xla";
-            a size that `jax.export` leaves open counts as 1.
-
-    Returns:
-        (output, weights); the softmax is computed in float32 whatever the input's dtype.
+    The leading axes (batch, heads) are broadcast. T may differ from S, and V from K.
 
     With "xla" and "chunked", `jax.vmap` and derivatives of any order work, in forward and reverse mode.
 
+    Args:
+        query: queries Q [..., T, K].
+        key: keys K [..., S, K].
+        value: values V [..., S, V].
+        mask: True where a query may attend to a key; broadcastable to [..., T, S]. If a query may attend to no key, its
+            output, weights and gradients are 0. A masked key never changes the output or the gradients, even if it is
+            NaN.
+        bias: added to the logits; broadcastable to [..., T, S]. −inf masks a key.
+        causal: True or "top_left": query t attends to keys 0 to t, as in torch and jax.nn. "bottom_right": the last
+            query is aligned with the last valid key, as in FlashAttention. So query t attends to keys up to t + S − T,
+            or up to t + key_lengths − T.
+        scale: factor of the logits. None: 1/√K, as in the paper.
+        dropout: dropout rate on the weights.
+        dropout_key: typed random key for dropout.
+        return_weights: return the attention weights before dropout; if False, return None instead.
+        key_lengths: number of valid keys; later keys are masked. Broadcastable to the leading axes: [B] for queries
+            [B, T, K], [B, 1] for queries [B, H, T, K].
+        implementation: which algorithm to use.
+
+            - "xla" computes all logits [..., T, S] at once.
+            - "chunked" computes the logits block by block, forward and backward, so memory is linear in T and S. The
+              result is the same up to rounding; dropout draws other random bits. It cannot return weights.
+            - "cudnn" is the fused kernel of jax.nn. It needs an NVIDIA GPU, float16 or bfloat16, inputs [B, H, ·, K]
+              and V = K. It supports no weights, no dropout, no bias and no "bottom_right". JAX raises an error for
+              other limits of the GPU.
+            - "auto" is "chunked" if `return_weights` is False and the logits need more than `CHUNK_ABOVE_BYTES`
+              (1 GiB), else "xla". A symbolic size of `jax.export` counts as 1.
+
+    Returns:
+        (output [..., T, V], weights [..., T, S] or None). The softmax is always computed in float32.
+
     Raises:
-        ValueError: if widths or lengths disagree, dropout has no dropout_key, or the implementation is unknown or does
+        ValueError: widths or lengths do not match, `dropout_key` is missing, or the implementation is unknown or does
             not support an argument.
     """
     queries, keys = query.shape[-2], key.shape[-2]
     if query.shape[-1] != key.shape[-1]:
-        raise ValueError(f"query and key need one width, got query {query.shape} and key {key.shape}")
+        raise ValueError(f"query and key must have the same width, got query {query.shape} and key {key.shape}")
     if keys != value.shape[-2]:
-        raise ValueError(f"key and value need one length, got key {key.shape} and value {value.shape}")
+        raise ValueError(f"key and value must have the same length, got key {key.shape} and value {value.shape}")
     for name, x in (("mask", mask), ("bias", bias)):
         if x is not None and any(x.shape[i] not in (1, n) for i, n in ((-1, keys), (-2, queries)) if x.ndim >= -i):
-            raise ValueError(f"{name} must broadcast to [..., {queries}, {keys}], got {x.shape}")
+            raise ValueError(
+                f"{name} must broadcast to [..., {queries}, {keys}] (queries, keys), got the shape {x.shape}"
+            )
     if causal not in (False, True, "top_left", "bottom_right"):
         raise ValueError(f"causal must be False, True, 'top_left' or 'bottom_right', got {causal!r}")
     if implementation not in get_args(Implementation):
-        raise ValueError(f"implementation must be one of {get_args(Implementation)}, got {implementation!r}")
+        known = ", ".join(map(repr, get_args(Implementation)))
+        raise ValueError(f"implementation must be one of {known}, got {implementation!r}")
     if dropout > 0.0 and dropout_key is None:
-        raise ValueError(f"attention dropout {dropout} needs a dropout_key, got None")
+        raise ValueError(f"dropout_key must be a random key if dropout is above 0, got None and dropout {dropout}")
     if implementation == "chunked" and return_weights:
-        raise ValueError("implementation 'chunked' never holds the weights: pass return_weights=False, or use 'xla'")
+        raise ValueError(
+            "implementation 'chunked' cannot return the weights. Pass return_weights=False or implementation='xla'"
+        )
 
     if implementation == "auto":
         batch = jnp.broadcast_shapes(query.shape[:-2], key.shape[:-2])
@@ -98,7 +110,7 @@ def scaled_dot_product_attention(
         implementation = "xla" if return_weights or small else "chunked"
     factor: float = query.shape[-1] ** -0.5 if scale is None else scale
     lengths = None if key_lengths is None else jnp.minimum(key_lengths, keys)[..., None, None]
-    offset = None  # of the last key that the first query sees
+    offset = None  # query t attends to keys up to t + offset
     if causal:
         offset = (keys if lengths is None else lengths) - queries if causal == "bottom_right" else 0
 
@@ -117,20 +129,20 @@ def scaled_dot_product_attention(
 
 
 class HeadProjection(nn.Module):
-    """x W + b for each head: Q W^Q, K W^K, V W^V of equation 5 in one product each.
+    """Project the input for all heads, x W + b, in one matrix product (Q W^Q, K W^K or V W^V in section 3.2.2).
 
-    Parameters: `kernel` [I, H, K] and `bias` [H, K], as in flax.linen.DenseGeneral. Glorot's initial values count the
-    widths of all heads, as torch's do.
+    Parameters: `kernel` [I, H, K] and `bias` [H, K], as in flax.linen.DenseGeneral. As in torch, Glorot initialization
+    uses the total width of all heads.
     """
 
-    num_heads: int  # H
-    width: int  # K
-    use_bias: bool  # adds b
-    dtype: str  # of the computation; parameters are float32
+    num_heads: int  # H, number of heads.
+    width: int  # K, width of each head.
+    use_bias: bool  # Add a learned bias.
+    dtype: str  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B H T K"]:
-        """The projection of each position."""
+        """Project each position to all heads."""
         shape = x.shape[-1], self.num_heads, self.width
 
         def init(key: Key[Array, ""], shape: tuple[int, int, int]) -> Float[Array, "I H K"]:
@@ -145,32 +157,34 @@ class HeadProjection(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """MultiHead(Q, K, V) = Concat(head_1 … head_H) W^O, section 3.2.2 of the paper.
+    """Multi-head attention: MultiHead(Q, K, V) = Concat(head_1 … head_H) W^O (section 3.2.2 of the paper).
 
-    With `num_kv_heads` it is grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), with `num_kv_heads` 1
-    multi-query attention (Shazeer 2019, arXiv 1911.02150).
+    If you pass only `query`, it is self-attention, else cross-attention. With `num_kv_heads` it is grouped-query
+    attention (Ainslie et al. 2023 <https://arxiv.org/abs/2305.13245>), and with `num_kv_heads=1` multi-query attention
+    (Shazeer 2019 <https://arxiv.org/abs/1911.02150>).
 
-    Self-attention when only `query` is given, cross-attention otherwise. Parameters: kernels `query`, `key`, `value`
-    [input width, H, K] and `out` [H, K, D], each with a bias if `use_bias`, the first three only with `qkv_bias` too.
+    Parameters: kernels `query`, `key`, `value` [I, H, K] and `out` [H, K, D]. With `use_bias` each has a bias; `query`,
+    `key` and `value` have a bias only if `qkv_bias` is True too.
 
-    With `decode`, keys and values are stored in the collection "cache": `key` [B, Hkv, L, K], `value` [B, Hkv, L, V],
-    and `index`, the number of positions written. `init(rng, x, decode="append")` creates it empty, with the length L of
-    the keys in that call; every `apply(variables, x, decode="append", mutable=["cache"])` appends its own.
+    With `decode`, keys and values are stored in the collection "cache" (Hkv is the number of key/value heads): `key`
+    [B, Hkv, L, K], `value` [B, Hkv, L, V], and `index`, the number of positions written. First,
+    `init(rng, x, decode="append")` creates an empty cache; its length L is the number of keys in this call. Then each
+    `apply(variables, x, decode="append", mutable=["cache"])` appends the keys and values of its input.
     """
 
-    num_heads: int  # H; must divide the widths
-    embed_dim: int | None = None  # output width; the query's width when None
-    qk_dim: int | None = None  # query and key width over all heads; embed_dim when None
-    v_dim: int | None = None  # value width over all heads; embed_dim when None
-    num_kv_heads: int | None = None  # key/value heads, each shared by a group of query heads; num_heads when None
-    dropout: float = 0.0  # on the attention weights
-    use_bias: bool = True  # of the four projections
-    qkv_bias: bool = True  # with use_bias: False leaves the bias of the output alone
-    qk_norm: bool = False  # LayerNorm over each head's queries and keys (Dehghani et al. 2023, section 2)
-    norm_eps: float = 1e-6  # of the LayerNorms of qk_norm
-    scale: float | None = None  # of the logits; 1/√(head width) when None
-    implementation: Implementation = "auto"  # of scaled_dot_product_attention
-    dtype: str = "float32"  # of the computation; parameters are float32
+    num_heads: int  # H, number of query heads; must divide embed_dim, qk_dim and v_dim.
+    embed_dim: int | None = None  # D, output width; None: the width of the query.
+    qk_dim: int | None = None  # Width of queries and keys, all heads together; None: embed_dim.
+    v_dim: int | None = None  # Width of values, all heads together; None: embed_dim.
+    num_kv_heads: int | None = None  # Number of key/value heads; query heads share them in groups; None: num_heads.
+    dropout: float = 0.0  # Dropout rate on the attention weights.
+    use_bias: bool = True  # Biases in the four projections; False: no biases.
+    qkv_bias: bool = True  # Biases of queries, keys and values, if use_bias; False: only the output has a bias.
+    qk_norm: bool = False  # LayerNorm on the queries and keys of each head (section 2 of arXiv:2302.05442).
+    norm_eps: float = 1e-6  # Epsilon of the LayerNorms on queries and keys, added to the variance.
+    scale: float | None = None  # Factor of the logits; None: 1/√(head width).
+    implementation: Implementation = "auto"  # Algorithm; see scaled_dot_product_attention.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(
@@ -186,29 +200,31 @@ class MultiHeadAttention(nn.Module):
         key_lengths: Int[Array, "B"] | None = None,
         decode: Literal["append", "reuse"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B H T S_or_L"] | None]:
-        """Attend from `query` to `key`/`value` (by default `query`, and `value` = `key`).
+        """Attend from `query` to `key` and `value`.
 
         Args:
-            query: Q before its projection.
-            key: K before its projection.
-            value: V before its projection.
-            mask: broadcastable to [B, H, T, S], or [B, H, T, L] with `decode`; True = attend.
-            bias: added to the logits; broadcastable as the mask.
-            causal: as in `scaled_dot_product_attention`. With `decode`, True is "bottom_right": the last query is
-                aligned with the last position written, so decoding in parts equals one causal pass.
-            train: dropout on the weights is on, drawn from the rng "dropout".
-            return_weights: False returns None in their place.
-            key_lengths: the number of valid keys of each example.
-            decode: "append" appends these keys and values, of one position or many, to the cache and attends to all
-                of it. "reuse" attends to the cache as it is and projects only the query, for cross-attention after its
-                first call.
+            query: input of the query projection.
+            key: input of the key projection. None: `query`.
+            value: input of the value projection. None: `key`.
+            mask: True where a query may attend to a key; broadcastable to [B, H, T, S], or with `decode` to
+                [B, H, T, L].
+            bias: added to the logits; broadcastable like `mask`.
+            causal: as in `scaled_dot_product_attention`. With `decode`, True means "bottom_right": the last query is
+                aligned with the last position written. So decoding in parts gives the output of one causal pass.
+            train: use dropout on the weights, drawn from the rng "dropout".
+            return_weights: return the attention weights; if False, return None instead.
+            key_lengths: number of valid keys of each example.
+            decode: "append" appends the keys and values of this call (one position or many) to the cache, and attends
+                to the whole cache. "reuse" attends to the cache without writing to it and projects only the query: use
+                it for cross-attention from the second call on. None: no cache.
 
         Returns:
-            (output, weights). Once the cache has overflowed under `jit`, which cannot raise, the output is NaN.
+            (output, weights or None). Under `jit`, where no error can be raised, the output is NaN after the cache has
+            overflowed.
 
         Raises:
-            ValueError: if heads do not divide a width, or an argument does not fit `decode`; outside `jit` also if the
-                cache overflows.
+            ValueError: a width is not divisible by the number of heads, an argument does not fit `decode`, or (outside
+                `jit`) the cache overflows.
         """
         if decode is not None:
             self._check_decode(decode, query, key, value, causal, key_lengths)
@@ -216,7 +232,10 @@ class MultiHeadAttention(nn.Module):
         embed_dim = query.shape[-1] if self.embed_dim is None else self.embed_dim
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
         if self.num_heads % kv_heads:
-            raise ValueError(f"num_heads must be divisible by num_kv_heads, got {self.num_heads} and {kv_heads}")
+            raise ValueError(
+                f"num_heads must be divisible by num_kv_heads, got num_heads {self.num_heads} and "
+                f"num_kv_heads {kv_heads}"
+            )
         qk_width = self._head_width("qk_dim", self.qk_dim, embed_dim)
         v_width = self._head_width("v_dim", self.v_dim, embed_dim)
         dtype = jnp.dtype(self.dtype)
@@ -241,14 +260,16 @@ class MultiHeadAttention(nn.Module):
         if written is not None:
             key_lengths = jnp.full(query.shape[0], written)
 
-        grouped = kv_heads < self.num_heads  # else no axis of groups: it takes the ViT's step 15 % more on CPU
+        grouped = kv_heads < self.num_heads  # an axis of groups of size 1 would make the ViT's step 15 % slower on CPU
 
         def by_group(x):
-            """[..., H, T, S] → [..., Hkv, G, T, S], so that the G heads of a group share keys without copies."""
+            """Reshape [..., H, T, S] to [..., Hkv, G, T, S]: the G heads of a group share keys without copies."""
             if x is None or x.ndim < 3:
                 return x
             if x.shape[-3] not in (1, self.num_heads):
-                raise ValueError(f"mask and bias need {self.num_heads} heads or 1 at axis -3, got {x.shape}")
+                raise ValueError(
+                    f"axis -3 of mask and bias must have size {self.num_heads} (heads) or 1, got the shape {x.shape}"
+                )
             if not grouped:
                 return x
             return x[..., None, :, :] if x.shape[-3] == 1 else rearrange(x, "... (h g) t s -> ... h g t s", h=kv_heads)
@@ -287,35 +308,48 @@ class MultiHeadAttention(nn.Module):
         return out(attended), weights
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
         width = self.embed_dim or size("query/kernel", 0, self.num_heads)
         query, key, value = (abstract(1, 1, size(f"{name}/kernel", 0, width)) for name in ("query", "key", "value"))
         return query, key, value
 
     def _check_decode(self, decode: str, query, key, value, causal: Causal, key_lengths) -> None:
         if causal == "top_left":
-            raise ValueError("causal='top_left' would hide what is in the cache: decode needs True or 'bottom_right'")
+            raise ValueError(
+                "causal must be False, True or 'bottom_right' with decode, got 'top_left', which masks the cache"
+            )
         if key_lengths is not None:
-            raise ValueError("with decode the cache knows its length: hide keys by `mask` instead of `key_lengths`")
+            raise ValueError("key_lengths must be None with decode, got an array. Mask keys with `mask`")
         if decode == "reuse" and not (key is None and value is None):
-            raise ValueError("decode='reuse' attends to the cache, it takes no key or value; decode='append' does")
+            raise ValueError(
+                "key and value must be None with decode='reuse', which only reads the cache, got an array. "
+                "Use decode='append' to write them"
+            )
         if self.is_initializing():
             if decode == "reuse":
-                raise ValueError("decode='reuse' has no keys to size a cache by: init with decode='append'")
+                raise ValueError(
+                    "init needs keys to create a cache, got decode='reuse'. Call init with decode='append'"
+                )
             return
         writable = decode == "reuse" or self.is_mutable_collection("cache")
         if not self.has_variable("cache", "key") or not writable:
             raise ValueError(
-                f"decode={decode!r} needs a cache: init with decode='append' and a key of the full length, then apply "
-                "with that collection 'cache' and mutable=['cache']"
+                f"decode={decode!r} needs the collection 'cache', writable for 'append'. Call init with "
+                "decode='append' and keys of the full length; then pass its 'cache' to apply, with mutable=['cache']"
             )
         batch = self.get_variable("cache", "key").shape[0]
         if query.shape[0] != batch:
-            raise ValueError(f"the cache is for a batch of {batch}, got {query.shape[0]}: init one for this batch")
+            raise ValueError(
+                f"the batch size must be {batch}, as in the cache, got {query.shape[0]}. "
+                "Create a cache for this batch size with init"
+            )
 
     def _appended(self, key: Array, value: Array) -> tuple[Array, Array, Array]:
-        """(keys, values, number of positions written) of the cache after `key` and `value`; `init` writes nothing."""
-        # Submodules have the names `key` and `value` too, so `self.variable` would collide.
+        """Append `key` and `value` to the cache: return its (keys, values, number of positions written).
+
+        During `init`, create an empty cache.
+        """
+        # `self.variable` would raise a name collision, because submodules are called `key` and `value` too.
         if self.is_initializing():
             for name, x in (("key", key), ("value", value)):
                 self.put_variable("cache", name, jnp.zeros_like(x))
@@ -326,7 +360,8 @@ class MultiHeadAttention(nn.Module):
         written = 0 if isinstance(start, Tracer) else int(start)
         if written + new > length:
             raise ValueError(
-                f"the cache holds {length} positions, {written} are written, {new} more do not fit: init a longer one"
+                f"the cache must have at least {written + new} positions ({written} written, {new} new), got {length}. "
+                "Create a longer cache with init"
             )
         keys = jax.lax.dynamic_update_slice_in_dim(keys, key, start, axis=2)
         values = jax.lax.dynamic_update_slice_in_dim(values, value, start, axis=2)
@@ -337,5 +372,7 @@ class MultiHeadAttention(nn.Module):
     def _head_width(self, name: str, width: int | None, embed_dim: int) -> int:
         name, width = ("embed_dim", embed_dim) if width is None else (name, width)
         if width % self.num_heads:
-            raise ValueError(f"{name} must be divisible by num_heads, got {width} and {self.num_heads}")
+            raise ValueError(
+                f"{name} must be divisible by num_heads, got {name} {width} and num_heads {self.num_heads}"
+            )
         return width // self.num_heads

@@ -1,4 +1,4 @@
-"""Layers of Transformers: the MLP, and the blocks of encoder and decoder with their residual branches.
+"""Layers of Transformers: the MLP, and the encoder and decoder blocks with their residual branches.
 
 Axis names: B batch, N tokens, S source length, T target length, D width, H heads.
 """
@@ -17,7 +17,13 @@ from w2jax.layer_norm import LayerNorm
 from w2jax.module import submodule
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
-"""GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415): exact (torch, timm), by tanh (Google), x·σ(1.702 x) (CLIP); ReLU"""
+"""Name of an activation function.
+
+- "gelu": exact GELU, as in torch and timm (Hendrycks & Gimpel 2016 <https://arxiv.org/abs/1606.08415>).
+- "gelu_tanh": tanh approximation of GELU, as in Google's ViTs.
+- "quick_gelu": x · σ(1.702 x), as in CLIP.
+- "relu": ReLU.
+"""
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
@@ -28,21 +34,23 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
 
 
 class Mlp(nn.Module):
-    """Dense → activation → Dense, back to the input's width (Vaswani et al. 2017, section 3.3).
+    """A network of two linear layers with an activation between them; the output has the width of the input.
+
+    Vaswani et al. 2017, section 3.3 <https://arxiv.org/abs/1706.03762>.
 
     Raises:
-        ValueError: if the activation is unknown.
+        ValueError: the activation is unknown.
     """
 
-    mlp_dim: int  # hidden width
-    dropout: float = 0.0  # behind the activation, and on the output
-    activation: Activation = "gelu"  # between the two layers
-    use_bias: bool = True  # in both layers
-    dtype: str = "float32"  # of the computation; parameters are float32
+    mlp_dim: int  # Hidden width, between the two layers.
+    dropout: float = 0.0  # Dropout rate after the activation and on the output.
+    activation: Activation = "gelu"  # Activation function between the two layers.
+    use_bias: bool = True  # Biases in both layers.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"], train: bool = False) -> Float[Array, "*batch D"]:
-        """Each vector by itself; with `train`, needs the rng "dropout" (if it is on)."""
+        """Apply the MLP to each vector. With `train`, dropout needs the rng "dropout"."""
         if self.activation not in ACTIVATIONS:
             raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, got "{self.activation}"')
         kernel_init = nn.initializers.xavier_uniform()
@@ -56,56 +64,64 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """x · γ, one learned factor a channel.
+    """LayerScale: multiply each channel by a learned factor γ.
 
-    Touvron et al. 2021, "Going deeper with Image Transformers", arXiv 2103.17239.
+    Touvron et al. 2021, "Going deeper with Image Transformers" <https://arxiv.org/abs/2103.17239>.
     """
 
-    initial: float  # first value of every factor
+    initial: float  # Initial value of every factor.
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """Each channel times its factor."""
+        """Multiply each channel by its factor."""
         gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],))
         return x * gamma.astype(x.dtype)
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole examples at random, and scales the rest to keep its mean.
+    """Stochastic depth: set a residual branch to 0 for random examples, and scale up the others to keep the mean.
 
-    Huang et al. 2016, "Deep Networks with Stochastic Depth", arXiv 1603.09382.
+    Huang et al. 2016, "Deep Networks with Stochastic Depth" <https://arxiv.org/abs/1603.09382>.
     """
 
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"], rate: Shaped[Array, ""]) -> Float[Array, "B N D"]:
-        """Each example's x, or 0 with the probability `rate`, which is below 1; needs the rng "dropout"."""
+        """Drop each example of x with the probability `rate`, which must be below 1. Needs the rng "dropout"."""
         keep = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, (x.shape[0], 1, 1))
         return jnp.where(keep, x / (1.0 - rate).astype(x.dtype), 0)
 
 
 class EncoderBlock(nn.Module):
-    """z' = MSA(LN(z)) + z, then z = MLP(LN(z')) + z' (equations 2 and 3 of the ViT paper).
+    """An encoder block: self-attention and an MLP, each a residual branch with a LayerNorm.
 
-    With `pre_norm` False, z' = LN(MSA(z) + z), then z = LN(MLP(z') + z') (section 3.1 of "Attention Is All You Need").
+    With `pre_norm` (equations 2 and 3 of the ViT paper <https://arxiv.org/abs/2010.11929>):
+
+        z' = MSA(LN(z)) + z
+        z = MLP(LN(z')) + z'
+
+    Without `pre_norm` (section 3.1 of "Attention Is All You Need" <https://arxiv.org/abs/1706.03762>):
+
+        z' = LN(MSA(z) + z)
+        z = LN(MLP(z') + z')
 
     Raises:
-        ValueError: if `residual_from_norm` is True and `pre_norm` False.
+        ValueError: `residual_from_norm` is True and `pre_norm` is False.
     """
 
-    num_heads: int  # H; must divide D
-    mlp_dim: int  # hidden width of the MLP
-    dropout: float = 0.0  # on the attention's output and in the MLP
-    attention_dropout: float = 0.0  # on the attention weights
-    attention_scale: float | None = None  # of the logits; None: 1/√(head width)
-    qkv_bias: bool = True  # biases of queries, keys and values
-    qk_norm: bool = False  # LayerNorm on queries and keys
-    layer_scale: float | None = None  # initial factor of each residual branch; None: no LayerScale
-    pre_norm: bool = True  # norms before the branches; False: behind the sums
-    residual_from_norm: bool = False  # attention's residual adds the normalised input
-    activation: Activation = "gelu"  # of the MLP
-    norm_eps: float = 1e-6  # of every LayerNorm
-    use_bias: bool = True  # in the layers and in the norms
-    dtype: str = "float32"  # of the computation; parameters are float32
+    num_heads: int  # H, number of attention heads; must divide D.
+    mlp_dim: int  # Hidden width of the MLP.
+    dropout: float = 0.0  # Dropout rate on the attention output and in the MLP.
+    attention_dropout: float = 0.0  # Dropout rate on the attention weights.
+    attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width).
+    qkv_bias: bool = True  # Biases of queries, keys and values, if use_bias.
+    qk_norm: bool = False  # LayerNorm on queries and keys.
+    layer_scale: float | None = None  # Initial factor of LayerScale on each residual branch; None: no LayerScale.
+    pre_norm: bool = True  # LayerNorm before each residual branch; False: after each residual sum.
+    residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z.
+    activation: Activation = "gelu"  # Activation function of the MLP.
+    norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance.
+    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(
@@ -117,12 +133,21 @@ class EncoderBlock(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B N D"], Float[Array, "B H N N"] | None]:
-        """One block; `drop_path` is this block's rate (None: never), used only when `train`.
+        """Apply the block.
 
-        `mask`, True = attend, broadcasts to [B, H, N, N]; tokens past `lengths` are not attended to.
+        Args:
+            x: tokens.
+            drop_path: stochastic depth rate of this block, used only with `train`. None: no stochastic depth.
+            mask: True where a token may attend to another; broadcastable to [B, H, N, N].
+            lengths: number of valid tokens of each example; later tokens are padding and no token attends to them.
+            train: use dropout and stochastic depth, drawn from the rng "dropout".
+            return_attention: also return the attention weights.
+
+        Returns:
+            (tokens, attention weights or None).
         """
         if self.residual_from_norm and not self.pre_norm:
-            raise ValueError("residual_from_norm needs pre_norm True, got False: there is no norm before the branch")
+            raise ValueError("pre_norm must be True if residual_from_norm is True, got False")
 
         def branch(y, scale_name: str):
             if self.layer_scale is not None:
@@ -145,22 +170,24 @@ class EncoderBlock(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Self-attention, attention to the encoder's memory, MLP: three residual branches, each with a LayerNorm behind the
-    sum, or before the branch with `pre_norm` (section 3.1 of "Attention Is All You Need").
+    """A decoder block: self-attention, cross-attention to the encoder's memory, and an MLP.
+
+    Each is a residual branch with a LayerNorm: after the residual sum, or before the branch with `pre_norm` (section
+    3.1 of "Attention Is All You Need" <https://arxiv.org/abs/1706.03762>).
 
     Raises:
-        ValueError: if the memory is None and not in a cache.
+        ValueError: the memory is None and `cache` is False.
     """
 
-    num_heads: int  # H; must divide D
-    mlp_dim: int  # hidden width of the MLP
-    dropout: float = 0.0  # on each attention's output and in the MLP
-    attention_dropout: float = 0.0  # on the attention weights
-    pre_norm: bool = False  # norms before the branches; False: behind the sums
-    activation: Activation = "relu"  # of the MLP
-    norm_eps: float = 1e-5  # of every LayerNorm
-    use_bias: bool = True  # in the layers and in the norms
-    dtype: str = "float32"  # of the computation; parameters are float32
+    num_heads: int  # H, number of attention heads; must divide D.
+    mlp_dim: int  # Hidden width of the MLP.
+    dropout: float = 0.0  # Dropout rate on both attention outputs and in the MLP.
+    attention_dropout: float = 0.0  # Dropout rate on the attention weights.
+    pre_norm: bool = False  # LayerNorm before each residual branch; False: after each residual sum.
+    activation: Activation = "relu"  # Activation function of the MLP.
+    norm_eps: float = 1e-5  # Epsilon of every LayerNorm, added to the variance.
+    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(
@@ -176,10 +203,14 @@ class DecoderBlock(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B H T _"], Float[Array, "B H T _"]] | None]:
-        """One block, with `return_attention` the weights on the target and on the memory; see `Transformer.decode`."""
+        """Apply the block: return (tokens, (weights on the target, weights on the memory) or None).
+
+        The arguments are those of `Transformer.decode`, without the prefixes "target_" and "source_". `lengths` belongs
+        to the target, and `memory_lengths` to the memory.
+        """
         if memory is None and not cache:
             raise ValueError(
-                "memory must be the encoder's output, got None; only with cache=True may later parts omit it"
+                "memory must be the encoder's output, got None. Pass it; only with cache=True may later parts omit it"
             )
 
         def attention(name: str):
@@ -222,9 +253,10 @@ class DecoderBlock(nn.Module):
 
 
 def _residual(x, layer: Callable, norm: LayerNorm, pre_norm: bool, from_norm: bool = False) -> tuple[Array, Any]:
-    """(x + layer(norm(x)), attention weights), or norm(x + layer(x)) if not `pre_norm`.
+    """Apply a residual branch: return (x + layer(norm(x)), attention weights).
 
-    `layer` returns (its output, attention weights). With `from_norm`, the sum is norm(x) + layer(norm(x)).
+    Without `pre_norm` the result is norm(x + layer(x)); with `from_norm` it is norm(x) + layer(norm(x)). `layer`
+    returns (output, attention weights).
     """
     y = norm(x) if pre_norm else x
     if from_norm:
@@ -234,10 +266,10 @@ def _residual(x, layer: Callable, norm: LayerNorm, pre_norm: bool, from_norm: bo
 
 
 def layer_norm(module, name: str | None = None) -> LayerNorm:
-    """A LayerNorm with the options of `module`."""
+    """Create a LayerNorm with the options of `module`."""
     return submodule(LayerNorm, module, eps=module.norm_eps, name=name)
 
 
 def is_valid(lengths: Int[Array, " B"], size: int) -> Bool[Array, "B {size}"]:
-    """True for the first `lengths` of `size` positions, False for the padding behind them."""
+    """Return a mask [B, size]: True for the first `lengths` positions, False for the padding after them."""
     return jnp.arange(size) < lengths[:, None]

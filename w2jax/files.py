@@ -1,4 +1,4 @@
-"""Strict JSON, and writes that leave either the old file or the new one. This module imports no JAX."""
+"""Read strict JSON, and write files atomically: a file has either its old or its new content. Imports no JAX."""
 
 import io
 import json
@@ -11,29 +11,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-MAX_JSON = 100_000_000  # bytes; the safetensors library accepts no longer header
+MAX_JSON = 100_000_000  # bytes; the safetensors library has the same limit for its header
 _TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file.
+    """Read a JSON object from a file.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not a JSON object, has a duplicate key, or is longer than `MAX_JSON`.
+        ValueError: the content is not a JSON object, has a duplicate key, or is longer than `MAX_JSON`.
     """
     with path.open("rb") as file:
         content = file.read(MAX_JSON + 1)
     if len(content) > MAX_JSON:
-        raise ValueError(f"{path} must be JSON of at most {MAX_JSON} bytes, got more")
+        raise ValueError(f"{path} must be a JSON file of at most {MAX_JSON} bytes, got a longer file")
     return json_object(str(path), content)
 
 
 def json_object(source: str, content: bytes) -> dict[str, Any]:
-    """Parses a JSON object.
+    """Parse a JSON object.
 
     Raises:
-        ValueError: it is not one, or has a duplicate key; the message begins with `source`.
+        ValueError: `content` is not a JSON object or has a duplicate key. The message begins with `source`.
     """
     try:
         value = json.loads(content.decode(), object_pairs_hook=_without_duplicates)
@@ -52,17 +52,20 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def string_map(value: Any) -> dict[str, str] | None:
-    """`value` if it is a dict of strings by string, else None."""
+    """Return `value` if it is a dict with string keys and string values, else None."""
     valid = isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
     return value if valid else None
 
 
 def write_files_atomic(files: Mapping[Path, Callable[[io.BufferedWriter], object]]) -> None:
-    """Writes each file by its function. If one fails, every target keeps its old content and no new file is left.
+    """Write several files, each with its own function. If one write fails, all files keep their old content.
 
-    Several files cannot be replaced in one step. All are written next to their targets first and then renamed in the
-    order given: put the file that makes the others valid last. A killed process leaves files that `is_temporary`
-    recognises.
+    Each file is first written to a temporary file in the same folder. Then the temporary files are renamed in the
+    given order, because several files cannot be replaced in one step. Put the file that makes the others valid last.
+    If the process is killed, temporary files may remain; `is_temporary` recognises their names.
+
+    Args:
+        files: for each path, a function that writes the content to an open binary file.
     """
     staged: dict[Path, Path] = {}
     try:
@@ -83,12 +86,12 @@ def write_files_atomic(files: Mapping[Path, Callable[[io.BufferedWriter], object
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of that name is left over from a killed `write_files_atomic`."""
+    """Return True if `name` is the name of a temporary file of `write_files_atomic`."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes renames survive a power failure, where the system can open a folder (Windows cannot)."""
+    """Write renames in a folder to disk, so that they survive a power failure. Windows cannot do this."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

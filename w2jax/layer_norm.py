@@ -1,4 +1,6 @@
-"""Layer normalization (Ba, Kiros & Hinton 2016, "Layer Normalization", arXiv 1607.06450), over the last axis.
+"""Layer normalization over the last axis.
+
+Ba, Kiros & Hinton 2016, "Layer Normalization" <https://arxiv.org/abs/1607.06450>.
 
 Axis names: D width.
 """
@@ -11,19 +13,19 @@ from w2jax.kernels.layer_norm import standardize
 
 
 class LayerNorm(nn.Module):
-    """(x − mean) / √(variance + eps) · scale + bias, as torch.nn.LayerNorm; statistics in float32 at least.
+    """Layer normalization, as in torch.nn.LayerNorm: (x − mean) / √(variance + eps) · scale + bias.
 
-    Equation 3 of the paper: mean and biased variance of the vector's own values. Parameters: `scale` [D], and `bias`
-    [D] with `use_bias`, as in flax.linen.LayerNorm.
+    Mean and biased variance are those of each vector's own values (equation 3 of the paper). They are computed in
+    float32 or a wider type. Parameters: `scale` [D], and with `use_bias` also `bias` [D], as in flax.linen.LayerNorm.
     """
 
-    eps: float  # added to the variance
-    use_bias: bool = True  # a learned bias beside the learned scale
-    dtype: str = "float32"  # of the result; parameters are float32
+    eps: float  # Epsilon, added to the variance.
+    use_bias: bool = True  # Add a learned bias.
+    dtype: str = "float32"  # Data type of the result; parameters stay float32.
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """Each vector normalised by itself."""
+        """Normalise each vector along the last axis."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         y = standardize(x.astype(jnp.promote_types(x.dtype, jnp.float32)), self.eps) * scale
         if self.use_bias:

@@ -1,7 +1,11 @@
-"""Priors of an adversarial autoencoder's codes (Makhzani et al. 2015, arXiv 1511.05644, section 2.2).
+"""Prior distributions of an adversarial autoencoder's codes.
 
-Each is a map from the unit square (or cube) whose first coordinate runs through the K classes in order, so that every
-class has its own part of the prior, with 1/K of the mass. Axis names: B batch, Z latent size.
+Makhzani et al. 2015, "Adversarial Autoencoders", section 2.2 <https://arxiv.org/abs/1511.05644>.
+
+Each prior maps uniform points of the unit square (or cube) to codes. The first coordinate runs through the K classes
+in order, so each class has its own region of the prior with probability 1/K.
+
+Axis names: B batch, Z latent size.
 """
 
 from typing import Literal, get_args
@@ -13,11 +17,11 @@ from jaxtyping import Array, Float, Int, Key
 
 Prior = Literal["gaussian", "mixture", "swiss_roll", "uniform"]
 
-# Uniform numbers are clipped by this much, so that normal quantiles are finite: at most 4.8 standard deviations.
+# Uniform numbers are clipped to [_MARGIN, 1 - _MARGIN]. So normal quantiles are at most 4.8 standard deviations.
 _MARGIN = 1e-6
-# Of the mixture, relative to the distance of its centres from the origin: along the radius, and across it.
+# Mixture: standard deviations along the radius and across it, divided by the distance of the centres from the origin.
 _ALONG, _ACROSS = 0.25, 0.06
-# Of the roll, relative to its outer radius: half turns, and the standard deviation of its thickness.
+# Swiss roll: number of half turns; standard deviation of the thickness, divided by the outer radius.
 _HALF_TURNS, _THICKNESS = 4.0, 0.03
 
 
@@ -30,20 +34,23 @@ def sample_prior(
     classes: Int[Array, "B"] | None = None,
     num_classes: int = 10,
 ) -> Float[Array, "B Z"]:
-    """`count` codes of `size` numbers.
+    """Draw `count` codes from a prior.
 
     Args:
-        key: the random key.
-        prior: its name.
-        count: B.
-        size: Z; must be 2 for the mixture and the Swiss roll.
-        scale: see `place_codes`.
-        classes: the class of each code, which is drawn from that class's part of the prior. -1, or None for all codes,
-            draws from the whole prior.
-        num_classes: K.
+        key: random key.
+        prior: name of the prior.
+        count: B, number of codes.
+        size: Z, numbers per code; must be 2 for the mixture and the Swiss roll.
+        scale: size of the prior, as in `place_codes`.
+        classes: class of each code [B]: the code is drawn from the region of this class. -1: from the whole prior.
+            None: all codes are drawn from the whole prior.
+        num_classes: K, number of classes.
+
+    Returns:
+        Codes [B, Z].
 
     Raises:
-        ValueError: if the prior does not exist in this size.
+        ValueError: the prior does not exist for this `size`, or `scale` or `num_classes` is not above 0.
     """
     square = jax.random.uniform(key, (count, size))
     if classes is not None:
@@ -55,15 +62,26 @@ def sample_prior(
 def place_codes(
     square: Float[Array, "B Z"], prior: Prior, scale: float = 1.0, num_classes: int = 10
 ) -> Float[Array, "B Z"]:
-    """Maps points of the unit square or cube to codes; uniformly distributed points become a sample of the prior.
+    """Map points of the unit square or cube to codes. Uniformly distributed points become samples of the prior.
 
-    "gaussian": `scale` is the standard deviation; classes are stripes across the first axis.
-    "uniform": `scale` is half the side of a square around the origin; classes are stripes across the first axis.
-    "mixture": K Gaussians, elongated along the radius, on a circle of radius `scale`; one for each class.
-    "swiss_roll": a spiral that ends at radius `scale`; classes follow each other from the inside out.
+    - "gaussian": a normal distribution with standard deviation `scale`. Classes are stripes, ordered along the first
+      axis.
+    - "uniform": a square (or cube) around the origin with sides of length 2 · `scale`. Classes are stripes, ordered
+      along the first axis.
+    - "mixture": K Gaussians on a circle with radius `scale`, elongated along the radius. Each class is one Gaussian.
+    - "swiss_roll": a spiral that ends at radius `scale`. The classes are consecutive parts, from the inside out.
+
+    Args:
+        square: points [B, Z] with coordinates from 0 to 1; Z must be 2 for the mixture and the Swiss roll.
+        prior: name of the prior.
+        scale: size of the prior, as listed above.
+        num_classes: K, number of classes; only the mixture uses it.
+
+    Returns:
+        Codes [B, Z].
 
     Raises:
-        ValueError: if the prior does not exist in this size.
+        ValueError: the prior does not exist for this Z, or `scale` or `num_classes` is not above 0.
     """
     check_prior(prior, square.shape[-1], scale, num_classes)
     inside = jnp.clip(square, _MARGIN, 1.0 - _MARGIN)
@@ -76,10 +94,10 @@ def place_codes(
         component = jnp.floor(along * num_classes)
         angle = 2.0 * jnp.pi * component / num_classes
         radius = 1.0 + _ALONG * across
-        # The rest of the first coordinate, evenly spread within the component, is a second normal number.
+        # Within its component the first coordinate is uniform. Its normal quantile is the second normal number.
         offset = _ACROSS * ndtri(jnp.clip(along * num_classes - component, 1e-4, 1.0 - 1e-4))
     else:
-        # The square root spreads the codes evenly over the length of the roll.
+        # With the square root, the codes are distributed evenly along the length of the roll.
         angle = jnp.pi * _HALF_TURNS * jnp.sqrt(along)
         radius = jnp.sqrt(along) + _THICKNESS * across
         offset = jnp.zeros_like(radius)
@@ -88,10 +106,10 @@ def place_codes(
 
 
 def check_prior(prior: Prior, size: int, scale: float, num_classes: int) -> None:
-    """Raises a ValueError if the prior does not exist in this size, or scale or num_classes is not above 0."""
+    """Raise a ValueError if the prior does not exist for this `size`, or `scale` or `num_classes` is not above 0."""
     if prior not in get_args(Prior):
         raise ValueError(f"prior must be one of {', '.join(get_args(Prior))}, got {prior!r}")
     if size != 2 and prior in ("mixture", "swiss_roll"):
-        raise ValueError(f"the prior {prior} lies in a plane: latent_size must be 2, got {size}")
+        raise ValueError(f"latent_size must be 2 for the prior {prior}, got {size}")
     if scale <= 0.0 or num_classes < 1:
         raise ValueError(f"prior_scale and prior_classes must be above 0, got {scale} and {num_classes}")

@@ -1,6 +1,7 @@
-"""What LSTM, GRU and RNN share: layers, directions, lengths and states, as in torch.nn.
+"""The code that LSTM, GRU and RNN share: layers, directions, sequence lengths and states, as in torch.nn.
 
-Axis names: B batch, T time, I input width, H hidden width, G gates. Inside, time is the first axis, as a scan reads it.
+Axis names: B batch, T time, I input width, H hidden width, G gates. Internally time is the first axis, because
+`jax.lax.scan` iterates over the first axis.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,38 +19,50 @@ from w2jax.module import Inputs, Size, abstract
 
 Lengths = Int[Array, "..."] | np.ndarray | Sequence[int]
 States = tuple[Array, ...]
-Shape = tuple[Any, ...]  # of ints, or of sizes that `jax.export` leaves open
+Shape = tuple[Any, ...]  # ints, or symbolic sizes under `jax.export`
 # (x [T, B, I], states [B, ·], valid [T, B, 1] or None) -> (out [T, B, H], final states)
 Layer = Callable[[Array, States, Array | None], tuple[Array, States]]
 
 
 class Recurrent(nn.Module):
-    """The options that LSTM, GRU and RNN share, and the loop over layers and directions.
+    """Base class of LSTM, GRU and RNN: the shared options, and the loop over layers and directions.
 
-    Parameters are under `forward_0`, `backward_0`, `forward_1`, …: one group for each layer and direction.
+    Parameters are grouped by layer and direction: `forward_0`, `backward_0`, `forward_1`, ….
 
     Raises:
-        ValueError: if an option is outside its range, or lengths or initial states do not fit the input.
+        ValueError: an option is outside its range, or the lengths or the initial states do not fit the input.
     """
 
-    hidden_size: int  # H
-    num_layers: int = 1  # one on top of the other
-    bias: bool = True  # two of them, on the input's and on the hidden state's product, as in torch
-    dropout: float = 0.0  # on the output of every layer but the last
-    bidirectional: bool = False  # a second set of parameters reads backwards; the outputs are concatenated
-    time_major: bool = False  # input and output are [T, B, ·] instead of [B, T, ·]
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products; the rest is computed in float32
+    hidden_size: int  # H, width of the hidden state.
+    num_layers: int = 1  # Number of stacked layers.
+    bias: bool = True  # Two biases, as in torch: b_ih for the input and b_hh for the hidden state.
+    dropout: float = 0.0  # Dropout rate on the output of every layer except the last.
+    bidirectional: bool = False  # Also run each layer backwards, with other parameters, and concatenate the outputs.
+    time_major: bool = False  # Input and output are [T, B, ·] instead of [B, T, ·].
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of the matrix products; the rest uses float32.
 
     def run_layers(
         self,
-        make_layer: Callable[[str, bool], Layer],  # from its name and whether it reads backwards
-        widths: Sequence[int],  # of the states, of which the first is the output too
+        make_layer: Callable[[str, bool], Layer],
+        widths: Sequence[int],
         x: Array,
         initial: States | None,
         lengths: Lengths | None,
         train: bool,
     ) -> tuple[Array, States]:
-        """(output, final states); for shapes see the `__call__` of each module."""
+        """Run all layers and directions. The shapes are given in the `__call__` of each module.
+
+        Args:
+            make_layer: function (name, reverse) → layer; `reverse` is True for the backward direction.
+            widths: widths of the states; the first state is also the output of a step.
+            x: input.
+            initial: initial states. None: zeros.
+            lengths: number of valid steps of each sequence. None: no padding.
+            train: use dropout.
+
+        Returns:
+            (output of the last layer, final states).
+        """
         self._check(x.shape)
         x, (batch,) = pack([x.astype(self.dtype)], "t * i" if self.time_major else "* t i")
         x = x if self.time_major else rearrange(x, "b t i -> t b i")
@@ -57,7 +70,7 @@ class Recurrent(nn.Module):
         states = self._initial_states(initial, widths, len(directions), tuple(batch))
         valid = None if lengths is None else _valid_steps(lengths, x.shape[0], tuple(batch))
         if valid is not None:
-            x = jnp.where(valid, x, 0)  # 0 · NaN is NaN, so NaN in padding must not reach the gradient's products
+            x = jnp.where(valid, x, 0)  # 0 · NaN is NaN: NaN in the padding would make the gradients NaN
 
         final_states = []
         for layer in range(self.num_layers):
@@ -77,17 +90,17 @@ class Recurrent(nn.Module):
         return x, tuple(unpack(state, [batch], "l * h")[0] for state in stacked)
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
         return (abstract(1, 1, size("forward_0/input_kernel", 0, 1)),)
 
     def _initial_states(self, initial: States | None, widths: Sequence[int], directions: int, batch: Shape) -> States:
-        """Each [layers · directions, B, width]."""
+        """Return the initial states, each [layers · directions, B, width]."""
         shapes = [(self.num_layers * directions, *batch, width) for width in widths]
         if initial is None:
             initial = tuple(jnp.zeros(shape) for shape in shapes)
         if [state.shape for state in initial] != shapes:
             raise ValueError(
-                f"initial states must be [layers · directions, batch, width], here {shapes}, "
+                f"initial states must have the shapes {shapes} (layers · directions, batch, width), "
                 f"got {[state.shape for state in initial]}"
             )
         return tuple(pack([state.astype(self.dtype)], "l * h")[0] for state in initial)
@@ -95,38 +108,42 @@ class Recurrent(nn.Module):
     def _check(self, shape: Shape) -> None:
         if len(shape) not in (2, 3) or 0 in shape:
             raise ValueError(
-                f"the input must be [B, T, I], [T, B, I] or [T, I], each at least 1, got the shape {shape}"
+                "the input must be [B, T, I], [T, B, I] (with time_major) or [T, I], without empty axes, "
+                f"got the shape {shape}"
             )
         if self.hidden_size < 1 or self.num_layers < 1:
             raise ValueError(
-                f"hidden_size and num_layers must be at least 1, got {self.hidden_size} and {self.num_layers}"
+                f"hidden_size and num_layers must be at least 1, got hidden_size {self.hidden_size} and "
+                f"num_layers {self.num_layers}"
             )
         if not 0.0 <= self.dropout <= 1.0:
             raise ValueError(f"dropout must be from 0 to 1, got {self.dropout}")
 
 
 def _valid_steps(lengths: Lengths, steps: int, batch: Shape) -> Bool[Array, "T B 1"]:
-    """True before each sequence's end."""
+    """Return a mask [T, B, 1] that is True for the valid steps of each sequence."""
     concrete = not isinstance(lengths, Tracer)
     lengths = np.asarray(lengths) if concrete else lengths
     if lengths.shape != batch or not jnp.issubdtype(lengths.dtype, jnp.integer):
-        raise ValueError(f"lengths must be integers of shape {batch}, got {lengths.dtype} of shape {lengths.shape}")
+        raise ValueError(
+            f"lengths must be integers of shape {batch} (batch), got {lengths.dtype} of shape {lengths.shape}"
+        )
     if concrete and not ((lengths >= 1) & (lengths <= steps)).all():
-        raise ValueError(f"lengths must be from 1 to the input's {steps}, got {lengths.tolist()}")
+        raise ValueError(f"lengths must be from 1 to {steps} (steps of the input), got {lengths.tolist()}")
     return rearrange(jnp.arange(steps)[:, None] < lengths.reshape(-1), "t b -> t b 1")
 
 
 def project_input(
     x: Float[Array, "T B I"], kernel: Float[Array, "I G H"], bias: Float[Array, "G H"] | None
 ) -> Float[Array, "T B G H"]:
-    """The input's part of all gates, x W + b, of all steps in one matrix product; in the dtype of x."""
+    """Compute the input's part of all gates, x W + b, for all steps in one matrix product. The result has x's dtype."""
     gates = jnp.einsum("tbi,igh->tbgh", x, kernel.astype(x.dtype))
     if bias is None:
         return gates
-    return (gates.astype(bias.dtype) + bias).astype(x.dtype)  # so the bias's gradient is summed in float32
+    return (gates.astype(bias.dtype) + bias).astype(x.dtype)  # sums the gradient of the bias in float32
 
 
 def uniform_init(hidden_size: int) -> nn.initializers.Initializer:
-    """U(−1/√H, 1/√H), the distribution of torch's initial recurrent parameters; H is `hidden_size`."""
+    """Return the initializer U(−1/√H, 1/√H) of torch's recurrent layers, where H is `hidden_size`."""
     bound = hidden_size**-0.5
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)

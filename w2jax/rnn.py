@@ -1,9 +1,11 @@
-"""The simple recurrent network and the GRU, equal to torch.nn.RNN and torch.nn.GRU.
+"""The simple RNN and the GRU, with the same equations and the same outputs as torch.nn.RNN and torch.nn.GRU.
 
-Elman 1990, "Finding Structure in Time"; Cho et al. 2014, "Learning Phrase Representations using RNN Encoder–Decoder for
-Statistical Machine Translation", arXiv 1406.1078, section 2.3.
+RNN: Elman 1990, "Finding Structure in Time" <https://doi.org/10.1207/s15516709cog1402_1>. GRU: Cho et al. 2014,
+"Learning Phrase Representations using RNN Encoder–Decoder for Statistical Machine Translation", section 2.3
+<https://arxiv.org/abs/1406.1078>.
 
-Axis names: B batch, T time, I input width, H hidden width, G gates.
+Axis names: B batch, T time, I input width, H hidden width, G gates, L layers times directions, O output width times
+directions.
 """
 
 from collections.abc import Callable
@@ -22,13 +24,15 @@ Cell = Callable[[Array, Array, Array], Array]
 
 
 class RNN(Recurrent):
-    """A multi-layer RNN: h ← tanh(x W_ih + b_ih + h W_hh + b_hh), or relu of it.
+    """A multi-layer RNN with the equation of torch.nn.RNN: h ← tanh(x W_ih + b_ih + h W_hh + b_hh), or ReLU.
 
-    Parameters of a layer and direction: `input_kernel` [I, 1, H], `hidden_kernel` [H, 1, H], `input_bias` and
-    `hidden_bias` [1, H].
+    See <https://docs.pytorch.org/docs/stable/generated/torch.nn.RNN.html>.
+
+    Parameters of each layer and direction: `input_kernel` [I, 1, H], `hidden_kernel` [H, 1, H], `input_bias` [1, H]
+    and `hidden_bias` [1, H].
     """
 
-    nonlinearity: Literal["tanh", "relu"] = "tanh"  # of the hidden state
+    nonlinearity: Literal["tanh", "relu"] = "tanh"  # Function that computes the next hidden state: tanh or ReLU.
 
     @nn.compact
     def __call__(
@@ -38,30 +42,37 @@ class RNN(Recurrent):
         lengths: Lengths | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "*batch T O"], Float[Array, "L ... H"]]:
-        """Read sequences; arguments as in `LSTM`, whose state is h alone.
+        """Run the network over a batch of sequences.
+
+        Args:
+            x: input [B, T, I] ([T, B, I] if `time_major`), or one sequence [T, I].
+            initial_state: h [L, B, H] with L = layers · directions, ordered as in `LSTM`. None: zeros.
+            lengths: number of valid steps of each sequence, integers [B] from 1 to T; padding is handled as in `LSTM`.
+            train: use dropout, drawn from the rng "dropout".
 
         Returns:
-            (out [B, T, H · directions] of the last layer, h [layers · directions, B, H]).
+            (out, h): outputs of the last layer [B, T, H · directions], and the final states [L, B, H].
 
         Raises:
-            ValueError: if an option is outside its range, or lengths or the state do not fit the input.
+            ValueError: an option is outside its range, or the lengths or the state do not fit the input.
         """
         activate = activation(self.nonlinearity)
         return _run(self, 1, lambda x, hidden, h: activate(x + hidden)[:, 0], x, initial_state, lengths, train)
 
 
 class GRU(Recurrent):
-    """A multi-layer GRU, with gates in the order r, z, n, as in torch:
+    """A multi-layer GRU with the equations and the gate order (r, z, n) of torch.nn.GRU.
 
         r = σ(x W_ir + b_ir + h W_hr + b_hr)
         z = σ(x W_iz + b_iz + h W_hz + b_hz)
         n = tanh(x W_in + b_in + r (h W_hn + b_hn))
         h ← (1 − z) n + z h
 
-    As in torch, r multiplies h W_hn + b_hn; in the paper it multiplies h itself.
+    As in torch, r multiplies h W_hn + b_hn. In the paper, r multiplies h before the matrix product. The equations are
+    those of <https://docs.pytorch.org/docs/stable/generated/torch.nn.GRU.html>.
 
-    Parameters of a layer and direction: `input_kernel` [I, 3, H], `hidden_kernel` [H, 3, H], `input_bias` and
-    `hidden_bias` [3, H].
+    Parameters of each layer and direction: `input_kernel` [I, 3, H], `hidden_kernel` [H, 3, H], `input_bias` [3, H]
+    and `hidden_bias` [3, H].
     """
 
     @nn.compact
@@ -72,13 +83,19 @@ class GRU(Recurrent):
         lengths: Lengths | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "*batch T O"], Float[Array, "L ... H"]]:
-        """Read sequences; arguments as in `LSTM`, whose state is h alone.
+        """Run the network over a batch of sequences.
+
+        Args:
+            x: input [B, T, I] ([T, B, I] if `time_major`), or one sequence [T, I].
+            initial_state: h [L, B, H] with L = layers · directions, ordered as in `LSTM`. None: zeros.
+            lengths: number of valid steps of each sequence, integers [B] from 1 to T; padding is handled as in `LSTM`.
+            train: use dropout, drawn from the rng "dropout".
 
         Returns:
-            (out [B, T, H · directions] of the last layer, h [layers · directions, B, H]).
+            (out, h): outputs of the last layer [B, T, H · directions], and the final states [L, B, H].
 
         Raises:
-            ValueError: if an option is outside its range, or lengths or the state do not fit the input.
+            ValueError: an option is outside its range, or the lengths or the state do not fit the input.
         """
 
         def cell(x, hidden, h):
@@ -90,10 +107,10 @@ class GRU(Recurrent):
 
 
 def activation(nonlinearity: str) -> Callable[[Array], Array]:
-    """The nonlinearity of that name.
+    """Return the function named "tanh" or "relu".
 
     Raises:
-        ValueError: if it is neither "tanh" nor "relu".
+        ValueError: `nonlinearity` is neither "tanh" nor "relu".
     """
     functions = {"tanh": jnp.tanh, "relu": nn.relu}
     if nonlinearity not in functions:
@@ -112,19 +129,25 @@ def _run(module: Recurrent, gates: int, cell: Cell, x, initial_state, lengths, t
 
 
 class RecurrentLayer(nn.Module):
-    """One layer in one direction, time first."""
+    """One layer of an RNN or GRU in one direction, with time as the first axis."""
 
-    hidden_size: int  # H
-    gates: int  # G
-    cell: Cell  # the next h from the products of input and hidden state
-    bias: bool  # on the input's and on the hidden state's product
-    reverse: bool  # reads from the end
+    hidden_size: int  # H, width of the hidden state.
+    gates: int  # G, number of gates: 1 for the RNN, 3 for the GRU.
+    cell: Cell  # Function that computes the next h from the input's gates, the hidden state's gates, and h.
+    bias: bool  # Two biases: b_ih for the input and b_hh for the hidden state.
+    reverse: bool  # Process the sequence from the last step to the first.
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "T B I"], h: Float[Array, "B H"], valid: Bool[Array, "T B 1"] | None
     ) -> tuple[Float[Array, "T B H"], tuple[Float[Array, "B H"]]]:
-        """(outputs, (last h,)), from the state h; steps that are not `valid` leave it and output 0."""
+        """Run one layer: return (outputs, (final h,)).
+
+        Args:
+            x: input of the layer.
+            h: initial hidden state.
+            valid: False for steps that are padding: they do not change h, and their output is 0. None: all are valid.
+        """
         gates, dtype = (self.gates, self.hidden_size), x.dtype
         exact, init = jnp.promote_types(dtype, jnp.float32), uniform_init(self.hidden_size)
         input_kernel = self.param("input_kernel", init, (x.shape[-1], *gates))

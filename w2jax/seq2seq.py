@@ -1,4 +1,6 @@
-"""Tokens to tokens with the Transformer (Vaswani et al. 2017, "Attention Is All You Need", sections 3.4 and 3.5).
+"""A Transformer from source tokens to target tokens, with embeddings, positions and greedy decoding.
+
+Vaswani et al. 2017, "Attention Is All You Need", sections 3.4 and 3.5 <https://arxiv.org/abs/1706.03762>.
 
 Axis names: B batch, S source length, T target length, D width, V vocabulary, H heads.
 """
@@ -20,34 +22,37 @@ from w2jax.transformer import Transformer
 
 
 class Seq2Seq(nn.Module):
-    """Embed → Transformer → logits, with embeddings times √D, positions and tied output as in sections 3.4 and 3.5.
+    """A sequence-to-sequence model: token embedding → `Transformer` → logits of the next token.
+
+    As in sections 3.4 and 3.5 of the paper, embeddings are multiplied by √D, positions are added to them, and the
+    output layer is the target embedding (unless `tie_output` is False).
 
     Raises:
-        ValueError: if there are more tokens than `max_length`.
+        ValueError: a source or a target has more than `max_length` tokens.
     """
 
-    vocab_size: int  # V, of the target, and of the source too unless source_vocab_size is given
-    embed_dim: int  # D, width of every token
-    num_heads: int  # attention heads; must divide embed_dim
-    mlp_dim: int  # hidden width of each block's MLP
-    encoder_depth: int = 6  # number of encoder blocks
-    decoder_depth: int = 6  # number of decoder blocks
-    max_length: int = 512  # tokens at most, of a source and of a target
-    source_vocab_size: int | None = None  # of a separate source embedding; None: the source shares the target's
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # fixed waves, or a learned table
-    tie_output: bool = True  # the output layer is the target's embedding, without bias
-    dropout: float = 0.1  # on embeddings and wherever `Transformer` has it
-    activation: Activation = "relu"  # of the MLPs
-    pre_norm: bool = False  # norms before the branches; False: behind the sums
-    norm_eps: float = 1e-5  # of every LayerNorm
-    use_bias: bool = True  # in the layers and in the norms
-    dtype: str = "float32"  # of the computation; parameters and logits are float32
-    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
-    scan_layers: bool = False  # one compiled block a stack, parameters stacked along depth
+    vocab_size: int  # V, vocabulary size of the target; also of the source, unless source_vocab_size is set.
+    embed_dim: int  # D, width of every token.
+    num_heads: int  # Number of attention heads; must divide embed_dim.
+    mlp_dim: int  # Hidden width of the MLP in each block.
+    encoder_depth: int = 6  # Number of encoder blocks.
+    decoder_depth: int = 6  # Number of decoder blocks.
+    max_length: int = 512  # Maximum number of tokens in a source and in a target.
+    source_vocab_size: int | None = None  # Vocabulary size of a separate source embedding; None: one shared embedding.
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # Fixed sines and cosines, or a learned table.
+    tie_output: bool = True  # Use the target embedding as output layer, without bias; False: a separate linear layer.
+    dropout: float = 0.1  # Dropout rate on the embeddings and inside the Transformer.
+    activation: Activation = "relu"  # Activation function of the MLPs.
+    pre_norm: bool = False  # LayerNorm before each residual branch; False: after each residual sum.
+    norm_eps: float = 1e-5  # Epsilon of every LayerNorm, added to the variance.
+    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters and logits stay float32.
+    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
+    scan_layers: bool = False  # Compile one block per stack and scan over depth; parameters are stacked along depth.
 
     def setup(self):
         dtype = jnp.dtype(self.dtype)
-        # The standard deviation 1/√D becomes 1 by the factor √D, and tied logits start small.
+        # The factor √D scales the standard deviation 1/√D to 1. A tied output layer then starts with small logits.
         embed = partial(
             nn.Embed, features=self.embed_dim, embedding_init=nn.initializers.normal(self.embed_dim**-0.5), dtype=dtype
         )
@@ -73,9 +78,18 @@ class Seq2Seq(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B T V"], dict[str, list[Float[Array, "B H _ _"]]] | None]:
-        """Logits of the token behind each position of the target, and attention weights as `Transformer` returns them.
+        """Compute the logits of the next token at every position of the target.
 
-        Tokens behind `source_lengths` and `target_lengths` are padding. With `train`, needs the rng "dropout".
+        Args:
+            source_tokens: token ids [B, S].
+            target_tokens: token ids [B, T]; position t sees the target only up to position t.
+            source_lengths: number of tokens in each source; later tokens are padding. None: no padding.
+            target_lengths: number of tokens in each target; later tokens are padding. None: no padding.
+            train: use dropout, drawn from the rng "dropout".
+            return_attention: also return the attention weights.
+
+        Returns:
+            (logits [B, T, V] in float32, attention weights as `Transformer` returns them, or None).
         """
         memory, encoder = self.encode(source_tokens, source_lengths, train, return_attention)
         logits, decoder = self.decode(
@@ -84,7 +98,7 @@ class Seq2Seq(nn.Module):
         return logits, {"encoder": encoder, **decoder} if encoder is not None and decoder is not None else None
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; no size depends on the inputs."""
+        """Return the smallest inputs for `init`. No parameter shape depends on the inputs, so `size` is unused."""
         return abstract(1, 1, dtype=jnp.int32), abstract(1, 1, dtype=jnp.int32)
 
     def encode(
@@ -94,7 +108,10 @@ class Seq2Seq(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B S D"], list[Float[Array, "B H S S"]] | None]:
-        """The memory of a source, and with `return_attention` each block's weights."""
+        """Encode a source: return (memory [B, S, D], attention weights of each block or None).
+
+        The arguments are those of `__call__`.
+        """
         x = self._embed(self.source_embedding, self.source_positions, source_tokens, 0, train)
         return self.transformer.encode(x, source_lengths=source_lengths, train=train, return_attention=return_attention)
 
@@ -109,10 +126,24 @@ class Seq2Seq(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B T V"], dict[str, list[Float[Array, "B H T _"]]] | None]:
-        """Logits for a target given the memory of its source.
+        """Compute the logits for a target, given the memory of its source.
 
-        With `cache` the target comes in parts, as in `Transformer.decode`; `start` is the position of the part's first
-        token. Where a traced `start` leads past `max_length`, which cannot raise, the logits are NaN.
+        Args:
+            target_tokens: token ids [B, T]; with `cache`, the next part of the target.
+            memory: output of `encode` [B, S, D]; with `cache`, None from the second part on.
+            source_lengths: number of tokens in each source; later tokens are padding. None: no padding.
+            target_lengths: number of tokens in each target; must be None with `cache`.
+            start: position of the first token in `target_tokens`.
+            cache: process the target in consecutive parts, as in `Transformer.decode`.
+            train: use dropout, drawn from the rng "dropout".
+            return_attention: also return the attention weights.
+
+        Returns:
+            (logits [B, T, V] in float32, attention weights under "decoder" and "cross", or None). Under `jit`, where
+            `start` is traced and no error can be raised, logits at positions past `max_length` are NaN.
+
+        Raises:
+            ValueError: the tokens end past `max_length`.
         """
         x = self._embed(self.embedding, self.target_positions, target_tokens, start, train)
         x, attentions = self.transformer.decode(
@@ -136,21 +167,24 @@ class Seq2Seq(nn.Module):
         end_token: int | Int[Array, ""] | None = None,
         source_lengths: Int[Array, " B"] | None = None,
     ) -> Int[Array, "B {length}"]:
-        """Greedy decoding: `length` tokens, each the likeliest after `start_token` and the tokens before it.
+        """Generate target tokens by greedy decoding: each token is the most likely one after all previous tokens.
 
-        Each step decodes one token with cached keys and values; the loop ends early once all rows have ended. Compile
-        it as `jax.jit(model.generate, static_argnames="length")`.
+        Each step decodes one token and reuses cached keys and values. The loop stops early when all rows have ended.
+        Compile this method with `jax.jit(model.generate, static_argnames="length")`.
 
         Args:
-            variables: from `init`, or trained.
-            source_tokens: the source.
-            start_token: the token before the first, one for all rows or one for each.
+            variables: variables of the model, from `init` or from training.
+            source_tokens: token ids of the source [B, S].
+            start_token: token id before the first generated token: one for all rows, or one per row [B].
             length: number of tokens to generate.
-            end_token: ends a row, and fills the rest of it; None: no row ends early.
-            source_lengths: tokens of each source; the rest is padding.
+            end_token: token id that ends a row; the rest of the row is filled with it. None: no row ends early.
+            source_lengths: number of tokens in each source; later tokens are padding. None: no padding.
+
+        Returns:
+            Token ids [B, length], without `start_token`.
 
         Raises:
-            ValueError: if `length` is below 1 or above `max_length`.
+            ValueError: `length` is below 1 or above `max_length`.
         """
         if not 1 <= length <= self.max_length:
             raise ValueError(f"length must be from 1 to max_length {self.max_length}, got {length}")
@@ -159,7 +193,7 @@ class Seq2Seq(nn.Module):
         decode = partial(self.apply, source_lengths=source_lengths, cache=True, method="decode", mutable=["cache"])
 
         def step(tokens, done, last, cache, memory, i):
-            """Writes token i, decoded from `last`, token i - 1."""
+            """Decode token i from `last`, which is token i - 1, and write it to `tokens`."""
             (logits, _), state = decode({**variables, "cache": cache}, last[:, None], memory, start=i)
             last = logits[:, -1].argmax(-1).astype(jnp.int32)
             if end_token is not None:
@@ -176,7 +210,7 @@ class Seq2Seq(nn.Module):
         last = jnp.broadcast_to(jnp.asarray(start_token, jnp.int32), (batch,))
         cache = jax.eval_shape(init_cache, jax.random.key(0), tokens, memory)["cache"]
         cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
-        # The first step precedes the loop: it alone needs the memory, whose keys and values it leaves in the cache.
+        # Only the first step reads the memory and caches its keys and values, so this step is outside the loop.
         carry = 1, *step(tokens, jnp.zeros(batch, bool), last, cache, memory, 0)
         carry = jax.lax.while_loop(unfinished, lambda carry: (carry[0] + 1, *step(*carry[1:], None, carry[0])), carry)
         return carry[1]
@@ -186,7 +220,8 @@ class Seq2Seq(nn.Module):
         end = length if isinstance(start, Tracer) else int(start) + length
         if end > self.max_length:
             raise ValueError(
-                f"tokens must end at max_length {self.max_length}, got a position {end}. Cut them or raise max_length."
+                f"the tokens must have at most max_length {self.max_length} positions, got {end}. "
+                "Shorten them or increase max_length"
             )
         x = embedding(tokens) * self.embed_dim**0.5
         positions = positions.astype(x.dtype).at[start + jnp.arange(length)].get(mode="fill", fill_value=jnp.nan)
@@ -194,11 +229,16 @@ class Seq2Seq(nn.Module):
 
 
 def sinusoidal_positions(length: int, dim: int) -> Float[Array, "{length} {dim}"]:
-    """PE[t, 2i] = sin(t / 10,000^(2i/dim)) and PE[t, 2i+1] = cos of the same (section 3.5).
+    """Return fixed sine and cosine positions: the sinusoidal encoding of section 3.5 of the paper.
 
-    An odd `dim` ends with a sine.
+    PE[t, 2i] = sin(t / 10,000^(2i/dim)) and PE[t, 2i+1] = cos(t / 10,000^(2i/dim)). If `dim` is odd, the last column
+    is a sine.
+
+    Args:
+        length: number of positions.
+        dim: width of each position.
     """
-    # In float64 on the host: in float32 the angle at position 10,000 would be off by up to 0.0005.
+    # Computed in float64 with NumPy: in float32 the angle at position 10,000 would be wrong by up to 0.0005.
     angles = np.arange(length)[:, None] / 10_000.0 ** (np.arange(0, dim, 2) / dim)
     waves = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, -1)
     return jnp.asarray(waves[:, :dim], jnp.float32)

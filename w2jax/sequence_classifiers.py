@@ -1,4 +1,4 @@
-"""Classifiers of sequences, by attention and by an LSTM, such as an image read as a sequence of its rows.
+"""Classifiers of sequences, with attention or an LSTM. An image can be a sequence of its rows.
 
 Axis names: B batch, T steps, I width of a step, D model width, H heads, V classes.
 """
@@ -18,31 +18,38 @@ from w2jax.transformer import TransformerEncoder
 
 
 class AttentionClassifier(nn.Module):
-    """Embed each step → add its position → encoder → LayerNorm → mean over the steps → head.
+    """A sequence classifier: embed each step → add positions → encoder → LayerNorm → mean over steps → head.
 
-    The encoder is the ViT's: each block is multi-head attention and an MLP. The number of steps is that of the
-    sequences at `init`. Without the positions, the order of the steps would not matter.
+    The encoder is the ViT's: each block has multi-head attention and an MLP. The sequences at `init` determine the
+    number of steps. The positions are learned.
     """
 
-    num_classes: int  # V, width of the logits
-    embed_dim: int  # D
-    depth: int  # number of encoder blocks
-    num_heads: int  # H; must divide embed_dim
-    mlp_dim: int  # hidden width of each block's MLP
-    dropout: float = 0.0  # on embeddings, attention output and MLP
-    attention_dropout: float = 0.0  # on the attention weights
-    drop_path: float = 0.0  # stochastic depth: rate of the last block, 0 at the first
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
+    num_classes: int  # V, number of classes.
+    embed_dim: int  # D, width of every token.
+    depth: int  # Number of encoder blocks.
+    num_heads: int  # H, number of attention heads; must divide embed_dim.
+    mlp_dim: int  # Hidden width of the MLP in each block.
+    dropout: float = 0.0  # Dropout rate on embeddings, on attention outputs and in the MLPs.
+    attention_dropout: float = 0.0  # Dropout rate on the attention weights.
+    drop_path: float = 0.0  # Stochastic depth rate of the last block; the rate grows linearly from 0 at the first.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of activations and products; parameters stay float32.
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T I"], train: bool = False, return_attention: bool = False
     ) -> tuple[Float[Array, "B V"], list[Float[Array, "B H T T"]] | None]:
-        """Logits, and with `return_attention` each block's attention map; with `train`, needs the rng "dropout" if any
-        dropout is on.
+        """Classify sequences.
+
+        Args:
+            x: sequences; T must be the number of steps at `init`.
+            train: use dropout and stochastic depth, drawn from the rng "dropout".
+            return_attention: also return the attention weights.
+
+        Returns:
+            (logits [B, V] in float32, attention weights of each block or None).
 
         Raises:
-            ValueError: if embed_dim is not divisible by num_heads, or a rate is outside [0, 1).
+            ValueError: embed_dim is not divisible by num_heads, or a rate is outside [0, 1).
         """
         check_rates(dropout=self.dropout, attention_dropout=self.attention_dropout, drop_path=self.drop_path)
         dtype = jnp.dtype(self.dtype)
@@ -57,32 +64,40 @@ class AttentionClassifier(nn.Module):
         return x.astype(jnp.float32), attentions
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
         return (abstract(1, size("positions", 1, 1), size("embed/kernel", 0, 1)),)
 
 
 class LSTMClassifier(nn.Module):
-    """An LSTM reads the sequence; a linear layer maps its last output to logits.
+    """A sequence classifier: an LSTM, and a linear layer (the head) that maps its last output to logits.
 
-    Initialised like torch.nn.LSTM and torch.nn.Linear. The same linear layer on an earlier output gives the logits of
-    the sequence up to that step.
+    The parameters are initialised as in torch.nn.LSTM and torch.nn.Linear. The head can also be applied to an earlier
+    output; then it classifies the sequence up to that step.
     """
 
-    num_classes: int  # V, width of the logits
-    hidden_size: int  # of each LSTM layer
-    num_layers: int = 1  # LSTM layers, one on top of the other
-    dropout: float = 0.0  # on the output of every layer but the last
-    proj_size: int = 0  # width that each layer's output is projected to; 0: no projection
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the products; parameters are float32
+    num_classes: int  # V, number of classes.
+    hidden_size: int  # Hidden width of each LSTM layer.
+    num_layers: int = 1  # Number of stacked LSTM layers.
+    dropout: float = 0.0  # Dropout rate on the output of every layer except the last.
+    proj_size: int = 0  # Width to which the output of each layer is projected; 0: no projection.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T I"], train: bool = False, return_steps: bool = False
     ) -> tuple[Float[Array, "B V"], Float[Array, "B T V"] | None]:
-        """Logits, and with `return_steps` those after each step; with `train`, needs the rng "dropout" if it is on.
+        """Classify sequences.
+
+        Args:
+            x: sequences.
+            train: use dropout, drawn from the rng "dropout".
+            return_steps: also return the logits after each step.
+
+        Returns:
+            (logits [B, V], logits after each step [B, T, V] or None), in float32.
 
         Raises:
-            ValueError: if an option is outside its range.
+            ValueError: an option is outside its range.
         """
         out, _ = submodule(LSTM, self, name="lstm")(x, train=train)
         init = uniform_init(out.shape[-1])
@@ -93,5 +108,5 @@ class LSTMClassifier(nn.Module):
         return steps[:, -1], steps
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
         return (abstract(1, 1, size("lstm/forward_0/input_kernel", 0, 1)),)

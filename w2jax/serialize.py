@@ -1,4 +1,4 @@
-"""Modules as JSON: the class and the fields of a Linen module, as configs, run folders and weight files keep them."""
+"""Convert Linen modules to JSON and back: their class and fields, for configs, run folders and weight files."""
 
 import importlib
 import pkgutil
@@ -13,13 +13,13 @@ import w2jax
 from w2jax.module import field_names
 from w2jax.text import nearest
 
-# Classes by the names that files written before 0.1.0 have for them.
+# Class names in files written before version 0.1.0, and their names today.
 _RENAMED = {"Encoder": "AAEEncoder", "Decoder": "AAEDecoder", "Discriminator": "AAEDiscriminator"}
 
 
 @cache
 def module_classes() -> dict[str, type[nn.Module]]:
-    """Every Linen module class that a file of the package `w2jax` defines, by name."""
+    """Return all Linen module classes that the files of the package `w2jax` define, by name."""
     classes: dict[str, type[nn.Module]] = {}
     for info in pkgutil.iter_modules(w2jax.__path__):
         if info.ispkg:
@@ -34,12 +34,12 @@ def module_classes() -> dict[str, type[nn.Module]]:
 
 
 def module_class(name: Any) -> type[nn.Module]:
-    """The Linen module class of `w2jax` with that name, or with its name of today.
+    """Return the Linen module class of `w2jax` with this name, which may be a name from before version 0.1.0.
 
-    The name is only looked up among `w2jax`'s own classes: nothing that a file says is imported.
+    The name is only looked up among the classes of `w2jax`. A name from a file never imports other code.
 
     Raises:
-        ValueError: there is none; the nearest name is in the message.
+        ValueError: no class has this name. The message suggests the most similar name.
     """
     classes = module_classes()
     known = _RENAMED.get(name, name) if isinstance(name, str) else None
@@ -47,22 +47,23 @@ def module_class(name: Any) -> type[nn.Module]:
         return classes[known]
     close = nearest(name[:100], classes) if isinstance(name, str) else []
     raise ValueError(
-        f"a module's class must be one of w2jax, got {name!r}" + (f"; the nearest is {close[0]!r}" if close else "")
+        f"the class of a module must be a Linen module of w2jax, got {name!r}"
+        + (f"; did you mean {close[0]!r}?" if close else "")
     )
 
 
 def with_fields(module: nn.Module, values: Mapping[str, Any]) -> nn.Module:
-    """The module with other values of some fields.
+    """Return a copy of the module in which the fields in `values` have new values.
 
     Raises:
-        ValueError: it has no such field; the nearest name is in the message.
+        ValueError: the module has no such field. The message suggests the most similar name.
     """
     check_field_names(type(module), values)
     return module.clone(**values)
 
 
 def check_field_names(cls: type[nn.Module], names: Mapping[str, Any]) -> None:
-    """ValueError if a name is not that of a field of the class."""
+    """Raise a ValueError if one of the names is not a field of the class."""
     known = field_names(cls)
     for name in names:
         if name not in known:
@@ -72,7 +73,7 @@ def check_field_names(cls: type[nn.Module], names: Mapping[str, Any]) -> None:
 
 
 def module_to_json(module: nn.Module) -> dict[str, Any]:
-    """The class and the fields of a module; tuples stay tuples, which JSON writes as arrays."""
+    """Return the class name and the fields of a module. Tuples stay tuples, and JSON writes them as arrays."""
     values = {name: getattr(module, name) for name in field_names(module)}
     return {"class": type(module).__name__} | {
         name: module_to_json(value) if isinstance(value, nn.Module) else value for name, value in values.items()
@@ -80,7 +81,7 @@ def module_to_json(module: nn.Module) -> dict[str, Any]:
 
 
 def module_from_json(tree: Mapping[str, Any]) -> nn.Module:
-    """The module that `module_to_json` described; missing fields get their defaults.
+    """Build the module that `module_to_json` described. Missing fields get their default values.
 
     Raises:
         ValueError: the class or a field is unknown, a value has the wrong type, or a field without default is missing.
@@ -95,11 +96,12 @@ def module_from_json(tree: Mapping[str, Any]) -> nn.Module:
     try:
         return cls(**converted)
     except TypeError as error:
-        raise ValueError(f"the description of {cls.__name__} lacks a field: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"a field of {cls.__name__} is missing in its JSON description: {reason}") from error
 
 
 def _field_value(field: str, value: Any, expected: Any) -> Any:
-    """A JSON value as a field of type `expected`; ValueError if it does not fit."""
+    """Convert a JSON value to a field of type `expected`; raise a ValueError if its type is wrong."""
     if isinstance(value, Mapping) and _module_type(value) in (expected, *get_args(expected)):
         return module_from_json(value)
     value = tuple(value) if isinstance(value, list) else value
@@ -110,7 +112,7 @@ def _field_value(field: str, value: Any, expected: Any) -> Any:
 
 
 def _module_type(tree: Mapping[str, Any]) -> type[nn.Module] | None:
-    """The class that a description names, None if there is none."""
+    """Return the class that a JSON description names, or None if the class is unknown."""
     try:
         return module_class(tree.get("class"))
     except ValueError:
@@ -128,4 +130,4 @@ def _is(value: Any, expected: Any) -> bool:
         return isinstance(value, tuple) and len(value) == len(types) and all(map(_is, value, types))
     if expected is float:
         return type(value) in (int, float) and abs(value) < 1e30
-    return type(value) is expected and (expected is not int or 0 <= value < 2**31)  # True is not a number
+    return type(value) is expected and (expected is not int or 0 <= value < 2**31)  # type(): True is not an int

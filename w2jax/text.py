@@ -1,26 +1,26 @@
-"""Text for people: one line, not too long, sizes with units, and the nearest known name."""
+"""Helpers for messages: text on one line, shortened text, sizes with units, and the most similar known name."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 def one_line(text: str) -> str:
-    """`text` as one line for a terminal or a page; a character that cannot be printed becomes its escape sequence."""
+    """Return `text` on one line: line breaks and unprintable characters become escape sequences."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shorten(text: str, limit: int = 1000) -> str:
-    """`text` with its middle left out where it is longer than `limit` characters."""
+    """Return `text` without its middle if it is longer than `limit` characters."""
     return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"
 
 
 def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
-    """Up to `count` of the known names that are spelled most like `name`, the closest first; none if all are far."""
+    """Return up to `count` known names with a spelling similar to `name`, the most similar first."""
     return get_close_matches(name, list(known), n=count, cutoff=0.5)
 
 
 def format_bytes(count: int | float) -> str:
-    """A size with three or four digits and a binary unit: 1536 becomes "1.50 KiB"."""
+    """Format a number of bytes with three or four digits and a binary unit: 1536 becomes "1.50 KiB"."""
     size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and len(units) > 1:
         size, units = size / 1024, units[1:]

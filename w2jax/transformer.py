@@ -1,5 +1,7 @@
-"""The encoder of the Vision Transformer (Dosovitskiy et al. 2021, section 3.1), and the encoder and decoder of
-"Attention Is All You Need" (Vaswani et al. 2017, section 3.1) as `torch.nn.Transformer` has them.
+"""Stacks of encoder and decoder blocks, and the Transformer with the architecture of torch.nn.Transformer.
+
+Vaswani et al. 2017, "Attention Is All You Need", section 3.1 <https://arxiv.org/abs/1706.03762>. The Vision Transformer
+uses the same encoder stack (Dosovitskiy et al. 2021, section 3.1 <https://arxiv.org/abs/2010.11929>).
 
 Axis names: B batch, N tokens, S source length, T target length, D width, H heads.
 """
@@ -17,17 +19,17 @@ from w2jax.module import Inputs, Size, abstract, submodule
 
 
 class TransformerEncoder(nn.Module):
-    """`depth` copies of `block`, each with its own parameters.
+    """A stack of `depth` encoder blocks with the same options and separate parameters.
 
-    Parameters are under `block_0` … `block_{depth-1}`, or, with `scan`, under `blocks` with the depth as first axis:
-    the same values, one compiled block. The rate of DropPath grows linearly from 0 at the first block to `drop_path`.
+    Parameters are under `block_0` … `block_{depth-1}`. With `scan` they are under `blocks`, stacked along a first axis
+    of size `depth`. The outputs are the same, but only one block is compiled.
     """
 
-    block: EncoderBlock  # what is copied
-    depth: int  # how often
-    drop_path: float = 0.0  # stochastic depth: rate of the last block, 0 at the first
-    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
-    scan: bool = False  # one compiled block, parameters stacked along depth
+    block: EncoderBlock  # Block that is repeated.
+    depth: int  # Number of blocks.
+    drop_path: float = 0.0  # Stochastic depth rate of the last block; the rate grows linearly from 0 at the first.
+    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
+    scan: bool = False  # Compile one block and scan over depth; parameters are stacked along depth.
 
     @nn.compact
     def __call__(
@@ -38,7 +40,10 @@ class TransformerEncoder(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B N D"], list[Float[Array, "B H N N"]] | None]:
-        """All blocks, with `return_attention` each one's weights too; `mask` and `lengths` as in a block."""
+        """Apply all blocks: return (tokens, attention weights of each block or None).
+
+        The arguments are those of `EncoderBlock`.
+        """
         rates = jnp.linspace(0.0, self.drop_path, self.depth) if self.drop_path > 0.0 else None
 
         def run(block, x, rate):
@@ -49,12 +54,15 @@ class TransformerEncoder(nn.Module):
 
 
 class TransformerDecoder(nn.Module):
-    """`depth` copies of `block`, each with its own parameters, at the same paths as in `TransformerEncoder`."""
+    """A stack of `depth` decoder blocks with the same options and separate parameters.
 
-    block: DecoderBlock  # what is copied
-    depth: int  # how often
-    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
-    scan: bool = False  # one compiled block, parameters stacked along depth
+    The paths of the parameters are those of `TransformerEncoder`.
+    """
+
+    block: DecoderBlock  # Block that is repeated.
+    depth: int  # Number of blocks.
+    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
+    scan: bool = False  # Compile one block and scan over depth; parameters are stacked along depth.
 
     @nn.compact
     def __call__(
@@ -70,9 +78,10 @@ class TransformerDecoder(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B T D"], list[tuple[Float[Array, "B H T _"], Float[Array, "B H T _"]]] | None]:
-        """All blocks, with `return_attention` each one's weights on the target and on the memory.
+        """Apply all blocks: return (tokens, [(weights on the target, weights on the memory), …] or None).
 
-        Arguments as in `Transformer.decode`, without the prefixes "target_" and "source_".
+        The arguments are those of `Transformer.decode`, without the prefixes "target_" and "source_". `lengths` belongs
+        to the target, and `memory_lengths` to the memory.
         """
 
         def run(block, x, _):
@@ -83,25 +92,26 @@ class TransformerDecoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The encoder–decoder of "Attention Is All You Need" (section 3) on embedded tokens, as `torch.nn.Transformer`.
+    """The encoder–decoder Transformer of "Attention Is All You Need" (section 3), on embedded tokens.
 
-    LayerNorm follows every residual sum, or precedes every branch with `pre_norm`; one more follows the encoder and
-    the decoder in either case, as in torch. Unlike in torch, the target is causal by default, and `source_lengths`
-    hides the padding of the memory too.
+    The architecture is that of torch.nn.Transformer
+    (<https://docs.pytorch.org/docs/stable/generated/torch.nn.Transformer.html>), which has one more LayerNorm after the
+    encoder and one after the decoder. There are two differences from torch: the target is causal by default, and
+    `source_lengths` also masks the padding of the memory.
     """
 
-    num_heads: int  # must divide the inputs' width
-    mlp_dim: int  # hidden width of each block's MLP
-    encoder_depth: int = 6  # number of encoder blocks
-    decoder_depth: int = 6  # number of decoder blocks
-    dropout: float = 0.1  # on attention weights, behind the activation, and on every residual branch
-    activation: Activation = "relu"  # of the MLPs
-    pre_norm: bool = False  # norms before the branches; False: behind the sums
-    norm_eps: float = 1e-5  # of every LayerNorm
-    use_bias: bool = True  # in the layers and in the norms
-    dtype: str = "float32"  # of the computation; parameters are float32
-    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
-    scan_layers: bool = False  # one compiled block a stack, parameters stacked along depth
+    num_heads: int  # Number of attention heads; must divide the width of the inputs.
+    mlp_dim: int  # Hidden width of the MLP in each block.
+    encoder_depth: int = 6  # Number of encoder blocks.
+    decoder_depth: int = 6  # Number of decoder blocks.
+    dropout: float = 0.1  # Dropout rate on attention weights, after the activation, and on every residual branch.
+    activation: Activation = "relu"  # Activation function of the MLPs.
+    pre_norm: bool = False  # LayerNorm before each residual branch; False: after each residual sum.
+    norm_eps: float = 1e-5  # Epsilon of every LayerNorm, added to the variance.
+    use_bias: bool = True  # Biases in the linear layers and in the LayerNorms.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
+    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
+    scan_layers: bool = False  # Compile one block per stack and scan over depth; parameters are stacked along depth.
 
     def setup(self):
         encoder_block = submodule(EncoderBlock, self, attention_dropout=self.dropout, parent=None)
@@ -125,25 +135,26 @@ class Transformer(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B T D"], dict[str, list[Float[Array, "B H _ _"]]] | None]:
-        """The decoder's output for every position of the target.
+        """Compute the decoder's output at every position of the target.
 
         Args:
-            source: embedded tokens to read.
-            target: embedded tokens written so far; the output at position t predicts the token behind it.
-            source_mask: True = attend, as in every mask here; broadcastable to [B, H, S, S].
-            target_mask: broadcastable to [B, H, T, T]; combined with `causal`.
-            memory_mask: which positions of the source each position of the target attends to; broadcastable to
-                [B, H, T, S].
-            source_lengths: tokens of each source; the rest is padding, which neither stack attends to.
-            target_lengths: the same for the target.
-            causal: a position of the target attends to itself and those before it.
-            train: dropout draws from the "dropout" rng.
-            return_attention: return attention weights too.
+            source: embedded source tokens [B, S, D].
+            target: embedded target tokens [B, T, D]. The output at position t predicts the token at t + 1.
+            source_mask: True where a source token may attend to a source token; broadcastable to [B, H, S, S].
+            target_mask: True where a target token may attend to a target token; broadcastable to [B, H, T, T]. It is
+                combined with `causal`.
+            memory_mask: True where a target token may attend to a source token; broadcastable to [B, H, T, S].
+            source_lengths: number of tokens in each source; later tokens are padding, and neither encoder nor decoder
+                attends to them. None: no padding.
+            target_lengths: number of tokens in each target; later tokens are padding. None: no padding.
+            causal: each target token attends only to itself and to earlier target tokens.
+            train: use dropout, drawn from the rng "dropout".
+            return_attention: also return the attention weights.
 
         Returns:
-            (output, weights): weights under "encoder", "decoder" and "cross", each a list over the blocks; None
-            without `return_attention`. Outputs behind `target_lengths` are meaningless. NaN in padding reaches no
-            other position and no gradient.
+            (output [B, T, D], weights or None). The weights are lists with one entry per block, under the keys
+            "encoder", "decoder" and "cross". Outputs after `target_lengths` have no meaning. NaN in the padding does
+            not change other positions or gradients.
         """
         memory, encoder = self.encode(source, source_mask, source_lengths, train, return_attention)
         out, decoder = self.decode(
@@ -160,7 +171,7 @@ class Transformer(nn.Module):
         return out, {"encoder": encoder, **decoder} if encoder is not None and decoder is not None else None
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
         width = size("encoder_norm/scale", 0, self.num_heads)
         return abstract(1, 1, width), abstract(1, 1, width)
 
@@ -172,7 +183,10 @@ class Transformer(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B S D"], list[Float[Array, "B H S S"]] | None]:
-        """The memory of a source, and with `return_attention` each block's weights; arguments as in a call."""
+        """Encode a source: return (memory [B, S, D], attention weights of each block or None).
+
+        The arguments are those of `__call__`.
+        """
         x = _without_broken_padding(source, source_lengths)
         x, attentions = self.encoder(x, source_mask, source_lengths, train, return_attention)
         return self.encoder_norm(x), attentions
@@ -190,11 +204,21 @@ class Transformer(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> tuple[Float[Array, "B T D"], dict[str, list[Float[Array, "B H T _"]]] | None]:
-        """The output for a target given the memory of its source; arguments as in a call.
+        """Compute the output for a target, given the memory of its source.
 
-        With `cache`, `init` on a target of full length creates the collection "cache", and `apply` with that collection
-        mutable takes the target in consecutive parts. Only the first part needs the memory, whose keys and values stay
-        in the cache; pass None afterwards. Masks are then as wide as the cache, and `target_lengths` must be None.
+        The arguments are those of `__call__`, and `memory`, the output of `encode`.
+
+        With `cache` you can pass the target in consecutive parts:
+
+        1. Call `init` with `cache=True` and a target of full length. It creates the collection "cache".
+        2. Call `apply` with the first part of the target, the memory and `mutable=["cache"]`.
+        3. Call `apply` with each later part and `memory=None`, because the cache contains the keys and values of the
+           memory.
+
+        With `cache`, masks must be as wide as the cache, and `target_lengths` must be None.
+
+        Returns:
+            (output [B, T, D], attention weights under "decoder" and "cross", or None).
         """
         if not cache:
             target = _without_broken_padding(target, target_lengths)
@@ -216,7 +240,7 @@ class Transformer(nn.Module):
 
 
 def _layers(run: Callable, block: nn.Module, depth: int, x, per_layer, remat: bool, scan: bool) -> tuple[Array, list]:
-    """Calls run(block, x, per_layer[i]) → (x, attention) for `depth` copies of `block`; the last x, all attentions."""
+    """Call run(block, x, per_layer[i]) → (x, attention) for `depth` copies of `block`: return (x, all attentions)."""
     if remat:
         run = nn.remat(run)
     if scan:
@@ -236,7 +260,7 @@ def _layers(run: Callable, block: nn.Module, depth: int, x, per_layer, remat: bo
 
 
 def _without_broken_padding(x: Float[Array, "B N D"], lengths: Int[Array, " B"] | None) -> Float[Array, "B N D"]:
-    """`x` with NaN and infinities behind `lengths` replaced by 0: 0 · NaN would be NaN in the layers' gradients."""
+    """Replace NaN and infinity in the padding after `lengths` by 0, because 0 · NaN would make gradients NaN."""
     if lengths is None:
         return x
     return jnp.where(is_valid(lengths, x.shape[1])[..., None] | jnp.isfinite(x), x, 0)

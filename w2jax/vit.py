@@ -1,6 +1,8 @@
-"""The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1).
+"""The Vision Transformer (ViT), with learned or fixed positions and three kinds of pooling.
 
-Axis names: B batch, h and w image height and width, C channels, N tokens, D width, V classes.
+Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1 <https://arxiv.org/abs/2010.11929>.
+
+Axis names: B batch, h image height, w image width, C channels, N tokens, D width, H heads, V classes.
 """
 
 from collections.abc import Mapping
@@ -26,41 +28,44 @@ SIZES = {
     "g": (1408, 40, 16, 6144),
     "G": (1664, 48, 16, 8192),
 }
-"""Width, depth, heads and MLP width by name: table 1 of the ViT paper (B, L, H), of DeiT (Ti, S), and table 2 of
-"Scaling Vision Transformers" (g, G)."""
+"""Published sizes: (width, depth, heads, MLP width) by name.
+
+B, L and H are from table 1 of the ViT paper, Ti and S from table 1 of DeiT <https://arxiv.org/abs/2012.12877>, g and G
+from table 2 of "Scaling Vision Transformers" <https://arxiv.org/abs/2106.04560>.
+"""
 
 
 class PatchEmbed(nn.Module):
-    """Cuts images into square patches, row by row, and projects each (equation 1)."""
+    """Split images into square patches, row by row, and project each patch to a token (equation 1 of the ViT paper)."""
 
-    patch_size: int  # pixels; must divide both sides of the image
-    embed_dim: int  # D
-    use_bias: bool = True  # of the projection
-    dtype: str = "float32"  # of the computation; parameters are float32
+    patch_size: int  # Height and width of a patch in pixels; must divide the height and width of the image.
+    embed_dim: int  # D, width of every token.
+    use_bias: bool = True  # Add a learned bias to the projection.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, images: Float[Array, "B h w C"]) -> Float[Array, "B N D"]:
-        """One token for each patch; N = h · w / patch_size²."""
+        """Return one token per patch; N = h · w / patch_size²."""
         patches = rearrange(images, "b (n p1) (m p2) c -> b (n m) (p1 p2 c)", p1=self.patch_size, p2=self.patch_size)
         dense = nn.Dense(self.embed_dim, use_bias=self.use_bias, dtype=jnp.dtype(self.dtype), name="projection")
         return dense(patches)
 
 
 class AttentionPool(nn.Module):
-    """One learned query attends to all tokens; a residual MLP follows.
+    """Attention pooling: one learned query attends to all tokens, followed by a residual MLP.
 
-    The "MAP" head of Zhai et al. 2022, "Scaling Vision Transformers" (arXiv 2106.04560).
+    This is the "MAP" head of Zhai et al. 2022, "Scaling Vision Transformers" <https://arxiv.org/abs/2106.04560>.
     """
 
-    num_heads: int  # must divide D
-    mlp_dim: int  # hidden width of the MLP
-    activation: Activation = "gelu"  # of the MLP
-    norm_eps: float = 1e-6  # of the LayerNorm
-    dtype: str = "float32"  # of the computation; parameters are float32
+    num_heads: int  # Number of attention heads; must divide D.
+    mlp_dim: int  # Hidden width of the MLP.
+    activation: Activation = "gelu"  # Activation function of the MLP.
+    norm_eps: float = 1e-6  # Epsilon of the LayerNorm, added to the variance.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, tokens: Float[Array, "B N D"]) -> Float[Array, "B D"]:
-        """One vector for each example."""
+        """Pool the tokens of each example to one vector."""
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, tokens.shape[-1]))
         probe = repeat(probe.astype(tokens.dtype), "1 1 d -> b 1 d", b=tokens.shape[0])
         x, _ = submodule(MultiHeadAttention, self, name="attention")(probe, tokens)
@@ -69,52 +74,58 @@ class AttentionPool(nn.Module):
 
 
 class ViT(nn.Module):
-    """Embed → encoder → pool → LayerNorm → head (equations 1 to 4 of the paper).
+    """A Vision Transformer: patch embedding → encoder → pool → LayerNorm → head (equations 1 to 4 of the paper).
 
-    The image size is that of the images at `init`. The order of tokens is class token, registers, patches row by row.
+    The images at `init` determine the image size. The tokens are in the order class token, registers, patches (row by
+    row).
     """
 
-    num_classes: int  # V; 0 returns the pooled features instead of logits
-    patch_size: int  # pixels; must divide both sides of the image
-    embed_dim: int  # D, width of every token
-    depth: int  # number of encoder blocks
-    num_heads: int  # attention heads; must divide embed_dim
-    mlp_dim: int  # hidden width of each block's MLP
-    pool: Literal["cls", "gap", "map"] = "cls"  # class token, mean of the patches, or attention to the patches
-    norm_after_pool: bool = False  # the last LayerNorm is on the pooled features, not on the tokens (timm's fc_norm)
-    class_token: bool = True  # False only with pool gap or map
-    positions: Literal["learned", "sincos2d"] = "learned"  # learned, or fixed waves of row and column
-    class_position: bool = True  # the class token has a learned position too (False: big_vision)
-    num_registers: int = 0  # extra learned tokens (Darcet et al. 2024, "Vision Transformers Need Registers")
-    register_positions: bool = False  # they have learned positions too, behind the class token's
-    patch_bias: bool = True  # a bias in the patches' projection
-    embed_norm: bool = False  # a LayerNorm before the first block (CLIP)
-    dropout: float = 0.0  # on embeddings, attention output and MLP
-    attention_dropout: float = 0.0  # on the attention weights
-    drop_path: float = 0.0  # stochastic depth: rate of the last block, 0 at the first
-    layer_scale: float | None = None  # initial factor of each residual branch; None: no LayerScale
-    qkv_bias: bool = True  # biases of queries, keys and values in the blocks
-    qk_norm: bool = False  # LayerNorm on queries and keys
-    attention_scale: float | None = None  # of the logits; None: 1/√(head width)
-    residual_from_norm: bool = False  # attention's residual adds the normalised input, as the PyTorch course's code
-    pre_logits_dim: int | None = None  # width of a tanh layer before the head; None: no such layer
-    activation: Activation = "gelu"  # of the MLPs: exact GELU, its tanh form, x·σ(1.702 x), or ReLU
-    norm_eps: float = 1e-6  # of every LayerNorm
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the computation; parameters are float32
-    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
-    scan_layers: bool = False  # one compiled block, parameters stacked along depth
+    num_classes: int  # V, number of classes; 0: return the pooled features instead of logits.
+    patch_size: int  # Height and width of a patch in pixels; must divide the height and width of the image.
+    embed_dim: int  # D, width of every token.
+    depth: int  # Number of encoder blocks.
+    num_heads: int  # Number of attention heads; must divide embed_dim.
+    mlp_dim: int  # Hidden width of the MLP in each block.
+    pool: Literal["cls", "gap", "map"] = "cls"  # cls: class token; gap: mean of the patches; map: attention pooling
+    norm_after_pool: bool = False  # Apply the last LayerNorm after pooling (timm's fc_norm); False: before pooling.
+    class_token: bool = True  # Add a learned class token; False is possible only with pool gap or map.
+    positions: Literal["learned", "sincos2d"] = "learned"  # Learned, or fixed sines and cosines of row and column.
+    class_position: bool = True  # Learned position for the class token; big_vision's models have False.
+    num_registers: int = 0  # Number of extra learned tokens ("registers", arXiv:2309.16588); 0: none.
+    register_positions: bool = False  # Learned positions for the registers, after the position of the class token.
+    patch_bias: bool = True  # Add a bias to the patch projection.
+    embed_norm: bool = False  # LayerNorm before the first block, as in CLIP.
+    dropout: float = 0.0  # Dropout rate on embeddings, on attention outputs and in the MLPs.
+    attention_dropout: float = 0.0  # Dropout rate on the attention weights.
+    drop_path: float = 0.0  # Stochastic depth rate of the last block; the rate grows linearly from 0 at the first.
+    layer_scale: float | None = None  # Initial factor of LayerScale on each residual branch; None: no LayerScale.
+    qkv_bias: bool = True  # Biases of queries, keys and values in the blocks.
+    qk_norm: bool = False  # LayerNorm on queries and keys.
+    attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width).
+    residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z, as in the PyTorch course's code.
+    pre_logits_dim: int | None = None  # Width of an extra tanh layer before the head; None: no such layer.
+    activation: Activation = "gelu"  # Activation of MLPs: exact GELU, its tanh approximation, x·σ(1.702 x), or ReLU.
+    norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of activations and products; parameters stay float32.
+    remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
+    scan_layers: bool = False  # Compile one block and scan over depth; parameters are stacked along depth.
 
     @classmethod
-    def named(cls, name: str, num_classes: int, **options) -> "ViT":
-        """A published size: Ti, S, B, L, H, g or G, a slash, and the patch size, such as "B/16".
+    def named(cls, name: str, num_classes: int, **options: Any) -> "ViT":
+        """Create a ViT of a published size.
+
+        Args:
+            name: a size (Ti, S, B, L, H, g or G), a slash and the patch size in pixels, such as "B/16".
+            num_classes: number of classes; 0 returns the pooled features instead of logits.
+            **options: other fields of `ViT`.
 
         Raises:
-            ValueError: if the name is not of that form.
+            ValueError: the name does not have this form.
         """
         size, _, patch = name.partition("/")
         if size not in SIZES or not patch.isdigit() or int(patch) == 0:
             raise ValueError(
-                f'name must be one of {", ".join(SIZES)}, "/" and a patch size, such as "B/16", got "{name}"'
+                f'name must be a size ({", ".join(SIZES)}), "/" and a patch size, such as "B/16", got "{name}"'
             )
         embed_dim, depth, num_heads, mlp_dim = SIZES[size]
         return cls(num_classes, int(patch), embed_dim, depth, num_heads, mlp_dim, **options)
@@ -126,16 +137,17 @@ class ViT(nn.Module):
         """Classify images.
 
         Args:
-            images: in any range of values, the same as in training.
-            train: dropout and stochastic depth are on; needs the rng "dropout" if any of their rates is above 0.
-            return_attention: return attention maps too.
+            images: images with the size of the images at `init`. Any range of pixel values works, but use the same
+                range as in training.
+            train: use dropout and stochastic depth, drawn from the rng "dropout" (not needed if all rates are 0).
+            return_attention: also return the attention weights.
 
         Returns:
-            (logits [B, V] in float32, each block's attention map [B, H, N, N] or None). With `num_classes` 0, the
-            pooled features [B, D] take the place of the logits.
+            (logits [B, V] in float32, attention weights [B, H, N, N] of each block or None). With `num_classes` 0, the
+            pooled features [B, D] replace the logits.
 
         Raises:
-            ValueError: if options do not fit each other or the image size.
+            ValueError: the options do not fit each other or the image size.
         """
         self._check(images)
         dtype = jnp.dtype(self.dtype)
@@ -166,8 +178,8 @@ class ViT(nn.Module):
         return x.astype(jnp.float32), attentions
 
     def _prepend_and_position(self, x: Array, grid: tuple[int, int]) -> Array:
-        """Adds positions and puts the class token and the registers in front."""
-        prefix = []  # parameters [1, tokens, D], and whether they have positions
+        """Add positions to the patches, and prepend the class token and the registers."""
+        prefix = []  # (parameter [1, tokens, D], True if it has learned positions)
         if self.class_token:
             prefix.append((self.param("cls", nn.initializers.zeros, (1, 1, self.embed_dim)), self.class_position))
         if self.num_registers:
@@ -189,7 +201,7 @@ class ViT(nn.Module):
         return jnp.concatenate([*tokens, x], axis=1)
 
     def example_inputs(self, size: Size) -> Inputs:
-        """The smallest inputs for which `init` makes the right parameters; `size` gives a checkpoint's sizes."""
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
         patch = self.patch_size
         patches = size("positions", 1, self.prefix_positions + 1) - self.prefix_positions
         channels = size("patch_embed/projection/kernel", 0, 3 * patch**2) // patch**2
@@ -197,32 +209,41 @@ class ViT(nn.Module):
 
     @property
     def prefix_positions(self) -> int:
-        """How many tokens in front of the patches have learned positions."""
+        """Number of tokens before the patches (class token and registers) that have learned positions."""
         return self.class_token * self.class_position + self.num_registers * self.register_positions
 
     def _check(self, images: Array) -> None:
         if images.ndim != 4:
-            raise ValueError(f"images must be [B, height, width, C], got the shape {images.shape}")
+            raise ValueError(f"images must have the shape [B, height, width, C], got {images.shape}")
         _, height, width, _ = images.shape
         if height % self.patch_size or width % self.patch_size:
             raise ValueError(
-                f"patch_size must divide the image, got patch_size {self.patch_size} and an image of {height}×{width}"
+                f"patch_size must divide the image's height and width, got patch_size {self.patch_size} and an image "
+                f"of {height}×{width} pixels"
             )
         check_rates(dropout=self.dropout, attention_dropout=self.attention_dropout, drop_path=self.drop_path)
         if self.pool == "cls" and not self.class_token:
-            raise ValueError('pool "cls" needs class_token True; without a class token choose pool "gap" or "map"')
+            raise ValueError('class_token must be True for pool "cls", got False. Set it or choose pool "gap" or "map"')
         if self.positions == "sincos2d" and self.embed_dim % 4:
-            raise ValueError(f"positions sincos2d need embed_dim divisible by 4, got {self.embed_dim}")
+            raise ValueError(f'embed_dim must be divisible by 4 for positions "sincos2d", got {self.embed_dim}')
 
     def resize(
         self, variables: Mapping[str, Any], old_size: tuple[int, int], new_size: tuple[int, int]
     ) -> dict[str, Any]:
-        """`variables` trained on images of `old_size` (height, width), made ready for images of `new_size`.
+        """Adapt variables that were trained on images of one size to images of another size.
 
-        Sizes are in pixels. Learned positions are interpolated (section 3.2 of the paper); fixed ones need nothing.
+        Learned positions are interpolated (section 3.2 of the paper). Fixed positions need no change.
+
+        Args:
+            variables: variables of this model.
+            old_size: (height, width) of the training images, in pixels.
+            new_size: (height, width) of the new images, in pixels.
+
+        Returns:
+            Variables for images of `new_size`.
 
         Raises:
-            ValueError: if the positions are not those of `old_size`.
+            ValueError: the number of positions does not fit `old_size`.
         """
         if self.positions != "learned":
             return dict(variables)
@@ -233,8 +254,14 @@ class ViT(nn.Module):
 
 
 def sincos2d_positions(grid: tuple[int, int], dim: int) -> Float[Array, "1 N D"]:
-    """Fixed positions: sine and cosine of the column, then of the row, at dim/4 frequencies each, base 10,000
-    (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k").
+    """Return fixed positions for a grid of patches: sine and cosine of the column, then sine and cosine of the row.
+
+    Each has dim/4 frequencies with base 10,000 (Beyer et al. 2022, "Better plain ViT baselines for ImageNet-1k"
+    <https://arxiv.org/abs/2205.01580>).
+
+    Args:
+        grid: (rows, columns) of patches.
+        dim: D, width of each position; must be divisible by 4.
     """
     rows, columns = jnp.mgrid[: grid[0], : grid[1]]
     omega = 10_000.0 ** -(jnp.arange(dim // 4) / (dim // 4 - 1))
@@ -246,18 +273,22 @@ def sincos2d_positions(grid: tuple[int, int], dim: int) -> Float[Array, "1 N D"]
 def resize_positions(
     positions: Float[Array, "1 N D"], old_grid: tuple[int, int], new_grid: tuple[int, int], prefix: int = 0
 ) -> Float[Array, "1 M D"]:
-    """Learned positions for another grid of patches (rows, columns), by antialiased bicubic interpolation.
+    """Interpolate learned positions to another grid of patches, with antialiased bicubic interpolation.
 
-    The first `prefix` positions, of class token and registers, are kept as they are.
+    Args:
+        positions: learned positions, first those of class token and registers, then those of the patches row by row.
+        old_grid: (rows, columns) of patches in `positions`.
+        new_grid: (rows, columns) of patches in the result.
+        prefix: number of positions of class token and registers. They are not changed.
 
     Raises:
-        ValueError: if the number of positions is not that of `prefix` and `old_grid`.
+        ValueError: the number of positions is not `prefix` + rows · columns of `old_grid`.
     """
     rows, columns = old_grid
     if positions.shape[1] != prefix + rows * columns:
         raise ValueError(
-            f"{prefix} positions in front and a grid of {rows}×{columns} patches make {prefix + rows * columns}, "
-            f"got {positions.shape[1]}"
+            f"positions must have {prefix + rows * columns} entries ({prefix} for class token and registers, and "
+            f"{rows}×{columns} for the patches), got {positions.shape[1]}"
         )
     if old_grid == new_grid:
         return positions

@@ -116,8 +116,8 @@ def test_the_table_of_fields_includes_inherited_fields(library):
     """With their types, defaults and comments."""
     lstm = fields(library, "lstm.LSTM")
     assert list(lstm)[:2] == ["hidden_size", "num_layers"] and list(lstm)[-1] == "proj_size"
-    assert lstm["dropout"].description == "on the output of every layer but the last"
+    assert lstm["dropout"].description == "Dropout rate on the output of every layer except the last."
     assert (str(lstm["dropout"].annotation), str(lstm["dropout"].value)) == ("float", "0.0")
     assert lstm["hidden_size"].value is None
     assert "y" not in fields(library, "aae.Code") and "z" in fields(library, "aae.Code")
-    assert fields(library, "convert.load_save.Loaded")["notes"].description == "What else the user should know."
+    assert fields(library, "convert.load_save.Loaded")["notes"].description == "Other messages for the user."

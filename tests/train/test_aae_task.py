@@ -287,7 +287,10 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
             {"of": model().clone(decoder=AAEDecoder((4, 5, 1)))},
             "of dataset shapes, 5 4 1, got 4 5 1. Add --data.image-size 4 5 or --model.decoder.image-shape 5 4 1",
         ),
-        ({"of": model(prior="mixture").clone(encoder=AAEEncoder(8))}, "lies in a plane: latent_size must be 2, got 8"),
+        (
+            {"of": model(prior="mixture").clone(encoder=AAEEncoder(8))},
+            "latent_size must be 2 for the prior mixture, got 8",
+        ),
         (
             {"of": model(categories=4), "labels": "categories"},
             "--model.encoder.categories must be 3, the number of classes of dataset shapes, got 4. Add --model.encoder",

@@ -195,10 +195,10 @@ def test_weights_are_exported_to_the_given_path(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["{run}", "--format", "timm"], 'the format "timm" has no place for .* of this ViT'),
+        (["{run}", "--format", "timm"], 'the format "timm" cannot store .* of this ViT'),
         (["{run}", "--format", "keras"], 'must be one of timm, .*, got "keras"'),
         (["{run}", "--format", "torch", "--out", "{file}/deeper.npz"], "cannot be written: .* Choose another --out"),
-        (["{run}", "--format", "torch", "--out", "a.txt"], "got .txt"),
+        (["{run}", "--format", "torch", "--out", "a.txt"], "got the suffix .txt"),
         (["{fresh}", "--format", "torch"], "has no checkpoint yet"),
         (["{file}", "--format", "torch"], "is no run folder|config.json"),
         (["{run}", "--out", "{file}"], r"cannot be written: .*\. Choose another --out"),

@@ -107,7 +107,7 @@ def test_batch_norm_keeps_torchs_running_statistics_over_several_batches():
     assert int(variables["batch_stats"]["count"]) == int(theirs.num_batches_tracked) == 3
     x = jnp.ones((1, 4))
     assert_close(BatchNorm().apply(variables, x), theirs.eval()(torch.ones(1, 4)).detach().numpy())
-    with pytest.raises(ValueError, match="at least 2 examples, got 1"):
+    with pytest.raises(ValueError, match="at least 2 examples for batch normalization, got 1"):
         BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
 
 
@@ -272,12 +272,15 @@ def test_bfloat16_products_keep_parameters_and_results_float32():
         (aae({"latent_size": 0}), "latent_size must be at least 1"),
         (aae({"hidden_sizes": (8, 0)}), r"hidden_sizes must be at least 1, got \(8, 0\)"),
         (aae({"dropout": 1.0}), "dropout must be at least 0 and below 1, got 1.0"),
-        (aae(decoder={"batch_norm": (2,)}), r"batch_norm must be hidden layers from 0 to 1, got \(2,\)"),
-        (aae(prior="swiss_roll"), "lies in a plane: latent_size must be 2, got 3"),
+        (aae(decoder={"batch_norm": (2,)}), r"batch_norm must be indices of hidden layers from 0 to 1, got \(2,\)"),
+        (aae(prior="swiss_roll"), "latent_size must be 2 for the prior swiss_roll, got 3"),
         (aae(prior_scale=0.0), "prior_scale and prior_classes must be above 0, got 0.0 and 10"),
         (aae(prior_classes=0), "prior_scale and prior_classes must be above 0, got 1.0 and 0"),
         (aae(cluster_heads=True), "Set encoder.categories"),
-        (aae(decoder={"image_shape": (4, 7, 1)}), r"images must have decoder.image_shape \(4, 7, 1\), got \(4, 6, 1\)"),
+        (
+            aae(decoder={"image_shape": (4, 7, 1)}),
+            r"images must have the shape \(4, 7, 1\) \(decoder.image_shape\), got \(4, 6, 1\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_with_what_was_got(model, message):

@@ -68,5 +68,5 @@ def test_json_has_a_maximum_length(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "a.json").write_bytes(b'{"a": 1}')
     assert read_json(tmp_path / "a.json") == json_object("", b'{"a": 1}') == {"a": 1}
     (tmp_path / "a.json").write_bytes(b'{"a": 12}')
-    with pytest.raises(ValueError, match="must be JSON of at most 8 bytes"):
+    with pytest.raises(ValueError, match="must be a JSON file of at most 8 bytes"):
         read_json(tmp_path / "a.json")

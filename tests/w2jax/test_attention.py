@@ -485,7 +485,7 @@ def test_grouped_heads_equal_full_heads_with_repeated_parameters(implementation)
     expected = run(full, {"params": params}, query, return_weights=weights, **masks)
     assert not weights or ours[1].shape == (B, 6, T, T)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), ours, expected)
-    with pytest.raises(ValueError, match="6 heads"):
+    with pytest.raises(ValueError, match=r"size 6 \(heads\)"):
         grouped.apply(variables, query, bias=normal(4, 2, T, T))
 
 

@@ -377,9 +377,9 @@ def test_more_tokens_than_max_length_are_an_error_or_nan():
     model, (source, target) = seq2seq(max_length=S), tokens()
     variables = random_variables(model, source, target)
     longer = jnp.concatenate([source, source], axis=1)
-    with pytest.raises(ValueError, match=f"tokens must end at max_length {S}, got a position {2 * S}"):
+    with pytest.raises(ValueError, match=f"tokens must have at most max_length {S} positions, got {2 * S}"):
         model.apply(variables, longer, target)
-    with pytest.raises(ValueError, match=f"tokens must end at max_length {S}, got a position {S + 1}"):
+    with pytest.raises(ValueError, match=f"tokens must have at most max_length {S} positions, got {S + 1}"):
         memory = jnp.zeros((B, S, D))
         model.apply(variables, target, memory, start=S - T + 1, method="decode")
     with pytest.raises(ValueError, match=f"length must be from 1 to max_length {S}, got {S + 1}"):

@@ -85,5 +85,5 @@ def test_codes_are_finite_at_the_edges_of_the_unit_square(prior):
 
 @pytest.mark.parametrize(("prior", "size"), [("mixture", 8), ("swiss_roll", 3), ("swiss_roll", 1)])
 def test_a_prior_of_the_plane_is_refused_elsewhere(prior, size):
-    with pytest.raises(ValueError, match=f"the prior {prior} lies in a plane: latent_size must be 2, got {size}"):
+    with pytest.raises(ValueError, match=f"latent_size must be 2 for the prior {prior}, got {size}"):
         sample_prior(KEY, prior, 4, size)

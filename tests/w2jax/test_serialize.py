@@ -52,12 +52,12 @@ def test_a_new_file_of_the_package_is_known_at_once(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("name", ["os", "w2jax.vit", "vit.ViT", "nn.Dense", "Dense", "", None, 3, [], {}])
 def test_a_class_that_is_not_one_of_the_package_is_refused(name: Any) -> None:
-    with pytest.raises(ValueError, match="a module's class must be one of w2jax, got "):
+    with pytest.raises(ValueError, match="the class of a module must be a Linen module of w2jax, got "):
         module_from_json({"class": name})
 
 
 def test_an_unknown_class_is_answered_with_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match="got 'LSTMClasifier'; the nearest is 'LSTMClassifier'"):
+    with pytest.raises(ValueError, match="got 'LSTMClasifier'; did you mean 'LSTMClassifier'"):
         module_class("LSTMClasifier")
     with pytest.raises(ValueError, match=r"got 'x+'$"):
         module_class("x" * 10**6)

@@ -54,7 +54,7 @@ def test_a_block_is_the_papers_equation_or_the_courses_residual(from_norm):
 
 def test_a_residual_from_the_norm_needs_a_norm_before_it():
     block = EncoderBlock(H, F, pre_norm=False, residual_from_norm=True)
-    with pytest.raises(ValueError, match="residual_from_norm needs pre_norm True"):
+    with pytest.raises(ValueError, match="pre_norm must be True if residual_from_norm is True"):
         jax.eval_shape(block.init, jax.random.key(0), tokens())
 
 

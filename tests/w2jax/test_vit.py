@@ -188,7 +188,9 @@ def test_resized_positions_interpolate_and_keep_the_class_token():
     finer = resize_positions(rows, (4, 5), (8, 10)).reshape(8, 10, 2)
     np.testing.assert_allclose(finer, finer[:, :1, :1] * jnp.ones((1, 10, 2)), atol=1e-5)
     assert (jnp.diff(finer[:, 0, 0]) > 0).all()
-    with pytest.raises(ValueError, match=r"3×5 patches make 15, got 20"):
+    with pytest.raises(
+        ValueError, match=r"must have 15 entries \(0 for class token and registers, and 3×5 for the patches\), got 20"
+    ):
         resize_positions(rows, (3, 5), (4, 4))
 
 
@@ -207,10 +209,14 @@ def test_named_sizes_have_the_published_parameter_counts():
     ("options", "size", "message"),
     [
         ({"drop_path": 1.0}, (8, 12), "drop_path must be at least 0 and below 1, got 1.0"),
-        ({}, (10, 12), "patch_size 4 and an image of 10×12"),
-        ({"num_heads": 5}, (8, 12), "got 12 and 5"),
+        ({}, (10, 12), "patch_size 4 and an image of 10×12 pixels"),
+        ({"num_heads": 5}, (8, 12), "got embed_dim 12 and num_heads 5"),
         ({"class_token": False}, (8, 12), "class_token"),
-        ({"positions": "sincos2d", "embed_dim": 6}, (8, 12), "divisible by 4, got 6"),
+        (
+            {"positions": "sincos2d", "embed_dim": 6},
+            (8, 12),
+            'embed_dim must be divisible by 4 for positions "sincos2d", got 6',
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused_with_their_values(options, size, message):

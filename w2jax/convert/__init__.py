@@ -1,4 +1,4 @@
-"""Weights both ways between PyTorch, timm, Hugging Face, torchvision, Google and w2jax.
+"""Convert weights in both directions between w2jax and PyTorch, timm, Hugging Face, torchvision or Google's ViTs.
 
 `python -m w2jax.convert SRC DST --format timm|huggingface|torchvision|google` converts files.
 """

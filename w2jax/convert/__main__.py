@@ -1,4 +1,4 @@
-"""python -m w2jax.convert SRC DST --format F: a model's weights as another library names and lays them out."""
+"""python -m w2jax.convert SRC DST --format F: convert a weight file to the names and layouts of another library."""
 
 import argparse
 import sys
@@ -20,7 +20,10 @@ from w2jax.vit import ViT
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Converts, compares, or both; the exit status is 0, 1 if the files differ, or 2 for the user's mistake."""
+    """Convert a file, compare two files, or both. Return the exit status.
+
+    0: success. 1: the files differ. 2: an argument or a file is wrong.
+    """
     options = _parser().parse_args(arguments)
     names = ("num_heads", "activation", "norm_eps", "pool", "image_size")
     fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
@@ -48,41 +51,65 @@ def _parser() -> argparse.ArgumentParser:
         "python -m w2jax.convert",
         description="Converts the weights of a Vision Transformer between timm, Hugging Face, torchvision, Google and "
         "w2jax.",
-        epilog="For example: python -m w2jax.convert vit.safetensors vit.npz --format google",
+        epilog="Example: python -m w2jax.convert vit.safetensors vit.npz --format google",
     )
     parser.add_argument(
         "src",
         type=Path,
         metavar="SRC",
-        help="a .safetensors, .safetensors.index.json, .npz, .pt or .pth file, or a folder with one",
+        help="file to read: .safetensors, .safetensors.index.json, .npz, .pt or .pth; or a folder with one of them",
     )
     parser.add_argument(
         "dst",
         type=Path,
         metavar="DST",
-        help="a .safetensors, .npz, .pt or .pth file; or a folder, for model.safetensors",
+        help="file to write: .safetensors, .npz, .pt or .pth; or a folder, in which model.safetensors is written",
     )
     parser.add_argument(
         "--format",
-        help=f"library whose names and layouts DST has: {', '.join(families)}; or a variant: {variants}. "
-        "Default: timm, in an .npz google; torch (the names of torch.nn) for models that are not a ViT",
+        help=f"library whose tensor names and layouts DST gets: {', '.join(families)}; or a variant: {variants}. "
+        "Default: timm, or google if DST is an .npz file; for models other than the ViT torch (the names of torch.nn)",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="read DST and compare it with SRC, tensor by tensor; without --format, write nothing",
+        help="compare DST with SRC tensor by tensor; without --format, DST must exist and nothing is written",
     )
-    parser.add_argument("--head", choices=["drop"], help="leave the classifier out")
+    parser.add_argument("--head", choices=["drop"], help="drop: convert without the classifier. Default: with it")
     parser.add_argument(
-        "--shard-bytes", type=int, metavar="N", help="split a folder's weights into files of at most N bytes"
+        "--shard-bytes",
+        type=int,
+        metavar="N",
+        help="if DST is a folder, split the weights into files of at most N bytes. Default: one file",
     )
-    unknown = parser.add_argument_group("what a file does not contain, if it differs from its library's default")
-    unknown.add_argument("--num-heads", type=int, metavar="N", help="attention heads")
-    unknown.add_argument("--activation", choices=get_args(Activation), help="of the MLPs")
-    unknown.add_argument("--norm-eps", type=float, metavar="E", help="epsilon of every LayerNorm")
-    unknown.add_argument("--pool", choices=["cls", "gap", "map"], help="class token, mean, or attention")
+    unknown = parser.add_argument_group(
+        "options of the model in SRC",
+        "The tensors do not always determine these options. Pass an option if the model differs from the default of "
+        "its library.",
+    )
     unknown.add_argument(
-        "--image-size", type=int, nargs=2, metavar=("H", "W"), help="pixels of the images that the model was trained on"
+        "--num-heads",
+        type=int,
+        metavar="N",
+        help="number of attention heads. Default: the number of the published size, or width / 64",
+    )
+    unknown.add_argument(
+        "--activation", choices=get_args(Activation), help="activation of the MLPs. Default: the library's"
+    )
+    unknown.add_argument(
+        "--norm-eps", type=float, metavar="E", help="epsilon of every LayerNorm. Default: the library's"
+    )
+    unknown.add_argument(
+        "--pool",
+        choices=["cls", "gap", "map"],
+        help="cls: class token; gap: mean of the patches; map: attention pooling. Default: read from the tensors",
+    )
+    unknown.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="height and width of the training images in pixels. Default: square images",
     )
     return parser
 
@@ -104,13 +131,13 @@ def _architecture(module: nn.Module) -> str:
     if not isinstance(module, ViT):
         return type(module).__name__
     return (
-        f"ViT of {module.depth} blocks, width {module.embed_dim}, {module.num_heads} heads, MLP {module.mlp_dim}, "
-        f"patch {module.patch_size}, pool {module.pool}, {module.num_classes} classes"
+        f"ViT with {module.depth} blocks, width {module.embed_dim}, {module.num_heads} heads, MLP width "
+        f"{module.mlp_dim}, patch size {module.patch_size}, pool {module.pool}, {module.num_classes} classes"
     )
 
 
 def _compare(source: Loaded, options: argparse.Namespace) -> int:
-    """0 if every tensor of DST, read as SRC's model, has the same bits; else 1."""
+    """Return 0 if every tensor of DST, read as SRC's model, is bit for bit equal to SRC's, else 1."""
     try:
         target, _ = read_variables(source.module, parameters_in(read_weights(options.dst).tensors)[0])
     except ValueError as error:
@@ -120,10 +147,10 @@ def _compare(source: Loaded, options: argparse.Namespace) -> int:
     for path in source.leaves:
         one, other = ours[path].read(), theirs[path].read()
         if one.dtype != other.dtype:
-            different.append(f"{path} is {one.dtype} and {other.dtype}")
+            different.append(f"{path}: the dtype is {one.dtype} in SRC and {other.dtype} in DST")
         elif one.tobytes() != other.tobytes():
             gap = np.abs(one.astype(np.float64) - other.astype(np.float64)).max()
-            different.append(f"{path} differs, at most by {gap:.3g}")
+            different.append(f"{path}: the values differ by at most {gap:.3g}")
     for line in different:
         print(f"  {line}")
     count = len(different) or "none"

@@ -1,4 +1,4 @@
-"""How libraries name and lay out parameters in general; the tables of single models are in files of their own."""
+"""Names and layouts that libraries use for parameters. The tables of single models are in other files."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ TORCH_RECURRENT = {
 
 
 def torch_layout(path: str, rank: int) -> tuple[str, str]:
-    """torch.nn's names and layouts: Linear, Conv, norms, Embedding, LSTM, GRU, RNN; attention heads as one Linear."""
+    """Return (name, pattern) in torch.nn: Linear, Conv, norms, Embedding, LSTM, GRU, RNN; all heads in one Linear."""
     *parents, name = path.split("/")
     if name in TORCH_RECURRENT:
         theirs, pattern = TORCH_RECURRENT[name]
@@ -44,17 +44,17 @@ def torch_layout(path: str, rank: int) -> tuple[str, str]:
 
 
 def flax_layout(path: str, rank: int) -> tuple[str, str]:
-    """Flax's own names and layouts, which are ours."""
+    """Return (name, pattern) in Flax, which has the same names and layouts as w2jax."""
     return path.replace("/", "."), ""
 
 
 CONV = (Rule("weight", "kernel", "d c p1 p2 -> (p1 p2 c) d"), Rule("bias", "bias"))
-QKV = (  # queries, keys and values as one Linear
+QKV = (  # queries, keys and values in one Linear
     Rule("weight", "kernel", "(s h k) i -> s i h k"),
     Rule("bias", "bias", "(s h k) -> s h k"),
 )
 IN_PROJ_BIAS = Rule("in_proj_bias", "{query,key,value}/bias", "(s h k) -> s h k")
-# torch.nn.MultiheadAttention: with equal widths of query, key and value, and with kdim or vdim.
+# torch.nn.MultiheadAttention: first with equal widths of query, key and value, then with kdim or vdim.
 MULTIHEAD = (
     Rule("in_proj_weight", "{query,key,value}/kernel", "(s h k) i -> s i h k"),
     IN_PROJ_BIAS,
@@ -72,22 +72,26 @@ MARKED = {"in_proj_weight": MULTIHEAD, "q_proj_weight": MULTIHEAD_SEPARATE}
 
 @dataclass(frozen=True)
 class Format:
-    """One library's way to write one kind of module."""
+    """A format: the tensor names and layouts of one library for one kind of module."""
 
     name: str
+    """The name of the format."""
     table: Table = (Rule("", ""),)
+    """The rules: names in the library and paths in w2jax. Default: every parameter keeps its path."""
     family: str = ""
-    """The name that variants of a library's format share; the first variant that fits is written. Default: `name`."""
+    """The common name of all variants of a library's format; the first variant that fits is used. Default: `name`."""
     layout: Layout = torch_layout
+    """Names and layouts of parameters for rules that have no pattern."""
     separator: str = "."
+    """The separator between the parts of a tensor name."""
     assumed: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the module that no tensor determines, with the defaults of that library's code."""
+    """Fields of the module that no tensor determines, with the default values in the library's code."""
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Fields of the module of which the library supports only some values, with those values."""
+    """Fields of the module for which the library supports only some values, with these values."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
 
     def pairs(self, leaves: Mapping[str, Shape], keys: Collection[str] = (), rename: Table = ()) -> list[Pair]:
-        """The name of each leaf; the rows of `rename` come before the format's own."""
+        """Return the names of all leaves. The rules in `rename` are tried before the rules of the format."""
         return pairs((*rename, *self.table), leaves, self.layout, self.separator, keys, MARKED if rename else None)

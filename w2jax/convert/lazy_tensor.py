@@ -1,4 +1,4 @@
-"""Tensors by name, of any framework, that are read lazily."""
+"""Lazy tensors: named arrays of NumPy, JAX or torch that are loaded when they are read."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 BFLOAT16 = np.dtype(bfloat16)
-# What both torch and numpy can hold; torch calls them by the same names.
+# Dtypes that both torch and NumPy have (bfloat16 from ml_dtypes), with the same names.
 TORCH_DTYPES = {"bfloat16": BFLOAT16} | {
     name: np.dtype(name)
     for name in (
@@ -22,33 +22,34 @@ TORCH_DTYPES = {"bfloat16": BFLOAT16} | {
 
 
 class LazyTensor(NamedTuple):
-    """An array that is loaded by calling `read`."""
+    """An array that is loaded when `read` is called."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype  # in the machine's byte order
-    read: Callable[[], np.ndarray]  # may return a view of memory that is shared
+    shape: tuple[int, ...]  # Shape of the array.
+    dtype: np.dtype  # Dtype of the array, in the machine's byte order.
+    read: Callable[[], np.ndarray]  # Function that loads the array; it may return a view of shared memory.
 
 
 def from_arrays(arrays: Mapping[str, Any]) -> dict[str, LazyTensor]:
-    """Numpy arrays, jax arrays and torch tensors as lazy tensors; none is copied before it is read.
+    """Wrap NumPy arrays, JAX arrays and torch tensors as lazy tensors. No array is copied before it is read.
 
     Raises:
-        ValueError: a value is something else, or not a dense array of numbers in memory; the message has its key.
+        ValueError: a value is not such an array, or not a dense array of numbers in memory. The message has its key.
     """
     return {key: _tensor(key, value) for key, value in arrays.items()}
 
 
 def byte_size(tensor: LazyTensor) -> int:
-    """Bytes of the tensor's values."""
+    """Return the size of the tensor's values in bytes."""
     return math.prod(tensor.shape) * tensor.dtype.itemsize
 
 
 def read_checked(key: str, tensor: LazyTensor) -> np.ndarray:
-    """The tensor's array, contiguous; ValueError if its shape or dtype is not the tensor's."""
+    """Read the tensor as a contiguous array; raise a ValueError if shape or dtype are not as declared."""
     array = np.asarray(tensor.read(), order="C")
     if (array.shape, array.dtype) != (tensor.shape, tensor.dtype):
         raise ValueError(
-            f"{key!r} must be {tensor.dtype} of shape {tensor.shape}, its read() gave {array.dtype} {array.shape}"
+            f"{key!r} must be {tensor.dtype} of shape {tensor.shape}, got {array.dtype} of shape {array.shape} "
+            "from its read()"
         )
     return array
 
@@ -57,7 +58,7 @@ def _tensor(key: str, value: Any) -> LazyTensor:
     if hasattr(value, "detach"):  # torch's; torch itself may be absent
         return _torch_tensor(key, value)
     if not isinstance(value, np.ndarray | np.generic | jax.Array):
-        raise ValueError(f"{key!r} must be an array of numpy, jax or torch, got {type(value).__name__}")
+        raise ValueError(f"{key!r} must be an array of NumPy, JAX or torch, got {type(value).__name__}")
     if not (jnp.issubdtype(value.dtype, np.number) or value.dtype == np.bool_):
         raise ValueError(f"{key!r} must be an array of numbers, got the dtype {value.dtype}")
     dtype = np.dtype(value.dtype).newbyteorder("=")
@@ -69,13 +70,13 @@ def _torch_tensor(key: str, value: Any) -> LazyTensor:
     dense = str(value.layout) == "torch.strided" and not value.is_nested and value.device.type != "meta"
     if not dense or name not in TORCH_DTYPES:
         raise ValueError(
-            f"{key!r} must be a dense torch tensor of one of {', '.join(TORCH_DTYPES)}, "
+            f"{key!r} must be a dense torch tensor with one of the dtypes {', '.join(TORCH_DTYPES)}, "
             f"got {name}, {value.layout}{', nested' * value.is_nested} on the device {value.device}"
         )
     dtype = TORCH_DTYPES[name]
 
     def read() -> np.ndarray:
-        # numpy() refuses bfloat16, which numpy does not have; the same bits pass as int16.
+        # numpy() raises an error for bfloat16, which NumPy does not have. So the bits are passed as int16.
         same_bits = value.detach().view(value.new_empty(0).short().dtype) if dtype == BFLOAT16 else value
         return same_bits.numpy(force=True).view(dtype)
 

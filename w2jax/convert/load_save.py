@@ -1,4 +1,4 @@
-"""Between a module with its variables and a file."""
+"""Load a module with its variables from a weight file, and save them to a file."""
 
 import json
 from collections.abc import Mapping
@@ -21,50 +21,55 @@ from w2jax.serialize import check_field_names, module_from_json, module_to_json,
 from w2jax.text import shorten
 from w2jax.vit import ViT
 
-METADATA = "w2jax"  # the key of our files' metadata that describes the module
+METADATA = "w2jax"  # key in the metadata of a file written by `save`; its value describes the module as JSON
 
-# Prefixes of the parameters in a whole training state, and of its other parts.
+# Prefixes of the parameters in a file with a complete training state, and prefixes of the rest of the state.
 _PARAMETERS = ("opt/target/", "params/", "target/")
 _TRAINING_STATE = ("opt/", "chrono/", "extra/")
-_WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DataParallel, of torch.compile, of a class around the model
+# Prefixes that DataParallel, torch.compile and a user's wrapper class add to the names of parameters.
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 _DEPTHS = ("depth", "num_layers", "encoder_depth", "decoder_depth")
-_LISTS = ("hidden_sizes", "batch_norm")  # fields with an entry a layer
-_HARMLESS = 2**16  # a field up to this takes little memory, whatever the tensors are
+_LISTS = ("hidden_sizes", "batch_norm")  # fields that are lists with one entry per layer
+_HARMLESS = 2**16  # a field up to this value needs little memory, so it is not compared with the tensors
 
 
 class Loaded(NamedTuple):
-    """The content of a file."""
+    """The content of a weight file."""
 
     module: nn.Module
+    """The module."""
     variables: dict[str, Any]
+    """The variables of the module."""
     leaves: Mapping[str, Leaf]
-    """The parameters by path."""
+    """Shape, dtype and place of each parameter, by path."""
     source: str
-    """The format of the names and layouts."""
+    """The name of the file's format."""
     tensors: int
-    """How many the file has."""
+    """The number of tensors in the file."""
     assumed: dict[str, Any]
-    """Fields of the module that the file does not determine, with the library's usual values."""
+    """Fields of the module that the file does not determine, with the default values of the library."""
     notes: list[str]
-    """What else the user should know."""
+    """Other messages for the user."""
 
 
 class Saved(NamedTuple):
-    """What was written, and what a user of the other library needs to know."""
+    """Information about a written file, for a user of the other library."""
 
     names: list[str]
-    """Of the tensors."""
+    """The names of the tensors."""
     different: str
-    """Fields in which the module differs from the library's defaults, in words; "" if a written config has them."""
+    """Fields that differ from the library's defaults, as text; "" if no field differs, or config.json contains them."""
     constructor: str
-    """The call that builds the model in timm; "" for other formats."""
+    """The Python call that builds the model in timm; "" for other formats."""
 
     def rows(self, path: Path) -> dict[str, str]:
-        """A table for the user: text by row."""
+        """Return a table for the user: the text of each row, by the row's name."""
         rows = {"written": f"{path}: {len(self.names)} tensors, the first is {self.names[0]}"}
         if self.different:
-            rows["differs"] = f"{self.different}: build the model there with these values, or its outputs will differ"
+            rows["differs"] = (
+                f"{self.different}. Build the model in that library with these values, or its outputs will differ"
+            )
         return rows | ({"in timm": self.constructor} if self.constructor else {})
 
 
@@ -75,23 +80,32 @@ def load(
     rename: Rename | None = None,
     **fields: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The module and the variables in a file or folder.
+    """Load a module and its variables from a file or a folder.
+
+    The file can contain a ViT of timm, Hugging Face, torchvision or Google, or any module that `save` wrote.
 
     Args:
-        path: `.safetensors`, `.safetensors.index.json`, `.npz`, `.pt` or `.pth` (these need torch), or a folder with
-            one of them and perhaps a config.json: a ViT of timm, Hugging Face, torchvision or Google, or any module
-            that `save` wrote.
-        head: "drop" leaves the classifier out; "reinit" makes a new one with `num_classes`.
-        module: the module of the parameters, if the file does not describe it: any module that `from_torch` takes.
-        rename: as in `from_torch`, with `module`.
-        **fields: fields of the ViT that the tensors do not determine and that differ from that library's defaults, such
-            as num_heads, activation, norm_eps or pool; or that matter in training only, such as dropout or dtype. And
-            `image_size`, (height, width), if the number of positions does not show which tokens have one.
+        path: a `.safetensors`, `.safetensors.index.json`, `.npz`, `.pt` or `.pth` file, or a folder with one of them
+            and optionally a config.json. `.pt` and `.pth` need torch.
+        head: "drop" loads the model without the classifier (`num_classes` is 0); "reinit" initialises a new classifier
+            (pass `num_classes`). None: the classifier is loaded.
+        module: the module of the parameters, if the file does not describe the module. `from_torch` lists the possible
+            modules.
+        rename: your own names of the parameters, as in `from_torch`. It needs `module`.
+        **fields: fields of the ViT. Pass those that the tensors do not determine and that differ from the library's
+            defaults, such as num_heads, activation, norm_eps or pool. You can also set fields for training, such as
+            dropout or dtype. `image_size`, (height, width) in pixels, is accepted too: pass it for images that are not
+            square, so that the positions of class token and registers are found.
+
+    Returns:
+        (module, variables).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is broken, of another kind (such as a run folder, which `python -m train.export`
-            writes to a file), or incomplete: every tensor that is missing, left over or of another shape is listed.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is broken, incomplete or of another kind. The message lists every tensor that is missing,
+            unexpected or has a wrong shape. A run folder is of another kind: `python -m train.export` writes it to a
+            file.
+        ImportError: the file needs torch, and torch is not installed or too old to read files safely.
     """
     loaded = load_described(path, head, module, rename, **fields)
     return loaded.module, loaded.variables
@@ -105,22 +119,25 @@ def save(
     shard_bytes: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> None:
-    """Writes a module's variables with the names and layouts of another library.
+    """Save a module's variables with the tensor names and layouts of another library.
 
-    A file is written completely or not at all; the files of a folder are replaced one by one. Fields that a library's
-    code decides (the kind of GELU, the epsilon of LayerNorm) are kept in the file for `load`; elsewhere, the model must
-    be built with the same ones.
+    A file is written completely or not at all. In a folder, the files are replaced one by one.
+
+    Tensors do not contain all fields, for example the kind of GELU and the epsilon of LayerNorm. `.safetensors` and
+    `.npz` files store all fields for `load`. In another library you must build the model with the same values.
 
     Args:
-        path: `.safetensors`, `.npz`, `.pt`, `.pth`; or a folder, with config.json if the format is Hugging Face's.
-        module: one of ours.
+        path: a `.safetensors`, `.npz`, `.pt` or `.pth` file; or a folder, which also gets a config.json if the format
+            is Hugging Face's.
+        module: a module of w2jax.
         variables: its variables.
-        format: see `to_torch`; when None, "google" for a ViT in an `.npz`.
-        shard_bytes: of a folder: the largest file; None writes one file.
-        image_size: height and width for Hugging Face's config.json, if the number of patches is not a square.
+        format: as in `to_torch`. None: "google" for a ViT in an `.npz` file, else the default of `to_torch`.
+        shard_bytes: maximum size in bytes of each file in a folder. None: one file.
+        image_size: (height, width) in pixels for Hugging Face's config.json. None: the images are square.
 
     Raises:
-        ValueError: if the format cannot express the module, or the kind of file is not known.
+        ValueError: the format cannot express the module, or the file type is unknown.
+        ImportError: a `.pt` or `.pth` file needs torch, and torch is not installed.
     """
     save_described(path, module, variables, format, shard_bytes, image_size)
 
@@ -132,15 +149,17 @@ def load_described(
     rename: Rename | None = None,
     **fields: Any,
 ) -> Loaded:
-    """`load`, with the file's format and the fields that were assumed."""
+    """Load like `load`, and also return the file's format, the assumed fields and messages for the user."""
     if rename is not None and module is None:
-        raise ValueError("rename needs the module that its paths belong to: give module too")
+        raise ValueError("module must be given with rename, got None. Pass the module whose paths are in rename")
     if module is not None and fields:
-        raise ValueError(f"{', '.join(fields)} are fields of the module: set them there")
+        raise ValueError(
+            f"{', '.join(fields)} cannot be passed together with module. Set the fields of the module instead"
+        )
     weights = read_weights(path)
     source, assumed = "your model", {}
     try:
-        # With the user's own names nothing is a wrapper's prefix.
+        # With rename the user gives complete names, so no prefix is removed.
         tensors, notes = (weights.tensors, []) if rename is not None else parameters_in(weights.tensors)
         if module is None:
             module, source, assumed = _module_in(weights, tensors, fields)
@@ -160,7 +179,7 @@ def save_described(
     image_size: tuple[int, int] | None = None,
     leaves: Mapping[str, Leaf] | None = None,
 ) -> Saved:
-    """`save`, with what a user of the file needs to know; `leaves` are those of the variables, where they are known."""
+    """Save like `save`, and return information for the user. `leaves`: the module's leaves, if already computed."""
     path, format = Path(path), format or default_format(module, Path(path))
     leaves = leaves or variable_leaves(module, variables)
     tensors = write_tensors(module, variables, format, leaves=leaves)
@@ -177,14 +196,14 @@ def save_described(
 
 
 def default_format(module: nn.Module, path: Path) -> str:
-    """The format of `save` when none is given."""
+    """Return the format that `save` uses by default."""
     if not isinstance(module, ViT):
         return "torch"
     return "google" if path.suffix == ".npz" else "timm"
 
 
 def describe(path: str | Path, **fields: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """The module that `load` would return, and those of its fields that are only assumed; no tensor is read."""
+    """Return the module that `load` would return and its assumed fields, without reading a tensor."""
     weights = read_weights(path)
     try:
         module, _, assumed = _module_in(weights, parameters_in(weights.tensors)[0], fields)
@@ -195,14 +214,14 @@ def describe(path: str | Path, **fields: Any) -> tuple[nn.Module, dict[str, Any]
 
 
 def without_classes(module: nn.Module) -> nn.Module:
-    """The module without a classifier, if it can have one."""
+    """Return the module with `num_classes` 0 if it has this field, else the module."""
     return module.clone(num_classes=0) if hasattr(module, "num_classes") else module
 
 
 def _module_in(
     weights: Weights, tensors: Mapping[str, LazyTensor], fields: Mapping[str, Any]
 ) -> tuple[nn.Module, str, dict[str, Any]]:
-    """The module in a file, the format of its tensors' names, and the fields that are assumed."""
+    """Return the module in a file, the format of the tensor names, and the assumed fields."""
     changes = {name: value for name, value in fields.items() if name != "image_size"}
     if METADATA in weights.metadata:
         return with_fields(_described_module(weights.metadata[METADATA], tensors), changes), "w2jax", {}
@@ -213,7 +232,7 @@ def _module_in(
 
 
 def parameters_in(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], list[str]]:
-    """The parameters without the rest of a training state, and notes on what was left out."""
+    """Select the parameters in a file: return them without the rest of a training state, and notes for the user."""
     notes: list[str] = []
     params = dict(tensors)
     for prefix in _PARAMETERS:
@@ -221,7 +240,7 @@ def parameters_in(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTens
             rest = [key for key in params if not key.startswith(prefix)]
             state = [key for key in rest if key.startswith(_TRAINING_STATE)]
             if state:
-                notes.append(f"{len(state)} tensors of an optimizer's state were left out, such as {state[0]}")
+                notes.append(f"the optimizer state was ignored ({len(state)} tensors, such as {state[0]})")
             params = {key.removeprefix(prefix): params[key] for key in params if key not in set(state)}
             break
     for prefix in _WRAPPERS:
@@ -231,13 +250,13 @@ def parameters_in(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTens
 
 
 def _described_module(text: str, tensors: Mapping[str, LazyTensor]) -> nn.Module:
-    """The module that the metadata of a file of ours describes.
+    """Build the module that the metadata of a file written by `save` describes.
 
     Raises:
-        ValueError: if it describes none, or one that is larger than the file can be.
+        ValueError: the description is wrong, or the module has more parameters than the file can contain.
     """
     try:
-        module = module_from_json(json_object("its description of the module", text.encode(errors="replace")))
+        module = module_from_json(json_object("the module's description", text.encode(errors="replace")))
         _check_sizes(module, len(tensors), sum(prod(tensor.shape) for tensor in tensors.values()))
     except ValueError as error:
         raise ValueError(shorten(str(error))) from error
@@ -245,7 +264,7 @@ def _described_module(text: str, tensors: Mapping[str, LazyTensor]) -> nn.Module
 
 
 def _check_sizes(module: nn.Module, tensors: int, elements: int) -> None:
-    """ValueError if a stack has more layers than there are tensors, or a field is more than the elements of all."""
+    """Raise a ValueError if the module has more layers than tensors, or a size above the number of all elements."""
     for name in field_names(module):
         value: Any = getattr(module, name)
         if isinstance(value, nn.Module):
@@ -253,6 +272,11 @@ def _check_sizes(module: nn.Module, tensors: int, elements: int) -> None:
         sizes: tuple[Any, ...] = value if isinstance(value, tuple) else (value,)
         layers: int = sizes[0] if name in _DEPTHS else len(sizes) if name in _LISTS else 0
         if layers > tensors:
-            raise ValueError(f"its description must have at most {tensors} layers, as many as tensors, got {layers}")
+            raise ValueError(
+                f"{name} in the module's description must be at most {tensors}, the number of tensors, got {layers}"
+            )
         if any(isinstance(size, int) and size > max(elements, _HARMLESS) for size in sizes):
-            raise ValueError(f"its description has {name} {value}, its tensors have {elements} numbers")
+            raise ValueError(
+                f"{name} in the module's description must be at most {elements}, the number of values in the tensors, "
+                f"got {value}"
+            )

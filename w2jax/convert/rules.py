@@ -1,8 +1,8 @@
-"""The engine: a conversion is a table, read forwards into our parameters and backwards out of them.
+"""The conversion engine: a table of rules that converts tensors to w2jax parameters and back.
 
-Each row has their name and our path of the same parameter or layer. Everything else follows from the rows and from the
-shapes of our parameters: which keys must exist, with which shapes, which are left over, and both directions of the
-values.
+Each rule has the name of a parameter or layer in the other library ("theirs") and its path in w2jax ("ours"). From the
+rules and the shapes of our parameters, the engine derives the names and shapes of all tensors, the unexpected tensors,
+and the conversion of the values in both directions.
 """
 
 import re
@@ -18,34 +18,34 @@ from w2jax.convert.lazy_tensor import LazyTensor
 from w2jax.text import nearest, shorten
 
 Shape = tuple[int, ...]
-# (our path, its rank) -> (their name for its last parts, einops pattern from theirs to ours or "" for the same)
+# (our path, number of axes) -> (their name, einops pattern from their layout to ours, or "" for the same layout)
 Layout = Callable[[str, int], tuple[str, str]]
 
 
 class Rule(NamedTuple):
-    """One row: a parameter, or a layer with everything in it, by their name and by our path.
+    """A rule of a conversion table: the name of a parameter or layer in another library, and its path in w2jax.
 
-    `{i}` is the number of a layer. `{query,key,value}` in `ours` means several of our parameters that are one of
-    theirs; they are the first axis on our side of the pattern.
+    `{i}` is the number of a layer. `{query,key,value}` in `ours` means that one tensor of the other library contains
+    several of our parameters. In the pattern, they are the first axis on our side.
     """
 
-    theirs: str  # their name
-    ours: str  # our path
-    how: "str | Table" = ""  # einops pattern from theirs to ours; a table of the parts; "": their library's layout
+    theirs: str  # Name of the parameter or layer in the other library.
+    ours: str  # Path of the parameter or layer in w2jax.
+    how: "str | Table" = ""  # einops pattern from theirs to ours, or a table for the parts; "": the format's layout
 
 
 Table = tuple[Rule, ...]
 
-_MAX_LINES = 200  # of an error
-_MAX_NEAR, _MAX_NAME = 500, 100  # names, and characters of each, that are searched for the nearest
+_MAX_LINES = 200  # lines of an error message
+_MAX_NEAR, _MAX_NAME = 500, 100  # limits of the search for a similar name: number of names, characters per name
 
 
 class Pair(NamedTuple):
-    """One parameter of theirs, and ours that it becomes."""
+    """One tensor of the other library, and the w2jax parameters that it contains."""
 
-    theirs: str  # its name
-    ours: tuple[str, ...]  # several: stacked along the first axis of our side of the pattern
-    pattern: str  # of einops, from theirs to ours
+    theirs: str  # Name of the tensor.
+    ours: tuple[str, ...]  # Paths of our parameters; several are stacked along the first axis on our side.
+    pattern: str  # einops pattern from theirs to ours; "": the same layout
 
 
 def pairs(
@@ -56,18 +56,18 @@ def pairs(
     keys: Collection[str] = (),
     marked: Mapping[str, Table] | None = None,
 ) -> list[Pair]:
-    """The name and the layout of each of our parameters in their library; the first row that fits wins.
+    """Find the name and the layout of each of our parameters in the other library. The first matching rule is used.
 
     Args:
-        table: the rows.
-        leaves: our parameters, shape by path such as "encoder/block_0/norm1/scale".
-        layout: names and patterns for rows that have none.
-        separator: between the parts of their names.
-        keys: their names that exist.
-        marked: tables of layers that are recognised by a key in them, for rows that have no pattern.
+        table: the rules.
+        leaves: shapes of our parameters, by path such as "encoder/block_0/norm1/scale".
+        layout: names and patterns for rules without a pattern.
+        separator: separator between the parts of their names.
+        keys: existing names of the other library.
+        marked: tables for layers that are recognised by one of their keys, for rules without a pattern.
 
     Returns:
-        Pairs in the order of the rows. Parameters that no row names are in none.
+        Pairs in the order of the rules. Parameters without a matching rule are not in any pair.
     """
     found: dict[str, Pair] = {}
     taken = set()
@@ -103,7 +103,7 @@ def pairs(
 
 
 def join(separator: str, left: str, right: str) -> str:
-    """A name of two parts, of which one may be empty."""
+    """Join two parts of a name, of which one may be empty."""
     return left + separator + right if left and right else left or right
 
 
@@ -114,17 +114,17 @@ def read(
     sizes: Mapping[str, int],
     target: str,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Our parameters by path, one after the other, each a copy.
+    """Convert tensors to our parameters, one at a time: yield (path, copy of the values).
 
     Args:
-        tensors: theirs by name.
-        found: the pairs of all of `leaves`.
-        leaves: shapes of ours.
-        sizes: axes that neither side's shape determines.
-        target: what they are converted into, for the error.
+        tensors: their tensors, by name.
+        found: pairs for all of `leaves`.
+        leaves: shapes of our parameters.
+        sizes: sizes of axes that neither shape determines.
+        target: description of the module, for the error message.
 
     Raises:
-        ValueError: before the first, if a tensor is missing, left over or of another shape: all of them are listed.
+        ValueError: a tensor is missing, unexpected or has a wrong shape. All of them are listed, before any is read.
     """
     check(tensors, found, leaves, sizes, target)
 
@@ -142,7 +142,7 @@ def read(
 def write(
     arrays: Mapping[str, LazyTensor], found: list[Pair], leaves: Mapping[str, Shape], sizes: Mapping[str, int]
 ) -> dict[str, LazyTensor]:
-    """Theirs by name, each computed when it is read."""
+    """Convert our parameters to their tensors, by name. Each tensor is computed when it is read."""
 
     def tensor(pair: Pair) -> LazyTensor:
         dtype = np.result_type(*(arrays[path].dtype for path in pair.ours))
@@ -167,7 +167,7 @@ def check(
     sizes: Mapping[str, int],
     target: str,
 ) -> None:
-    """ValueError that lists every tensor that is missing, left over or of another shape, with the nearest name."""
+    """Raise a ValueError that lists every missing or unexpected tensor and every wrong shape, with similar names."""
     expected = {pair.theirs: their_shape(pair, leaves, sizes) for pair in found}
     missing, left = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     unnamed = sorted(leaves.keys() - {path for pair in found for path in pair.ours})
@@ -175,28 +175,28 @@ def check(
     def near(name: str, others: Collection[str]) -> str:
         few = islice((other for other in others if len(other) <= _MAX_NAME >= len(name)), _MAX_NEAR)
         close = nearest(name, few)
-        return f" (nearest here: {close[0]})" if close else ""
+        return f" (similar: {close[0]})" if close else ""
 
     ours = {pair.theirs: ", ".join(pair.ours) for pair in found}
     wrong = [key for key in expected if key not in missing and tensors[key].shape != expected[key]]
     lines = chain(
         (f"missing     {key} {expected[key]}, for {ours[key]}{near(key, left)}" for key in expected if key in missing),
-        (f"left over   {shorten(key)} {tensors[key].shape}{near(key, missing)}" for key in tensors if key in left),
+        (f"unexpected  {shorten(key)} {tensors[key].shape}{near(key, missing)}" for key in tensors if key in left),
         (f"wrong shape {key} must be {expected[key]}, got {tensors[key].shape}, for {ours[key]}" for key in wrong),
-        (f"not named   {path} {leaves[path]}" for path in unnamed),
+        (f"no rule for {path} {leaves[path]}" for path in unnamed),
     )
     shown = list(islice(lines, _MAX_LINES))
     more = len(missing) + len(left) + len(wrong) + len(unnamed) - len(shown)
     if shown:
         lines = [*shown, f"and {more} more"] if more else shown
-        raise ValueError(f"the tensors are not those of {target}:\n  " + "\n  ".join(lines))
+        raise ValueError(f"the tensors do not match the parameters of {target}:\n  " + "\n  ".join(lines))
 
 
 def their_shape(pair: Pair, leaves: Mapping[str, Shape], sizes: Mapping[str, int]) -> Shape:
-    """The shape that theirs has, given ours.
+    """Compute the shape of their tensor from the shape of our parameter.
 
     Raises:
-        ValueError: if the pattern does not fit our shape, or does not determine a size.
+        ValueError: the pattern does not fit our shape, or does not determine a size.
     """
     if not pair.pattern:
         return leaves[pair.ours[0]]
@@ -205,13 +205,14 @@ def their_shape(pair: Pair, leaves: Mapping[str, Shape], sizes: Mapping[str, int
     if unknown:
         ours = f"{', '.join(pair.ours)} {leaves[pair.ours[0]]}"
         raise ValueError(
-            f'the pattern "{pair.pattern}" does not determine the size of {", ".join(sorted(unknown))} for {ours}'
+            f'the pattern "{pair.pattern}" must determine the sizes of all axes for {ours}, '
+            f"but {', '.join(sorted(unknown))} is unknown"
         )
     return tuple(prod(axes[name] for name in group) for group in groups(pair.pattern.split("->")[0]))
 
 
 def our_size(pair: Pair, shape: Shape, axis: int) -> int:
-    """The size of one axis of ours, 0 if the shape of theirs does not determine it."""
+    """Compute the size of one axis of our parameter from the shape of their tensor; 0 if it is not determined."""
     if not pair.pattern:
         return shape[axis] if axis < len(shape) else 0
     theirs, ours = pair.pattern.split("->")
@@ -221,7 +222,7 @@ def our_size(pair: Pair, shape: Shape, axis: int) -> int:
 
 
 def axis_sizes(side: str, shape: Shape, known: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of the axes in one side of a pattern, from `shape` and known sizes; {} if the ranks differ."""
+    """Compute the sizes of the axes on one side of a pattern; {} if `shape` has another number of axes."""
     parts = groups(side)
     sizes: dict[str, int] = {}
     if len(parts) != len(shape):
@@ -240,18 +241,18 @@ def _axes_of_ours(pair: Pair, leaves: Mapping[str, Shape], sizes: Mapping[str, i
 
 
 def _needed(pair: Pair, side: int, leaves: Mapping[str, Shape], sizes: Mapping[str, int]) -> dict[str, int]:
-    """The sizes that einops needs to split that side of the pattern."""
+    """Return the sizes that einops needs to split the groups on one side of the pattern (0: theirs, 1: ours)."""
     named = {name for group in groups(pair.pattern.split("->")[side]) if len(group) > 1 for name in group}
     return {name: size for name, size in _axes_of_ours(pair, leaves, sizes).items() if name in named}
 
 
 def groups(side: str) -> list[list[str]]:
-    """Axes of one side of a pattern: "(h k) i" is [["h", "k"], ["i"]], and "1" is []."""
+    """Return the axis names of one side of a pattern: "(h k) i" is [["h", "k"], ["i"]], and "1" is [[]]."""
     return [[name for name in group.strip("()").split() if name != "1"] for group in re.findall(r"\([^)]*\)|\S+", side)]
 
 
 def flat(table: Table, separator: str, theirs: str = "", ours: str = "") -> Iterator[Rule]:
-    """The rows of a table and of the tables inside it, with full names."""
+    """Yield the rules of a table and of its inner tables, with full names."""
     for rule in table:
         names = join(separator, theirs, rule.theirs), join("/", ours, rule.ours)
         if isinstance(rule.how, str):
@@ -261,7 +262,7 @@ def flat(table: Table, separator: str, theirs: str = "", ours: str = "") -> Iter
 
 
 def instances(rule: Rule, leaves: Mapping[str, Shape]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Their name and our paths, once for each layer number that our parameters have."""
+    """Yield (their name, our paths) for each layer number in our parameters."""
     alternatives = _alternatives(rule.ours)
     expression = re.escape(alternatives[0]).replace(re.escape("{i}"), r"(?P<i>\d+)", 1)
     matcher = re.compile(expression + r"(?:/.*)?" if alternatives[0] else r".*")
@@ -275,7 +276,7 @@ def instances(rule: Rule, leaves: Mapping[str, Shape]) -> Iterator[tuple[str, tu
 
 
 def _alternatives(path: str) -> list[str]:
-    """["a/b", "a/c"] of "a/{b,c}"."""
+    """Expand braces: return ["a/b", "a/c"] for "a/{b,c}"."""
     match = re.search(r"\{([^{}]*,[^{}]*)\}", path)
     if not match:
         return [path]
@@ -283,6 +284,6 @@ def _alternatives(path: str) -> list[str]:
 
 
 def _parents(path: str) -> list[str]:
-    """["", "a", "a/b"] of "a/b/c"."""
+    """Return all parents of a path: ["", "a", "a/b"] for "a/b/c"."""
     parts = path.split("/")
     return ["/".join(parts[:end]) for end in range(len(parts))]

@@ -1,4 +1,4 @@
-"""The parameters of our modules, one by one: their paths, shapes and places in the variables."""
+"""The leaves of w2jax modules: paths, shapes, dtypes and places of all parameters in the variables."""
 
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -16,25 +16,27 @@ from w2jax.text import shorten
 
 
 class Leaf(NamedTuple):
-    """A parameter or a statistic. Layers that are stacked for a scan are leaves of their own."""
+    """A parameter or a batch statistic. If layers are stacked for a scan, each layer is a separate leaf."""
 
-    shape: tuple[int, ...]  # of the module's parameter
-    dtype: np.dtype  # as `init` makes it
-    place: tuple[str, ...]  # collection and names in the variables
-    layer: int | None  # index along the first axis of the array at that place, if layers are stacked
-    layers: int  # how many are stacked there
+    shape: tuple[int, ...]  # Shape of the parameter, of one layer if layers are stacked.
+    dtype: np.dtype  # Dtype of the parameter after `init`.
+    place: tuple[str, ...]  # Collection and names in the variables.
+    layer: int | None  # Index of the layer along the first axis of the stacked array; None: not stacked.
+    layers: int  # Number of layers in the stacked array; 1 if layers are not stacked.
 
 
 def module_leaves(module: nn.Module, size: Size = lambda path, axis, default: default) -> dict[str, Leaf]:
-    """All leaves by path, such as "encoder/block_0/norm1/scale"; `size` returns sizes that depend on the input.
+    """Return all leaves of a module by path, such as "encoder/block_0/norm1/scale".
+
+    `size` returns the sizes that depend on the inputs.
 
     Raises:
-        ValueError: if the module cannot be converted, or its options do not fit each other.
+        ValueError: the module cannot be converted, or its options do not fit each other.
     """
-    # Tracing one layer for all saves most of the time; the leaves are the same.
+    # With scan_layers only one layer is traced, which saves most of the time. The leaves are the same.
     traced = module.clone(scan_layers=True) if hasattr(module, "scan_layers") else module
     if isinstance(module, Seq2Seq) and module.positions == "sinusoidal":
-        traced = traced.clone(max_length=1)  # the table of positions is no parameter, and it is made on the host
+        traced = traced.clone(max_length=1)  # the sinusoidal table is not a parameter: skip its computation on the CPU
     try:
         inputs = example_inputs(module, size)
         try:
@@ -43,9 +45,9 @@ def module_leaves(module: nn.Module, size: Size = lambda path, axis, default: de
             shapes = _initial_shapes.__wrapped__(traced, *inputs)
     except ValueError:
         raise
-    except Exception as error:  # the model's code may raise anything for the fields and shapes that a file claims
+    except Exception as error:  # for wrong fields and shapes from a file, the model's code may raise any exception
         reason = shorten((str(error) or type(error).__name__).splitlines()[0])
-        raise ValueError(f"no {type(module).__name__} has these fields and shapes: {reason}") from error
+        raise ValueError(f"the fields and shapes do not fit a {type(module).__name__}: {reason}") from error
     leaves = {}
     for path, leaf in jax.tree.leaves_with_path(shapes):
         collection, *names = (key.key for key in path)
@@ -69,7 +71,7 @@ def _initial_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct | None) -> 
 
 
 def assemble(leaves: Mapping[str, Leaf], values: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:
-    """Variables of values by path; each becomes a jax array as soon as all its layers are there."""
+    """Build variables from values by path. Each becomes a JAX array as soon as all its layers are read."""
     variables: dict[str, Any] = {}
     unfinished: dict[tuple[str, ...], tuple[np.ndarray, set[int]]] = {}
     for path, value in values:
@@ -93,25 +95,25 @@ def assemble(leaves: Mapping[str, Leaf], values: Iterable[tuple[str, np.ndarray]
 
 
 def split_variables(leaves: Mapping[str, Leaf], variables: Mapping[str, Any], owner: str) -> dict[str, LazyTensor]:
-    """The arrays of `variables` by path, layers one by one; each is read lazily.
+    """Split variables into lazy tensors by path, with a separate tensor for each stacked layer.
 
     Raises:
-        ValueError: if the variables are not those of the leaves: every one that is missing, left over or of another
-            shape is listed. `owner` names the module in the message.
+        ValueError: the variables do not fit the leaves. The message names `owner` and lists every parameter that is
+            missing, unexpected or has a wrong shape.
     """
     arrays = {
         tuple(key.key for key in path): value for path, value in jax.tree.leaves_with_path(dict(variables)) if path
     }
     shapes = {leaf.place: leaf.shape if leaf.layer is None else (leaf.layers, *leaf.shape) for leaf in leaves.values()}
     lines = [f"missing     {'/'.join(place)} {shapes[place]}" for place in shapes if place not in arrays]
-    lines += [f"left over   {'/'.join(place)} {value.shape}" for place, value in arrays.items() if place not in shapes]
+    lines += [f"unexpected  {'/'.join(place)} {value.shape}" for place, value in arrays.items() if place not in shapes]
     lines += [
         f"wrong shape {'/'.join(place)} must be {shapes[place]}, got {value.shape}"
         for place, value in arrays.items()
         if place in shapes and value.shape != shapes[place]
     ]
     if lines:
-        raise ValueError(f"the variables are not those of {owner}:\n  " + "\n  ".join(lines))
+        raise ValueError(f"the variables do not match the parameters of {owner}:\n  " + "\n  ".join(lines))
 
     def tensor(leaf: Leaf) -> LazyTensor:
         value = arrays[leaf.place]
@@ -125,12 +127,14 @@ def split_variables(leaves: Mapping[str, Leaf], variables: Mapping[str, Any], ow
 
 
 def example_inputs(module: nn.Module, size: Size) -> Inputs:
-    """Shapes of the smallest inputs for which `init` makes the right parameters.
+    """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns.
 
     Raises:
-        ValueError: if the module has no method `example_inputs`.
+        ValueError: the module has no method `example_inputs`.
     """
     method = getattr(module, "example_inputs", None)
     if method is None:
-        raise ValueError(f"{type(module).__name__} must have a method example_inputs(size) to be converted, got none")
+        raise ValueError(
+            f"{type(module).__name__} must have a method example_inputs(size) for conversion, but has none. Define it"
+        )
     return method(size)

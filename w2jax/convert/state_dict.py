@@ -1,4 +1,4 @@
-"""Between our variables and named tensors of another library, in memory."""
+"""Convert variables of w2jax to named tensors of another library and back, in memory."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -26,26 +26,29 @@ Head = Literal["drop", "reinit"] | None
 def from_torch(
     module: nn.Module, state_dict: Mapping[str, Any], rename: Rename | None = None, head: Head = None
 ) -> dict[str, Any]:
-    """Variables of `module` from the parameters of another library's model.
+    """Convert the parameters of a PyTorch model (or of Google's ViTs) to variables of a w2jax module.
 
     Args:
-        module: one of ours. A ViT takes the names of timm, Hugging Face, torchvision and Google; LSTM, GRU, RNN,
-            MultiHeadAttention and Transformer those of torch.nn; AAEEncoder, AAEDecoder and AAEDiscriminator those of a
-            `torch.nn.Sequential`. Every module takes its own paths too, as "head.weight" for the path "head/kernel".
-        state_dict: torch tensors, numpy or jax arrays by name. Their dtypes are kept.
-        rename: the user's own names. A key is a parameter's or a layer's name in `state_dict`, with `{i}` for the
-            number of a layer; its value is our path, such as "encoder/block_{i}/norm1", or a pair of that and an einops
-            pattern from theirs to ours. Without a pattern the layout is that of torch.nn. The first row that names a
-            parameter counts, so a part of a layer comes before the layer.
-        head: the classifier. None: it must fit. "drop": theirs is left out, for a module with `num_classes=0`.
-            "reinit": ours is new, as `init` makes it.
+        module: a module of w2jax. The names that are recognised depend on the module:
+
+            - ViT: names of timm, Hugging Face, torchvision and Google.
+            - LSTM, GRU, RNN, MultiHeadAttention and Transformer: names of the torch.nn module.
+            - AAEEncoder, AAEDecoder and AAEDiscriminator: names of a `torch.nn.Sequential`.
+            - every module: its w2jax paths in the style of torch, such as "head.weight" for "head/kernel".
+        state_dict: torch tensors, NumPy arrays or JAX arrays, by name. Their dtypes are kept.
+        rename: your own names. Each key is the name of a parameter or layer in `state_dict`, with `{i}` for the layer
+            number. Each value is the path in w2jax, such as "encoder/block_{i}/norm1", or a pair (path, einops pattern
+            from your layout to the layout of w2jax). Without a pattern the layout is that of torch.nn. For each
+            parameter the first matching key is used, so put a part of a layer before the layer.
+        head: the classifier. None: its shape must fit. "drop": ignore it in `state_dict`; the module must have
+            `num_classes=0`. "reinit": ignore it in `state_dict`, and initialise the module's classifier as `init` does.
 
     Returns:
-        {"params": …}, and {"batch_stats": …} where the module has them.
+        {"params": …}, with {"batch_stats": …} if the module has batch statistics.
 
     Raises:
-        ValueError: if a tensor is missing, left over, or of another shape (up to 200 are listed); if one is float64 and
-            JAX would round it; or if a path in `rename` is not one of ours.
+        ValueError: a tensor is missing, unexpected, or has a wrong shape (up to 200 are listed); a tensor is float64
+            and JAX would round it; or a path in `rename` is not a path of the module.
     """
     return read_variables(module, from_arrays(state_dict), rename, head)[0]
 
@@ -53,18 +56,21 @@ def from_torch(
 def to_torch(
     module: nn.Module, variables: Mapping[str, Any], format: str | None = None, rename: Rename | None = None
 ) -> dict[str, np.ndarray]:
-    """The parameters of `module` under another library's names, as numpy arrays: `from_torch` backwards.
+    """Convert the variables of a w2jax module to another library's names and layouts. The inverse of `from_torch`.
 
     Args:
-        module: one of ours.
+        module: a module of w2jax.
         variables: its variables.
-        format: of a ViT "timm" (when None), "huggingface", "torchvision", "google", or one of their variants (see
-            `w2jax.convert.vit_tables.FORMATS`); "torch" of any module.
-        rename: as in `from_torch`. Query, key and value of an attention layer are written one by one, unless a row with
-            `{query,key,value}` makes them one tensor.
+        format: name of the format. For a ViT "timm", "huggingface", "torchvision", "google" or one of their variants
+            (see `w2jax.convert.vit_tables.FORMATS`); for any module "torch". None: "timm" for a ViT, else "torch".
+        rename: your own names, as in `from_torch`. Query, key and value of a renamed attention layer are three tensors,
+            unless a rule with `{query,key,value}` joins them to one tensor.
+
+    Returns:
+        NumPy arrays by name.
 
     Raises:
-        ValueError: if there is no such format, it cannot express the module, or the variables are not the module's.
+        ValueError: the format is unknown or cannot express the module, or the variables do not fit the module.
     """
     tensors = write_tensors(module, variables, format, rename)
     return {name: np.array(tensor.read(), order="C") for name, tensor in tensors.items()}
@@ -73,9 +79,9 @@ def to_torch(
 def read_variables(
     module: nn.Module, tensors: Mapping[str, LazyTensor], rename: Rename | None = None, head: Head = None
 ) -> tuple[dict[str, Any], dict[str, Leaf]]:
-    """`from_torch` of lazy tensors, which are read one after the other; and the leaves of the variables."""
+    """Convert lazy tensors like `from_torch`, reading one tensor at a time: return (variables, leaves)."""
     module = _as_root(module)
-    smallest = _shapes(module_leaves(module))  # for the smallest inputs: their paths are those of every input
+    smallest = _shapes(module_leaves(module))  # leaves for the smallest inputs; the paths are the same for all inputs
     rows = _rename_rows(module, smallest, rename)
     form, pairs = _best_format(_formats(module, tensors), smallest, tensors, rows)
     by_path = {path: pair for pair in pairs for path in pair.ours}
@@ -83,7 +89,7 @@ def read_variables(
     def size(path: str, axis: int, default: int) -> int:
         pair = by_path.get(path)
         tensor = None if pair is None else tensors.get(pair.theirs)
-        # A size of 0 cannot be traced; that tensor is listed with all other errors below.
+        # A size of 0 cannot be traced. The tensor is listed with the other wrong shapes below.
         return default if pair is None or tensor is None else our_size(pair, tensor.shape, axis) or default
 
     leaves = module_leaves(module, size)
@@ -93,14 +99,17 @@ def read_variables(
         shapes = {path: shape for path, shape in shapes.items() if not path.startswith("head/")}
         tensors = _without_head(module, tensors, form, rows)
     if head == "drop" and shapes.keys() != leaves.keys():
-        raise ValueError('head="drop" needs a module with num_classes=0; "reinit" makes a new head')
+        raise ValueError(
+            f'num_classes must be 0 for head="drop", got {getattr(module, "num_classes", None)}. '
+            'Set num_classes=0, or use head="reinit" for a new classifier'
+        )
     if head == "reinit":
         new_head = _new_head(module, leaves, size)
     pairs = form.pairs(shapes, tensors.keys(), rows)
     for pair in pairs:
         if pair.theirs in tensors:
             _check_dtype(pair, tensors[pair.theirs], leaves[pair.ours[0]])
-    target = f'a {type(module).__name__} in the format "{form.name}"'
+    target = f'{type(module).__name__} (format "{form.name}")'
     values = read(tensors, pairs, shapes, _sizes(module), target)
     return assemble(leaves, chain(values, new_head)), leaves
 
@@ -112,7 +121,7 @@ def write_tensors(
     rename: Rename | None = None,
     leaves: Mapping[str, Leaf] | None = None,
 ) -> dict[str, LazyTensor]:
-    """`to_torch`, each tensor computed when it is read; `leaves` are those of the variables, where they are known."""
+    """Convert like `to_torch` to lazy tensors, computed when they are read. `leaves`: if already computed."""
     module = _as_root(module)
     variables = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
     leaves = leaves or variable_leaves(module, variables)
@@ -126,7 +135,7 @@ def write_tensors(
 
 
 def variable_leaves(module: nn.Module, variables: Mapping[str, Any]) -> dict[str, Leaf]:
-    """The leaves of a module for inputs that fit its variables."""
+    """Return the leaves of a module, for inputs that fit its variables."""
 
     def size(path: str, axis: int, default: int) -> int:
         node: Any = variables.get("params", {})
@@ -150,12 +159,12 @@ def _sizes(module: nn.Module) -> dict[str, int]:
 
 
 def _as_root(module: nn.Module) -> nn.Module:
-    """The module without its parent, where it is a part of another."""
+    """Return the module without its parent module."""
     return module.clone(parent=None)
 
 
 def _rename_rows(module: nn.Module, shapes: Mapping[str, Shape], rename: Rename | None) -> Table:
-    """The rows of `rename`; ValueError if one has a path that the module does not have."""
+    """Convert `rename` to rules; raise a ValueError if a path is not a path of the module."""
     rows = tuple(
         Rule(theirs, ours) if isinstance(ours, str) else Rule(theirs, ours[0], ours[1])
         for theirs, ours in (rename or {}).items()
@@ -164,14 +173,15 @@ def _rename_rows(module: nn.Module, shapes: Mapping[str, Shape], rename: Rename 
         sides = [sorted(name for group in groups(side) for name in group) for side in str(rule.how).split("->")]
         if rule.how and (len(sides) != 2 or sides[0] != sides[1]):
             raise ValueError(
-                f'the pattern of "{rule.theirs}" in rename must have the same axes on both sides of ->, '
+                f'the pattern of "{rule.theirs}" in rename must have the same axes on both sides of "->", '
                 f'got "{rule.how}"'
             )
         if not any(instances(rule, shapes)):
             close = nearest(rule.ours, shapes)
-            near = f"; the nearest is {close[0]}" if close else ""
+            near = f'; did you mean "{close[0]}"?' if close else ""
             raise ValueError(
-                f'the path of "{rule.theirs}" in rename must be one of {type(module).__name__}, got "{rule.ours}"{near}'
+                f'the path of "{rule.theirs}" in rename must be a path of {type(module).__name__}, '
+                f'got "{rule.ours}"{near}'
             )
     return rows
 
@@ -179,7 +189,7 @@ def _rename_rows(module: nn.Module, shapes: Mapping[str, Shape], rename: Rename 
 def _best_format(
     formats: Iterable[Format], shapes: Mapping[str, Shape], tensors: Mapping[str, LazyTensor], rows: Table
 ) -> tuple[Format, list[Pair]]:
-    """The format that has names for most of the tensors, and its pairs."""
+    """Return the format that has names for most of the tensors, and its pairs."""
     candidates = [(form, form.pairs(shapes, tensors.keys(), rows)) for form in formats]
     return max(candidates, key=lambda candidate: sum(pair.theirs in tensors for pair in candidate[1]))
 
@@ -187,13 +197,13 @@ def _best_format(
 def _format_to_write(
     formats: Iterable[Format], module: nn.Module, shapes: Mapping[str, Shape], name: str | None, rows: Table
 ) -> tuple[Format, list[Pair]]:
-    """The first format of that name or family that can express the module, and its pairs."""
+    """Return the first format with this name or family that can express the module, and its pairs."""
     formats = list(formats)
     name = name or formats[0].name
     candidates = [form for form in formats if name in (form.name, form.family)]
     if not candidates:
         known = ", ".join(dict.fromkeys(form.name for form in formats))
-        raise ValueError(f'the format of a {type(module).__name__} must be one of {known}, got "{name}"')
+        raise ValueError(f'the format for {type(module).__name__} must be one of {known}, got "{name}"')
     obstacles = []
     for form in candidates:
         pairs = form.pairs(shapes, (), rows)
@@ -205,22 +215,22 @@ def _format_to_write(
         layers = dict.fromkeys(re.sub(r"_\d+/", "_{i}/", path) for path in unnamed)
         obstacles.append([*options, *layers])
     fewest = ", ".join(min(obstacles, key=len))
-    raise ValueError(f'the format "{name}" has no place for {fewest} of this {type(module).__name__}')
+    raise ValueError(f'the format "{name}" cannot store {fewest} of this {type(module).__name__}. Use another format')
 
 
 def _without_head(
     module: nn.Module, tensors: Mapping[str, LazyTensor], form: Format, rows: Table
 ) -> dict[str, LazyTensor]:
-    """The tensors without those of the classifier; ValueError if the module cannot have one."""
+    """Return the tensors without the classifier; raise a ValueError if the module has no field `num_classes`."""
     if not hasattr(module, "num_classes"):
-        raise ValueError(f"head is for modules with num_classes, {type(module).__name__} has none")
+        raise ValueError(f"head must be None for {type(module).__name__}, which has no classifier (num_classes)")
     classifier = {"head/kernel": (1, 1), "head/bias": (1,)}
     names = {pair.theirs for pair in form.pairs(classifier, tensors.keys(), rows)}
     return {name: tensor for name, tensor in tensors.items() if name not in names}
 
 
 def _new_head(module: nn.Module, leaves: Mapping[str, Leaf], size: Size) -> list[tuple[str, np.ndarray]]:
-    """The classifier that `init` makes; compiled, so that no other parameter is made."""
+    """Initialise the classifier as `init` does. The function is compiled, so no other parameter is computed."""
     inputs = example_inputs(module, size)
 
     def init() -> Any:
@@ -232,19 +242,19 @@ def _new_head(module: nn.Module, leaves: Mapping[str, Leaf], size: Size) -> list
 
 
 def _check_dtype(pair: Pair, tensor: LazyTensor, leaf: Leaf) -> None:
-    """ValueError unless JAX keeps the numbers exactly, and they are floats where ours are."""
+    """Raise a ValueError if JAX would round the values, or if a tensor has integers instead of floats or vice versa."""
     counts = np.issubdtype(leaf.dtype, np.integer)
     if counts != np.issubdtype(tensor.dtype, np.integer):
         raise ValueError(f"{pair.theirs} must be {'integers' if counts else 'floats'}, got {tensor.dtype}")
     if tensor.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
-            f"{pair.theirs} is float64, which JAX would round to float32. Convert it to float32 first, "
+            f"{pair.theirs} must not be float64, because JAX would round it to float32. Convert it to float32 first, "
             'or call jax.config.update("jax_enable_x64", True)'
         )
 
 
 def _as_torch_counts(tensor: LazyTensor) -> LazyTensor:
-    """Integers as torch's int64."""
+    """Convert an integer tensor to int64, torch's dtype for counts."""
     if not np.issubdtype(tensor.dtype, np.integer):
         return tensor
     return LazyTensor(tensor.shape, np.dtype(np.int64), lambda: tensor.read().astype(np.int64))

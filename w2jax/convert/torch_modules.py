@@ -1,6 +1,6 @@
-"""torch.nn's own modules, and the autoencoder's parts as `torch.nn.Sequential`.
+"""Formats for modules of torch.nn, and for the autoencoder's parts as `torch.nn.Sequential`.
 
-LSTM, GRU and RNN need no table: `torch_layout` has their names.
+LSTM, GRU and RNN need no table here, because `torch_layout` contains their names.
 """
 
 import re
@@ -30,9 +30,9 @@ TRANSFORMER = (  # torch.nn.Transformer
 
 
 def torch_formats(module: nn.Module, keys: Collection[str] = ()) -> tuple[Format, ...]:
-    """The formats called "torch" of a module, the one to write first; `keys` are those of a file to be read.
+    """Return the formats of a module that are called "torch". The first one is used to write.
 
-    The last has our own paths.
+    The last format has the paths of w2jax. `keys` are the names of the tensors in a file to read.
     """
     paths = Format("torch")
     if isinstance(module, MultiHeadAttention) and _has_torchs_widths(module):
@@ -55,17 +55,19 @@ def torch_formats(module: nn.Module, keys: Collection[str] = ()) -> tuple[Format
 
 
 def _has_torchs_widths(module: MultiHeadAttention) -> bool:
-    """Whether queries, keys and values are as wide as the output, with as many heads."""
+    """Return True if queries, keys and values have the width of the output, and the same number of heads."""
     widths = {module.embed_dim, module.qk_dim or module.embed_dim, module.v_dim or module.embed_dim}
     return module.num_kv_heads in (None, module.num_heads) and len(widths) == 1
 
 
 def sequential(module: AAEEncoder | AAEDecoder | AAEDiscriminator, keys: Collection[str] = ()) -> Table:
-    """Layers by their number in a Sequential: linear, batch norm where it is on, dropout, ReLU; then the last linear.
+    """Return a table from layer numbers in a `torch.nn.Sequential` to layers of an autoencoder's part.
 
-    An encoder with more than one last layer has `hidden`, that Sequential, and `mean`, `log_variance`, `logits`.
-    Numbers in `keys` count before those: layers are then taken in their order, so that a Sequential without dropout,
-    or with other layers that have no parameters, is read too.
+    Each hidden layer is linear, batch norm (if it has one), dropout and ReLU; the last layer is linear. An encoder with
+    more than one last layer has a Sequential `hidden` and the layers `mean`, `log_variance` and `logits`.
+
+    If `keys` has as many numbered layers with parameters, they are used in their order. So a Sequential is also read if
+    it has no dropout or has additional layers without parameters.
     """
     norms = () if isinstance(module, AAEDiscriminator) else module.batch_norm
     layers, numbers, number = [], [], 0
@@ -87,7 +89,7 @@ def sequential(module: AAEEncoder | AAEDecoder | AAEDiscriminator, keys: Collect
 
 
 def _numbered(keys: Collection[str]) -> list[str]:
-    """Layers of the one Sequential in `keys`, in its order; none if there are several."""
+    """Return the names of the numbered layers in `keys`, in order; [] if `keys` has several Sequentials or none."""
     found = {}
     for key in keys:
         if match := re.fullmatch(r"((?:.*\.)?)(\d+)\.[^.]+", key):

@@ -1,4 +1,4 @@
-"""The architecture of a Vision Transformer, read from the names and shapes of its tensors."""
+"""Read the architecture of a Vision Transformer from the names and shapes of its tensors."""
 
 import math
 import re
@@ -18,22 +18,23 @@ from w2jax.convert.vit_tables import FORMATS
 from w2jax.text import shorten
 from w2jax.vit import SIZES, ViT
 
-_MAX_DEPTH = 1000  # layers; a file with more is made to take time and memory
+_MAX_DEPTH = 1000  # layers; only a malicious file has more
 
 
 class Architecture(NamedTuple):
-    """A ViT, and how sure its fields are."""
+    """A ViT, and the fields whose values are assumed."""
 
     module: ViT
+    """The ViT."""
     assumed: dict[str, Any]
-    """Fields that neither the tensors nor a config determine, with the library's usual values."""
+    """Fields that neither the tensors nor a config determine, with the default values of the library."""
 
 
 def recognise(keys: Mapping[str, Any]) -> tuple[Format, dict[str, Pair]]:
-    """The format that most of the keys belong to, and the pairs of the keys by our path.
+    """Find the format that has names for most of the keys: return (format, pairs by w2jax path).
 
     Raises:
-        ValueError: if fewer than half of the keys are those of a ViT in any format.
+        ValueError: in every format, fewer than half of the keys are names of ViT parameters.
     """
     candidates = []
     for form in FORMATS:
@@ -46,8 +47,9 @@ def recognise(keys: Mapping[str, Any]) -> tuple[Format, dict[str, Pair]]:
         some = ", ".join(map(shorten, list(keys)[:3]))
         families = ", ".join(dict.fromkeys(form.family for form in FORMATS))
         raise ValueError(
-            f"the tensors must be those of a ViT of {families}, got {len(keys)} of which {known} have known names: "
-            f"{some}, ..."
+            f"the tensors must be those of a ViT in one of the formats {families}, got {len(keys)} tensors of which "
+            f"{known} have known names (the first tensors are {some}). For other models, pass module and rename to "
+            "w2jax.convert.load"
         )
     return form, by_path
 
@@ -59,25 +61,27 @@ def read_architecture(
     config: Mapping[str, Any] | None,
     fields: Mapping[str, Any],
 ) -> Architecture:
-    """The ViT whose parameters `tensors` are.
+    """Build the ViT that has the parameters in `tensors`.
 
     Args:
-        form: of the tensors.
-        by_path: pairs by our path, as `recognise` returns them.
-        tensors: theirs by name.
-        config: the content of config.json next to them.
-        fields: the user's values of fields of the ViT, and `image_size`, (height, width). They win over the file's.
+        form: format of the tensors.
+        by_path: pairs by w2jax path, as `recognise` returns them.
+        tensors: tensors of the file, by name.
+        config: content of the config.json next to the file.
+        fields: the user's values of ViT fields, and `image_size`, (height, width) in pixels. They override values from
+            the file.
 
     Raises:
-        ValueError: if a size cannot be read from the tensors, or the number of heads is unknown.
+        ValueError: a size cannot be read from the tensors, or the number of heads is unknown.
     """
 
     def width(path: str, axis: int = -1, rank: int = 1) -> int:
         if path not in by_path:
-            raise ValueError(f"the tensors of a {form.name} ViT must have one for {path}, got none")
+            raise ValueError(f"the tensor for {path} is missing in this {form.name} ViT")
         shape = tensors[by_path[path].theirs].shape
         if len(shape) != rank or 0 in shape:
-            raise ValueError(f"{by_path[path].theirs} must have {rank} axes, none of size 0, for {path}, got {shape}")
+            axes = "1 axis" if rank == 1 else f"{rank} axes"
+            raise ValueError(f"{by_path[path].theirs} must have {axes}, not empty, for {path}, got the shape {shape}")
         return shape[axis]
 
     attention = "encoder/block_0/attention/"
@@ -117,14 +121,14 @@ def read_architecture(
     values: dict[str, Any] = assumed | read | stated
     if values["num_heads"] is None:
         raise ValueError(
-            f"the number of heads cannot be read from the tensors, and none is usual for a width of "
-            f"{read['embed_dim']}: give num_heads"
+            "num_heads must be given, because the tensors do not contain the number of heads and there is no usual "
+            f"number for the width {read['embed_dim']}. Pass num_heads (--num-heads)"
         )
     return Architecture(ViT(**values), assumed)
 
 
 def unstack_layers(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """The tensors with layers that big_vision stacked for a scan taken apart, under the names of single layers."""
+    """Split the layers that big_vision stacks for a scan into single tensors, with the names of single layers."""
     single: dict[str, LazyTensor] = {}
     for key, tensor in tensors.items():
         prefix, stack, name = key.partition("Transformer/encoderblock/")
@@ -143,7 +147,7 @@ def unstack_layers(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 class _StackedLayers:
-    """A stacked tensor that is read once for all its layers, and freed after the last."""
+    """A stacked tensor that is read once for all its layers, and freed after the last layer."""
 
     def __init__(self, tensor: LazyTensor):
         self.tensor, self.array = tensor, None
@@ -156,7 +160,7 @@ class _StackedLayers:
 
 @lru_cache(maxsize=16)
 def _all_leaves(depth: int) -> dict[str, tuple[int, ...]]:
-    """The leaves of a ViT with every optional parameter."""
+    """Return the leaves of a ViT with every optional parameter."""
     options: dict[str, Any] = {"num_registers": 1, "embed_norm": True, "qk_norm": True, "layer_scale": 1.0}
     module = ViT(1, 1, 4, depth, 1, 1, pool="map", pre_logits_dim=1, **options)
     both = module_leaves(module) | module_leaves(module.clone(norm_after_pool=True))
@@ -164,7 +168,7 @@ def _all_leaves(depth: int) -> dict[str, tuple[int, ...]]:
 
 
 def _depth(form: Format, keys: Mapping[str, Any]) -> int:
-    """How many different layer numbers the keys have, from 1 to `_MAX_DEPTH`; the numbers may be any."""
+    """Count the different layer numbers in the keys, from 1 to `_MAX_DEPTH`. The numbers do not need to be in order."""
     numbered = [re.escape(rule.theirs) for rule in flat(form.table, form.separator) if "{i}" in rule.theirs]
     if not numbered:
         return 1
@@ -175,24 +179,24 @@ def _depth(form: Format, keys: Mapping[str, Any]) -> int:
 
 
 def _patch_size(pair: Pair, tensors: Mapping[str, LazyTensor]) -> int:
-    """Height and width of the patches that the projection's kernel reads; ValueError if they are not square."""
+    """Return the patch size that the patch projection has; raise a ValueError if patches are not square."""
     shape = tensors[pair.theirs].shape
     sizes = axis_sizes(pair.pattern.split("->")[0], shape, {}) if pair.pattern else {}
     if not all(sizes.values()) or not sizes.get("p1") or sizes["p1"] != sizes["p2"]:
-        raise ValueError(f"patches must be square, got a projection kernel of shape {shape}")
+        raise ValueError(f"patches must be square, got {pair.theirs} of shape {shape}")
     return sizes["p1"]
 
 
 def _allows_sincos(form: Format) -> bool:
-    """Whether the library has models with fixed positions, which are no tensor."""
+    """Return True if the library has models with fixed positions, for which the file has no tensor."""
     return "sincos2d" in form.fixed.get("positions", ("sincos2d",))
 
 
 def _positions(form: Format, count: int, fields: Mapping[str, Any], patches: int | None) -> dict[str, bool]:
-    """Whether class token and registers have a position; in timm all have one or none has.
+    """Find out whether class token and registers have positions. In timm, either all have one or none has.
 
-    There, the number of positions shows it if the number of patches is known, or if exactly one of the two answers
-    leaves a square of patches.
+    In timm, the number of positions determines this if the number of patches is known. Otherwise the answer is the one
+    for which the patches form a square. If both or none do, class token and registers are assumed to have positions.
     """
     prefix = fields["class_token"] + fields["num_registers"]
     if form.family != "timm":
@@ -206,7 +210,7 @@ def _positions(form: Format, count: int, fields: Mapping[str, Any], patches: int
 
 
 def _usual_heads(embed_dim: int, depth: int, mlp_dim: int) -> int | None:
-    """The heads of the published size with these numbers, else heads of width 64; None if that does not divide."""
+    """Return the heads of the published size with these numbers, else embed_dim / 64; None if this is no integer."""
     for width, layers, heads, hidden in SIZES.values():
         if (embed_dim, depth, mlp_dim) == (width, layers, hidden):
             return heads

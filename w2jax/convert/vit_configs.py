@@ -1,4 +1,4 @@
-"""How Hugging Face and timm configure a Vision Transformer: config.json, and timm's constructor."""
+"""Vision Transformer options in Hugging Face and timm: config.json, and the constructor of timm."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _TIMM_POOLS = {"token": "cls", "avg": "gap", "map": "map"}
 
 
 def timm_constructor(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int] | None) -> str:
-    """The call that builds the module in timm, without the arguments that are timm's defaults."""
+    """Return the Python call that builds the module in timm, without arguments that have timm's default values."""
     height, width = image_size or _square_image(module, leaves) or ("HEIGHT", "WIDTH")
     arguments = {
         "img_size": f"({height}, {width})",
@@ -53,7 +53,7 @@ def timm_constructor(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[
 
 
 def _square_image(module: ViT, leaves: Mapping[str, Leaf]) -> tuple[int, int] | None:
-    """Height and width of the square image with as many patches as there are positions, None if there is none."""
+    """Return height and width of the square image that fits the number of positions, or None if none fits."""
     patches = leaves["positions"].shape[1] - module.prefix_positions
     side = math.isqrt(patches) * module.patch_size
     return (side, side) if side**2 == patches * module.patch_size**2 else None
@@ -62,15 +62,24 @@ def _square_image(module: ViT, leaves: Mapping[str, Leaf]) -> tuple[int, int] | 
 def huggingface_config(
     module: ViT, leaves: Mapping[str, Leaf], architecture: str, image_size: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """The config.json of `architecture`, ViTForImageClassification or ViTModel.
+    """Build the config.json of Hugging Face.
+
+    Args:
+        module: the ViT.
+        leaves: its leaves.
+        architecture: ViTForImageClassification or ViTModel.
+        image_size: (height, width) in pixels. None: the images are square.
 
     Raises:
-        ValueError: if `image_size`, (height, width), is None and the number of patches is not a square.
+        ValueError: `image_size` is None, and the number of patches is not a square number.
     """
     image_size = image_size or _square_image(module, leaves)
     if image_size is None:
         patches = leaves["positions"].shape[1] - module.prefix_positions
-        raise ValueError(f"{patches} patches are not a square: give image_size, (height, width) in pixels")
+        raise ValueError(
+            f"image_size must be given, because {patches} patches are not a square image. "
+            "Pass image_size (--image-size), height and width in pixels"
+        )
     names = {ours: theirs for theirs, ours in reversed(_HUGGINGFACE_ACTIVATIONS.items())}
     labels = {str(i): f"LABEL_{i}" for i in range(module.num_classes)}
     return {
@@ -96,10 +105,10 @@ def huggingface_config(
 
 
 def config_fields(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Fields of the ViT that a config.json of Hugging Face or timm states.
+    """Read fields of the ViT from a config.json of Hugging Face or timm.
 
     Raises:
-        ValueError: if a value has the wrong type, or is one that no `ViT` has.
+        ValueError: a value has the wrong type, or `ViT` does not support it.
     """
     if config is None:
         return {}
@@ -122,30 +131,30 @@ def config_fields(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def patch_count(image_size: Any, config: Mapping[str, Any] | None, patch: int) -> int | None:
-    """The number of patches in an image of `image_size` pixels, else of the config's size; None if both are None."""
+    """Compute the number of patches of an image, from `image_size` or else from the config; None if both are None."""
     if image_size is None and config is not None:
         image_size = config.get("image_size") or _model_args(config).get("img_size")
     if image_size is None:
         return None
     sides = image_size if isinstance(image_size, list | tuple) else [image_size, image_size]
     if len(sides) != 2 or not all(type(side) is int and 0 < side < 2**31 for side in sides):
-        raise ValueError(f"the image size must be one or two numbers of pixels, got {shorten(repr(image_size))}")
+        raise ValueError(f"image_size must be one or two positive integers (pixels), got {shorten(repr(image_size))}")
     height, width = sides
     return (height // patch) * (width // patch)
 
 
 def _model_args(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of timm's constructor that a config.json may have."""
+    """Return the arguments of timm's constructor in a config.json, or {}."""
     arguments = config.get("model_args") or {}
     if not isinstance(arguments, dict):
-        raise ValueError(f"config.json: model_args must be an object, got {shorten(repr(arguments))}")
+        raise ValueError(f"model_args in config.json must be an object, got {shorten(repr(arguments))}")
     return arguments
 
 
 def _choice(config: Mapping[str, Any], name: str, default: str, values: Mapping[str, Any]) -> Any:
     value = config.get(name, default)
     if not isinstance(value, str) or value not in values:
-        raise ValueError(f"config.json: {name} must be {' or '.join(values)}, got {shorten(repr(value))}")
+        raise ValueError(f"{name} in config.json must be {' or '.join(values)}, got {shorten(repr(value))}")
     return values[value]
 
 
@@ -153,5 +162,6 @@ def _number(config: Mapping[str, Any], name: str, default: int | float) -> Any:
     value = config.get(name, default)
     types = (int,) if isinstance(default, int) else (int, float)
     if type(value) not in types or not 0 < value < 2**31:
-        raise ValueError(f"config.json: {name} must be a number like {default}, got {shorten(repr(value))}")
+        kind = "a positive integer" if isinstance(default, int) else "a positive number"
+        raise ValueError(f"{name} in config.json must be {kind}, such as {default}, got {shorten(repr(value))}")
     return value

@@ -1,4 +1,4 @@
-"""The Vision Transformer in other libraries: one table of names for each, and what each library can express."""
+"""Tables of the Vision Transformer's parameter names in other libraries, and the options that each library supports."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ HUGGINGFACE_BODY = (
     Rule("layernorm", "norm"),
     Rule("pooler.dense", "pre_logits"),
 )
-# The names of modules in memory since transformers 5; its files still have those above.
+# The names in a model's state_dict since transformers 5. Its files still have the names above.
 HUGGINGFACE_MEMORY_BODY = (
     Rule("embeddings", "", HUGGINGFACE_EMBEDDINGS),
     Rule("layers.{i}.layernorm_before", "encoder/block_{i}/norm1"),
@@ -64,12 +64,12 @@ HUGGINGFACE_MEMORY_BODY = (
 
 
 def huggingface(body: Table) -> Table:
-    """ViTForImageClassification: a ViTModel without pooler, and a classifier."""
+    """Return the table of ViTForImageClassification: a ViTModel without pooler, and a classifier."""
     return Rule("vit", "", tuple(rule for rule in body if rule.ours != "pre_logits")), Rule("classifier", "head")
 
 
 def torchvision(fc1: str, fc2: str) -> Table:
-    """torchvision.models.VisionTransformer; `fc1` and `fc2` are the names of a block's two MLP layers."""
+    """Return the table of torchvision.models.VisionTransformer; `fc1` and `fc2` name the MLP layers of a block."""
     layer = "encoder.layers.encoder_layer_{i}."
     return (
         Rule("class_token", "cls"),
@@ -87,7 +87,11 @@ def torchvision(fc1: str, fc2: str) -> Table:
 
 
 def google(positions: str, norm1: int, attention: int, norm2: int, mlp: int) -> Table:
-    """Flax's automatic names; `positions` is the positions' name, the numbers are those of a block's layers."""
+    """Return the table of Google's ViTs, which have Flax's automatic names.
+
+    `positions` is the name of the positions. `norm1`, `attention`, `norm2` and `mlp` are the numbers in the names of a
+    block's layers.
+    """
     block = "Transformer/encoderblock_{i}/"
     return (
         Rule("cls", "cls"),
@@ -135,7 +139,7 @@ def _google(name: str, table: Table, fixed: dict[str, tuple[Any, ...]]) -> Forma
     return Format(name, table, "google", flax_layout, "/", _TANH, _GOOGLE | fixed)
 
 
-# A module is written in the first format of the family that can express it.
+# A module is written in the first format of a family that supports all its options.
 FORMATS = (
     Format("timm", TIMM, assumed=_EXACT, fixed=_TIMM | {"class_position": (True,), "register_positions": (True,)}),
     Format(
@@ -177,14 +181,14 @@ FORMATS = (
 
 
 def inexpressible(form: Format, module: ViT) -> list[str]:
-    """What a format cannot express of a module, each as "field value"."""
+    """List the options of a module that a format does not support, each as "field value"."""
     irrelevant = set()
     if not module.class_token or module.positions != "learned":
         irrelevant.add("class_position")
     if not module.num_registers:
         irrelevant.add("register_positions")
     together: list[tuple[str, str]] = []
-    if form.family == "timm" and module.patch_bias == module.embed_norm:  # its pre_norm sets both
+    if form.family == "timm" and module.patch_bias == module.embed_norm:  # timm sets both with one option, pre_norm
         together.append(("patch_bias", "embed_norm"))
     if form.family == "google" and module.class_token != (module.pool == "cls"):
         together.append(("class_token", "pool"))
@@ -196,10 +200,10 @@ def inexpressible(form: Format, module: ViT) -> list[str]:
 
 
 def different_defaults(name: str, module: ViT) -> str:
-    """The fields in which the module differs from the defaults of a format's library, in words; "" if in none."""
-    assumed = next(form.assumed for form in FORMATS if name in (form.name, form.family))
+    """Describe the fields that differ from the defaults of a format's library; "" if no field differs."""
+    form = next(form for form in FORMATS if name in (form.name, form.family))
     return ", ".join(
-        f"{field} is {getattr(module, field)} here and {default} there"
-        for field, default in assumed.items()
+        f"{field} is {getattr(module, field)} in this model and {default} by default in {form.family}"
+        for field, default in form.assumed.items()
         if getattr(module, field) != default
     )

@@ -1,8 +1,13 @@
-"""Attention by its plain formula, and two kernels that equal it: in blocks with an online softmax, and by cuDNN.
+"""Three implementations of attention: the plain formula, blocks with an online softmax, and cuDNN.
 
-All take their arguments from `scaled_dot_product_attention`: query [..., T, K], key [..., S, K], value [..., S, V];
-`mask` and `bias`, broadcastable to [..., T, S], or None; `offset` (query t attends to keys up to t + offset; None: all)
-and `lengths` [..., 1, 1] (None: all keys are valid); `factor` multiplies the logits; `dropout` is a rate.
+All three return the same output, up to rounding. `scaled_dot_product_attention` checks the arguments and calls them:
+
+- `query` [..., T, K], `key` [..., S, K] and `value` [..., S, V].
+- `mask` and `bias`: broadcastable to [..., T, S], or None.
+- `offset`: query t attends to keys up to t + offset. None: to all keys.
+- `lengths` [..., 1, 1]: number of valid keys. None: all keys are valid.
+- `factor`: multiplies the logits.
+- `dropout`: rate on the weights, drawn from `dropout_key`.
 """
 
 import math
@@ -15,12 +20,12 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array
 
-QUERY_BLOCK, KEY_BLOCK = 512, 512  # of `chunked_attention`
-LOWEST = float(jnp.finfo(jnp.float32).min)  # instead of −inf, whose difference with itself is NaN
+QUERY_BLOCK, KEY_BLOCK = 512, 512  # queries and keys in a block of `chunked_attention`
+LOWEST = float(jnp.finfo(jnp.float32).min)  # used instead of −inf, because −inf − (−inf) is NaN
 
 
 def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key):
-    """(output, weights) by the plain formula, softmax(Q Kᵀ · factor + bias) V, with all logits [..., T, S] at once."""
+    """Compute softmax(Q Kᵀ · factor + bias) V with all logits [..., T, S] in memory: return (output, weights)."""
     rows, columns = jnp.arange(query.shape[-2])[:, None], jnp.arange(key.shape[-2])
     conditions = _conditions(mask, bias, offset, lengths, rows, columns)
     visible = reduce(jnp.logical_and, conditions) if conditions else None
@@ -33,7 +38,7 @@ def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropou
     logits = logits if bias is None else logits + bias
     if visible is None:
         weights = nn.softmax(logits)
-    else:  # the lowest float keeps a fully masked row finite, and the outer `where` makes it exactly 0
+    else:  # with LOWEST the softmax of a fully masked row is finite; the outer `where` sets its weights to exactly 0
         weights = jnp.where(visible, nn.softmax(jnp.where(visible, logits, LOWEST)), 0)
     dropped = _dropout(dropout_key, dropout, weights) if dropout > 0.0 else weights
     output = jnp.einsum("...ts,...sv->...tv", dropped.astype(value.dtype), value)
@@ -43,15 +48,16 @@ def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropou
 
 
 def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key):
-    """The output, in a loop over blocks of queries and, for each, a loop over blocks of keys.
+    """Compute the output in a loop over blocks of queries, with an inner loop over blocks of keys.
 
-    The state of the softmax over the blocks of keys is (largest logit, sum of exponentials, weighted sum of values),
-    the last two relative to the first (Milakov & Gimelshein 2018, "Online normalizer calculation for softmax"); the
-    backward pass recomputes each block (Rabe & Staats 2021, "Self-attention Does Not Need O(n²) Memory").
+    The inner loop carries the state of an online softmax: (largest logit so far, sum of exponentials, weighted sum of
+    values). Both sums are relative to the largest logit (Milakov & Gimelshein 2018, "Online normalizer calculation for
+    softmax" <https://arxiv.org/abs/1805.02867>). The backward pass recomputes each block instead of storing it (Rabe &
+    Staats 2021, "Self-attention Does Not Need O(n²) Memory" <https://arxiv.org/abs/2112.05682>).
     """
     queries, keys, width = query.shape[-2], key.shape[-2], value.shape[-1]
     dtype = value.dtype
-    lengths = keys if lengths is None else lengths  # hides the padding of the last block
+    lengths = keys if lengths is None else lengths  # masks the padding of the last block
     shapes = [jnp.shape(x)[:-2] for x in (query, key, value, mask, bias, lengths) if x is not None]
     batch = jnp.broadcast_shapes(*shapes)
 
@@ -62,7 +68,8 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
     key_axes = {"key": jnp.swapaxes(key, -1, -2), "value": jnp.swapaxes(value, -1, -2), "finite": finite[..., None, :]}
     by_column, for_all_columns = _blocks(key_axes, -1, column_size)
 
-    @partial(jax.checkpoint, prevent_cse=False)  # in a loop there is no other copy for XLA to merge with
+    # prevent_cse is not needed in a loop, because XLA cannot merge the recomputation with the forward pass there.
+    @partial(jax.checkpoint, prevent_cse=False)
     def attend_from(block):
         i, own = block
         query, mask, bias = (({**for_all_rows, **own})[name] for name in ("query", "mask", "bias"))
@@ -82,7 +89,7 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
                 if x["bias"] is not None:
                     logits = logits + x["bias"].astype(jnp.float32)
                 logits = jnp.where(visible, logits, LOWEST)
-                # The result does not depend on what the exponents are relative to, so neither do its gradients.
+                # new_top cancels out in the final result, so its gradient is not needed.
                 new_top = jnp.maximum(top, jax.lax.stop_gradient(logits).max(-1, keepdims=True))
                 weights = jnp.where(visible, jnp.exp(logits - new_top), 0)
                 shrink = jnp.exp(top - new_top)
@@ -112,29 +119,36 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
 
 
 def cudnn_attention(query, key, value, mask, offset, lengths, factor, unsupported: dict[str, bool]):
-    """The output of jax.nn's cuDNN kernel; `unsupported` says of further arguments whether they are in use."""
+    """Compute the output with the cuDNN kernel of `jax.nn.dot_product_attention`.
+
+    `unsupported` maps the description of a feature that cuDNN lacks to True if the caller uses this feature.
+
+    Raises:
+        ValueError: the kernel does not support the shapes, the dtype, the backend or a feature.
+    """
     *lead, queries, width = query.shape
     keys, kinds = key.shape[-2], {x.dtype.name for x in (query, key, value)}
     shapes = f"query {query.shape}, key {key.shape}, value {value.shape}"
-    if query.ndim == key.ndim == value.ndim == 4:  # as groups of one query head for each key head
+    if query.ndim == key.ndim == value.ndim == 4:  # add an axis of groups, with one query head per key head
         query, key, value = (x[:, :, None] for x in (query, key, value))
         mask, lengths = (x if x is None or x.ndim < 3 else x[..., None, :, :] for x in (mask, lengths))
     fitting = (*query.shape[:2], 1, keys, width)
     fit = query.ndim == 5 and key.shape == value.shape == fitting
     half = kinds in ({"float16"}, {"bfloat16"})
     unsupported = unsupported | {
-        f"shapes other than [B, H, T, K], [B, H, S, K], [B, H, S, K], got {shapes}": not fit,
+        f"the shapes {shapes}, only [B, H, T, K], [B, H, S, K], [B, H, S, K]": not fit,
         f"the dtype {', '.join(sorted(kinds))}, only float16 or bfloat16": not half,
-        f"a head width of {width}, only multiples of 8 up to 256": width % 8 > 0 or width > 256,
-        f"a mask over odd lengths, got {queries} and {keys}": mask is not None and (queries % 2 > 0 or keys % 2 > 0),
+        f"the head width {width}, only multiples of 8 up to 256": width % 8 > 0 or width > 256,
+        f"a mask over an odd number of queries or keys, got {queries} and {keys}": mask is not None
+        and (queries % 2 > 0 or keys % 2 > 0),
         "key_lengths that differ between heads": lengths is not None and math.prod(lengths.shape[-4:]) > 1,
         f"the backend {jax.default_backend()!r}, only 'gpu'": jax.default_backend() != "gpu",
     }
     for what, used in unsupported.items():
         if used:
-            raise ValueError(f"implementation 'cudnn' cannot do {what}: use another, as 'auto'")
+            raise ValueError(f"implementation 'cudnn' does not support {what}. Use implementation='auto'")
 
-    # XLA reduces these over the keys as it computes them, without an array [..., T, S].
+    # XLA fuses this with the reductions over the keys below, so no array [..., T, S] is stored.
     conditions = _conditions(mask, None, offset, lengths, jnp.arange(queries)[:, None], jnp.arange(keys))
     rows = None
     if conditions:
@@ -147,7 +161,7 @@ def cudnn_attention(query, key, value, mask, offset, lengths, factor, unsupporte
         mask = jnp.broadcast_to(mask, (mask.shape[0], *heads, queries, keys))
         mask = rearrange(mask, "b h g t s -> b (h g) t s")
     if lengths is not None:
-        # At least one key, or the kernel would divide by 0; rows without a visible key are zeroed below.
+        # The kernel would divide by 0 without any key. Rows without a visible key are set to 0 below.
         lengths = jnp.broadcast_to(jnp.maximum(lengths, 1).reshape(-1), query.shape[0]).astype(jnp.int32)
     output = jax.nn.dot_product_attention(
         rearrange(query, "b h g t k -> b t (h g) k"),
@@ -167,7 +181,7 @@ def cudnn_attention(query, key, value, mask, offset, lengths, factor, unsupporte
 
 
 def _conditions(mask, bias, offset, lengths, rows, columns) -> list[Array]:
-    """True where a query (of `rows` [T, 1]) may attend to a key (of `columns` [S]); all must hold."""
+    """Return masks that must all be True where a query (index in `rows` [T, 1]) attends to a key (in `columns` [S])."""
     conditions = []
     if mask is not None:
         conditions.append(mask)
@@ -181,10 +195,10 @@ def _conditions(mask, bias, offset, lengths, rows, columns) -> list[Array]:
 
 
 def _without_nan(key, value) -> tuple[Array, Array, Array]:
-    """(key, value, finite): keys that are NaN or infinite, or whose values are, replaced by 0 together with the values.
+    """Replace keys and values by 0 at each position where one of them has NaN or infinity: (key, value, finite).
 
-    0 · NaN is NaN, forward and backward, so masked weights would not keep NaN out of the products. The callers write
-    NaN into the output of the queries that attend to such keys.
+    This is necessary because 0 · NaN is NaN, forward and backward: a masked NaN would still reach the products. The
+    callers write NaN to the output of every query that attends to such a position.
     """
     finite = jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1)
     return jnp.where(finite[..., None], key, 0), jnp.where(finite[..., None], value, 0), finite
@@ -197,9 +211,9 @@ def _dropout(key, rate: float, weights):
 def _blocks(
     arrays: Mapping[str, Array | None], axis: int, size: int
 ) -> tuple[dict[str, Array], dict[str, Array | None]]:
-    """(arrays split along `axis` into blocks, which become the first axis; arrays that broadcast along `axis`, as is).
+    """Split arrays into blocks of `size` along `axis`: return (split arrays, arrays that broadcast along `axis`).
 
-    The last block is padded with zeros.
+    The blocks become the first axis. The last block is padded with zeros.
     """
     split, whole = {}, {}
     for name, x in arrays.items():

@@ -1,6 +1,7 @@
-"""The LSTM's recurrence over time, with a hand-written gradient; and the plain equations.
+"""The recurrence of the LSTM over time: the plain equations, and a version with a hand-written gradient.
 
-Axis names: T time, B batch, H hidden width, P output width (H without a projection); the four gates are i, f, g, o.
+Axis names: T time, B batch, H hidden width, P output width (H without a projection). The axis of size 4 is the gates
+i, f, g, o.
 """
 
 import jax
@@ -21,19 +22,21 @@ def lstm_scan_reference(
     valid: Bool[Array, "T B 1"] | None,
     reverse: bool,
 ) -> Result:
-    """The recurrence i, f, g, o = input_gates[t] + h W;  c ← σ(f) c + σ(i) tanh(g);  h ← σ(o) tanh(c).
+    """Run the LSTM over all steps, with the plain equations.
+
+    At each step t: i, f, g, o = input_gates[t] + h W; c ← σ(f) c + σ(i) tanh(g); h ← σ(o) tanh(c).
 
     Args:
         input_gates: the input's part of all gates, with the biases.
         hidden_kernel: W.
-        projection: multiplied to σ(o) tanh(c); None: no projection.
-        h: the initial output.
-        c: the initial cell state; it is float32 at least between the steps.
-        valid: steps that are False leave h and c as they are and output 0; None: all are True.
-        reverse: start at the last step.
+        projection: matrix that projects σ(o) tanh(c) to h. None: no projection.
+        h: initial output.
+        c: initial cell state. Between the steps c is float32 or wider.
+        valid: False for padding steps: they do not change h and c, and their output is 0. None: all steps are valid.
+        reverse: process the steps from the last to the first.
 
     Returns:
-        (h of each step, last h, last c).
+        (h of each step, final h, final c).
     """
 
     def step(state, inputs):
@@ -46,10 +49,10 @@ def lstm_scan_reference(
 
 
 def _step(kernel, projection, state, inputs):
-    """One step: (next h, next c), output, and the activated gates [i, f, g, o]."""
+    """Compute one step: return (next h, next c), the output, and the activated gates [i, f, g, o]."""
     (h, c), (gates, valid) = state, inputs
     gates = gates.astype(c.dtype) + jnp.einsum("bp,pgh->bgh", h, kernel, preferred_element_type=c.dtype)
-    sigmoids = nn.sigmoid(gates)  # of g too, in vain: on CPU XLA takes far longer for three of four
+    sigmoids = nn.sigmoid(gates)  # g's is unused, but on CPU XLA is much slower for three gates than for all four
     i, f, g, o = sigmoids[:, 0], sigmoids[:, 1], jnp.tanh(gates[:, 2]), sigmoids[:, 3]
     new_c = f * c + i * g
     new_h = _project(o * jnp.tanh(new_c), projection, h.dtype)
@@ -77,11 +80,11 @@ def _forward(input_gates, hidden_kernel, projection, h, c, valid, reverse):
 
 
 def _backward(reverse, residuals, cotangents):
-    """The gates' gradients by a scan against time; then each kernel's gradient in one product."""
+    """Compute the gradients of the gates in a backward scan; then each kernel's gradient in one matrix product."""
     kernel, projection, h, valid, out, activated, cs = residuals
     d_out, d_last_h, d_last_c = cotangents
     exact = cs.dtype  # cs: the cell state before each step
-    transposed_kernel = rearrange(kernel, "p g h -> g h p")  # once, or each step of the scan would transpose it
+    transposed_kernel = rearrange(kernel, "p g h -> g h p")  # transposed here, not again in each step of the scan
     steps, batch, hidden = cs.shape
 
     def step(carry, inputs):
@@ -89,7 +92,7 @@ def _backward(reverse, residuals, cotangents):
         t, d_out, valid, activated, c = inputs
         i, f, g, o = (gate.astype(exact) for gate in activated)
         tanh_c = jnp.tanh(f * c + i * g)
-        d_h = d_m = d_h_after + d_out  # m = o tanh(c), what is projected
+        d_h = d_m = d_h_after + d_out  # m = o tanh(c), the input of the projection
         if projection is not None:
             d_h = d_h.astype(kernel.dtype)
             d_m = jnp.dot(d_h, projection.T, preferred_element_type=exact)
@@ -99,7 +102,7 @@ def _backward(reverse, residuals, cotangents):
         if valid is not None:
             by_gate = [jnp.where(valid, d_gate, 0) for d_gate in by_gate]
             d_h = jnp.where(valid, d_h, 0)
-        # Each is written into its place: XLA would compute a stack of them twice, on CPU element by element.
+        # Each gate is written to its place. With jnp.stack XLA would compute it twice, on CPU element by element.
         for gate, d_gate in enumerate(by_gate):
             d_gate = rearrange(d_gate.astype(kernel.dtype), "b h -> 1 b 1 h")
             d_gates = jax.lax.dynamic_update_slice(d_gates, d_gate, (t, 0, gate, 0))
@@ -114,7 +117,7 @@ def _backward(reverse, residuals, cotangents):
     (d_h, d_c, d_gates), d_hs = jax.lax.scan(step, carry, inputs, reverse=not reverse)
 
     hs = _one_step_before(out, h, reverse)
-    if valid is not None:  # where the step before is not valid, h is still the initial one
+    if valid is not None:  # after an invalid step, h is still the initial h
         hs = jnp.where(_one_step_before(valid, jnp.zeros_like(valid[0]), reverse), hs, h)
     d_kernel = jnp.einsum("tbp,tbgh->pgh", hs, d_gates)
     d_projection = None
@@ -126,15 +129,15 @@ def _backward(reverse, residuals, cotangents):
 
 
 def _one_step_before(x: Array, initial: Array, reverse: bool) -> Array:
-    """The x of the previous step of the scan, `initial` at its first."""
+    """Return x of the previous step for each step of the scan; for the first step, return `initial`."""
     return jnp.concatenate([x[1:], initial[None]] if reverse else [initial[None], x[:-1]])
 
 
 lstm_scan = jax.custom_vjp(lstm_scan_reference, nondiff_argnums=(6,))
-"""`lstm_scan_reference` with its gradient written by hand.
+"""Compute `lstm_scan_reference` with a hand-written gradient.
 
-JAX's own gradient adds to the kernels' gradients at every step. Here the backward scan only collects the gradients of
-the gates, and one product behind it makes each kernel's gradient. A training step of the LSTM classifier takes less
-than half the CPU time (benchmarks/README.md).
+JAX's automatic gradient adds to the gradients of the kernels at every step. Here the backward scan only collects the
+gradients of the gates. After the scan, one matrix product computes the gradient of each kernel. A training step of the
+LSTM classifier then takes less than half the CPU time (benchmarks/README.md).
 """
 lstm_scan.defvjp(_forward, _backward)

@@ -83,7 +83,7 @@ def test_a_wrong_word_on_the_command_line_is_a_one_line_error(arguments, message
         (["--run.steps-per-call", "0"], "--run.steps-per-call must be at least 1, got 0"),
         (["--mesh.data", "16"], "must be at most 8, the device count, got --mesh.data 16"),
         (["--model.patch-size", "5"], "patch_size 5 and an image of 28×28"),
-        (["--model.num-heads", "3"], "embed_dim must be divisible by num_heads, got 32 and 3"),
+        (["--model.num-heads", "3"], "embed_dim must be divisible by num_heads, got embed_dim 32 and num_heads 3"),
         (["--model.dropout", "1.5"], "dropout must be at least 0 and below 1, got 1.5"),
         (["--optim.warmup-fraction", "2"], "--optim.warmup-fraction must be at least 0 and below 1, got 2.0"),
         (["--optim.learning-rate", "-1"], "--optim.learning-rate must be at least 0, got -1.0"),
@@ -115,11 +115,19 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(argume
 @pytest.mark.parametrize(
     ("task", "arguments", "message"),
     [
-        ("mha", ["--model.num-heads", "3"], "embed_dim must be divisible by num_heads, got 32 and 3"),
+        (
+            "mha",
+            ["--model.num-heads", "3"],
+            "embed_dim must be divisible by num_heads, got embed_dim 32 and num_heads 3",
+        ),
         ("mha", ["--model.drop-path", "1"], "drop_path must be at least 0 and below 1, got 1.0"),
         ("mha", ["--model.num-classes", "7"], "got 7. Add --model.num-classes 10"),
-        ("lstm", ["--model.hidden-size", "0"], "hidden_size and num_layers must be at least 1, got 0 and 1"),
-        ("lstm", ["--model.proj-size", "64"], "proj_size must be from 0 to below hidden_size 64, got 64"),
+        (
+            "lstm",
+            ["--model.hidden-size", "0"],
+            "hidden_size and num_layers must be at least 1, got hidden_size 0 and num_layers 1",
+        ),
+        ("lstm", ["--model.proj-size", "64"], "proj_size must be at least 0 and below 64 (hidden_size), got 64"),
         ("lstm", ["--model.num-classes", "7"], "got 7. Add --model.num-classes 10"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,

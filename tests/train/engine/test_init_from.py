@@ -258,9 +258,9 @@ def test_a_mistake_is_told_with_the_file_before_there_is_a_run_folder(tmp_path, 
     for path, words in (
         (tmp_path / "none.safetensors", ["does not exist"]),
         (lstm, ["must contain a ViT, got a LSTM"]),
-        (foreign, ["must be those of a ViT of"]),
+        (foreign, ["must be those of a ViT in one of the formats "]),
         (broken, ["blocks.0.extra", "blocks.0.norm2.bias"]),
-        (tmp_path, ["is not a weights file or folder"]),
+        (tmp_path, ["must contain model.safetensors.index.json, "]),
     ):
         with pytest.raises(UserError) as error:
             command(monkeypatch, "--init-from", path, "--run.dir", tmp_path / "run")

@@ -135,5 +135,5 @@ def test_a_run_is_described_without_its_checkpoints_and_with_other_fields(tmp_pa
 def test_the_converter_names_the_command_that_exports_a_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ViT(5, 2, 8, 1, 2, 12), {})
     message = refusal(lambda: load(run))
-    assert f"{run} is not a weights file or folder" in message
+    assert f"{run} must contain model.safetensors.index.json, " in message
     assert "python -m train.export DIR --format F --out FILE" in message

@@ -24,7 +24,7 @@ def test_a_file_becomes_another_librarys_with_the_same_tensors(tmp_path, capsys)
     table = said(capsys)
     assert table["read"].endswith("hf_vit: huggingface, 40 tensors, float32")
     assert table["parameters"] == "45,383"
-    assert "activation is gelu here and gelu_tanh there" in table["differs"]
+    assert "activation is gelu in this model and gelu_tanh by default in google" in table["differs"]
     assert table["compared"].endswith("none differ")
     assert main([str(middle), str(back), "--format", "huggingface"]) == 0
     wanted, found = (read_weights(folder).tensors for folder in (FIXTURES / "hf_vit", back))
@@ -48,7 +48,7 @@ def test_what_was_assumed_is_said_and_what_timm_must_be_told(tmp_path, capsys):
 def test_an_epsilon_that_config_json_keeps_needs_no_word(tmp_path, capsys):
     source = [str(FIXTURES / "torchvision_vit"), "--num-heads", "3", "--format", "huggingface"]
     assert main([*source, str(tmp_path / "a.safetensors")]) == 0
-    assert "norm_eps is 1e-06 here and 1e-12 there" in said(capsys)["differs"]
+    assert "norm_eps is 1e-06 in this model and 1e-12 by default in huggingface" in said(capsys)["differs"]
     assert main([*source, str(tmp_path / "folder")]) == 0
     assert "differs" not in said(capsys)
 
@@ -62,7 +62,7 @@ def test_files_that_differ_are_told_apart_tensor_by_tensor(tmp_path, capsys):
     capsys.readouterr()
     assert main([source, str(other), "--check"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert "  encoder/block_1/attention/query/kernel differs, at most by 0.5" in lines
+    assert "  encoder/block_1/attention/query/kernel: the values differ by at most 0.5" in lines
     assert lines[-1].endswith("1 differ")
 
 
@@ -70,12 +70,12 @@ def test_files_that_differ_are_told_apart_tensor_by_tensor(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["missing.safetensors", "a.npz"], "missing.safetensors does not exist"),
-        ([str(FIXTURES / "timm_cls"), "a.npz"], "give num_heads"),
+        ([str(FIXTURES / "timm_cls"), "a.npz"], "Pass num_heads (--num-heads)"),
         (
             [str(FIXTURES / "hf_vit"), "a.npz", "--format", "keras"],
             "must be one of timm, timm_no_embed_class, huggingface, ",
         ),
-        ([str(FIXTURES / "hf_vit"), "a.txt", "--format", "timm"], "got .txt"),
+        ([str(FIXTURES / "hf_vit"), "a.txt", "--format", "timm"], "got the suffix .txt"),
     ],
 )
 def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, message):
@@ -91,8 +91,9 @@ def test_a_run_folder_is_answered_with_the_command_that_exports_it(tmp_path, cap
     (tmp_path / "run" / "config.json").write_text("{}")
     assert main([str(tmp_path / "run"), str(tmp_path / "a.npz"), "--format", "timm"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path / 'run'} is not a weights file or folder: ") and error.count("\n") == 1
-    assert error.endswith(
-        "A run folder of python -m train.… is exported by: python -m train.export DIR --format F --out FILE\n"
+    assert (
+        error.startswith(f"error: {tmp_path / 'run'} must contain model.safetensors.index.json, ")
+        and error.count("\n") == 1
     )
+    assert error.endswith("To export a run folder, run: python -m train.export DIR --format F --out FILE\n")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -177,8 +177,8 @@ def test_a_wrong_table_is_told_what_it_leaves_on_each_side() -> None:
     without = {theirs: ours for theirs, ours in MINE.items() if theirs != "stack.{i}.ff_in"}
     message = refusal(lambda: from_torch(FROM_NORM, state, without))
     for line in (
-        "left over   stack.0.ff_in.weight (12, 8)",
-        "left over   stack.1.ff_in.bias (12,)",
+        "unexpected  stack.0.ff_in.weight (12, 8)",
+        "unexpected  stack.1.ff_in.bias (12,)",
         "for encoder/block_0/mlp/fc1/kernel",
         "for encoder/block_1/mlp/fc1/bias",
     ):
@@ -187,23 +187,23 @@ def test_a_wrong_table_is_told_what_it_leaves_on_each_side() -> None:
     typo = {theirs.replace("stack", "stacks"): ours for theirs, ours in MINE.items()}
     message = refusal(lambda: from_torch(FROM_NORM, state, typo))
     assert (
-        "missing     stacks.0.ln_a.weight (8,), for encoder/block_0/norm1/scale (nearest here: stack.0.ln_a.weight)"
+        "missing     stacks.0.ln_a.weight (8,), for encoder/block_0/norm1/scale (similar: stack.0.ln_a.weight)"
         in message
     )
-    assert "left over   stack.1.ff_out.bias (8,) (nearest here: stacks.1.ff_out.bias)" in message
+    assert "unexpected  stack.1.ff_out.bias (8,) (similar: stacks.1.ff_out.bias)" in message
 
 
 def test_a_path_that_is_none_of_ours_is_told_the_nearest() -> None:
     variables = random_variables(VIT, jnp.asarray(PIXELS))
     for rename, near in [
         ({"blocks.{i}.n": "encoder/block_{i}/norm3"}, "norm"),
-        ({"pos": "position"}, "the nearest is positions"),
-        ({"pos": ("pos_embed", "1 n d -> 1 n d")}, "must be one of ViT"),
+        ({"pos": "position"}, 'did you mean "positions"?'),
+        ({"pos": ("pos_embed", "1 n d -> 1 n d")}, "must be a path of ViT"),
     ]:
         theirs, ours = next(iter(rename.items()))
         for work in (lambda: from_torch(VIT, {}, rename), lambda: to_torch(VIT, variables, "torch", rename)):  # noqa: B023
             message = refusal(work)
-            assert f'the path of "{theirs}" in rename must be one of ViT' in message
+            assert f'the path of "{theirs}" in rename must be a path of ViT' in message
             assert f'got "{ours if isinstance(ours, str) else ours[0]}"' in message
             assert near in message
 

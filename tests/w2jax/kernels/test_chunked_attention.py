@@ -167,11 +167,15 @@ def test_cudnn_is_given_its_layout_and_its_result_our_rules(grouped, monkeypatch
         ({"dropout": 0.1, "dropout_key": jax.random.key(0)}, {}, "dropout"),
         ({"bias": jnp.zeros((6, 10))}, {}, "a bias"),
         ({"causal": "bottom_right"}, {}, "bottom_right"),
-        ({"mask": jnp.ones((6, 1), bool)}, {"k": (B, H, 9, 8), "v": (B, H, 9, 8)}, "odd lengths, got 6 and 9"),
+        (
+            {"mask": jnp.ones((6, 1), bool)},
+            {"k": (B, H, 9, 8), "v": (B, H, 9, 8)},
+            "odd number of queries or keys, got 6 and 9",
+        ),
         ({"key_lengths": jnp.array([1, 2, 3])}, {}, "key_lengths"),
         ({}, {"v": (B, H, 10, 16)}, r"shapes .*value \(2, 3, 10, 16\)"),
         ({}, {"q": (B, 6, 8)}, r"shapes .*query \(2, 6, 8\)"),
-        ({}, {"q": (B, H, 6, 12), "k": (B, H, 10, 12), "v": (B, H, 10, 12)}, "width of 12"),
+        ({}, {"q": (B, H, 6, 12), "k": (B, H, 10, 12), "v": (B, H, 10, 12)}, "head width 12"),
         ({}, {"dtype": jnp.float32}, "float32"),
         ({}, {"backend": "cpu"}, "'cpu'"),
     ],
@@ -180,5 +184,5 @@ def test_what_cudnn_cannot_do_is_refused_by_name(options, changed, message, monk
     monkeypatch.setattr(jax, "default_backend", lambda: changed.get("backend", "gpu"))
     shapes = {"q": (B, H, 6, 8), "k": (B, H, 10, 8), "v": (B, H, 10, 8)} | changed
     inputs = (jnp.ones(shapes[name], changed.get("dtype", jnp.bfloat16)) for name in "qkv")
-    with pytest.raises(ValueError, match=f"'cudnn' cannot do .*{message}"):
+    with pytest.raises(ValueError, match=f"'cudnn' does not support .*{message}"):
         scaled_dot_product_attention(*inputs, **{"return_weights": False} | options, implementation="cudnn")

@@ -1,4 +1,4 @@
-"""Weights in files: .safetensors, whole or in shards, .npz, torch's .pt, and folders as on the Hugging Face hub."""
+"""Read and write weight files: .safetensors (one file or shards), .npz, torch's .pt, and Hugging Face folders."""
 
 import io
 import json
@@ -22,38 +22,39 @@ _PREFERRED = ("model.safetensors.index.json", "model.safetensors", "pytorch_mode
 _WITH_CONFIG = re.compile(r"model.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin")
 _SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 _MAX_NAME = 500  # characters of a tensor's name
-_MAX_GROWTH, _SMALL = 100, 2**30  # weights may unpack to 100 times the bytes of their file, or to 1 GiB
+_MAX_GROWTH, _SMALL = 100, 2**30  # in memory, weights may have 100 times the size of their file, or 1 GiB
 
 
-_RUN_FOLDER = "A run folder of python -m train.… is exported by: python -m train.export DIR --format F --out FILE"
+_RUN_FOLDER = "To export a run folder, run: python -m train.export DIR --format F --out FILE"
 
 
 class Weights(NamedTuple):
-    """The content of a weights file."""
+    """The content of a weight file."""
 
-    path: Path  # the file that was read, or the index of several; in a folder the one that was chosen
-    tensors: dict[str, LazyTensor]  # by the file's own keys
-    metadata: dict[str, str]
-    config: dict[str, Any] | None  # config.json next to it
+    path: Path  # The file that was read (in a folder, the chosen file), or the index of the shards.
+    tensors: dict[str, LazyTensor]  # Tensors by their names in the file.
+    metadata: dict[str, str]  # Metadata of the file.
+    config: dict[str, Any] | None  # Content of the config.json next to the file; None: there is no config.json.
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Reads the header of a file; each tensor is read by its read().
+    """Read the header of a weight file. Each tensor is loaded later, by its `read`.
 
     Args:
-        path: a .safetensors, .safetensors.index.json, .npz, .pt, .pth or .bin file, or a folder that has one of
-            model.safetensors.index.json, model.safetensors, pytorch_model.bin and model.npz, or one file alone.
+        path: a .safetensors, .safetensors.index.json, .npz, .pt, .pth or .bin file. Or a folder that contains
+            model.safetensors.index.json, model.safetensors, pytorch_model.bin or model.npz, or exactly one weight file.
 
     Raises:
         FileNotFoundError: the path does not exist.
-        ValueError: it is of no known kind, broken, or holds more than tensors; a folder has none or several files.
-        ImportError: it is torch's and torch is not installed.
+        ValueError: the file type is unknown, the file is broken or contains more than tensors, or a folder has no
+            weight file or several.
+        ImportError: the file is torch's, and torch is not installed or too old to read files safely.
     """
     path = Path(path)
     if path.is_dir():
         path = _file_in(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist. Give a weights file or a folder with one")
+        raise FileNotFoundError(f"{path} does not exist. Pass a weight file or a folder with one")
     try:
         weights = _read(path)
         _check(weights)
@@ -64,7 +65,7 @@ def read_weights(path: str | Path) -> Weights:
 
 def _read(path: Path) -> Weights:
     if not path.is_file():  # opening a pipe would never return
-        raise ValueError(f"{path} is not a file. Give a weights file or a folder with one")
+        raise ValueError(f"{path} is not a file. Pass a weight file or a folder with one")
     if path.name.endswith(_INDEX):
         tensors, metadata = _read_shards(path)
     elif path.suffix == ".safetensors":
@@ -74,24 +75,30 @@ def _read(path: Path) -> Weights:
     elif path.suffix in _TORCH:
         tensors, metadata = read_torch(path)
     else:
-        raise ValueError(f"{path} must be a folder or one of {', '.join(_KNOWN)}, got {path.suffix or 'no suffix'}")
+        raise ValueError(
+            f"{path} must be a folder or end with {', '.join(_KNOWN)}, got the suffix {path.suffix or '(none)'}"
+        )
     return Weights(path, tensors, metadata, _config(path))
 
 
 def _check(weights: Weights) -> None:
-    """ValueError if a name cannot be printed, or the tensors need far more memory than the file has bytes."""
+    """Raise a ValueError if a name cannot be printed, or the tensors need much more memory than the file's size."""
     path, tensors, *_ = weights
     for key in tensors:
         if len(key) > _MAX_NAME or not key.isprintable():
-            raise ValueError(f"{path}, {key!r}: a name must have at most {_MAX_NAME} printable characters")
-    if path.suffix in (".npz", *_TORCH):  # in the others each byte belongs to one tensor
+            raise ValueError(f"tensor names must have at most {_MAX_NAME} printable characters, got {key!r} in {path}")
+    if path.suffix in (".npz", *_TORCH):  # in other files each byte belongs to only one tensor
         memory, size = sum(map(byte_size, tensors.values())), path.stat().st_size
-        if memory > max(_SMALL, _MAX_GROWTH * size):
-            raise ValueError(f"{path} is refused: its {size} bytes would become {memory} in memory")
+        limit = max(_SMALL, _MAX_GROWTH * size)
+        if memory > limit:
+            raise ValueError(
+                f"{path} must unpack to at most {limit} bytes, got {memory} (the file has {size} bytes). "
+                "The file may be malicious"
+            )
 
 
 def _file_in(folder: Path) -> Path:
-    """The weights file in a folder; ValueError if there is none, or it is not clear which."""
+    """Return the weight file in a folder; raise a ValueError if there is no file, or several possible files."""
     for name in _PREFERRED:
         if (folder / name).is_file():
             return folder / name
@@ -99,14 +106,14 @@ def _file_in(folder: Path) -> Path:
     if len(files) != 1:
         names = ", ".join(path.name for path in files) or "none"
         raise ValueError(
-            f"{folder} is not a weights file or folder: it must have {', '.join(_PREFERRED)} or one file of "
-            f"{', '.join(_KNOWN)}, got {names}. {_RUN_FOLDER}"
+            f"{folder} must contain {', '.join(_PREFERRED)} or exactly one file that ends with {', '.join(_KNOWN)}, "
+            f"got {names}. {_RUN_FOLDER}"
         )
     return files[0]
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """config.json next to a file with a name of the Hugging Face hub, where it describes that file."""
+    """Read the config.json next to a file, if the file's name is that of a Hugging Face weight file."""
     config = path.with_name("config.json")
     if not _WITH_CONFIG.fullmatch(path.name) or not config.is_file():
         return None
@@ -114,18 +121,18 @@ def _config(path: Path) -> dict[str, Any] | None:
 
 
 def _read_shards(index: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    """The tensors of all shards, in the index's order, and the metadata on which the shards agree."""
+    """Read all shards: return the tensors in the order of the index, and the metadata that all shards share."""
     places = string_map(read_json(index).get("weight_map"))
     if places is None:
-        raise ValueError(f"{index}: weight_map must be an object of file names by key")
+        raise ValueError(f"{index}: weight_map must be an object with a file name for each tensor name")
     names = sorted(set(places.values()))
-    for name in names:  # none may lead out of the index's folder
+    for name in names:  # only files in the folder of the index are allowed
         valid = name.isprintable() and len(name.encode()) <= 255
         if name != Path(name).name or "\\" in name or not name.endswith(".safetensors") or not valid:
-            raise ValueError(f"{index}: weight_map must name .safetensors files beside it, got {name!r}")
+            raise ValueError(f"{index}: weight_map must name .safetensors files in the same folder, got {name!r}")
     missing = [name for name in names if not index.with_name(name).is_file()]
     if missing:
-        raise ValueError(f"{index}: the shards {', '.join(missing)} are missing. Download them")
+        raise ValueError(f"{index} names shards that are missing: {', '.join(missing)}. Download them")
     tensors, metadata = {}, None
     for name in names:
         shard, own = read_safetensors(index.with_name(name))
@@ -134,8 +141,9 @@ def _read_shards(index: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     wrong = tensors.keys() ^ places.items()
     if wrong:
         key, name = min(wrong)
-        problem = "has it" if (key, name) in tensors else "does not have it"
-        raise ValueError(f"{index}, {key!r} must be in the shard that the index names, but {name} {problem}")
+        if (key, name) in tensors:
+            raise ValueError(f"{index}: {key!r} is in the shard {name}, but the index does not name this shard for it")
+        raise ValueError(f"{index}: {key!r} must be in the shard {name}, but the shard does not have it")
     return {key: tensors[key, name] for key, name in places.items()}, metadata or {}
 
 
@@ -146,26 +154,31 @@ def write_weights(
     config: Mapping[str, Any] | None = None,
     shard_bytes: int | None = None,
 ) -> None:
-    """Writes tensors, one in memory at a time except for torch's files. If it fails, the old files are unchanged.
+    """Write tensors to a file or a folder. If the write fails, the old files are unchanged.
+
+    Only one tensor is in memory at a time, except for torch's files.
 
     Args:
-        path: a .safetensors, .npz, .pt, .pth or .bin file; or a folder (one that exists, or a path without suffix),
-            for model.safetensors or its shards with their index. Earlier ones in it are replaced.
-        tensors: by the keys of the file.
-        metadata: strings by name; torch's files have no place for them.
-        config: written to config.json next to files with a name of the Hugging Face hub.
-        shard_bytes: the most bytes of tensors in a file of a folder; a larger tensor gets its own file.
+        path: a .safetensors, .npz, .pt, .pth or .bin file. Or a folder (an existing one, or a path without suffix):
+            model.safetensors, or shards and their index, are written to it and replace earlier ones.
+        tensors: tensors by their names in the file.
+        metadata: strings by name. torch's files cannot store metadata.
+        config: content of a config.json, which is written next to files with a name of the Hugging Face hub.
+        shard_bytes: maximum bytes of tensors in each file of a folder; a larger tensor gets its own file. None: one
+            file.
 
     Raises:
-        ValueError: the path is of no known kind, or the file cannot store a tensor, the metadata or the config.
-        ImportError: it is torch's and torch is not installed.
+        ValueError: the file type is unknown, or the file cannot store a tensor, the metadata or the config.
+        ImportError: the file is torch's, and torch is not installed.
     """
     path, metadata = Path(path), dict(metadata or {})
     folder = path.is_dir() or not path.suffix
     if string_map(metadata) is None:
-        raise ValueError(f"{path}: metadata must be strings by name, got {metadata}")
-    if shard_bytes is not None and (shard_bytes < 1 or not folder):
-        raise ValueError(f"shard_bytes must be a number from 1, for a folder, got {shard_bytes} for {path}")
+        raise ValueError(f"metadata for {path} must be a dict of strings, got {metadata}")
+    if shard_bytes is not None and shard_bytes < 1:
+        raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
+    if shard_bytes is not None and not folder:
+        raise ValueError(f"shard_bytes must be None for a single file, got {shard_bytes} for {path}. Write a folder")
     if folder:
         return _write_folder(path, tensors, metadata, config, shard_bytes)
     if path.suffix == ".safetensors":
@@ -176,10 +189,10 @@ def write_weights(
         write = partial(write_torch, tensors=tensors, path=path)
     else:
         known = ", ".join(suffix for suffix in _KNOWN if suffix != _INDEX)
-        raise ValueError(f"{path} must be a folder or one of {known}, got {path.suffix}")
+        raise ValueError(f"{path} must be a folder or end with {known}, got the suffix {path.suffix}")
     if config is not None and not _WITH_CONFIG.fullmatch(path.name):
         raise ValueError(
-            f"{path} must be a folder or model.safetensors to have a config. Write a folder, or leave the config out"
+            f"{path} must be a folder or model.safetensors to have a config. Write a folder, or omit the config"
         )
     return write_files_atomic(_config_file(path.parent, config) | {path: write})
 
@@ -205,17 +218,17 @@ def _write_folder(
             "metadata": {"total_size": sum(map(byte_size, tensors.values()))},
             "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
         }
-        # Last: readers see the new shards only when all of them exist.
+        # The index is written last, so readers see the new shards only when all of them exist.
         files[folder / f"model{_INDEX}"] = partial(_write_json, index)
     write_files_atomic(files)
-    # Files of an earlier write are removed, the index first: it would hide a new model.safetensors.
+    # Remove files of an earlier write, the old index first: readers would prefer it to the new model.safetensors.
     for path in sorted(folder.iterdir(), key=lambda path: not path.name.endswith(_INDEX)):
         if path not in files and (path.name in _PREFERRED[:2] or _SHARD.fullmatch(path.name)):
             path.unlink()
 
 
 def _shards(tensors: Mapping[str, LazyTensor], shard_bytes: int | None) -> list[dict[str, LazyTensor]]:
-    """The tensors in their order, split before each one that would make the shard too large."""
+    """Split the tensors, in their order, into shards of at most `shard_bytes`."""
     shards: list[dict[str, LazyTensor]] = [{}]
     size = 0
     for key, tensor in tensors.items():
@@ -235,4 +248,4 @@ def _write_json(content: Mapping[str, Any], file: io.BufferedWriter) -> None:
     try:
         file.write(json.dumps(dict(content), indent=2).encode() + b"\n")
     except TypeError as error:
-        raise ValueError(f"{Path(file.name).parent}: the config must be JSON: {error}") from error
+        raise ValueError(f"the config for {Path(file.name).parent} must be JSON: {error}") from error

@@ -1,4 +1,4 @@
-"""Which version of a file was read, so that a lazy read never mixes two of them."""
+"""Detect that a file has changed since its header was read, so that lazy reads never mix two versions."""
 
 import io
 import os
@@ -9,22 +9,22 @@ from typing import NamedTuple
 
 
 class FileVersion(NamedTuple):
-    """What changes when a file is replaced or written to."""
+    """Properties of a file that change when the file is written or replaced."""
 
-    size: int
-    modified: int
-    inode: int
+    size: int  # Size in bytes.
+    modified: int  # Time of the last modification in nanoseconds.
+    inode: int  # Inode number.
 
 
 def file_version(file: io.BufferedReader) -> FileVersion:
-    """The version of an open file."""
+    """Return the version of an open file."""
     status = os.fstat(file.fileno())
     return FileVersion(status.st_size, status.st_mtime_ns, status.st_ino)
 
 
 @contextmanager
 def reopen(path: Path, version: FileVersion) -> Iterator[io.BufferedReader]:
-    """The file again; ValueError if it has another version, in which tensors may lie elsewhere."""
+    """Open the file again; raise a ValueError if its version has changed, because tensors may be at other places."""
     with path.open("rb") as file:
         if file_version(file) != version:
             raise ValueError(f"{path} has changed since its header was read. Read it again")
