@@ -1,15 +1,15 @@
-"""Eight simulated devices, quick compilation, and every jaxtyping signature of the library checked as it is called."""
+"""Settings of all tests: eight simulated devices, fast compilation, and run-time checks of jaxtyping signatures."""
 
 import os
 from importlib.metadata import version
 
-# Unoptimized, and by the older emitters, where this XLA still has them: they take a third of the newer ones' time.
-# Programs that tests start inherit it.
+# Compile without optimization. Where this XLA still has the older emitters, use them: they take a third of the time
+# of the newer ones. Programs that tests start inherit these flags.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10.")
 )
-os.environ["OMP_NUM_THREADS"] = "1"  # torch's threads spin, which makes tiny steps beside other tests slow
+os.environ["OMP_NUM_THREADS"] = "1"  # torch's waiting threads use CPU, which slows down tests that run in parallel
 
 import jax
 import pytest
@@ -21,7 +21,7 @@ install_import_hook(["w2jax", "train.data.augment"], "beartype.beartype")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory):
-    """A user's cache of their own, for the tests and the programs that they start."""
+    """Gives the tests, and the programs that they start, an empty cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield

@@ -34,13 +34,13 @@ def ran(title):
     return names
 
 
-def test_every_block_of_code_stands_in_a_section_of_its_own_program():
+def test_every_code_block_is_in_a_section():
     assert sum(map(len, PROGRAMS.values())) == len(python_blocks(PAGE)) == PAGE.count("```python")
     assert len(PROGRAMS) == 8
 
 
 @pytest.mark.parametrize("title", PROGRAMS)
-def test_what_is_found_is_what_torch_expects(title):
+def test_our_results_equal_torchs(title):
     expected, found = (jax.tree.leaves(ran(title)[name]) for name in ("expected", "found"))
     assert jax.tree.structure(ran(title)["expected"]) == jax.tree.structure(ran(title)["found"])
     for theirs, ours in zip(expected, found, strict=True):
@@ -50,7 +50,7 @@ def test_what_is_found_is_what_torch_expects(title):
         assert theirs.ndim == 0 or np.ptp(theirs.numpy()) > 1e-3
 
 
-def test_the_step_of_training_moves_every_parameter_and_alike():
+def test_the_training_step_updates_every_parameter_as_torch_does():
     names = ran("A training step")
     for name, before in names["before"].items():
         theirs, ours = (np.asarray(names[side][name]) - before.numpy() for side in ("expected", "found"))
@@ -66,7 +66,7 @@ def test_dropout_is_drawn_from_the_key_alone():
     assert np.abs(names["once"] - names["other"]).max() > 1e-2
 
 
-def test_a_query_that_may_see_nothing_is_even_in_the_course_and_zero_here():
+def test_a_fully_masked_query_has_equal_weights_in_the_course_and_zero_here():
     names = ran("Scaled dot-product attention")
     assert not names["mask"][:, :, 8].any()
     np.testing.assert_allclose(names["attention"][:, :, 8], 1 / 50, rtol=1e-6)
@@ -83,7 +83,7 @@ def test_a_query_that_may_see_nothing_is_even_in_the_course_and_zero_here():
         ("Vision Transformer", {"norm_eps": 1e-6}),
     ],
 )
-def test_without_the_courses_option_the_numbers_are_others(title, option):
+def test_without_the_courses_option_the_numbers_differ(title, option):
     """Without an option that the page names, the outputs differ from torch's."""
     names = ran(title)
     module = names["module"].clone(**option)
@@ -97,7 +97,7 @@ def test_without_the_courses_option_the_numbers_are_others(title, option):
     assert np.abs(other - expected.numpy()).max() > 100 * np.abs(found - expected.numpy()).max()
 
 
-def test_the_batch_norm_that_is_carried_over_has_statistics_of_its_own():
+def test_the_converted_batch_norm_has_nontrivial_statistics():
     norm = ran("Adversarial autoencoder")["dec"][4]
     assert norm.running_mean.abs().max() > 0.1 and (norm.running_var - 1).abs().max() > 0.1
 

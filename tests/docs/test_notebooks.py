@@ -1,4 +1,4 @@
-"""The notebooks run as they stand, say what is true, and hold the outputs of their own cells."""
+"""The notebooks run without changes, print true claims, and contain their cells' outputs."""
 
 import base64
 import io
@@ -15,19 +15,19 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
-INSTALL = 2  # The cell, counted from 0.
+INSTALL = 2  # index of the install cell
 
-# The words before a number that a notebook prints, and the bounds that it must lie in.
+# For each number that a notebook prints: the text before the number, and its lower and upper bound.
 CLAIMS = {
     "aae": [
-        ("squared error of a pixel:", 0.0, 0.06),
-        ("that of the mean image:", 0.065, 0.08),
+        ("mean squared error of the reconstructions:", 0.0, 0.06),
+        ("mean squared error of the mean image:", 0.065, 0.08),
         ("codes in the petal of their digit:", 0.7, 1.0),
     ],
     "attention": [
         ("largest difference to the equation:", 0.0, 1e-5),
-        ("each row of weights sums to 1, up to", 0.0, 1e-5),
-        ("query 2 sees nothing, and gets [", 0.0, 0.0),
+        ("largest deviation of a row sum from 1:", 0.0, 1e-5),
+        ("query 2 attends to no key, output: [", 0.0, 0.0),
         ("largest gradient from the future:", 0.0, 0.0),
         ("smallest gradient from the past:", 1e-4, 10.0),
         ("largest difference to torch:", 0.0, 1e-5),
@@ -52,7 +52,7 @@ CLAIMS = {
         ("largest difference to the convolution:", 0.0, 1e-5),
         ("test accuracy:", 0.7, 1.0),
         ("logits with positions:", 0.1, 100.0),
-        ("logits without:", 0.0, 1e-4),
+        ("logits without positions:", 0.0, 1e-4),
     ],
 }
 
@@ -72,12 +72,12 @@ def pictures(outputs):
 
 
 def kinds(cell):
-    """What sort of outputs a cell has, in order."""
+    """Returns the type, stream name and MIME types of each output of a cell, in order."""
     return [[output.output_type, output.get("name"), sorted(output.get("data", {}))] for output in cell.outputs]
 
 
 def check_outputs(name, notebook):
-    """What is drawn shows something, what is said holds, and nothing failed or warned."""
+    """Checks that pictures are not blank, printed numbers are within `CLAIMS`, and no cell failed or warned."""
     text = ""
     for cell in code_cells(notebook):
         drawn = pictures(cell.outputs)
@@ -96,9 +96,9 @@ def check_outputs(name, notebook):
 
 @pytest.mark.slow
 def test_a_notebook_runs_and_gives_the_committed_outputs(committed, tmp_path):
-    """Runs inside a clone. Outputs must be of the kinds that are committed."""
+    """Executes the notebook inside a clone. Its outputs must have the same types as the committed ones."""
     name, notebook = committed
-    for part in ("configs", "train", "w2jax"):  # A clone, into which the runs are written.
+    for part in ("configs", "train", "w2jax"):  # a clone that the run folders are written to
         (tmp_path / part).symlink_to(ROOT / part)
     before = [kinds(cell) for cell in code_cells(notebook)]
     client = NotebookClient(
@@ -110,7 +110,7 @@ def test_a_notebook_runs_and_gives_the_committed_outputs(committed, tmp_path):
     assert [kinds(cell) for cell in code_cells(notebook)] == before
 
 
-def test_the_committed_outputs_are_whole_and_true(committed):
+def test_the_committed_outputs_are_complete_and_true(committed):
     name, notebook = committed
     check_outputs(name, notebook)
     cells = code_cells(notebook)

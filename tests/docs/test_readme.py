@@ -1,4 +1,4 @@
-"""What the README and the pages beside it show works: each block of code is run, or held against the real program."""
+"""The code blocks of the README and the docs work: each is run, or its options are parsed by the real program."""
 
 import argparse
 import importlib
@@ -35,12 +35,12 @@ BLOCKS = [(name, language, block) for name, page in PAGES.items() for language, 
 SHAPES = re.compile(r"^(\w+), (\w+) = .*#.*?\[([\d, ]+)\](?:, (\d × )?\[([\d, ]+)\])?", re.MULTILINE)
 ALONE = ("docs/python.md",)  # its blocks run separately; every other page is one program
 
-# The commands that are not held against anything, each with its reason.
+# The commands that are not tried, each with its reason.
 NOT_TRIED = {
-    "git clone https://github.com/w2jax/w2jax": "wants the network",
-    "cd w2jax": "the folder of the line before",
-    "python -m venv .venv": "Python's own",
-    ". .venv/bin/activate": "the folder of the line before",
+    "git clone https://github.com/w2jax/w2jax": "needs the network",
+    "cd w2jax": "needs the clone of the line before",
+    "python -m venv .venv": "part of Python",
+    ". .venv/bin/activate": "needs the environment of the line before",
     "tensorboard --logdir runs": "a program that the user installs",
 }
 
@@ -50,7 +50,7 @@ def python_blocks(name):
 
 
 def commands(block):
-    """The words of each command of a block, without comments and variables of the environment."""
+    """Yields the words of each command in a block, without comments and environment variables."""
     for line in block.replace("\\\n", " ").splitlines():
         for part in line.split(" && "):
             words = shlex.split(part, comments=True)
@@ -66,14 +66,14 @@ COMMANDS = {
 MENTIONED = {line for page in PAGES.values() for line in re.findall(r"`(python -m [^`\n]+)`", FENCE.sub("", page))}
 
 
-def test_every_block_is_found_and_of_a_language_that_is_tried():
+def test_every_code_block_is_found_and_in_a_tested_language():
     assert {language for _, language, _ in BLOCKS} <= {"python", "bash", "text"}
     assert sum(page.count("```") for page in PAGES.values()) == 2 * len(BLOCKS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", dict.fromkeys(block for name in ALONE for block in python_blocks(name)))
-def test_each_python_block_runs_and_gives_the_shapes_it_says(block):
+def test_each_python_block_runs_and_gives_the_shapes_in_its_comments(block):
     names: dict = {}
     exec(block, names)
     said = SHAPES.findall(block)
@@ -100,11 +100,11 @@ def pieces_give_the_whole(names):
 
 
 def loop_reaches_its_accuracy(names):
-    """The README says 90 %; the last bits of another machine may change it a little."""
+    """The README says 90 %. Rounding on another machine may change the accuracy slightly."""
     assert np.mean(names["logits"].argmax(-1) == names["test"]["label"]) > 0.87
 
 
-# What the names of a page must satisfy when all of its blocks have run.
+# Checks of a page's variables, after all blocks of the page have run.
 THEN = {
     "README.md": loop_reaches_its_accuracy,
     "docs/convert.md": weights_give_the_same_logits,
@@ -114,8 +114,8 @@ THEN = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in ALONE and python_blocks(name)])
-def test_the_python_blocks_of_a_page_run_and_compute_what_it_says(name):
-    """Blocks run one after the other, as a reader would run them."""
+def test_the_python_blocks_of_a_page_run_and_give_the_stated_results(name):
+    """The blocks run one after the other, as a reader would run them."""
     names: dict = {}
     for block in python_blocks(name):
         exec(block, names)
@@ -124,12 +124,12 @@ def test_the_python_blocks_of_a_page_run_and_compute_what_it_says(name):
 
 
 class Parsed(Exception):
-    """A program has read its options, and goes no further."""
+    """Raised to stop a program after it has read its options."""
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A folder with all that the pages' commands speak of: two short runs, images, datasets, weights."""
+    """A folder with everything that the commands need: two short runs, images, datasets, weights."""
     desk = tmp_path_factory.mktemp("desk")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(desk)
@@ -158,7 +158,7 @@ def desk(tmp_path_factory):
 
 
 def stop_behind(patch, owner, name):
-    """Makes a function that reads options the last thing that its program does."""
+    """Makes a program stop after the function that reads its options."""
     real = getattr(owner, name)
 
     def read(*arguments, **options):
@@ -168,7 +168,7 @@ def stop_behind(patch, owner, name):
 
 
 def try_training(task, arguments):
-    """Does all that a training does before its first step, but for opening the data."""
+    """Does what a training run does before its first step, except for opening the data."""
     if arguments[-1:] == ["--help"]:
         with pytest.raises(SystemExit) as end:
             read_task(task, arguments)
@@ -182,7 +182,7 @@ def try_training(task, arguments):
 
 
 def try_dryrun(arguments, patch):
-    """Reads its options and those of the task; compiling takes minutes, and most of it the TPU's compiler."""
+    """Reads the options of the dry run and of the task. It does not compile, which takes minutes and a TPU compiler."""
     stop_behind(patch, tyro, "cli")
     with pytest.raises(Parsed) as options:
         dryrun(arguments)
@@ -191,7 +191,7 @@ def try_dryrun(arguments, patch):
 
 
 def try_prepare(arguments, tmp_path, patch):
-    """Prepares a folder; of what would be downloaded, or taken from files of that size, reads the options."""
+    """Prepares a folder. For datasets that would need a download or large files, only reads the options."""
     patch.setenv("TFDS_DATA_DIR", str(tmp_path))
     if arguments[0] == "folder":
         prepare.main(arguments)
@@ -203,7 +203,7 @@ def try_prepare(arguments, tmp_path, patch):
 
 
 def try_command(words, tmp_path, patch):
-    """Whether the command is one that can be tried; fails if it does not do what it should."""
+    """Tries the command and fails if it does not work; returns False if the command is unknown."""
     match words:
         case ["python", "-m", "train.predict", *arguments]:
             predict.main(arguments)
@@ -252,32 +252,32 @@ def try_command(words, tmp_path, patch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command not in NOT_TRIED])
-def test_each_command_of_a_page_runs_or_is_understood_by_its_program(command, desk, tmp_path, monkeypatch):
+def test_each_command_of_a_page_runs_or_is_parsed_by_its_program(command, desk, tmp_path, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         monkeypatch.chdir(desk)
         monkeypatch.setenv("TFDS_DATA_DIR", str(desk / "tfds"))
         assert try_command(COMMANDS[command], tmp_path, patch), "say in NOT_TRIED why it cannot be tried"
 
 
-def test_what_is_not_tried_stands_in_a_page():
+def test_every_untried_command_is_on_a_page():
     assert set(NOT_TRIED) <= set(COMMANDS)
 
 
 @pytest.mark.parametrize("command", sorted(MENTIONED))
 def test_each_program_that_a_page_mentions_exists(command):
-    """With the preset and the options that stand beside it."""
+    """It accepts the preset and the options in the same code span."""
     module, *arguments = command.split()[2:]
     if "…" in module or "TASK" in module:
         return
     assert importlib.util.find_spec(module) is not None
     task = module.removeprefix("train.")
-    form = re.search(r"…|\b[A-Z]{3,}\b|\[", " ".join(arguments))  # holds a word that stands for others
+    form = re.search(r"…|\b[A-Z]{3,}\b|\[", " ".join(arguments))  # contains a placeholder
     if task in TASKS and not form and arguments != ["--help"]:
         check_ranges(read_task(task, arguments)[0])
 
 
 def test_every_promise_of_the_reliability_page_names_a_test():
-    """The test that keeps a promise must exist."""
+    """The test in the right column must exist."""
     rows = re.findall(r"^\| (?!promise|---)(.*) \| (.*) \|$", PAGES["docs/reliability.md"], re.MULTILINE)
     assert len(rows) >= 30
     for promise, holders in rows:

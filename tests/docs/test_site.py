@@ -1,4 +1,4 @@
-"""The site of the docs is built without a warning, loads nothing from elsewhere, and explains all of w2jax."""
+"""The docs site builds without warnings, loads nothing from other servers, and documents all of w2jax."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import pytest
 import w2jax
 
 ROOT = Path(__file__).parents[2]
-# What users of the library meet; of the conversion only what it exports.
+# The public modules of w2jax. The names that `w2jax.convert` exports are added below.
 ROOMS = (
     "aae",
     "attention",
@@ -56,7 +56,7 @@ def library():
 
 
 def public(place):
-    """The public things that are defined in a module or a class, and what is called of a module of Flax."""
+    """Yields the public members defined in a module or class, including `__call__` of Flax modules."""
     for name, member in place.members.items():
         if not member.is_alias and (not name.startswith("_") or name == "__call__") and name not in ("setup", "logger"):
             yield member
@@ -65,13 +65,13 @@ def public(place):
 
 
 def fields(library, path):
-    """The table of a class's fields."""
+    """Returns the fields in the table of a class's docstring, by name."""
     sections = library[path].docstring.parsed
     (table,) = [section for section in sections if section.title == "Fields:"]
     return {field.name: field for field in table.value}
 
 
-def test_pages_load_nothing_from_elsewhere(site):
+def test_pages_load_nothing_from_other_servers(site):
     loaded = set()
     for page in site.rglob("*.html"):
         for tag in re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*>", page.read_text()):
@@ -83,7 +83,7 @@ def test_pages_load_nothing_from_elsewhere(site):
 
 
 def test_links_of_the_readme_lead_to_the_site_or_the_repository(site):
-    """To a page of the site where there is one, otherwise to the repository."""
+    """Links lead to a page of the site if it exists, otherwise to the repository."""
     links = set(re.findall(r'href="([^"]+)"', (site / "index.html").read_text()))
     assert {"convert.html", "results.html", "benchmarks.html", "contributing.html", "use.html#the-run-folder"} <= links
     assert "https://github.com/w2jax/w2jax/blob/main/notebooks/quickstart.ipynb" in links
@@ -91,7 +91,7 @@ def test_links_of_the_readme_lead_to_the_site_or_the_repository(site):
     assert 'href="scale.html"' in (site / "benchmarks.html").read_text()
 
 
-def test_all_that_is_public_stands_in_the_reference(site, library):
+def test_the_reference_lists_everything_public(site, library):
     inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     named = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}
     wanted = {f"w2jax.{name}" for name in w2jax.__all__ if name != "convert"}
@@ -101,7 +101,7 @@ def test_all_that_is_public_stands_in_the_reference(site, library):
     assert wanted - named == set()
 
 
-def test_every_public_function_class_and_field_of_the_models_is_explained(library):
+def test_every_public_function_class_and_field_is_documented(library):
     silent = []
     for room in ROOMS:
         for thing in public(library[room]):
@@ -113,7 +113,7 @@ def test_every_public_function_class_and_field_of_the_models_is_explained(librar
 
 
 def test_the_table_of_fields_includes_inherited_fields(library):
-    """With their types, defaults and comments."""
+    """The table has their types, defaults and comments."""
     lstm = fields(library, "lstm.LSTM")
     assert list(lstm)[:2] == ["hidden_size", "num_layers"] and list(lstm)[-1] == "proj_size"
     assert lstm["dropout"].description == "Dropout rate on the output of every layer except the last."

@@ -46,7 +46,7 @@ mnist = partial(
 
 
 def mnist_folder(place: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Writes raw files, some gzipped, under both styles of names; returns the images and labels by split."""
+    """Writes raw MNIST files, some gzipped, with both naming styles; returns images and labels for each split."""
     written = {}
     for split, prefix in (("train", "train"), ("test", "t10k")):
         images = RNG.integers(0, 256, (COUNTS[split], 28, 28), np.uint8)

@@ -11,7 +11,7 @@ from w2jax.convert.files import read_weights
 
 
 def peak(work: Callable[[], Any]) -> int:
-    """The most bytes that were held at once in the course of the work."""
+    """Returns the peak of traced memory while `work` runs, in bytes."""
     tracemalloc.start()
     try:
         work()
@@ -25,7 +25,7 @@ def names(folder: Path) -> list[str]:
 
 
 def container(header: Any, data: bytes = b"") -> bytes:
-    """A safetensors file of that header."""
+    """Returns the bytes of a safetensors file with this header."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
@@ -35,7 +35,7 @@ def entry(shape: Any, offsets: Any, dtype: Any = "F32") -> dict[str, Any]:
 
 
 def refused(path: Path, content: bytes | None = None) -> str:
-    """The one line that reading the path, or a tensor of it, is refused with."""
+    """Returns the one-line error of reading the file and its tensors; writes `content` to the file first."""
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError) as caught:

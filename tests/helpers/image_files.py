@@ -10,7 +10,7 @@ SIZE = (5, 3)
 
 
 def save(path: Path, mode: str = "RGB", size: tuple[int, int] = SIZE, **options: object) -> np.ndarray:
-    """Writes an image of (h, w) and returns its pixels."""
+    """Writes an image with random pixels and returns the pixels; `size` is (h, w)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     channels = len(mode)
     pixels = RNG.integers(0, 256, (*size, channels), np.uint8)
@@ -19,7 +19,7 @@ def save(path: Path, mode: str = "RGB", size: tuple[int, int] = SIZE, **options:
 
 
 def classes(place: Path, counts: dict[str, int], mode: str = "RGB") -> dict[bytes, str]:
-    """Writes a folder of PNG images for each class; returns the class by pixels."""
+    """Writes one folder of PNG images per class; returns a map from an image's bytes to its class."""
     return {
         save(place / name / f"{index}.png", mode).tobytes(): name
         for name, count in counts.items()

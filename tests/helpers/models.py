@@ -1,4 +1,4 @@
-"""Random arrays, parameters without running `init`, a compiled `apply`, and trees held against each other."""
+"""Helpers for models: random arrays, random parameters without running `init`, a compiled `apply`, equal trees."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ def normal(seed, *shape):
 
 
 def assert_same_trees(a, b):
-    """The same structure, and in each leaf the same dtype and values."""
+    """Asserts that two trees have the same structure, and each leaf the same dtype and values."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert x.dtype == y.dtype
@@ -19,7 +19,7 @@ def assert_same_trees(a, b):
 
 
 def random_variables(module, *inputs, seed=0):
-    """Variables of the module's shapes, every one random and none of them 0 or 1, so that each counts."""
+    """Returns random variables in the module's shapes. No value is 0 or 1, so every parameter affects the output."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
 
@@ -31,5 +31,5 @@ def random_variables(module, *inputs, seed=0):
 
 
 def run(module, variables, *inputs, rngs=None, **static):
-    """`module.apply` compiled as a whole."""
+    """Runs `module.apply` under `jax.jit`."""
     return jax.jit(partial(module.apply, **static))(variables, *inputs, rngs=rngs)

@@ -1,4 +1,4 @@
-"""Pictures to be drawn, a run folder without a run, and what was drawn as pixels."""
+"""Example pictures, a run folder without a training run, and the pixels of an encoded image."""
 
 import dataclasses
 import io
@@ -34,7 +34,7 @@ def a_plane(rows=3, columns=5):
 
 
 def a_run_folder(path):
-    """A run folder whose metrics are two train lines and a test line with a metric of its own."""
+    """Writes a run folder whose metrics.jsonl has two train rows and a test row with one more metric."""
     tiny = PRESETS["tiny"].config
     RunFolder(dataclasses.replace(tiny, run=dataclasses.replace(tiny.run, dir=str(path))))
     lines = [

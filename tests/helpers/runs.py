@@ -27,7 +27,7 @@ def with_run(config, folder, **options):
 
 
 def interrupted_at(monkeypatch, moment, number):
-    """Sends the signal to this process at `moment`: ("step", n) as step n is counted, ("test", n) in the n-th test."""
+    """Sends signal `number` to this process: ("step", n) when step n is counted, ("test", n) in the n-th test."""
     from train.engine import evaluator, publisher
 
     tests = 0
@@ -42,7 +42,7 @@ def interrupted_at(monkeypatch, moment, number):
         nonlocal tests
         for i, batch in enumerate(before(*arguments)):
             yield batch
-            tests += i == 0  # here, as the report takes one batch and asks for no other
+            tests += i == 0  # after the first batch, because the report reads only one batch
             if moment == ("test", tests):
                 signal.raise_signal(number)
 

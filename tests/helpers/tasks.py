@@ -1,4 +1,4 @@
-"""Every task, discovered by its files configs/TASK.py and train/TASK.py, so that no test leaves out a new one."""
+"""All tasks, found by their files configs/TASK.py and train/TASK.py, so that tests also cover new tasks."""
 
 import importlib
 from pathlib import Path
@@ -16,7 +16,7 @@ def presets(task):
 
 
 def preset(task, name="tiny"):
-    """The config of a preset."""
+    """Returns the config of a preset."""
     return presets(task)[name].config
 
 

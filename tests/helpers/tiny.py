@@ -1,4 +1,4 @@
-"""A small prepared dataset whose sizes all differ: 23 train and 5 test images of 11 x 7 x 3 in 4 classes."""
+"""A small prepared dataset with different sizes: 23 train and 5 test images of 11 x 7 x 3 in 4 classes."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The course's adversarial autoencoder as one would write it in PyTorch, and its parameters as ours."""
+"""The course's adversarial autoencoder in PyTorch, and its parameters in our layout."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +35,7 @@ def torch_discriminator(latent, sizes, dropout=0.2):
 
 
 def our_params(module, names, gradients=False):
-    """Parameters, or their gradients, of the linear and norm layers in order, under our names for them."""
+    """Returns the parameters, or gradients, of the linear and norm layers under our `names`, in order."""
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.BatchNorm1d)]
     params = {}
     for name, layer in zip(names, layers, strict=True):
@@ -51,12 +51,12 @@ DISCRIMINATOR = ("hidden_0", "hidden_1", "output")
 
 
 def our_statistics(decoder):
-    """The decoder's running statistics."""
+    """Returns the running statistics of the decoder's batch norm in our layout."""
     (norm,) = (layer for layer in decoder if isinstance(layer, nn.BatchNorm1d))
     mean, var, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
     return {"norm_1": {"mean": jnp.array(mean.numpy()), "var": jnp.array(var.numpy()), "count": jnp.int32(int(count))}}
 
 
 def images_of(x):
-    """Ours [B, h, w, 1] as torch's [B, 1, h, w]."""
+    """Converts our images [B, h, w, 1] to torch's [B, 1, h, w]."""
     return torch.from_numpy(np.array(x)).permute(0, 3, 1, 2)

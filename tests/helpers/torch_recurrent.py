@@ -1,11 +1,11 @@
-"""Parameters of torch's recurrent modules as ours, and ours as torch's."""
+"""Converts parameters of torch's recurrent modules to ours, and ours to torch's."""
 
 import jax.numpy as jnp
 import numpy as np
 import torch
 from einops import rearrange
 
-# torch's name, ours, and how one becomes the other
+# torch's name, our name, and the einops pattern from torch's layout to ours
 RULES = [
     ("weight_ih", "input_kernel", "(g h) i -> i g h"),
     ("weight_hh", "hidden_kernel", "(g h) p -> p g h"),
@@ -16,7 +16,7 @@ RULES = [
 
 
 def our_params(module, gradients=False):
-    """The parameters of a torch.nn.LSTM, GRU or RNN, or their gradients, as ours."""
+    """Returns the parameters, or gradients, of a torch.nn.LSTM, GRU or RNN in our layout."""
     theirs = {name: (x.grad if gradients else x).detach().numpy() for name, x in module.named_parameters()}
     params = {}
     for layer in range(module.num_layers):

@@ -1,4 +1,4 @@
-"""The PyTorch course's LSTM classifier, and its parameters as ours."""
+"""The course's LSTM classifier in PyTorch, and its parameters in our layout."""
 
 import jax.numpy as jnp
 from torch import nn
@@ -16,7 +16,7 @@ class TorchLSTMClassifier(nn.Module):
         return self.linear(self.lstm(x)[0][:, -1])
 
     def our_params(self, gradients=False):
-        """The parameters, or their gradients, as those of our LSTMClassifier."""
+        """Returns the parameters, or gradients, in the layout of our LSTMClassifier."""
         weight, bias = ((x.grad if gradients else x).detach().numpy() for x in self.linear.parameters())
         head = {"kernel": jnp.array(weight.T), "bias": jnp.array(bias)}
         return {"lstm": our_params(self.lstm, gradients), "head": head}

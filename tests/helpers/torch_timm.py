@@ -1,4 +1,4 @@
-"""timm's VisionTransformer in torch with timm's names, as far as the tests need it."""
+"""timm's VisionTransformer in torch, with timm's names. It has only the options that the tests need."""
 
 import torch
 from torch import nn
@@ -60,7 +60,7 @@ class PatchEmbed(nn.Module):
 
 
 class TimmViT(nn.Module):
-    """`pool` is "token" or "avg", with "avg" the norm stands behind the pooling; registers have positions."""
+    """`pool` is "token" or "avg". With "avg", the norm comes after the pooling. Registers have position embeddings."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The course's Vision Transformer as one would write it in PyTorch, to hold ours against."""
+"""The course's Vision Transformer in PyTorch, as a reference for ours."""
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class TorchViT(nn.Module):
 
 
 def state_dict(params):
-    """The parameters of our ViT under TorchViT's names; works on gradients too."""
+    """Returns the parameters, or gradients, of our ViT under TorchViT's names."""
     out = {
         "cls": params["cls"],
         "positions": params["positions"],

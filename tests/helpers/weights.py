@@ -20,7 +20,7 @@ from w2jax.vit import ViT
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "vit"
 
 
-# The format that each is in, and what its tensors and its config.json do not tell.
+# Each fixture's format, and the options that neither its tensors nor its config.json contain.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bv_mlpdefault_scan_map": ("big_vision", {}),
     "bv_scan_tok_sincos_rep": ("big_vision", {}),
@@ -52,7 +52,7 @@ def peer(name: str) -> Loaded:
 
 
 def tensors_of(name: str) -> dict[str, np.ndarray]:
-    """The parameters in a peer's file, layers that are stacked there under the names they have one by one."""
+    """Returns the parameters in a fixture's file. Stacked layers are split and get the names of single layers."""
     found = {key: tensor.read() for key, tensor in read_weights(FIXTURES / name).tensors.items()}
     for prefix in ("opt/target/", "params/"):
         if any(key.startswith(prefix) for key in found):
@@ -64,7 +64,7 @@ def tensors_of(name: str) -> dict[str, np.ndarray]:
 
 
 def assert_same(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """The same names, and under each the same dtype, shape and bits."""
+    """Asserts the same names, and for each name the same dtype, shape and bits."""
     found, wanted = (
         {jax.tree_util.keystr(k): x for k, x in jax.tree.leaves_with_path(dict(t))} for t in (found, wanted)
     )
@@ -82,7 +82,7 @@ def refusal(work: Callable[[], Any]) -> str:
 
 
 def example(**options: Any) -> tuple[ViT, dict[str, Any]]:
-    """A tiny ViT for images of 4×6 pixels and two channels, in 2×3 patches of 2×2."""
+    """Returns a tiny ViT for images of 4×6 pixels and two channels, with 2×3 patches of 2×2 pixels."""
     module = ViT(
         **({"num_classes": 5, "patch_size": 2, "embed_dim": 8, "depth": 2, "num_heads": 2} | {"mlp_dim": 12} | options)
     )
@@ -93,7 +93,7 @@ RNG = np.random.default_rng(0)
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Every parameter random, the zero biases and ones of a new module too."""
+    """Makes every parameter random, including biases that start at 0 and scales that start at 1."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -102,7 +102,7 @@ def randomise(module: nn.Module) -> nn.Module:
 
 
 def converted(ours: Any, theirs: nn.Module) -> dict[str, Any]:
-    """The variables of theirs as ours, once they have come back into a module like theirs bit by bit."""
+    """Converts the variables of `theirs` to ours. Asserts that converting them back restores every bit."""
     state = {name: value.clone() for name, value in theirs.state_dict().items()}
     variables = from_torch(ours, state)
     back = {name: torch.from_numpy(value) for name, value in to_torch(ours, variables, "torch").items()}

@@ -1,4 +1,4 @@
-"""The benchmarks compare only implementations that agree, and write their figures as JSON."""
+"""The benchmarks only compare implementations with equal results, and write their figures as JSON."""
 
 import json
 import subprocess

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-# Loading without the argument that keeps a file's content data, builtins that run text, and rules switched off.
+# Loading without the argument that forbids pickles, builtins that run text as code, and disabled ruff rules.
 UNSAFE = re.compile(
     r"\bnp\.load\((?!.*allow_pickle=False)|\btorch\.load\((?!.*weights_only=True)|allow_pickle=(?!False)"
     r"|weights_only=(?!True)|(?<![\w.])(compile|__import__)\(|noqa:.*\b(S\d|TID)"

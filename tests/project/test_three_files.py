@@ -1,6 +1,6 @@
-"""A model in three files: every program knows it, and no table is edited. The files are those of two outsiders.
+"""A new model needs three files: all programs then know it, and no other file changes. Two models are tested.
 
-They are copied into a temporary tree beside the project's own, as a contributor would add them (CONTRIBUTING.md).
+Their files are copied into a temporary copy of the project, as a contributor would add them (CONTRIBUTING.md).
 """
 
 import json
@@ -34,7 +34,7 @@ np.testing.assert_allclose(result, predictor(image), rtol=1e-4, atol=1e-6)
 
 
 class Tree:
-    """A copy of the project with three files more."""
+    """A copy of the project with three more files."""
 
     def __init__(self, folder, kind, task):
         self.folder, self.task = folder, task
@@ -48,7 +48,7 @@ class Tree:
             shutil.copy(path, target)
 
     def run(self, *command, devices=1, status=0):
-        """What `python COMMAND` prints, in the tree."""
+        """Runs `python COMMAND` in the tree and returns its output."""
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "COLUMNS": "200"}
         result = subprocess.run(
             [sys.executable, *command], cwd=self.folder, env=environment, capture_output=True, text=True, check=False
@@ -68,7 +68,7 @@ def tree(request, tmp_path_factory):
     return tree
 
 
-def test_help_and_completion_know_it(tree):
+def test_help_and_completion_know_the_new_task(tree):
     assert "to see that it works" in tree.run("-m", f"train.{tree.task}", "--help")
     script = tree.run("-m", "train.completion", "bash")
     assert f"train.{tree.task}) echo tiny sample ;;" in script
@@ -77,7 +77,7 @@ def test_help_and_completion_know_it(tree):
     )
 
 
-def test_a_damaged_end_resumes_to_the_same_bits(tree):
+def test_a_run_with_a_damaged_last_checkpoint_resumes_bit_for_bit(tree):
     before = tree.metrics("mine")
     shutil.copytree(tree.folder / "runs" / "mine", tree.folder / "runs" / "again")
     shutil.rmtree(tree.folder / "runs" / "again" / "checkpoints" / "60")
@@ -86,7 +86,7 @@ def test_a_damaged_end_resumes_to_the_same_bits(tree):
     assert tree.metrics("again") == before
 
 
-def test_a_mesh_computes_what_one_device_computes(tree):
+def test_a_mesh_gives_the_losses_of_one_device(tree):
     options = ["tiny", "--run.dir", "runs/mesh", "--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
     assert "8 CPU device(s) (data 2, fsdp 2, tensor 2)" in tree.run("-m", f"train.{tree.task}", *options, devices=8)
     for one, other in zip(tree.metrics("mine"), tree.metrics("mesh"), strict=True):
@@ -95,7 +95,7 @@ def test_a_mesh_computes_what_one_device_computes(tree):
             np.testing.assert_allclose(other["loss"], one["loss"], rtol=0.02)
 
 
-def test_the_list_of_runs_and_the_report_know_it(tree):
+def test_the_list_of_runs_and_the_report_know_the_new_task(tree):
     (run,) = (json.loads(line) for line in tree.run("-m", "train.runs", "runs/mine", "--json").splitlines())
     metric = "accuracy" if tree.task == "mixer" else "pixel_error"
     values = [line[metric] for line in tree.metrics("mine") if line["split"] == "test"]
@@ -107,7 +107,7 @@ def test_the_list_of_runs_and_the_report_know_it(tree):
     assert tree.task == "mixer" or "mean squared error of a pixel in [0, 1]" in page
 
 
-def test_it_predicts_and_samples(tree):
+def test_the_new_task_predicts_and_samples(tree):
     Image.fromarray(np.full((28, 28), 77, np.uint8)).save(tree.folder / "digit.png")
     if tree.task == "mixer":
         (row,) = tree.run("-m", "train.predict", "runs/mine", "digit.png", "--json").splitlines()
@@ -123,12 +123,12 @@ def test_it_predicts_and_samples(tree):
     assert np.ptp(drawn) > 20
 
 
-def test_its_export_is_read_back_with_the_same_numbers(tree):
+def test_the_exported_files_give_the_same_numbers(tree):
     tree.run("-m", "train.export", "runs/mine", "--out", "out")
     tree.run("-c", LOAD)
 
 
-def test_the_dry_run_compiles_it(tree):
+def test_the_dry_run_compiles_the_new_task(tree):
     command = ("-m", "train.dryrun", tree.task, "tiny", "--topology", "cpu:4", "--mesh.fsdp", "2")
     tree.run(*command, "--json", "dryrun.json")
     report = json.loads((tree.folder / "dryrun.json").read_text())

@@ -1,16 +1,16 @@
-"""Kills runs again and again, and checks that they end in the same bits as a run that was never killed.
+"""Kills runs repeatedly, and checks that their results are bit for bit those of an uninterrupted run.
 
     python -m tests.stress.kill_storm [TASK...] [--kills 50] [--seed 0] [--signal KILL|TERM|INT|mixed] [--run.X ...]
 
-Each task (default: all) trains its preset `tiny` once without interruption. Then the same command is started, ended by
-a signal at a random moment and started again until it finishes, in one new folder after another, until all signals are
-sent. Every run must end with the first run's State to the bit, the same bytes in metrics.jsonl and the same files.
-After SIGTERM or SIGINT a run that is past its start must end within 10 s, with status 143 or 130, and lose no step. The
-program sees nothing of a run but its files.
+Each task (default: all) trains its preset `tiny` once without interruption. Then the same command runs in a new folder.
+Signals end it at random moments, and it is restarted after each signal until it finishes. This repeats with new folders
+until all signals are sent. Every run must end with the first run's State bit for bit, the same bytes in metrics.jsonl
+and the same files. After SIGTERM or SIGINT, a run that has finished its start-up must end within 10 s, with status 143
+or 130, and lose no step. This program only reads the files of a run.
 
 The moment of a signal is random: during the start (a quarter), among the steps (three eighths), within 50 ms after a
-save begins (a quarter), after the last step (an eighth). The table counts the phases that the signals hit, read off the
-run folder; a process is stopped before SIGKILL, so that the folder does not change meanwhile.
+save begins (a quarter), after the last step (an eighth). The table counts the phases that the signals hit, which are
+read from the run folder. A process is stopped before SIGKILL, so that the folder does not change while it is read.
 """
 
 import argparse
@@ -37,15 +37,15 @@ from tests.helpers.tasks import TASKS
 from train.process.setup import silence_libraries
 
 ROOT = Path(__file__).parents[2]
-# Saves come between two lines, so that a checkpoint holds the sums of an unfinished window.
+# Saves come between two rows of metrics.jsonl, so a checkpoint contains the sums of an unfinished window.
 OPTIONS = (
     *("--run.steps", "80", "--run.log-every", "4", "--run.eval-every", "20", "--run.save-every", "10"),
     *("--data.train-split", "train[:300]", "--data.test-split", "test[:100]", "--optim.ema", "0.9"),
     *("--run.compilation-cache", "on"),
 )
 PHASES = ("start-up", "steps", "save", "evaluation", "end")
-MOST_WRONG = 10  # Failures after which a task is given up.
-GRACE, PATIENCE = 10.0, 300.0  # Seconds: for a run that was asked to end, and for anything else.
+MOST_WRONG = 10  # after so many failures, stop testing a task
+GRACE, PATIENCE = 10.0, 300.0  # seconds to wait: after a signal, and otherwise
 
 
 class Broken(Exception):
@@ -56,17 +56,17 @@ class Aim(NamedTuple):
     """When a signal is sent: `delay` seconds after the `nth` time that `event` is seen."""
 
     event: str
-    """start: of the process; line: the first line of metrics.jsonl that it writes; save: a temporary folder appears
-    in checkpoints/; end: the last line of metrics.jsonl."""
+    """start: the process starts; line: it writes its first row of metrics.jsonl; save: a temporary folder appears in
+    checkpoints/; end: it writes the last row of metrics.jsonl."""
     nth: int
     delay: float
     kind: signal.Signals = signal.SIGKILL
     group: bool = True
-    """To the process with its workers, or to the process alone."""
+    """True: send the signal to the process and its workers; False: to the process only."""
 
 
 class Durations(NamedTuple):
-    """Seconds that a run took to its first line, from there to its last, and from there to its end."""
+    """Seconds until a run's first row of metrics.jsonl, from there to its last row, and from there to its end."""
 
     start: float
     steps: float
@@ -82,7 +82,7 @@ class Command:
     environment: dict[str, str] = field(default_factory=dict)
 
     def start(self, folder: Path) -> subprocess.Popen:
-        """Starts it in a process group of its own; appends its output to FOLDER.txt."""
+        """Starts the command in a new process group; appends its output to FOLDER.txt."""
         with folder.with_suffix(".txt").open("a") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", f"train.{self.task}", "tiny", *self.options, "--run.dir", str(folder)],
@@ -96,7 +96,7 @@ class Command:
 
 
 class View:
-    """What the files of a run folder show of the process that was started last."""
+    """The progress of the last started process, read from the files of its run folder."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -115,7 +115,7 @@ class View:
         return max((int(name) for name in names(self.folder / "checkpoints") if name.isdigit()), default=0)
 
     def last_line(self) -> dict[str, Any]:
-        """The last whole line of metrics.jsonl, or a line of step 0."""
+        """Returns the last complete row of metrics.jsonl, or a row of step 0."""
         with contextlib.suppress(FileNotFoundError):
             lines = (self.folder / "metrics.jsonl").read_bytes().split(b"\n")
             if len(lines) > 1:
@@ -123,12 +123,12 @@ class View:
         return {"step": 0, "split": "train"}
 
     def ended(self) -> bool:
-        """Whether the run's last line is written."""
+        """Whether the run's last row of metrics.jsonl is written."""
         last = self.last_line()
         return last["split"] == "test" and last["step"] == self._run["steps"]
 
     def phase(self) -> str:
-        """The current one of PHASES."""
+        """Returns the current phase, one of PHASES."""
         if not self.began():
             return "start-up"
         if self.saving():
@@ -152,9 +152,9 @@ class View:
 
 
 def names(folder: Path) -> list[str]:
-    """The names in a folder, none if it does not exist."""
+    """Returns the names in a folder; empty if the folder does not exist."""
     try:
-        return os.listdir(folder)  # noqa: PTH208 — called every millisecond, where Path objects would be most of the work
+        return os.listdir(folder)  # noqa: PTH208 — called every millisecond; Path objects would be too slow
     except FileNotFoundError:
         return []
 
@@ -208,7 +208,7 @@ def finish(process: subprocess.Popen, folder: Path) -> None:
     wait(process, lambda: False)
     if process.returncode:
         output = folder.with_suffix(".txt").read_text()[-1500:]
-        raise Broken(f"it ended by itself with status {process.returncode}: {output.strip()}")
+        raise Broken(f"it ended without a signal, with status {process.returncode}: {output.strip()}")
 
 
 class Hit(NamedTuple):
@@ -233,7 +233,7 @@ def strike(command: Command, folder: Path, aim: Aim) -> Hit | None:
             finish(process, folder)
             return None
         if aim.kind is signal.SIGKILL:
-            # Stopped, so that what we read is what it leaves.
+            # Stop the process first, so that the folder does not change while we read it.
             os.killpg(process.pid, signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         phase, line = view.phase(), view.last_line()["step"]
@@ -242,7 +242,7 @@ def strike(command: Command, folder: Path, aim: Aim) -> Hit | None:
         else:
             process.send_signal(aim.kind)
             if aim.kind is signal.SIGKILL:
-                os.killpg(process.pid, signal.SIGCONT)  # The workers must notice by themselves.
+                os.killpg(process.pid, signal.SIGCONT)  # The workers must detect that it died.
         what = f"{aim.kind.name} in phase {phase}"
         try:
             process.wait(GRACE)
@@ -275,7 +275,7 @@ def wait_for(process: subprocess.Popen, view: View, aim: Aim) -> bool:
 
 
 def after(seconds: float) -> Callable[[], bool]:
-    """A condition that is true from so many seconds on."""
+    """Returns a condition that becomes true after `seconds`."""
     until = time.monotonic() + seconds
     return lambda: time.monotonic() >= until
 
@@ -289,11 +289,11 @@ def wait_alone(process: subprocess.Popen, what: str) -> None:
         except ProcessLookupError:
             return
         time.sleep(0.01)
-    raise Broken(f"{what}: after {GRACE:.0f} s there still were processes that it had started")
+    raise Broken(f"{what}: after {GRACE:.0f} s processes that it had started were still running")
 
 
 def read_state(folder: Path) -> dict[str, np.ndarray]:
-    """Every leaf of the last checkpoint's State by its path."""
+    """Returns every leaf of the last checkpoint's State, by path."""
     from orbax import checkpoint as ocp
 
     step = max(int(name) for name in names(folder / "checkpoints") if name.isdigit())
@@ -306,18 +306,18 @@ def read_state(folder: Path) -> dict[str, np.ndarray]:
 
 
 def files(folder: Path) -> set[str]:
-    """All files of a run folder except those that orbax names at random."""
+    """Returns all files of a run folder, except those with random names from orbax."""
     found = (path.relative_to(folder) for path in folder.rglob("*"))
     return {str(path) for path in found if not {"d", "ocdbt.process_0"} & set(path.parts)}
 
 
 def timed(folder: Path) -> list[int]:
-    """The steps of the lines of timing.jsonl; its seconds differ from run to run."""
+    """Returns the steps in timing.jsonl. Its seconds differ between runs."""
     return [json.loads(line)["step"] for line in (folder / "timing.jsonl").read_text().splitlines()]
 
 
 def differences(whole: Path, killed: Path) -> list[str]:
-    """The forbidden differences between two finished runs of one command."""
+    """Returns the differences between two finished runs of one command; there must be none."""
     found = []
     one, other = read_state(whole), read_state(killed)
     if one.keys() != other.keys():
@@ -351,12 +351,13 @@ def resumed_from(folder: Path) -> list[int]:
 
 
 def kill_until_done(command: Command, folder: Path, aims: Sequence[Aim]) -> tuple[list[Hit], int]:
-    """One run to its end under signals: the hits, and how often it resumed from less than its newest checkpoint.
+    """Runs a command to its end under signals. After the last aim, no more signals are sent.
 
-    After the last aim the run is left alone.
+    Returns:
+        The hits, and how often the run resumed from an older checkpoint than its newest one.
 
     Raises:
-        Broken: as `strike`; its second argument holds the hits so far.
+        Broken: as in `strike`; its second argument contains the hits so far.
     """
     hits: list[Hit] = []
     fell_back = newest = 0
@@ -377,9 +378,9 @@ def kill_until_done(command: Command, folder: Path, aims: Sequence[Aim]) -> tupl
 
 
 def draw(rng: random.Random, took: Durations, signals: Sequence[signal.Signals]) -> Aim:
-    """A random moment for a signal."""
+    """Draws a random moment for a signal."""
     event = rng.choices(("start", "line", "save", "end"), (2, 3, 2, 1))[0]
-    # At most half of the steps, so that a run is hit several times.
+    # At most half of the steps, so that a run gets several signals.
     longest = {"start": took.start, "line": took.steps / 2, "save": 0.05, "end": took.end}[event]
     chosen = rng.choice(signals)
     # Ctrl-C reaches all processes of a terminal.
@@ -388,7 +389,7 @@ def draw(rng: random.Random, took: Durations, signals: Sequence[signal.Signals])
 
 
 def stress(task: str, options: Sequence[str], kills: int, seed: int, signals: Sequence[signal.Signals]) -> bool:
-    """Prints what went wrong and the task's line of the table; returns whether nothing went wrong."""
+    """Prints the failures and the task's row of the table; returns True if nothing failed."""
     rng = random.Random(f"{task} {seed}")
     hits: list[Hit] = []
     runs, fell_back, wrong = 0, 0, []
@@ -396,7 +397,7 @@ def stress(task: str, options: Sequence[str], kills: int, seed: int, signals: Se
         command = Command(task, (*OPTIONS, *options), {"JAX_COMPILATION_CACHE_DIR": f"{scratch}/compiled"})
         whole = Path(scratch, "whole")
         time_whole(command, whole)
-        took = time_whole(command, Path(scratch, "warm"))  # With all programs compiled, as in the runs to come.
+        took = time_whole(command, Path(scratch, "warm"))  # with all programs compiled, as in later runs
         wrong += [f"undisturbed: {what}" for what in differences(whole, Path(scratch, "warm"))]
         while len(hits) < kills and len(wrong) < MOST_WRONG:
             folder = Path(scratch, f"killed_{runs}")
@@ -421,18 +422,20 @@ def stress(task: str, options: Sequence[str], kills: int, seed: int, signals: Se
 
 
 def describe(hits: Sequence[Hit]) -> str:
-    """The signals in one line."""
+    """Describes the signals in one line."""
     return ", ".join(f"{h.aim.kind.name} in {h.phase} ({h.saved} saved)" for h in hits) or "no signal"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "tasks", nargs="*", choices=(*TASKS, []), metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)"
+        "tasks", nargs="*", choices=(*TASKS, []), metavar="TASK", help=f"tasks: {', '.join(TASKS)} (default: all)"
     )
-    parser.add_argument("--kills", type=int, default=50, help="signals for each task (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
-    parser.add_argument("--signal", choices=("KILL", "TERM", "INT", "mixed"), default="KILL", help="(default: KILL)")
+    parser.add_argument("--kills", type=int, default=50, help="signals to send for each task (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments (default: 0)")
+    parser.add_argument(
+        "--signal", choices=("KILL", "TERM", "INT", "mixed"), default="KILL", help="signal to send (default: KILL)"
+    )
     options, of_run = parser.parse_known_args()
     silence_libraries()
     kinds = ("KILL", "TERM", "INT") if options.signal == "mixed" else (options.signal,)

@@ -1,11 +1,12 @@
-"""Watches a long run from outside: memory, open files, threads and the size of its log must not grow.
+"""Watches a long run from another process: its memory and its number of open files must not grow.
 
     python -m tests.stress.long_run [TASK...] [--steps 5000] [--bound 24] [--run.X ...]
 
-Each task (default: all) trains its preset `tiny` in its own process, with many lines, evaluations and saves. Prints, at
-each fifth of the steps, the process's resident memory, open files and threads, and the memory of its workers; then the
-memory's growth over the second half, fitted by a straight line, and the bytes of a line of metrics.jsonl. Exits with 1
-if memory grows by more than `--bound` MiB over the second half, or if open files grow.
+Each task (default: all) trains its preset `tiny` in its own process, and logs, evaluates and saves often. At each fifth
+of the steps, the program prints the process's resident memory, open files and threads, and the memory of its workers.
+Then it prints the memory's growth over the second half, from a fitted straight line, and the mean size in bytes of a
+row of metrics.jsonl. It exits with status 1 if memory grows by more than `--bound` MiB over the second half, or if the
+number of open files grows.
 """
 
 import argparse
@@ -28,11 +29,11 @@ OPTIONS = (
     *("--run.log-every", "10", "--run.eval-every", "100", "--run.save-every", "50"),
     *("--data.test-split", "test[:200]", "--optim.ema", "0.99"),
 )
-MOST_FILES = 3  # A save holds some; one leaked per evaluation would make 20 from the middle to the end.
+MOST_FILES = 3  # A save opens some. One leaked file per evaluation would add 20 from the middle to the end.
 
 
 class Sample(NamedTuple):
-    """What the process held after `step`."""
+    """The resources that the process used after `step`."""
 
     step: int
     memory: float
@@ -44,7 +45,7 @@ class Sample(NamedTuple):
 
 
 def last_step(metrics: Path) -> int:
-    """The step of the last whole line of a metrics.jsonl, or 0."""
+    """Returns the step of the last complete row of a metrics.jsonl, or 0."""
     try:
         with metrics.open("rb") as file:
             file.seek(-min(4096, metrics.stat().st_size), os.SEEK_END)
@@ -55,7 +56,7 @@ def last_step(metrics: Path) -> int:
 
 
 def look(process: int, step: int) -> Sample:
-    """What the process of that number holds now."""
+    """Returns the resources that the process with this ID uses now."""
     here = Path("/proc", str(process))
     status = dict(line.split(":", 1) for line in (here / "status").read_text().splitlines())
     workers = 0
@@ -69,7 +70,7 @@ def look(process: int, step: int) -> Sample:
 
 
 def watch(task: str, folder: Path, steps: int, options: list[str], every: float = 0.1) -> list[Sample]:
-    """Trains `tiny` to its end, looking at the process every so many seconds while it does its steps.
+    """Trains `tiny` to its end, and samples the process every `every` seconds during the training steps.
 
     Raises:
         RuntimeError: if the run fails.
@@ -83,7 +84,7 @@ def watch(task: str, folder: Path, steps: int, options: list[str], every: float 
         try:
             while process.poll() is None:
                 step = last_step(folder / "run" / "metrics.jsonl")
-                if 0 < step < steps:  # What comes behind the last step is not the loop.
+                if 0 < step < steps:  # After the last step, the loop has ended.
                     with contextlib.suppress(OSError):  # It may have ended.
                         samples.append(look(process.pid, step))
                 time.sleep(every)
@@ -97,10 +98,11 @@ def watch(task: str, folder: Path, steps: int, options: list[str], every: float 
 
 
 def memory_slope(samples: list[Sample]) -> tuple[float, float]:
-    """MiB that 1,000 steps add to the memory of a process, and the standard error of that.
+    """Returns the MiB that 1,000 steps add to the memory of a process, and the standard error.
 
-    It is the slope of a straight line through the samples of the second half. Neighbours are alike, so the error is
-    that of the means of twenty parts. Workers are left out: what they hold swings by tens of MiB.
+    The first value is the slope of a straight line through the samples of the second half. Neighbouring samples are
+    correlated, so the line is fitted to the means of twenty parts. Workers are not counted, because their memory varies
+    by tens of MiB.
     """
     half = samples[-1].step / 2
     behind = np.array([(s.step, s.memory) for s in samples if s.step > half])
@@ -110,7 +112,7 @@ def memory_slope(samples: list[Sample]) -> tuple[float, float]:
 
 
 def files_grown(samples: list[Sample]) -> float:
-    """By how many the open files of the last fifth of the steps exceed those of the third, in the median."""
+    """Returns the median number of open files in the last fifth of the steps, minus the median in the third fifth."""
     steps = samples[-1].step
     middle, last = (
         np.median([s.files for s in samples if start * steps / 5 < s.step <= (start + 1) * steps / 5])
@@ -122,10 +124,15 @@ def files_grown(samples: list[Sample]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "tasks", nargs="*", choices=(*TASKS, []), metavar="TASK", help=f"of {', '.join(TASKS)} (default: all)"
+        "tasks", nargs="*", choices=(*TASKS, []), metavar="TASK", help=f"tasks: {', '.join(TASKS)} (default: all)"
     )
-    parser.add_argument("--steps", type=int, default=5000, help="(default: 5000)")
-    parser.add_argument("--bound", type=float, default=24, help="MiB that the second half may add (default: 24)")
+    parser.add_argument("--steps", type=int, default=5000, help="training steps (default: 5000)")
+    parser.add_argument(
+        "--bound",
+        type=float,
+        default=24,
+        help="largest allowed growth of memory over the second half, in MiB (default: 24)",
+    )
     options, of_run = parser.parse_known_args()
     failed = False
     for task in options.tasks or TASKS:
@@ -145,7 +152,7 @@ def main() -> None:
         failed |= bad
         print(
             f"  1,000 steps add {slope:+.2f} ± {error:.2f} MiB, the second half {added:+.1f}; open files {files:+.0f}; "
-            f"{len(metrics) / metrics.count(10):.0f} bytes a line: {'GROWS' if bad else 'ok'}",
+            f"{len(metrics) / metrics.count(10):.0f} bytes per row: {'GROWS' if bad else 'ok'}",
             flush=True,
         )
     sys.exit(failed)

@@ -1,4 +1,4 @@
-"""The task of the adversarial autoencoder: three phases, or four, each on its own parameters; torch's numbers."""
+"""The task of the adversarial autoencoder: three or four phases, each on its own parameters; torch's numbers."""
 
 import dataclasses
 from itertools import product
@@ -35,7 +35,7 @@ RNG = np.random.default_rng(0)
 LABELS = (np.arange(N) % K).astype(np.int32)
 IMAGES = RNG.integers(0, 256, (N, *SHAPE)).astype(np.uint8)
 SOURCE = InMemorySource("shapes", "train", SHAPE, K, list("abc"), IMAGES, LABELS, open_split=lambda _: SOURCE)
-STEADY = dataclasses.replace(ADAM, warmup_fraction=0.0, final_lr_fraction=1.0)  # a constant learning rate
+STEADY = dataclasses.replace(ADAM, warmup_fraction=0.0, final_lr_fraction=1.0)  # constant learning rate
 STILL = dataclasses.replace(ADAM, learning_rate=0.0)
 ALL_STILL = Phases(STILL, STILL, STILL, STILL)
 
@@ -65,7 +65,7 @@ def config(of=None, **options):
 
 
 def after(task, steps=1, state=None, change=None):
-    """(state, metrics) after so many steps, on batches that `change` may alter."""
+    """Returns (state, metrics) after `steps` steps, on batches that `change` may alter."""
     state, step = task.init() if state is None else state, jax.jit(task.step)
     for i in range(steps):
         seen = batch(i) if change is None else change(batch(i))
@@ -84,8 +84,8 @@ def changed(before, later):
     }
 
 
-def test_each_phase_updates_its_own_sub_trees_no_other_and_all_of_them():
-    # Adam's first step has the length of its learning rate, so the steps tell which optimizers a parameter met.
+def test_each_phase_updates_all_of_its_own_parameters_and_no_others():
+    # Adam's first step is as large as its learning rate. So a parameter's change shows which optimizers updated it.
     rates = {"reconstruction": 1e-2, "discriminator": 2e-2, "generator": 4e-2, "classification": 8e-2}
     optim = Phases(**{name: dataclasses.replace(STEADY, learning_rate=rate) for name, rate in rates.items()})
     of = model(categories=K, dropout=0.0, cluster_heads=True)
@@ -96,12 +96,12 @@ def test_each_phase_updates_its_own_sub_trees_no_other_and_all_of_them():
     for path, moved in jax.tree_util.tree_leaves_with_path(steps):
         name, layer = path[0].key, path[1].key
         met = [rate for phase, rate in rates.items() if name in PHASES[phase]]
-        if layer in ("mean", "log_variance"):  # classification knows nothing of z
+        if layer in ("mean", "log_variance"):  # the classification loss does not depend on z
             met.remove(rates["classification"])
         lengths = {abs(sum(signs)) for signs in product(*[(-rate, 0.0, rate) for rate in met])}
-        moved = moved[moved > 1e-6]  # a unit that is off for the whole batch stays
+        moved = moved[moved > 1e-6]  # a unit that is inactive for the full batch does not change
         assert len(moved) and moved.max() < max(lengths) + 1e-4, f"{name}/{layer}"
-        if path[-1].key == "kernel":  # batch norm takes back biases: their gradients are rounding
+        if path[-1].key == "kernel":  # batch norm cancels biases, so their gradients are rounding errors
             exact = np.min([np.abs(moved - length) for length in lengths], axis=0) < 1e-4
             assert exact.mean() > 0.9, f"{name}/{layer}: steps of {np.unique(moved.round(3))}, not {lengths}"
 
@@ -155,8 +155,8 @@ def test_twenty_steps_of_all_phases_equal_the_courses_torch_program():
         descend("generator", cross_entropy(judge(encoder(images)[0])[:, 0], one))
         for name, loss in losses.items():
             np.testing.assert_allclose(metrics[name], loss, rtol=1e-4, err_msg=f"{name} at step {i}")
-    # Batch norm takes back the biases before it (that of a unit that is always on, too): their gradient is rounding,
-    # which Adam blows up to steps of its own, and the running mean follows them.
+    # Batch norm cancels the biases before it (also that of an always active unit): their gradients are rounding errors.
+    # Adam scales these up to normal steps, and the running mean follows the biases.
     params, expected = state.params, ours()
     for tree in (params, expected):
         del tree["decoder"]["hidden_0"]["bias"], tree["decoder"]["hidden_1"]["bias"]
@@ -165,7 +165,7 @@ def test_twenty_steps_of_all_phases_equal_the_courses_torch_program():
     np.testing.assert_allclose(state.batch_stats["decoder"]["norm_1"]["var"], statistics["var"], rtol=1e-3)
 
 
-def test_running_statistics_follow_the_reconstruction_alone():
+def test_only_the_reconstruction_updates_running_statistics():
     encoder = AAEEncoder(Z, (9, 8), 0.0, batch_norm=(0,), stochastic=False)
     of = model(dropout=0.0).clone(encoder=encoder)
     start, step = None, []
@@ -184,7 +184,7 @@ def test_running_statistics_follow_the_reconstruction_alone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("labels", ["prior", "categories"])
-def test_only_the_labels_that_are_known_are_looked_at(labels):
+def test_only_the_known_labels_are_used(labels):
     of = model(categories=K if labels == "categories" else 0)
     settings = config(of, labels=labels, num_labels=30)
     task = make_task(settings, SOURCE)
@@ -195,7 +195,7 @@ def test_only_the_labels_that_are_known_are_looked_at(labels):
     assert "encoder" in changed(plain.params, after(make_task(settings, other), 3)[0].params)
 
 
-def test_the_decoder_is_told_the_label_in_training_and_in_evaluation():
+def test_the_decoder_gets_the_label_in_training_and_in_evaluation():
     task = make_task(config(labels="decoder"), SOURCE)
     state, _ = after(task, 3)
     assert state.params["decoder"]["hidden_0"]["kernel"].shape[0] == K + Z
@@ -231,7 +231,7 @@ def test_the_discriminator_knows_the_class_of_its_prior_sample(num_labels):
 
 @pytest.mark.slow
 def test_consistency_pulls_the_augmented_image_to_the_images_category():
-    """Never the image to the augmented one's category."""
+    """It never pulls the image to the augmented image's category."""
     of = model(categories=K, dropout=0.0, stochastic=False)
 
     def moved(augmentation):
@@ -241,7 +241,7 @@ def test_consistency_pulls_the_augmented_image_to_the_images_category():
         state, metrics = after(task, state=start)
         return start, state, float(metrics["classification"])
 
-    # Nothing augmented: the gradient is softmax(logits) − target, and 0 only if the target itself stands still.
+    # No augmentation: the gradient is softmax(logits) − target. It is 0 only if the target itself has no gradient.
     start, state, loss = moved(Augment())
     y = of.apply(start.eval_variables, jnp.asarray(batch()["image"] / 127.5 - 1), method="encode").y
     assert loss == pytest.approx(-0.7 * float((y * np.log(y)).sum(1).mean()), rel=1e-5)
@@ -309,19 +309,19 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
         ({"augment": Augment(mixup=0.2)}, "--augment.mixup must be 0 for an autoencoder, got 0.2"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_to_do(options, message):
+def test_mismatched_options_are_refused_with_advice(options, message):
     with pytest.raises((UserError, ValueError)) as error:
         task = make_task(config(**options), SOURCE)
         jax.eval_shape(task.step, jax.eval_shape(task.init), SOURCE.gather(np.arange(B)) | {"index": np.arange(B)})
     assert message in str(error.value)
 
 
-def test_the_gradients_that_are_not_finite_are_told_over_all_phases():
+def test_nonfinite_gradients_are_reported_over_all_phases():
     task = make_task(config(), SOURCE)
     state = task.init()
     poisoned = jax.tree.map(lambda x: x * jnp.nan, state.params["discriminator"])
     _, metrics = after(task, state=state.replace(params={**state.params, "discriminator": poisoned}))
     broken = {name for name, is_broken in zip(named_leaves(state.params), metrics[NONFINITE], strict=True) if is_broken}
-    # The game's two phases differentiate through the discriminator, the reconstruction does not.
+    # The two adversarial phases differentiate through the discriminator; the reconstruction phase does not.
     assert {"discriminator/output/kernel", "discriminator/output/bias"} <= broken
     assert not any(name.startswith("decoder/") for name in broken)

@@ -1,4 +1,4 @@
-"""What the tasks that classify images share: their presets, and what training sees that evaluation does not."""
+"""What the image classification tasks share: presets, and augmentation in training but not in evaluation."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from train.data import abstract_source, open_source
 from train.data.source import InMemorySource
 from train.task import NONFINITE
 
-# The picture of each image beside what the model sees in it, and whether it shows the image in its colours.
+# The picture that shows each image next to the model's map, and whether the picture is in colour.
 FIGURES = {"lstm": ("beliefs", False), "mha": ("attention", False), "vit": ("attention", True)}
 
 
@@ -41,12 +41,12 @@ def test_every_preset_fits_the_images_it_is_made_for(name, of):
 
 
 def test_augmentation_and_smoothing_change_training_and_never_evaluation():
-    tiny = preset("lstm")  # the quickest to compile; what is tested is the same for all
+    tiny = preset("lstm")  # the task that compiles fastest; the tested code is the same for all
     source = open_source(tiny.data, "test[:16]")
     batch = {k: jnp.asarray(x) for k, x in source.gather(np.arange(16)).items()}
 
     def outcome(**change):
-        """The first step's loss, and the evaluation before it, of a model whose head is not zero."""
+        """Returns the first step's loss, and the evaluation before it, of a model whose head is not zero."""
         task = make_task("lstm", dataclasses.replace(tiny, **change), source)
         state = jax.jit(task.init)()
         head = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), state.params["head"])

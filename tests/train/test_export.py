@@ -1,4 +1,4 @@
-"""An exported model gives, in a program that has jax alone, what the run's predictor gives."""
+"""An exported model gives the predictor's outputs in a program that only has jax."""
 
 import dataclasses
 import importlib
@@ -26,7 +26,7 @@ from w2jax import ViT, convert
 from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.serialize import module_to_json
 
-# Of every exported model in a folder what it gives for one image, for three and for the rest.
+# For every exported model in a folder: its outputs for one image, for the next three, and for the rest.
 PROGRAM = """
 import pathlib, sys
 import numpy as np
@@ -47,7 +47,7 @@ CATEGORIES = AAE(
     AAEDiscriminator(hidden_sizes=(8,)),
 )
 GRAY, RGB = (28, 28, 1), (28, 28, 3)
-CASES = {  # preset, its model if it is another one, shape of the images
+CASES = {  # preset, another model than the preset's or None, shape of the images
     "vit": (("vit", "tiny"), VIT, GRAY),
     "vit_rgb": (("vit", "tiny"), VIT, RGB),
     "vit_scanned": (("vit", "tiny"), SCANNED, GRAY),
@@ -61,7 +61,7 @@ CASES = {  # preset, its model if it is another one, shape of the images
 
 
 def write_run(folder, module, variables):
-    """A run folder as the loop leaves it, as far as its weights are concerned."""
+    """Writes the parts of a run folder that contain its weights."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model": module_to_json(module)}))
     state = State(jnp.asarray(3), variables["params"], optax.sgd(1.0).init(variables["params"]), None, None)
@@ -75,7 +75,7 @@ def preset(task, name):
 
 
 def untrained(case):
-    """The predictor of a model with random weights."""
+    """Returns the predictor of a model with random weights."""
     (task, name), model, shape = CASES[case]
     config = preset(task, name)
     config = config if model is None else dataclasses.replace(config, model=model)
@@ -92,7 +92,7 @@ def untrained(case):
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
-    """Of each case (its predictor, images, what a program with jax alone computed of them)."""
+    """Returns, for each case, (its predictor, images, the outputs of a program that only has jax)."""
     folder, made = tmp_path_factory.mktemp("exported"), {}
     for case in CASES:
         (folder / case).mkdir()
@@ -101,14 +101,14 @@ def computed(tmp_path_factory):
         np.save(folder / case / "images.npy", images)
         (folder / case / "model.stablehlo").write_bytes(export.stablehlo(predictor))
         made[case] = predictor, images
-    # Isolated: neither the repository nor what lies beside the program can be imported.
+    # Isolated mode: neither the repository nor files next to the program can be imported.
     subprocess.run([sys.executable, "-I", "-c", PROGRAM, str(folder)], cwd=folder, check=True)
     return {case: (*pair, np.load(folder / case / "found.npy")) for case, pair in made.items()}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_exported_program_computes_what_the_predictor_does(case, computed):
-    """With jax alone, for any batch size."""
+def test_the_exported_program_gives_the_predictors_outputs(case, computed):
+    """It only needs jax, and accepts any batch size."""
     predictor, images, found = computed[case]
     expected = predictor(images)
     assert found.shape == expected.shape and found.dtype == expected.dtype and expected.std(axis=0).max() > 1e-3
@@ -118,7 +118,7 @@ def test_the_exported_program_computes_what_the_predictor_does(case, computed):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run of one step, whose model timm has no place for."""
+    """Returns the folder of a run of one step, whose model cannot be expressed in timm."""
     tiny = preset("vit", "tiny")
     config = dataclasses.replace(
         tiny,
@@ -132,7 +132,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_lines_that_the_command_prints_compute_the_predictors_answer(run, tmp_path, capfd):
+def test_the_code_that_the_command_prints_gives_the_predictors_output(run, tmp_path, capfd):
     export.main([str(run), "--out", str(tmp_path / "new" / "it's here")])
     lines = capfd.readouterr().out.split("\n\n")[-1]
     printed = subprocess.run([sys.executable, "-I", "-c", lines], cwd="/", check=True, capture_output=True, text=True)
@@ -142,8 +142,8 @@ def test_the_lines_that_the_command_prints_compute_the_predictors_answer(run, tm
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-def test_the_export_writes_weights_and_the_image_shape_beside_it(run):
-    """In the run folder by default."""
+def test_the_export_writes_weights_and_the_image_shape_next_to_it(run):
+    """By default, into the run folder."""
     export.main([str(run)])
     predictor = load(run)
     module, variables = convert.load(run / "exported" / "model.safetensors")
@@ -152,7 +152,7 @@ def test_the_export_writes_weights_and_the_image_shape_beside_it(run):
     assert read_image_info(run / "exported") == read_image_info(run)
 
 
-def test_statistics_of_batch_norm_are_among_the_weights(monkeypatch, run, tmp_path):
+def test_the_weights_include_statistics_of_batch_norm(monkeypatch, run, tmp_path):
     predictor = untrained("aae_semi")
     monkeypatch.setattr(export, "load", lambda _: predictor)
     export.export_run(run, tmp_path)
@@ -207,7 +207,7 @@ def test_weights_are_exported_to_the_given_path(tmp_path, capfd):
         (["{file}"], "is no run folder|config.json"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(arguments, told, run, tmp_path):
+def test_an_error_is_one_line(arguments, told, run, tmp_path):
     (tmp_path / "file").touch()
     fresh = tmp_path / "fresh"
     fresh.mkdir()
@@ -219,7 +219,7 @@ def test_a_mistake_is_told_in_one_line(arguments, told, run, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_model_larger_than_the_format_holds_is_refused_before_it_is_made(monkeypatch):
+def test_a_model_too_large_for_the_format_is_refused_before_exporting(monkeypatch):
     predictor = untrained("mha")
     held = sum(x.nbytes for x in jax.tree.leaves(predictor.state.params))
     monkeypatch.setattr(export, "MOST_BYTES", held)
@@ -244,7 +244,7 @@ def test_without_flatbuffers_one_line_says_what_to_install(run, tmp_path):
     )
 
 
-def test_a_decoder_that_is_told_the_label_is_refused(tmp_path):
+def test_a_decoder_conditioned_on_labels_is_refused(tmp_path):
     model = AAE(
         AAEEncoder(3, hidden_sizes=(8,)), AAEDecoder(GRAY, hidden_sizes=(8,)), AAEDiscriminator(hidden_sizes=(8,))
     )

@@ -1,4 +1,4 @@
-"""The task of the LSTM: the course's run, and what it shows of the model."""
+"""The task of the LSTM: the course's training, and its pictures of the model."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def test_the_preset_mnist_trains_as_the_courses_program_does():
 
 
 def test_every_value_of_a_row_is_equally_wide():
-    """The image stands in the middle of the row."""
+    """The image is in the middle of the row."""
     height, width, values = 3, 7, 4
     images = np.random.default_rng(0).uniform(size=(2, height, width, 1)).astype(np.float32)
     maps = np.random.default_rng(1).uniform(size=(2, 5, height, values)).astype(np.float32)
@@ -62,13 +62,13 @@ def test_of_many_units_some_are_shown_from_the_most_forgetful_to_the_least():
     np.testing.assert_array_equal(spread(jnp.asarray(opened), 20), opened[..., order])
 
 
-def test_a_row_of_the_figure_is_the_belief_after_the_rows_above_it():
+def test_a_row_of_the_figure_is_the_prediction_after_the_rows_above_it():
     source, batch = sample(3)
     config = PRESETS["tiny"].config
     task = make_task(config, source)
     state = task.init()
     pictures = jax.jit(task.figures)(state, batch)
-    assert pictures["gates"].cells.shape == (3, 4, 28, 32)  # The image and three gates; 32 units.
+    assert pictures["gates"].cells.shape == (3, 4, 28, 32)  # the image and three gates; 32 units
     cells = pictures["beliefs"].cells
     images = jnp.asarray(batch["image"][..., 0]) / 255.0
     assert cells.shape == (3, 2, 28, 30)

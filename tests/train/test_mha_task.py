@@ -1,4 +1,4 @@
-"""The task of attention over rows: what it shows of the model."""
+"""The task of attention over rows: its pictures of the model."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from train.data import open_source
 from train.mha import make_task, row_attention_grid
 
 
-def test_a_map_lights_on_each_line_the_row_that_is_looked_at():
+def test_a_map_highlights_the_attended_row_on_each_line():
     height, width, heads = 4, 12, 2
     weights = np.full((1, heads, height, height), 1e-3, np.float32)
     for row in range(height):

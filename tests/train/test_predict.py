@@ -1,4 +1,4 @@
-"""A trained run as a function of images: the numbers are the evaluation's, and any file is read as in training."""
+"""A trained run as a function of images: it gives the evaluation's numbers, and reads any image as in training."""
 
 import dataclasses
 import importlib
@@ -21,7 +21,7 @@ from train.vit import make_task
 
 
 def trained(task, folder, **model):
-    """The config of a run of six steps, large ones for classifiers, whose heads begin as zeros."""
+    """Returns the config of a run of six steps. Classifiers take large steps, because their heads start at zero."""
     tiny = importlib.import_module(f"configs.{task}").PRESETS["tiny"].config
     large = (
         {}
@@ -47,14 +47,14 @@ def vit(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def digits(vit):
-    """(test images [24, 28, 28, 1], their labels)."""
+    """Returns (test images [24, 28, 28, 1], their labels)."""
     found = open_source(vit.data, vit.data.test_split).gather(np.arange(24))
     return found["image"], found["label"]
 
 
 @pytest.fixture
 def files(digits, tmp_path):
-    """The first digit in five ways, which all are that digit, and a second one."""
+    """Writes the first digit in five formats that show the same digit, and a second digit."""
     image = digits[0][0, ..., 0]
     gray = Image.fromarray(image)
     gray.save(tmp_path / "a_gray.png")
@@ -73,7 +73,7 @@ def last_line(config):
 @pytest.mark.parametrize(
     ("task", "model"), [("lstm", {"hidden_size": 8}), ("mha", {"embed_dim": 8, "mlp_dim": 8, "depth": 1}), ("vit", {})]
 )
-def test_predictions_have_the_accuracy_and_loss_of_the_runs_last_line(task, model, vit, digits, tmp_path):
+def test_predictions_have_the_accuracy_and_loss_of_the_runs_last_row(task, model, vit, digits, tmp_path):
     config = vit if task == "vit" else trained(task, tmp_path / "run", **model)
     images, labels = digits
     predictor = load(config.run.dir)
@@ -87,13 +87,13 @@ def test_predictions_have_the_accuracy_and_loss_of_the_runs_last_line(task, mode
 
 
 @pytest.mark.slow
-def test_reconstructions_have_the_squared_error_of_the_runs_last_line(tmp_path):
+def test_reconstructions_have_the_squared_error_of_the_runs_last_row(tmp_path):
     config = trained("aae", tmp_path / "run")
     predictor = load(config.run.dir)
     images = open_source(config.data, config.data.test_split).gather(np.arange(24))["image"]  # [24, 32, 32, 1]
     again = predictor(images)
     assert again.shape == images.shape and 0 <= again.min() < again.max() <= 1
-    error = np.square(2 * (again - images / 255)).mean()  # The decoder's range is [-1, 1].
+    error = np.square(2 * (again - images / 255)).mean()  # the decoder's range is [-1, 1]
     assert last_line(config)["reconstruction"] == pytest.approx(error, rel=1e-4)
     samples = predictor.sample(7)
     assert samples.shape == (7, 32, 32, 1) and np.ptp(samples, axis=0).max() > 0.01
@@ -123,7 +123,7 @@ def test_a_digit_is_the_same_digit_in_any_mode_depth_and_format(vit, files, caps
         assert len(value) == 10
     for same in values[1:4]:
         assert same == pytest.approx(values[0], rel=1e-5)
-    assert values[4] == pytest.approx(values[0], abs=0.05)  # Made larger and small again.
+    assert values[4] == pytest.approx(values[0], abs=0.05)  # enlarged, and reduced when it is read
     assert values[5] != pytest.approx(values[0], rel=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_the_attention_image_is_red_where_the_vit_attends(vit, files, digits):
     cells = rearrange(shown[::zoom, ::zoom] / 255, "(r k h) (n w) c -> k (r n) h w c", h=28, k=2, n=10)
     np.testing.assert_allclose(cells[0, :12], np.repeat(digits[0][:12], 3, axis=-1) / 255, atol=1e-6)
     assert not cells[:, 12:].any()
-    # Where the digit is black the colour tells how much each head looked there: the mean of what the report shows.
+    # Where the digit is black, the colour shows how much each head attends there: the mean of the report's picture.
     config = dataclasses.replace(vit, data=dataclasses.replace(vit.data, test_split="test[:12]"))
     source = open_source(config.data, "test[:12]")
     report = make_task(config, source).figures(load(vit.run.dir).state, {"image": jnp.asarray(digits[0][:12])})
@@ -179,7 +179,7 @@ def test_the_attention_image_is_red_where_the_vit_attends(vit, files, digits):
         (["{list}", "{image}"], "config.json must be a JSON object"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(arguments, told, vit, files, tmp_path):
+def test_an_error_is_one_line(arguments, told, vit, files, tmp_path):
     places = {"none": tmp_path / "none", "vit": vit.run.dir, "image": files / "a_gray.png", "empty": tmp_path / "empty"}
     places["empty"].mkdir()
     places["text"] = tmp_path / "text.png"
@@ -207,7 +207,7 @@ def test_images_of_another_shape_or_type_are_refused(vit, digits):
 
 
 @pytest.mark.parametrize("task", ["aae", "lstm", "mha", "vit"])
-def test_every_presets_config_comes_back_from_its_json(task, tmp_path):
+def test_every_presets_config_is_restored_from_its_json(task, tmp_path):
     from train.config.tree import config_to_tree
 
     presets = importlib.import_module(f"configs.{task}").PRESETS

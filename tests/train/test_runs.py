@@ -1,4 +1,4 @@
-"""`python -m train.runs`: one line a run folder, whatever lies in it."""
+"""`python -m train.runs`: one line for each run folder, with any content."""
 
 import dataclasses
 import importlib
@@ -27,7 +27,7 @@ NO_CONFIG = "the path must be a run folder, such as runs/vit-sample, but config.
 
 
 def a_run(folder, task="vit", saved=(200, 400), accuracies=((200, 0.75), (400, 0.5)), preset="tiny", metric="accuracy"):
-    """The folder of a run of 400 steps, as far as the list looks at it."""
+    """Writes the parts of a folder of a 400-step run that the list reads."""
     config = config_to_tree(importlib.import_module(f"configs.{task}").PRESETS[preset].config)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
@@ -54,7 +54,7 @@ def table(folder, capsys, *options):
     ("saved", "accuracies", "state", "step"),
     [
         ((200, 400), ((200, 0.75), (400, 0.5)), "finished", 400),
-        ((), ((400, 0.5),), "finished", 400),  # The checkpoints were removed, to have the space.
+        ((), ((400, 0.5),), "finished", 400),  # checkpoints deleted to save space
         ((100, 200), ((200, 0.75),), "stopped", 200),
         ((200, 400), ((200, 0.75),), "not evaluated", 400),
         ((), (), "no checkpoint", 0),
@@ -65,13 +65,13 @@ def test_checkpoints_and_the_last_evaluation_decide_the_state_of_a_run(tmp_path,
     (tmp_path / "run" / "checkpoints" / "300.orbax-checkpoint-tmp-1").mkdir()
     run = only(tmp_path)
     assert (run.state, run.step, run.steps, run.note) == (state, step, 400, None)
-    # What a killed process leaves.
+    # what a killed process leaves
     (tmp_path / "run" / "lock").write_text('{"pid": 1, "host": "gone", "since": "2026-01-01"}')
     assert only(tmp_path) == dataclasses.replace(run)
 
 
 def test_a_run_is_running_while_a_process_has_its_lock(tmp_path):
-    """The list does not take the lock."""
+    """The list does not acquire the lock."""
     folder = a_run(tmp_path / "run", saved=(200,), accuracies=((200, 0.75),))
     lock = Lock(folder / "lock")
     try:
@@ -102,13 +102,13 @@ def test_a_line_has_task_metric_best_last_time_and_seed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("task", ["vit", "lstm", "mha", "aae"])
-def test_a_folder_without_task_json_has_its_tasks_name_and_best_metric(task, tmp_path):
+def test_a_folder_without_task_json_uses_the_default_best_metric(task, tmp_path):
     presets = importlib.import_module(f"configs.{task}").PRESETS
     make_task = importlib.import_module(f"train.{task}").make_task
     opened = cache(lambda data: open_source(data, data.train_split, train=True))
     for name, preset in presets.items():
         config = preset.config
-        if task == "aae":  # It reads images of its source, and the bundled digits have them.
+        if task == "aae":  # this task reads source images, which the bundled digits provide
             sample = dataclasses.replace(config.data, name="mnist_sample", train_split="train[:90%]")
             config = dataclasses.replace(config, data=sample, validation_split="train[90%:]")
             source = opened(sample)
@@ -117,7 +117,7 @@ def test_a_folder_without_task_json_has_its_tasks_name_and_best_metric(task, tmp
             source = AbstractSource("x", "train", (28, 28, 1), len(labels), labels, count=100)
         made = make_task(config, source)
         folder = a_run(tmp_path / name, task, preset=name, metric=made.best)
-        if made.best == "accuracy":  # An autoencoder's test lines have both.
+        if made.best == "accuracy":  # test rows of an autoencoder have both metrics
             (folder / "metrics.jsonl").write_text('{"step": 4, "split": "test", "reconstruction": 1, "accuracy": 1}\n')
         record = read_record(folder)
         assert (record.task, record.task_info) == (task, TaskInfo(made.best, made.best_mode))
@@ -175,7 +175,7 @@ def test_a_run_of_an_unknown_task_is_listed_by_the_tasks_name(tmp_path):
         ("lock", "link", "cannot read lock"),
     ],
 )
-def test_a_damaged_folder_says_what_is_wrong_and_ends_no_list(tmp_path, capsys, file, content, why):
+def test_a_damaged_folder_is_reported_and_does_not_end_the_list(tmp_path, capsys, file, content, why):
     for name in ("a", "b", "c"):
         a_run(tmp_path / name)
     path = tmp_path / "b" / file
@@ -197,7 +197,7 @@ def test_a_damaged_folder_says_what_is_wrong_and_ends_no_list(tmp_path, capsys, 
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e999", "true", '"0.5"', "1" + "0" * 400, "null", "[]"])
-def test_a_value_that_is_no_number_is_no_score_and_no_time(tmp_path, capsys, value):
+def test_a_value_that_is_not_a_number_is_no_score_and_no_time(tmp_path, capsys, value):
     folder = a_run(tmp_path / "run")
     (folder / "metrics.jsonl").write_text(
         f'{{"step": 200, "split": "test", "accuracy": 0.5}}\n{{"step": 400, "split": "test", "accuracy": {value}}}\n'
@@ -210,7 +210,7 @@ def test_a_value_that_is_no_number_is_no_score_and_no_time(tmp_path, capsys, val
     assert json.loads(capsys.readouterr().out)["best"] == 0.5
 
 
-def test_control_characters_change_only_their_own_line(tmp_path, capsys):
+def test_control_characters_affect_only_their_own_line(tmp_path, capsys):
     name = "[bold red]x\x1b[31m\r\x07\n:smile: \u202e"
     a_run(tmp_path / name)
     (tmp_path / name / "config.json").write_text('{"\x1b[2J')
@@ -275,7 +275,7 @@ def test_a_missing_folder_or_an_empty_one_is_reported_in_one_line(tmp_path, caps
         main(["empty", "--sort", "size"])
 
 
-def test_a_narrow_terminal_gets_fewer_columns_and_no_line_is_cut(tmp_path, capsys, monkeypatch):
+def test_a_narrow_terminal_gets_fewer_columns_and_no_line_is_truncated(tmp_path, capsys, monkeypatch):
     a_run(tmp_path / ("long" * 20))
     monkeypatch.setenv("COLUMNS", "70")
     monkeypatch.setenv("TERM", "xterm")

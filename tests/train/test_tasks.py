@@ -1,4 +1,4 @@
-"""The contract of every task, found by its files: a program `train/NAME.py` with `make_task`, a preset "tiny"."""
+"""The contract of every task, found by its files: a program `train/NAME.py` with `make_task`, and a preset "tiny"."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ from train.task import NONFINITE
 
 
 class Trained:
-    """A tiny task, its data, and its step compiled once."""
+    """A tiny task, its data, and its step, which is compiled once."""
 
     def __init__(self, name):
         self.make_task, self.config = partial(make_task, name), preset(name)
@@ -41,7 +41,7 @@ class Trained:
         return state, metrics
 
 
-# The lstm compiles in the least time.
+# the lstm compiles fastest
 @pytest.fixture(
     scope="module", params=[pytest.param(task, marks=[] if task == "lstm" else pytest.mark.slow) for task in TASKS]
 )
@@ -49,7 +49,7 @@ def trained(request):
     return Trained(request.param)
 
 
-def test_the_report_has_words_for_every_metric(trained):
+def test_the_report_describes_every_metric(trained):
     (batch,) = trained.batches(1)
     _, of_steps = jax.eval_shape(trained.task.step, trained.start, batch)
     of_examples = jax.eval_shape(trained.task.evaluate, trained.start, batch)
@@ -66,7 +66,7 @@ def test_a_task_overfits_one_batch(trained):
 
 
 def test_a_checkpoint_resumes_bit_for_bit(trained, tmp_path):
-    """Although the training reused the saved arrays' buffers."""
+    """Although training reused the buffers of the saved arrays."""
     expected, expected_metrics = trained.run(trained.start, 6)
     donated = jax.jit(trained.task.step, donate_argnums=0)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
@@ -82,7 +82,7 @@ def test_a_checkpoint_resumes_bit_for_bit(trained, tmp_path):
     assert_same_trees(metrics, expected_metrics)
 
 
-def test_a_step_that_is_not_finite_is_skipped_whole(trained):
+def test_a_nonfinite_step_is_skipped_completely(trained):
     (batch,) = trained.batches(1)
     leaves, structure = jax.tree.flatten(trained.start.params)
     poisoned = trained.start.replace(params=structure.unflatten([*leaves[:-1], leaves[-1] * np.nan]))
@@ -91,10 +91,10 @@ def test_a_step_that_is_not_finite_is_skipped_whole(trained):
     assert_same_trees(after, poisoned.replace(step=poisoned.step + 1))
 
 
-def test_several_steps_in_one_call_are_the_same_steps_bit_for_bit(trained):
+def test_several_steps_in_one_call_equal_single_steps_bit_for_bit(trained):
     config = dataclasses.replace(trained.config, run=dataclasses.replace(trained.config.run, batch_size=64))
     program = Program(config, trained.task, trained.source, make_mesh(Mesh(1, 1, 1)))
-    # As users run it: the quick compilation of the tests rounds differently inside a loop.
+    # With the compiler options of users: the fast compilation of the tests rounds differently inside a loop.
     usual = {"xla_backend_optimization_level": 3}
     if "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]:
         usual["xla_cpu_use_fusion_emitters"] = True
@@ -107,7 +107,7 @@ def test_several_steps_in_one_call_are_the_same_steps_bit_for_bit(trained):
         expected, metrics = step(expected, program.place(batch, program.rows(64), 64))
         single.append(metrics)
     for start, count in ((0, 3), (3, 2)):
-        indices = np.array([order(start + i % count) for i in range(3)])  # those behind `count` are not to be used
+        indices = np.array([order(start + i % count) for i in range(3)])  # indices after `count` must not be used
         given = (data["image"], data["label"], indices, np.array(count, np.int32))
         state, metrics = steps(state, *map(program.replicate, given))
         several += [{name: value[i] for name, value in metrics.items()} for i in range(count)]
@@ -116,7 +116,7 @@ def test_several_steps_in_one_call_are_the_same_steps_bit_for_bit(trained):
         assert_same_trees(one, other)
 
 
-def test_evaluation_gives_one_value_per_example_and_ignores_its_neighbours(trained):
+def test_evaluation_gives_one_value_per_example_independent_of_the_others(trained):
     evaluate = jax.jit(trained.task.evaluate)
     (batch,) = trained.batches(1)
     values = evaluate(trained.start, batch)
@@ -144,7 +144,7 @@ def test_a_resumed_run_ends_with_the_same_state_and_metrics_file(trained, tmp_pa
     )
     whole = fit(config, trained.make_task)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    shutil.rmtree(tmp_path / "b" / "checkpoints" / "14")  # as if it had died after step 14's lines, before its save
+    shutil.rmtree(tmp_path / "b" / "checkpoints" / "14")  # as if the run died after logging step 14, before saving
     with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 14, "spl')
     resumed = fit(

@@ -1,4 +1,4 @@
-"""The task of the ViT: what it shows of the model."""
+"""The task of the ViT: its pictures of the model."""
 
 import dataclasses
 
@@ -26,12 +26,12 @@ from w2jax import ViT
 
 
 @pytest.mark.parametrize("class_token", [True, False])
-def test_a_map_lights_the_patch_that_is_looked_at(class_token):
+def test_a_map_highlights_the_attended_patch(class_token):
     height, width, patch, heads = 2, 3, 4, 5
     tokens = height * width + class_token
     weights = np.full((1, heads, tokens, tokens), 1e-3, np.float32)
     for head in range(heads):
-        weights[0, head, 0 if class_token else slice(None), class_token + head] = 0.9  # head h looks at patch h
+        weights[0, head, 0 if class_token else slice(None), class_token + head] = 0.9  # head h attends to patch h
     images = np.zeros((1, height * patch, width * patch, 3), np.float32)
     maps = np.asarray(attention_maps(jnp.asarray(images), jnp.asarray(weights), patch, class_token))
     assert maps.shape == (1, heads, height * patch, width * patch)
@@ -46,7 +46,7 @@ def test_a_map_lights_the_patch_that_is_looked_at(class_token):
 def test_digits_are_red_where_a_head_attends_and_unchanged_elsewhere():
     images = np.random.default_rng(0).uniform(size=(2, 4, 6, 3)).astype(np.float32)
     weights = np.zeros((2, 1, 6, 6), np.float32)
-    weights[..., 4] = 1.0  # All look at the patch in row 1, column 1.
+    weights[..., 4] = 1.0  # All heads attend to the patch in row 1, column 1.
     grid = np.asarray(attention_grid(jnp.asarray(images), jnp.asarray(weights), 2, False))
     np.testing.assert_array_equal(grid[:, 0], images)
     gray = np.repeat(images.mean(axis=-1, keepdims=True), 3, axis=-1)
@@ -58,24 +58,24 @@ def test_digits_are_red_where_a_head_attends_and_unchanged_elsewhere():
     np.testing.assert_array_equal(red_overlay(images[..., :1], np.zeros((2, 4, 6))), images[..., [0, 0, 0]])
 
 
-def test_of_large_images_fewer_are_shown_so_that_the_page_stays_small(monkeypatch):
+def test_fewer_large_images_are_shown_so_that_the_page_stays_small(monkeypatch):
     model = PRESETS["tiny"].config.model
     source = open_source(PRESETS["tiny"].config.data, "test[:5]")
     task, batch = make_task(PRESETS["tiny"].config, source), jax.device_put(source.gather(np.arange(5)))
     state = State(jnp.zeros((), jnp.int32), random_variables(model, jnp.zeros((1, 28, 28, 1)))["params"], None)
     for allowed, shown in ((3 * (1 + model.num_heads) * 28 * 28, 3), (1, 1)):
         monkeypatch.setattr(vit, "PIXELS", allowed)
-        pictures = jax.eval_shape(lambda *given: task.figures(*given), state, batch)  # A new function is traced anew.
+        pictures = jax.eval_shape(lambda *given: task.figures(*given), state, batch)  # new function: traced again
         assert len(pictures["attention"].cells) == shown
 
 
 def test_the_rollout_follows_a_token_through_the_blocks():
-    """Half of it stays at its position in each block."""
+    """In each block, half of the token stays at its position."""
     first, second = np.zeros((2, 1, 2, 4, 4), np.float32)
-    first[:, :] = np.eye(4)[[0, 1, 3, 3]]  # token 2 reads token 3
-    second[:, 0], second[:, 1] = np.eye(4)[[2, 1, 2, 3]], np.eye(4)[[0, 1, 2, 3]]  # one head lets token 0 read token 2
+    first[:, :] = np.eye(4)[[0, 1, 3, 3]]  # token 2 attends to token 3
+    second[:, 0], second[:, 1] = np.eye(4)[[2, 1, 2, 3]], np.eye(4)[[0, 1, 2, 3]]  # head 0: token 0 attends to 2
     seen = rollout([jnp.asarray(first), jnp.asarray(second)])
-    # Of token 0 three quarters stay, a quarter comes from token 2, which is half token 3 by then.
+    # Three quarters of token 0 stay. A quarter comes from token 2, half of which is token 3 by then.
     np.testing.assert_allclose(seen[0, 0], [0.75, 0, 0.125, 0.125], atol=1e-6)
     np.testing.assert_allclose(seen.sum(axis=-1), 1, rtol=1e-6)
 
@@ -104,7 +104,7 @@ def test_the_filters_are_the_principal_components_of_the_embedding():
         assert abs(np.corrcoef(shown[0, place].ravel(), gray.ravel())[0, 1]) > 0.999
 
 
-def test_a_map_of_positions_stands_at_its_patch_and_is_brightest_there():
+def test_a_map_of_positions_is_at_its_patch_and_brightest_there():
     positions = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
     positions[5] = -positions[0]
     shown = np.asarray(position_similarity(jnp.asarray(positions), 2))

@@ -1,4 +1,4 @@
-"""The adversarial autoencoder's modules: torch's numbers, torch's batch norm, codes and their options."""
+"""The modules of the adversarial autoencoder: torch's numbers, torch's batch norm, codes and their options."""
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def test_the_discriminator_gives_the_logit_of_torchs_probability():
 def test_batch_norm_keeps_torchs_running_statistics_over_several_batches():
     theirs = torch.nn.BatchNorm1d(4)
     variables = BatchNorm().init(KEY, jnp.zeros((1, 4)))
-    for i, count in enumerate((3, 2, 8)):  # the smaller the batch, the farther are biased and unbiased variance
+    for i, count in enumerate((3, 2, 8)):  # small batches, where biased and unbiased variance differ most
         x = np.array(2.0 + 3.0 * jax.random.normal(jax.random.fold_in(KEY, i), (count, 4)))
         out, changed = BatchNorm().apply(variables, jnp.array(x), train=True, mutable=["batch_stats"])
         variables |= changed
@@ -159,7 +159,7 @@ def test_a_deterministic_encoder_has_no_variance_and_needs_no_randomness():
     "module",
     [AAEEncoder(Z, (13,), 0.4, stochastic=False), AAEDecoder(SHAPE, (13,), 0.4, ()), AAEDiscriminator((13,), 0.4)],
 )
-def test_dropout_blanks_its_part_of_the_hidden_units_and_keeps_their_mean(module):
+def test_dropout_zeroes_its_fraction_of_hidden_units_and_keeps_the_mean(module):
     x = IMAGES if isinstance(module, AAEEncoder) else CODES
     variables = random_variables(module, x)
 
@@ -175,7 +175,7 @@ def test_dropout_blanks_its_part_of_the_hidden_units_and_keeps_their_mean(module
     np.testing.assert_allclose(dropped.mean(0), kept, atol=0.1 * float(np.abs(kept).max()))
 
 
-def test_categories_are_probabilities_and_join_the_code_in_front_of_z():
+def test_categories_are_probabilities_and_come_before_z_in_the_code():
     model = aae({"categories": K})
     variables = random_variables(model, IMAGES)
     code = model.apply(variables, IMAGES, method="encode")
@@ -208,7 +208,7 @@ def test_cluster_heads_are_points_that_z_is_added_to():
     assert variables["params"]["decoder"]["hidden_0"]["kernel"].shape[0] == Z
 
 
-def test_the_discriminator_sees_the_condition_beside_the_code():
+def test_the_discriminator_also_receives_the_condition():
     model = aae()
     condition = jax.nn.one_hot(jnp.arange(B) % 3, 3)
     variables = random_variables(model, IMAGES, None, condition)
@@ -220,7 +220,7 @@ def test_the_discriminator_sees_the_condition_beside_the_code():
     assert not np.allclose(logits, model.apply(variables, CODES, condition[::-1], method="discriminate"))
 
 
-def test_samples_are_the_images_of_codes_from_the_prior():
+def test_samples_are_decoded_codes_from_the_prior():
     model = aae(prior_scale=3.0)
     variables = random_variables(model, IMAGES)
     images = model.apply(variables, 2000, rngs={"sample": KEY}, method="sample")
@@ -229,11 +229,11 @@ def test_samples_are_the_images_of_codes_from_the_prior():
     np.testing.assert_allclose(codes.std(0), 3.0, rtol=0.1)
 
 
-def test_samples_of_a_model_with_categories_show_each_as_often():
+def test_samples_of_a_model_with_categories_use_all_equally_often():
     model = aae({"categories": K}, decoder={"hidden_sizes": (), "batch_norm": ()})
     variables = random_variables(model, IMAGES)
     kernel = np.zeros((K + Z, 24), np.float32)
-    kernel[:K, :K] = 20 * np.eye(K)  # pixel k shows category k alone
+    kernel[:K, :K] = 20 * np.eye(K)  # pixel k depends on category k only
     variables["params"]["decoder"]["output"] = {"kernel": kernel, "bias": np.zeros(24, np.float32)}
     images = model.apply(variables, 3000, rngs={"sample": KEY}, method="sample").reshape(3000, -1)
     assert set(np.round(np.asarray(images[:, :K]), 3).sum(1)) == {1.0}
@@ -243,19 +243,19 @@ def test_samples_of_a_model_with_categories_show_each_as_often():
 
 
 @pytest.mark.parametrize(("activation", "low"), [("tanh", -1.0), ("sigmoid", 0.0)])
-def test_images_come_in_the_range_and_in_the_shape_of_the_decoder(activation, low):
+def test_images_have_the_range_and_shape_of_the_decoder(activation, low):
     decoder = AAEDecoder((2, 3, 5), (4,), batch_norm=(), activation=activation)
     variables = random_variables(decoder, CODES)
     images = np.asarray(decoder.apply(variables, 100.0 * CODES))
     assert images.shape == (B, 2, 3, 5)
     assert images.min() == pytest.approx(low, abs=1e-4) and images.max() == pytest.approx(1.0, abs=1e-4)
-    bias = np.arange(30, dtype=np.float32)  # pixels lie in the order that the encoder flattens them in
+    bias = np.arange(30, dtype=np.float32)  # pixels have the order in which the encoder flattens them
     variables["params"]["output"] = {"kernel": np.zeros((4, 30), np.float32), "bias": bias}
     link = np.tanh if activation == "tanh" else lambda x: 1 / (1 + np.exp(-x))
     np.testing.assert_allclose(decoder.apply(variables, CODES)[0].reshape(-1), link(bias), rtol=1e-5)
 
 
-def test_bfloat16_products_keep_parameters_and_results_float32():
+def test_with_bfloat16_products_parameters_and_results_stay_float32():
     for dtype, tolerance in (("float32", 0.0), ("bfloat16", 0.05)):
         model = aae({"dtype": dtype}, {"dtype": dtype})
         variables = random_variables(aae(), IMAGES)
@@ -283,12 +283,12 @@ def test_bfloat16_products_keep_parameters_and_results_float32():
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_was_got(model, message):
+def test_mismatched_options_are_refused_with_their_values(model, message):
     with pytest.raises(ValueError, match=message):
         model.init(KEY, IMAGES)
 
 
-def test_old_names_of_the_parts_warn_and_name_the_new_ones():
+def test_old_names_of_the_parts_warn_and_give_the_new_ones():
     for name, part in (("Encoder", AAEEncoder), ("Decoder", AAEDecoder), ("Discriminator", AAEDiscriminator)):
         with pytest.warns(DeprecationWarning, match=f"use w2jax.AAE{name}"):
             assert getattr(w2jax, name) is part

@@ -1,4 +1,4 @@
-"""Strict JSON, and files that have either their old content or their new one."""
+"""Strict JSON, and files that contain either their old content or their new content."""
 
 import io
 import os
@@ -21,15 +21,15 @@ def test_files_are_written_together_in_new_folders(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "c"]
 
 
-def test_if_one_file_fails_all_keep_their_content(tmp_path: Path) -> None:
+def test_if_writing_one_file_fails_all_keep_their_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
     with pytest.raises(RuntimeError):
         write_files_atomic({tmp_path / "a": lambda file: file.write(b"new"), tmp_path / "b": fail})
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
-def test_what_a_killed_write_leaves_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # as if the process had ended here
+def test_leftovers_of_a_killed_write_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # simulates a process that ends here
     with pytest.raises(RuntimeError):
         write_files_atomic({tmp_path / "config.json": fail})
     (leftover,) = tmp_path.iterdir()

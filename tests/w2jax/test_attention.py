@@ -1,4 +1,4 @@
-"""Scaled dot-product and multi-head attention: the equation, torch's values, masks proved by gradients."""
+"""Scaled dot-product and multi-head attention: the equation, torch's values, and masks tested with gradients."""
 
 import inspect
 import math
@@ -35,7 +35,7 @@ def to_torch(*arrays):
 
 @pytest.fixture(params=["xla", "chunked"])
 def attend(request, monkeypatch):
-    """Attention that returns only its output, "chunked" in blocks that divide neither T nor S."""
+    """Attention that returns only its output. "chunked" uses block sizes that divide neither T nor S."""
     monkeypatch.setattr("w2jax.kernels.attention.QUERY_BLOCK", 2)
     monkeypatch.setattr("w2jax.kernels.attention.KEY_BLOCK", 3)
 
@@ -54,7 +54,7 @@ def test_values_and_gradients_are_those_of_torch(kind, attend):
         "bias": {"bias": normal(4, 1, H, T, S)},
         "causal": {"causal": True},
         "bottom_right": {"causal": "bottom_right"},
-        "key_lengths": {"key_lengths": jnp.array([[4], [S + 1]])},  # more than there are hides nothing
+        "key_lengths": {"key_lengths": jnp.array([[4], [S + 1]])},  # S + 1 exceeds the number of keys and masks nothing
         "scale": {"scale": 0.3},
     }[kind]
     theirs = {
@@ -100,7 +100,7 @@ def test_weights_are_the_softmax_and_make_the_output():
         ("bottom_right", T, S, [6, 3]),
     ],
 )
-def test_a_causal_output_depends_on_no_later_key_and_on_every_earlier_one(causal, queries, keys, lengths, attend):
+def test_a_causal_output_depends_on_every_earlier_key_and_no_later_one(causal, queries, keys, lengths, attend):
     q, k, v = normal(0, B, queries, K), normal(1, B, keys, K), normal(2, B, keys, V)
     lengths = None if lengths is None else jnp.array(lengths)
 
@@ -161,7 +161,7 @@ def test_a_query_that_may_attend_to_nothing_has_weights_of_zero(hidden_by):
     assert (jnp.abs(gradients[0][:, :, 2]) > 0).all()
 
 
-def test_a_broken_key_or_value_reaches_only_the_queries_that_attend_to_it(attend):
+def test_a_nonfinite_key_or_value_only_affects_queries_that_attend_to_it(attend):
     def output(q, k, v, lengths):
         return attend(q, k, v, causal=True, key_lengths=lengths)
 
@@ -171,7 +171,7 @@ def test_a_broken_key_or_value_reaches_only_the_queries_that_attend_to_it(attend
         return out, pull(jnp.ones_like(out).at[:, :, 4:].set(0))[:3]
 
     q, k, v = qkv()
-    lengths = jnp.array([[5], [4]])  # the second example attends to no broken key at all
+    lengths = jnp.array([[5], [4]])  # the second example attends to no NaN or infinite key
     clean, clean_gradients = output_and_gradients_of_the_first_queries(q, k, v, lengths)
     for broken in (jnp.nan, jnp.inf):
         spoiled_key, spoiled_value = (x.at[:, :, 4].set(broken) for x in (k, v))
@@ -183,12 +183,12 @@ def test_a_broken_key_or_value_reaches_only_the_queries_that_attend_to_it(attend
             jax.tree.map(np.testing.assert_array_equal, gradients, clean_gradients)
 
 
-def test_a_broken_key_that_nothing_hides_breaks_every_output(attend):
+def test_an_unmasked_nonfinite_key_affects_every_output(attend):
     q, k, v = qkv()
     assert jnp.isnan(jax.jit(attend)(q, k.at[:, :, 4].set(jnp.nan), v)).all()
 
 
-def test_a_nan_key_spoils_only_the_queries_that_attend_to_it():
+def test_a_nan_key_only_affects_the_queries_that_attend_to_it():
     q, k, v = qkv()
     _, weights = scaled_dot_product_attention(q, k.at[:, :, 4].set(jnp.nan), v, causal=True)
     _, clean = scaled_dot_product_attention(q, k, v, causal=True)
@@ -208,7 +208,7 @@ def test_gradients_under_a_mask_are_the_derivatives(attend):
 
 
 def test_second_order_gradients_are_the_derivatives_of_the_first():
-    """And vmap equals a loop."""
+    """Also, vmap equals a loop."""
     q, k, v = (x[0, 0] for x in qkv())
 
     def loss(*inputs):
@@ -235,9 +235,9 @@ def test_gradients_of_bfloat16_inputs_are_near_those_of_float32():
         np.testing.assert_allclose(near.astype(jnp.float32), exact, atol=0.02 * float(jnp.abs(exact).max()))
 
 
-def test_bfloat16_inputs_are_near_float32_because_the_softmax_is(attend):
+def test_bfloat16_inputs_are_near_float32_because_of_a_float32_softmax(attend):
     q, k, v = qkv()
-    steps = jnp.arange(S) / 4  # logits 128, 128.25, …: in bfloat16 they would be whole numbers
+    steps = jnp.arange(S) / 4  # logits 128, 128.25, …: bfloat16 would round them to whole numbers
     near = jnp.stack([jnp.full(S, 8.0), steps], -1).astype(jnp.bfloat16)
     weights = attend(jnp.array([[16.0, 1.0]], jnp.bfloat16), near, jnp.eye(S, dtype=jnp.bfloat16), scale=1.0)
     np.testing.assert_allclose(weights[0].astype(jnp.float32), jax.nn.softmax(steps), rtol=0.01)
@@ -251,7 +251,7 @@ def test_bfloat16_inputs_are_near_float32_because_the_softmax_is(attend):
     np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.05)
 
 
-def test_dropout_keeps_the_mean_follows_its_key_and_needs_one(attend):
+def test_dropout_keeps_the_mean_depends_on_its_key_and_needs_one(attend):
     q, k, v = qkv()
     keys = jax.random.split(jax.random.key(6), 4000)
 
@@ -269,7 +269,7 @@ def test_dropout_keeps_the_mean_follows_its_key_and_needs_one(attend):
 
 
 def test_dropout_drops_its_fraction_of_the_weights_independently(attend):
-    # Equal logits and one-hot values make the output the weights themselves: 0, or 1/(1 − rate) of 1/length.
+    # Equal logits and one-hot values make the output equal to the weights: 0, or 1/length divided by (1 − rate).
     queries, keys, rate = 61, 53, 0.3
     q, k, v = jnp.zeros((queries, K)), jnp.zeros((keys, K)), jnp.eye(keys)
     weights = attend(q, k, v, dropout=rate, dropout_key=jax.random.key(7))
@@ -280,7 +280,7 @@ def test_dropout_drops_its_fraction_of_the_weights_independently(attend):
     assert len(np.unique(np.asarray(kept), axis=1).T) == keys
 
 
-def test_gradients_under_dropout_are_the_derivatives_of_what_was_drawn(attend):
+def test_gradients_under_dropout_are_those_for_the_drawn_mask(attend):
     @jax.jit
     def drop(q, k, v):
         return attend(q, k, v, dropout=0.4, dropout_key=jax.random.key(8))
@@ -290,7 +290,7 @@ def test_gradients_under_dropout_are_the_derivatives_of_what_was_drawn(attend):
 
 @pytest.mark.parametrize("heads", [(), (5,)])
 def test_the_courses_shapes_and_mask(heads, attend):
-    """Batch 3, d_K 128, d_V 256, n_Q 30, n_K = n_V = 50; where the mask is 0 the course puts a logit of −10⁹."""
+    """Batch 3, d_K 128, d_V 256, n_Q 30, n_K = n_V = 50. Where the mask is 0, the course sets the logit to −10⁹."""
     q, k, v = normal(0, 3, *heads, 30, 128), normal(1, 3, *heads, 50, 128), normal(2, 3, *heads, 50, 256)
     mask = jax.random.bernoulli(jax.random.key(3), 0.7, (3, *(1 for _ in heads), 30, 50)).at[..., 0].set(True)
     theirs = [x.requires_grad_() for x in to_torch(q, k, v)]
@@ -318,7 +318,7 @@ def test_the_courses_shapes_and_mask(heads, attend):
         ({"bias": jnp.ones(T)}, r"bias must broadcast to \[..., 5, 7\]"),
     ],
 )
-def test_what_cannot_be_done_is_refused_with_what_can(options, message):
+def test_unsupported_options_are_refused_with_an_alternative(options, message):
     with pytest.raises(ValueError, match=message):
         inspect.unwrap(scaled_dot_product_attention)(*qkv(), **options)
 
@@ -340,7 +340,7 @@ def test_auto_computes_in_chunks_only_for_large_logits(monkeypatch):
 @pytest.mark.parametrize(
     ("open_sizes", "loops"), [({"b": B}, False), ({"b": B}, True), ({"b": B, "t": T, "s": S}, False)]
 )
-def test_auto_counts_sizes_that_an_export_leaves_open_as_one(open_sizes, loops, monkeypatch):
+def test_auto_counts_symbolic_sizes_of_an_export_as_one(open_sizes, loops, monkeypatch):
     known = 4 * B * H * T * S // math.prod(open_sizes.values())
     monkeypatch.setattr("w2jax.attention.CHUNK_ABOVE_BYTES", known - loops)
     attention = jax.jit(lambda *inputs: scaled_dot_product_attention(*inputs, return_weights=False)[0])
@@ -354,13 +354,13 @@ def test_auto_counts_sizes_that_an_export_leaves_open_as_one(open_sizes, loops, 
 
 @pytest.mark.parametrize(("q", "k", "v"), [((T, K), (S, K + 1), (S, V)), ((T, K), (S, K), (S + 1, V))])
 def test_shapes_that_do_not_fit_are_refused_with_both_shapes(q, k, v):
-    unchecked = inspect.unwrap(scaled_dot_product_attention)  # as users call it: pytest's type check would come first
+    unchecked = inspect.unwrap(scaled_dot_product_attention)  # as users call it, without the type check of the tests
     with pytest.raises(ValueError, match=r"got .*\(\d, \d\) and .*\(\d, \d\)"):
         unchecked(jnp.zeros(q), jnp.zeros(k), jnp.zeros(v))
 
 
 def torch_parameters(params, separate):
-    """Our parameters, or their gradients, by the names and in the layout of torch.nn.MultiheadAttention."""
+    """Returns our parameters, or gradients, with the names and layout of torch.nn.MultiheadAttention."""
     kernels = [params[n]["kernel"].reshape(params[n]["kernel"].shape[0], -1).T for n in ("query", "key", "value")]
     out = params["out"]["kernel"]
     theirs = {"out_proj.weight": out.reshape(-1, out.shape[-1]).T}
@@ -376,14 +376,14 @@ def torch_parameters(params, separate):
 
 @pytest.mark.parametrize("implementation", ["xla", "chunked"])
 @pytest.mark.parametrize(("cross", "use_bias"), [(False, True), (True, True), (True, False)])
-def test_multi_head_attention_is_torchs_in_values_and_every_gradient(cross, use_bias, implementation, monkeypatch):
+def test_multi_head_attention_has_torchs_values_and_gradients(cross, use_bias, implementation, monkeypatch):
     monkeypatch.setattr("w2jax.kernels.attention.QUERY_BLOCK", 2)
     monkeypatch.setattr("w2jax.kernels.attention.KEY_BLOCK", 3)
     width, heads, kdim, vdim = 12, 3, 10, 8
     query = normal(0, B, T, width)
     key, value = (normal(1, B, S, kdim), normal(2, B, S, vdim)) if cross else (None, None)
     length = S if cross else T
-    mask = some_mask()[0, 0, :, :length]  # torch's attn_mask and key_padding_mask drop where they are True
+    mask = some_mask()[0, 0, :, :length]  # torch's attn_mask and key_padding_mask are True where a key is masked
     lengths = np.array([length - 1, 4])
     mha = MultiHeadAttention(heads, use_bias=use_bias, implementation=implementation)
     params = random_variables(mha, query, key, value)["params"]
@@ -447,7 +447,7 @@ def test_fifty_steps_of_adam_stay_with_torch():
 
     carry = start, optimizer.init(start)
     _, losses = jax.jit(lambda carry: jax.lax.scan(step, carry, (queries, targets)))(carry)
-    assert losses[-1] < 0.7 * losses[0]  # it trains, so the parameters move
+    assert losses[-1] < 0.7 * losses[0]  # the loss falls, so the parameters change
 
     theirs = torch.nn.MultiheadAttention(width, heads, batch_first=True)
     theirs.load_state_dict(torch_parameters(start, separate=False))
@@ -460,7 +460,7 @@ def test_fifty_steps_of_adam_stay_with_torch():
         np.testing.assert_allclose(ours, loss.item(), rtol=1e-4)
 
 
-def test_the_courses_scale_is_the_width_over_all_heads():
+def test_the_courses_scale_uses_the_width_over_all_heads():
     query, width, heads = normal(0, B, T, 12), 12, 3
     course, torchs = (MultiHeadAttention(heads, scale=scale) for scale in (width**-0.5, None))
     variables = random_variables(course, query)
@@ -490,7 +490,7 @@ def test_grouped_heads_equal_full_heads_with_repeated_parameters(implementation)
 
 
 @pytest.mark.parametrize("options", [{"embed_dim": 10}, {"qk_dim": 10}, {"v_dim": 10}, {"num_kv_heads": 3}])
-def test_widths_that_heads_do_not_divide_are_refused_by_name(options):
+def test_widths_that_the_heads_do_not_divide_are_named(options):
     mha = MultiHeadAttention(4, **({"embed_dim": 12} | options))
     with pytest.raises(ValueError, match=f"{next(iter(options))}.*divisible|divisible.*{next(iter(options))}"):
         mha.init(jax.random.key(0), normal(0, B, T, 12))

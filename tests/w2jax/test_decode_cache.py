@@ -1,4 +1,4 @@
-"""The key/value cache: decoding in any pieces is the full causal pass; what does not fit is refused, or NaN in jit."""
+"""The key/value cache: decoding in pieces equals the full causal pass. Wrong calls raise, or give NaN inside jit."""
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +8,11 @@ from models import normal, random_variables
 
 from w2jax import MultiHeadAttention
 
-B, L, D, S, M = 2, 7, 12, 5, 10  # batch, positions, model width, length and width of a memory
+B, L, D, S, M = 2, 7, 12, 5, 10  # batch, positions, model width, length of the memory, width of the memory
 
 
 def with_cache(mha, *inputs):
-    """(parameters, empty cache)."""
+    """Returns (parameters, empty cache)."""
     cache = mha.init(jax.random.key(0), *inputs, decode="append")["cache"]
     return random_variables(mha, *inputs)["params"], cache
 
@@ -27,7 +27,7 @@ def with_cache(mha, *inputs):
     ],
     ids=["plain", "grouped", "chunked"],
 )
-def test_decoding_in_pieces_is_the_full_causal_pass(mha, pieces, monkeypatch):
+def test_decoding_in_pieces_equals_the_full_causal_pass(mha, pieces, monkeypatch):
     monkeypatch.setattr("w2jax.kernels.attention.QUERY_BLOCK", 2)
     monkeypatch.setattr("w2jax.kernels.attention.KEY_BLOCK", 3)
     x = normal(1, B, L, D)
@@ -50,8 +50,8 @@ def test_decoding_in_pieces_is_the_full_causal_pass(mha, pieces, monkeypatch):
     assert cache["key"].shape == (B, mha.num_kv_heads or mha.num_heads, L, D // mha.num_heads)
 
 
-def test_without_causal_a_piece_sees_itself_and_what_is_written():
-    """And nothing of the cache that is not yet written."""
+def test_without_causal_a_piece_attends_to_itself_and_the_cached_keys():
+    """It never attends to unwritten entries of the cache."""
     mha, x = MultiHeadAttention(3), normal(1, B, L, D)
     params, cache = with_cache(mha, x)
     for start, stop in ((0, 4), (4, 6)):
@@ -76,7 +76,7 @@ def test_reuse_is_cross_attention_without_projecting_the_memory_again():
         {"params": params, "cache": cache}, query, memory, value, mask=mask, decode="append", mutable=["cache"]
     )
     np.testing.assert_allclose(first, expected, rtol=1e-5, atol=1e-5)
-    only_query = {name: params[name] for name in ("query", "out")}  # the others are not even needed
+    only_query = {name: params[name] for name in ("query", "out")}  # the other parameters are not needed
     (again, _), unchanged = mha.apply(
         {"params": only_query, **updated}, query, mask=mask, decode="reuse", mutable=["cache"]
     )
@@ -102,7 +102,7 @@ def test_dropout_while_decoding_drops_only_when_training():
     assert (out(True, 1) != out(True, 2)).any()
 
 
-def test_an_overflowing_cache_is_an_error_and_nan_from_then_on_in_jit():
+def test_an_overflowing_cache_raises_or_gives_nan_inside_jit():
     mha, x = MultiHeadAttention(3), normal(1, B, L, D)
     params, cache = with_cache(mha, x)
 
@@ -134,13 +134,13 @@ def test_an_overflowing_cache_is_an_error_and_nan_from_then_on_in_jit():
         ({"decode": "append", "mutable": ["cache"]}, r"init with decode='append'.*mutable=\['cache'\]"),
     ],
 )
-def test_what_does_not_go_with_decoding_is_refused(options, message):
+def test_options_incompatible_with_decoding_are_refused(options, message):
     mha, x = MultiHeadAttention(3), normal(1, B, L, D)
     with pytest.raises(ValueError, match=message):
         mha.apply({"params": random_variables(mha, x)["params"]}, x, **options)
 
 
-def test_a_cache_that_cannot_be_written_made_or_matched_is_refused():
+def test_a_wrong_cache_is_refused():
     mha, x = MultiHeadAttention(3), normal(1, B, L, D)
     params, cache = with_cache(mha, x)
     variables = {"params": params, "cache": cache}

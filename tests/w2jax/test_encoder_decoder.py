@@ -1,4 +1,4 @@
-"""The encoder–decoder: torch's values and gradients, what may not depend on what, decoding against the cache."""
+"""The encoder–decoder: torch's values and gradients, causality and padding, and decoding with the cache."""
 
 import inspect
 import math
@@ -29,7 +29,7 @@ def inputs():
 
 
 def torchs(**options):
-    """The encoder is made apart because `torch.nn.Transformer` cannot be told to leave out its nested tensors."""
+    """The encoder is built separately, because `torch.nn.Transformer` has no option to disable nested tensors."""
     options |= {"batch_first": True, "dropout": 0.0}
     encoder = torch.nn.TransformerEncoder(
         torch.nn.TransformerEncoderLayer(D, H, F, **options),
@@ -41,7 +41,7 @@ def torchs(**options):
 
 
 def state_dict(params):
-    """Parameters of our Transformer, or their gradients, under torch's names."""
+    """Returns the parameters, or gradients, of our Transformer under torch's names."""
     out = {}
 
     def put(name, weight, bias=None):
@@ -145,7 +145,7 @@ def test_the_defaults_are_those_of_torch():
     assert ours.activation == theirs["activation"].default.__name__
 
 
-def test_an_output_depends_on_earlier_targets_and_the_whole_source():
+def test_an_output_depends_on_earlier_targets_and_the_full_source():
     model, (source, target) = transformer(), inputs()
     variables = random_variables(model, source, target)
 
@@ -160,7 +160,7 @@ def test_an_output_depends_on_earlier_targets_and_the_whole_source():
 
 @pytest.mark.slow
 def test_padding_changes_neither_outputs_nor_gradients():
-    """Even if it is NaN."""
+    """Even if the padding is NaN."""
     model, (source, target) = transformer(), inputs()
     variables = random_variables(model, source, target)
     s, t = 4, 2
@@ -184,7 +184,7 @@ def test_padding_changes_neither_outputs_nor_gradients():
         np.testing.assert_array_equal(ours[:, cut.shape[1] :], 0)
 
 
-def test_attention_weights_are_distributions_over_what_the_masks_leave():
+def test_attention_weights_are_distributions_over_the_unmasked_keys():
     model, (source, target) = transformer(), inputs()
     variables = random_variables(model, source, target)
     _, attentions = run(model, variables, source, target, return_attention=True, **MASKS)
@@ -207,7 +207,7 @@ def test_attention_weights_are_distributions_over_what_the_masks_leave():
             np.testing.assert_array_equal(weights > 0, jnp.broadcast_to(allowed[name], weights.shape))
 
 
-def test_a_decoder_without_memory_says_so():
+def test_a_decoder_without_memory_raises():
     source, target = inputs()
     variables = random_variables(transformer(), source, target)
     with pytest.raises(ValueError, match="must be the encoder's output, got None"):
@@ -215,7 +215,7 @@ def test_a_decoder_without_memory_says_so():
 
 
 def stacked(params):
-    """Parameters of unrolled stacks in the layout of scanned ones."""
+    """Returns the parameters of unrolled stacks in the layout of scanned ones."""
 
     def stack(blocks):
         return {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *(blocks[f"block_{i}"] for i in range(len(blocks))))}
@@ -224,7 +224,7 @@ def stacked(params):
 
 
 @pytest.mark.slow
-def test_scanned_and_rematerialised_stacks_compute_what_unrolled_ones_do():
+def test_scanned_and_rematerialised_stacks_equal_unrolled_ones():
     plain, scanned = transformer(), transformer(remat=True, scan_layers=True)
     (source, target), lengths = inputs(), MASKS["source_lengths"]
     params = random_variables(plain, source, target)["params"]
@@ -246,7 +246,7 @@ def test_scanned_and_rematerialised_stacks_compute_what_unrolled_ones_do():
     [({}, (1,) * T), ({"pre_norm": True}, (3, 2)), ({"scan_layers": True, "use_bias": False}, (1, 4))],
     ids=str,
 )
-def test_decoding_part_by_part_against_the_cache_equals_the_full_pass(options, parts):
+def test_decoding_in_pieces_with_the_cache_equals_the_full_pass(options, parts):
     model, (source, target) = transformer(**options), inputs()
     params = random_variables(model, source, target)["params"]
     masks = {"source_lengths": MASKS["source_lengths"], "memory_mask": MASKS["memory_mask"][:, :, :1]}
@@ -294,7 +294,7 @@ def test_dropout_acts_in_torchs_places_and_on_the_embeddings(monkeypatch):
     np.testing.assert_array_equal(run(model, variables, *tokens())[0], run(seq2seq(), variables, *tokens())[0])
 
 
-def test_where_every_branch_is_dropped_only_the_last_norm_is_left():
+def test_if_every_branch_is_dropped_only_the_last_norm_remains():
     model, (source, target) = transformer(dropout=1.0, pre_norm=True), inputs()
     variables = random_variables(model, source, target)
     out, _ = run(model, variables, source, target, train=True, rngs={"dropout": jax.random.key(0)})
@@ -320,7 +320,7 @@ def tokens():
     ids=str,
 )
 def test_tokens_are_embedded_times_root_d_plus_positions(options):
-    """The same embedding computes the logits."""
+    """The same embedding matrix computes the logits."""
     model, (source, target) = seq2seq(**options), tokens()
     params = random_variables(model, source, target)["params"]
     logits, _ = run(model, {"params": params}, source, target, source_lengths=MASKS["source_lengths"])
@@ -343,11 +343,11 @@ def test_tokens_are_embedded_times_root_d_plus_positions(options):
 
 
 def greedy(model, variables, source, start, length, **options):
-    """Full passes over all that is written so far, the likeliest last token appended."""
+    """Greedy decoding: repeats full passes and appends the most probable token."""
     full = jax.jit(partial(model.apply, **options))
     written = np.full((B, length + 1), start)
     for i in range(length):
-        # What stands behind position i is seen by no output up to i.
+        # Outputs up to position i do not depend on tokens after i.
         written[:, i + 1] = full(variables, source, written[:, :-1])[0][:, i].argmax(-1)
     return written[:, 1:]
 
@@ -358,7 +358,7 @@ def greedy(model, variables, source, start, length, **options):
     [({}, 1, 1), ({"positions": "learned", "pre_norm": True, "tie_output": False}, 3, 5)],
     ids=str,
 )
-def test_generating_with_the_cache_writes_what_full_passes_write(options, factor, start):
+def test_generating_with_the_cache_gives_the_tokens_of_full_passes(options, factor, start):
     model, (source, _) = seq2seq(**options), tokens()
     variables = jax.tree.map(lambda x: factor * x, random_variables(model, *tokens()))
     lengths = MASKS["source_lengths"]
@@ -373,7 +373,7 @@ def test_generating_with_the_cache_writes_what_full_passes_write(options, factor
 
 
 def test_more_tokens_than_max_length_are_an_error_or_nan():
-    """NaN where only the device knows how many there are."""
+    """NaN if the number is only known on the device."""
     model, (source, target) = seq2seq(max_length=S), tokens()
     variables = random_variables(model, source, target)
     longer = jnp.concatenate([source, source], axis=1)
@@ -399,7 +399,7 @@ def test_bfloat16_computes_near_float32_with_float32_parameters_and_logits():
 
 
 def formula(length, dim):
-    """Section 3.5, one number at a time."""
+    """Section 3.5 of the paper, for a single number."""
     waves = (math.sin, math.cos)
     return np.array([[waves[c % 2](t / 10_000 ** ((c - c % 2) / dim)) for c in range(dim)] for t in range(length)])
 

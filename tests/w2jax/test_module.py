@@ -1,4 +1,4 @@
-"""Submodules take the fields that they share with their owner, and no option of a block gets lost on the way."""
+"""Submodules get the fields that they share with their owner, and every option of a block reaches the block."""
 
 import jax.numpy as jnp
 import pytest
@@ -12,7 +12,7 @@ from w2jax.rnn import RecurrentLayer
 from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
 
 
-def test_a_submodule_takes_shared_fields_unless_they_are_given_and_keeps_its_other_defaults():
+def test_a_submodule_gets_shared_fields_unless_given():
     block = EncoderBlock(3, 20, dropout=0.1, activation="relu", use_bias=False)
     mlp = submodule(Mlp, block, dropout=0.2, parent=None)
     assert mlp == Mlp(20, 0.2, "relu", use_bias=False, parent=None)
@@ -35,13 +35,13 @@ def test_a_submodule_takes_shared_fields_unless_they_are_given_and_keeps_its_oth
         (RecurrentLayer, GRU, {"gates", "cell", "reverse"}),
     ],
 )
-def test_these_fields_alone_do_not_come_from_the_owner(cls, owner, others):
+def test_only_these_fields_do_not_come_from_the_owner(cls, owner, others):
     missing = set(field_names(cls)) - set(field_names(owner))
-    rare = {"attention_scale", "residual_from_norm", "activation", "norm_eps"}  # of the ViT and its foreign weights
+    rare = {"attention_scale", "residual_from_norm", "activation", "norm_eps"}  # for the ViT and foreign weights
     assert missing - rare == others
 
 
-def test_an_example_input_has_a_shape_and_no_values():
+def test_an_example_input_is_abstract():
     assert (abstract(1, 2).shape, abstract(1, dtype=jnp.int32).dtype) == ((1, 2), jnp.int32)
 
 

@@ -1,4 +1,4 @@
-"""The priors: their shape, and each class's part of them."""
+"""The priors: their shape, and the region of each class."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def test_the_uniform_prior_fills_its_cube_evenly():
     np.testing.assert_allclose(counts, N / 27, rtol=0.15)
 
 
-def test_the_mixtures_components_lie_on_a_circle_longer_along_the_radius():
+def test_the_mixtures_components_are_on_a_circle_longer_along_the_radius():
     codes = draw("mixture")
     angle = np.arctan2(codes[:, 1], codes[:, 0]) % (2 * np.pi)
     component = np.round(angle / (2 * np.pi / K)).astype(int) % K
@@ -45,21 +45,21 @@ def test_the_swiss_roll_is_a_thin_spiral_of_even_density():
     codes = draw("swiss_roll")
     radius = np.hypot(*codes.T)
     assert np.quantile(radius, 0.999) == pytest.approx(2.0, rel=0.1)
-    # An Archimedean spiral: the radius tells the angle, up to the thickness.
+    # In an Archimedean spiral, the radius determines the angle, up to the thickness.
     angle = np.arctan2(codes[:, 1], codes[:, 0])
     off = (angle - 2 * np.pi * radius / 1.0 + np.pi) % (2 * np.pi) - np.pi
     outer = radius > 0.7
     assert np.abs(off[outer]).mean() < 0.5  # unrelated angles would give π/2
-    # Even density along the roll: the mass within a radius grows as its square.
+    # With even density along the roll, the mass within a radius grows as the square of the radius.
     for part in (0.3, 0.6, 0.9):
         assert np.mean(radius < 2.0 * part) == pytest.approx(part**2, abs=0.03)
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_the_classes_parts_make_up_the_whole_prior(prior):
+def test_the_parts_of_the_classes_together_form_the_prior(prior):
     classes = jnp.arange(N) % K
     parts, whole = draw(prior, classes=classes), draw(prior)
-    # The nearest other code is of the same class nearly always: the parts do not mix.
+    # The nearest other code almost always has the same class: the parts do not mix.
     some = np.random.default_rng(0).permutation(N)[:400]
     distances = np.linalg.norm(parts[some, None] - parts[None], axis=-1)
     distances[np.arange(400), some] = np.inf
@@ -70,7 +70,7 @@ def test_the_classes_parts_make_up_the_whole_prior(prior):
 
 
 @pytest.mark.parametrize("prior", PRIORS)
-def test_an_unknown_class_gets_the_whole_prior(prior):
+def test_an_unknown_class_is_drawn_from_the_full_prior(prior):
     classes = jnp.where(jnp.arange(N) % 2 == 0, -1, 3)
     mixed = draw(prior, classes=classes)
     np.testing.assert_array_equal(mixed[::2], draw(prior)[::2])

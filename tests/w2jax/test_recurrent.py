@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN against the real torch, and what torch cannot show: isolation, splitting, second order."""
+"""LSTM, GRU and RNN compared with torch, and properties beyond torch: isolation, splitting, second-order gradients."""
 
 import re
 from functools import partial
@@ -31,7 +31,7 @@ def random_states(kind, layers, batch, options):
 
 
 def nest(kind, states):
-    """As the call wants them: the LSTM's pair, or the one state of the others."""
+    """Returns states as the call expects them: a pair for the LSTM, one array for the others."""
     return states if kind is LSTM else states[0]
 
 
@@ -105,7 +105,7 @@ def test_values_and_every_gradient_are_those_of_torch(kind, layers, options, cal
 
 @pytest.mark.slow
 def test_fifty_steps_of_adam_stay_with_torch():
-    """The course's classifier, small: the LSTM's last output and a linear layer."""
+    """A small version of the course's classifier: a linear layer on the LSTM's last output."""
     torch.manual_seed(0)
     theirs, head = torch.nn.LSTM(I, H, 2, batch_first=True), torch.nn.Linear(H, 3)
     xs, labels = normal(0, 50, B * 4, T, I), jax.random.randint(jax.random.key(1), (50, B * 4), 0, 3)
@@ -152,7 +152,7 @@ def test_parameters_start_uniform_within_torchs_bound(kind):
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
-def test_a_sequence_read_in_two_parts_is_the_whole(kind):
+def test_a_sequence_read_in_two_parts_equals_one_call(kind):
     module, x = kind(H, 2), normal(0, B, T, I)
     variables = random_variables(module, x)
     whole = flat(run(module, variables, x))
@@ -176,7 +176,7 @@ def read(kind, x, lengths):
 @pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
 @settings(deadline=None, max_examples=25, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 6), min_size=4, max_size=4), seed=st.integers(0, 1000))
-def test_each_sequence_is_read_as_if_it_were_alone(kind, lengths, seed):
+def test_each_sequence_gives_the_result_it_gives_alone(kind, lengths, seed):
     x = normal(seed, 4, 6, 2)
     padding = jnp.arange(6)[:, None] >= jnp.array(lengths)[:, None, None]
     out, *ends = read(kind, jnp.where(padding, jnp.nan, x), jnp.array(lengths))
@@ -189,7 +189,7 @@ def test_each_sequence_is_read_as_if_it_were_alone(kind, lengths, seed):
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
-def test_broken_padding_and_other_sequences_never_reach_a_gradient(kind):
+def test_nan_padding_and_other_sequences_never_reach_a_gradient(kind):
     x = normal(0, 4, 6, 2).at[1, 2:].set(jnp.nan)
     lengths = jnp.array([6, 2, 4, 5])
 
@@ -204,7 +204,7 @@ def test_broken_padding_and_other_sequences_never_reach_a_gradient(kind):
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
-def test_without_a_backward_direction_the_future_does_not_count(kind):
+def test_without_a_backward_direction_outputs_do_not_depend_on_later_inputs(kind):
     module, x = kind(H, 2), normal(0, B, T, I)
     variables = random_variables(module, x)
     jacobian = jax.jit(jax.jacrev(lambda x: module.apply(variables, x)[0].sum((0, 2))))(x)  # [T, B, T, I]
@@ -214,22 +214,22 @@ def test_without_a_backward_direction_the_future_does_not_count(kind):
 
 
 @pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
-def test_dropout_lies_between_layers_and_only_in_training(kind):
+def test_dropout_is_applied_between_layers_and_only_in_training(kind):
     x, rngs = normal(0, B, T, I), {"dropout": jax.random.key(1)}
 
     def output(layers, rate, train, x=x):
         module = kind(H, layers, dropout=rate)
         return module.apply(random_variables(module, x), x, train=train, rngs=rngs)[0]
 
-    np.testing.assert_array_equal(output(1, 1.0, True), output(1, 0.0, False))  # none behind the last layer
+    np.testing.assert_array_equal(output(1, 1.0, True), output(1, 0.0, False))  # no dropout after the last layer
     np.testing.assert_array_equal(output(2, 1.0, False), output(2, 0.0, False))
-    np.testing.assert_array_equal(output(2, 1.0, True), output(2, 1.0, True, -x))  # all dropped: x is forgotten
+    np.testing.assert_array_equal(output(2, 1.0, True), output(2, 1.0, True, -x))  # all dropped: x has no effect
     np.testing.assert_array_equal(output(2, 0.5, True), output(2, 0.5, True))
     assert (output(2, 0.5, True) != output(2, 0.0, True)).any()
 
 
-def test_a_step_of_the_lstm_makes_one_product_forward_and_one_backward():
-    """So the input's product lies before the scan, and the weights' gradients behind it."""
+def test_a_step_of_the_lstm_has_one_product_forward_and_one_backward():
+    """So the input's product is before the scan, and the product for the weights' gradients after the scan."""
     module, x = LSTM(H, 2), normal(0, B, T, I)
     variables = random_variables(module, x)
     jaxpr = jax.make_jaxpr(jax.grad(lambda v: module.apply(v, x)[0].sum()))(variables)
@@ -246,7 +246,7 @@ def test_a_step_of_the_lstm_makes_one_product_forward_and_one_backward():
 
     products = list(walk(jaxpr.jaxpr, None))
     scans = set(products) - {None}
-    assert len(scans) == 4  # two layers, there and back
+    assert len(scans) == 4  # two layers, forward and backward pass
     assert all(products.count(scan) == 1 for scan in scans)
 
 
@@ -265,7 +265,7 @@ def test_devices_that_shard_hidden_units_exchange_only_states(kind):
     output = jax.jit(lambda variables, x: module.apply(variables, x)[0])
     text = output.lower(variables, x).compile().as_text()
     sizes = [np.prod([int(n) for n in shape.split(",")]) for shape in re.findall(r"= f32\[([\d,]+)\]\S* all-", text)]
-    assert sizes and max(sizes) <= batch * hidden  # one state a step; the smallest kernel has 5 · 3 · 16 numbers
+    assert sizes and max(sizes) <= batch * hidden  # one state per step; the smallest kernel has 5 · 3 · 16 numbers
 
 
 @pytest.mark.slow
@@ -285,7 +285,7 @@ def test_second_order_gradients_are_derivatives_of_the_first():
         jax.jvp(lambda x: loss(variables, x), (x,), (x,))
 
 
-def test_vmap_over_models_and_inputs_is_a_loop():
+def test_vmap_over_models_and_inputs_equals_a_loop():
     module, xs = LSTM(H, 2), normal(0, 2, B, T, I)
     models = [random_variables(module, xs[0], seed=seed) for seed in (0, 1)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *models)
@@ -367,7 +367,7 @@ def test_an_input_or_state_of_another_shape_is_refused():
 
 @pytest.mark.slow
 def test_reading_in_pieces_gives_the_same_gradient_in_less_memory():
-    """In an eighth of it, as docs/scale.md shows."""
+    """It needs an eighth of the memory, as docs/scale.md shows."""
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "in_pieces" in block)
     names: dict = {}

@@ -1,4 +1,4 @@
-"""Classifiers of sequences: torch's numbers, positions as the only order, and no look ahead."""
+"""Classifiers of sequences: torch's numbers, order given only by positions, and causality."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def sequences():
     return jax.random.normal(jax.random.key(0), (B, T, WIDTH))
 
 
-def test_attention_over_steps_is_a_vit_whose_image_is_one_pixel_wide():
+def test_attention_over_steps_equals_a_vit_on_images_of_one_pixel_width():
     params = random_variables(ATTENTION, sequences())["params"]
     vit = ViT(V, patch_size=1, embed_dim=12, depth=2, num_heads=3, mlp_dim=20, pool="gap", class_token=False)
     theirs = {name: x for name, x in params.items() if name != "embed"} | {
@@ -49,7 +49,7 @@ def test_the_order_of_steps_matters_to_attention_only_through_positions():
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("proj_size", [0, 3])
-def test_an_lstm_classifier_is_torchs_lstm_and_linear_on_its_last_output(proj_size):
+def test_an_lstm_classifier_is_torchs_lstm_and_a_linear_layer(proj_size):
     torch.manual_seed(0)
     theirs = TorchLSTMClassifier(WIDTH, 7, 2, V, proj_size)
     x = to_torch(sequences())
@@ -70,14 +70,14 @@ def test_an_lstm_classifier_is_torchs_lstm_and_linear_on_its_last_output(proj_si
     np.testing.assert_allclose(gradients[1], x.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_an_lstms_answer_depends_on_all_rows_so_far_and_none_later():
+def test_the_logits_of_a_row_depend_on_all_rows_so_far_and_no_later_one():
     model = LSTMClassifier(V, hidden_size=7, num_layers=2)
     variables = random_variables(model, sequences())
 
     def answers(x):
         return model.apply(variables, x, return_steps=True)[1].sum(axis=(0, 2))
 
-    influence = jnp.abs(jax.jit(jax.jacrev(answers))(sequences())).sum(axis=(1, 3))  # [T answers, T rows]
+    influence = jnp.abs(jax.jit(jax.jacrev(answers))(sequences())).sum(axis=(1, 3))  # [T outputs, T rows]
     np.testing.assert_array_equal(influence > 0, np.tril(np.ones((T, T), bool)))
     logits, steps = run(model, variables, sequences(), return_steps=True)
     np.testing.assert_array_equal(logits, steps[:, -1])
@@ -86,11 +86,11 @@ def test_an_lstms_answer_depends_on_all_rows_so_far_and_none_later():
     np.testing.assert_allclose(prefix, steps[:, 3], rtol=1e-5, atol=1e-6)
 
 
-def test_an_lstm_classifier_begins_as_torchs_do():
+def test_an_lstm_classifier_starts_from_torchs_distribution():
     params = LSTMClassifier(V, hidden_size=64).init(jax.random.key(0), sequences())["params"]
     for leaf in jax.tree.leaves(params):
         largest = np.abs(leaf).max()
-        assert 0.125 * (1 - 1 / leaf.size**0.5) < largest <= 0.125  # 1/√64, of which the largest falls little short
+        assert 0.125 * (1 - 1 / leaf.size**0.5) < largest <= 0.125  # bound 1/√64, slightly above the largest
         assert leaf.min() < 0 < leaf.max()
 
 
@@ -116,7 +116,7 @@ def test_every_dropout_changes_training_and_never_evaluation(model):
 
 @pytest.mark.parametrize("model", [ATTENTION, LSTMClassifier(V, hidden_size=7)], ids=["attention", "lstm"])
 def test_bfloat16_keeps_parameters_and_logits_in_float32(model):
-    """It computes nearly the same."""
+    """The results are close to those of float32."""
     half = model.clone(dtype="bfloat16")
     variables = half.init(jax.random.key(0), sequences())
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -130,6 +130,6 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32(model):
 
 @pytest.mark.parametrize("name", ["dropout", "attention_dropout", "drop_path"])
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
-def test_a_rate_that_is_none_is_refused(name, rate):
+def test_a_rate_outside_0_to_1_is_refused(name, rate):
     with pytest.raises(ValueError, match=f"{name} must be at least 0 and below 1, got {rate}"):
         ATTENTION.clone(**{name: rate}).init(jax.random.key(0), sequences())

@@ -1,4 +1,4 @@
-"""Modules as JSON: every class of the package is known, comes back equal, and nothing else is built or imported."""
+"""Modules as JSON: every class of the package is read back equal, and nothing else is built or imported."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ JSON = st.recursive(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_module_comes_back_equal(name: str) -> None:
+def test_a_module_is_read_back_equal(name: str) -> None:
     cls = module_class(name)
     module = cls(**{field: value for field, value in NEEDED.items() if field in cls.__dataclass_fields__})
     assert module_from_json(json.loads(json.dumps(module_to_json(module)))) == module
@@ -39,7 +39,7 @@ def test_no_two_module_classes_of_the_package_share_a_name() -> None:
     assert set(names) >= module_classes().keys() and len(NAMES) >= 13
 
 
-def test_a_new_file_of_the_package_is_known_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_file_of_the_package_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "brand_new.py").write_text("from flax import linen as nn\nclass Brand(nn.Module):\n    size: int = 3\n")
     monkeypatch.setattr(w2jax, "__path__", [*w2jax.__path__, str(tmp_path)])
     module_classes.cache_clear()
@@ -64,7 +64,7 @@ def test_an_unknown_class_is_answered_with_the_nearest_name() -> None:
 
 
 def test_earlier_names_of_an_aaes_parts_are_read() -> None:
-    """Those in files that were written before the parts were renamed."""
+    """These names are in files from before the parts were renamed."""
     old = {
         "class": "AAE",
         "encoder": {"class": "Encoder", "latent_size": 3},

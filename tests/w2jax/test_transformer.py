@@ -1,4 +1,4 @@
-"""The encoder: its equation, its depth in two layouts, its random parts."""
+"""The encoder: its equation, scanned and unrolled layers, and its random parts."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def tokens(seed=0):
 
 
 def stacked(params, depth):
-    """Parameters of an unrolled encoder in the layout of a scanned one."""
+    """Returns the parameters of an unrolled encoder in the layout of a scanned one."""
     return {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block_{i}"] for i in range(depth)))}
 
 
@@ -81,7 +81,7 @@ def test_the_mlp_is_torchs_with_every_activation(activation, torchs):
 
 @pytest.mark.parametrize("remat", [False, True])
 def test_scanned_layers_equal_unrolled_ones(remat):
-    """In value, attention weights and gradient."""
+    """In values, attention weights and gradients."""
     depth = 3
     block = EncoderBlock(H, F, layer_scale=0.5)
     unrolled, scanned = TransformerEncoder(block, depth), TransformerEncoder(block, depth, remat=remat, scan=True)
@@ -123,7 +123,7 @@ def test_rematerialised_layers_give_the_same_gradient_in_less_memory():
     assert remat_size < plain_size / 2
 
 
-def test_drop_path_drops_whole_examples_and_keeps_the_mean():
+def test_drop_path_drops_complete_examples_and_keeps_the_mean():
     """Its rate rises with the depth."""
     x = jnp.ones((4000, 2, 3))
     dropped = DropPath().apply({}, x, jnp.float32(0.25), rngs={"dropout": jax.random.key(0)})
@@ -145,7 +145,7 @@ def test_drop_path_drops_whole_examples_and_keeps_the_mean():
 
 
 def test_random_layers_do_nothing_in_evaluation():
-    """In training each layer draws its own."""
+    """In training, each layer draws its own random numbers."""
     encoder = TransformerEncoder(EncoderBlock(H, F, dropout=0.3, attention_dropout=0.2), 2, drop_path=0.2)
     variables = random_variables(encoder, tokens())
     still = run(TransformerEncoder(EncoderBlock(H, F), 2), variables, tokens())[0]

@@ -1,4 +1,4 @@
-"""The Vision Transformer: torch's numbers, positions as the only order, and every option."""
+"""The Vision Transformer: torch's numbers, order given only by positions, and every option."""
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def test_every_parameter_of_every_option_reaches_the_logits(options):
     variables = init(model)
     loss = jax.jit(jax.grad(lambda v: (model.apply(v, images())[0] ** 3).sum()))
     for path, gradient in jax.tree.leaves_with_path(loss(variables)):
-        # Adding one vector to all keys adds one number to all logits of a query, which a softmax does not see.
+        # Adding one vector to all keys adds one number to all logits of a query. The softmax cancels this number.
         if "key" not in jax.tree_util.keystr(path) or path[-1].key != "bias" or options.get("qk_norm"):
             assert float(jnp.abs(gradient).max()) > 0, path
 
@@ -168,7 +168,7 @@ def test_sincos_positions_vary_in_two_directions_and_have_unit_pairs():
 
 
 def test_resized_positions_interpolate_and_keep_the_class_token():
-    """They fit the new image."""
+    """The result has the size of the new image."""
     model = vit()
     variables = init(model)
     resized = model.resize(variables, (HEIGHT, WIDTH), (12, 8))
@@ -184,7 +184,7 @@ def test_resized_positions_interpolate_and_keep_the_class_token():
     assert resized.shape == (1, 1 + 2 + 3 * 2, 12)
     np.testing.assert_array_equal(resized[:, :3], variables["params"]["positions"][:, :3])
 
-    rows = jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (4, 5, 2)).reshape(1, 20, 2)  # rises by row only
+    rows = jnp.broadcast_to(jnp.arange(4.0)[:, None, None], (4, 5, 2)).reshape(1, 20, 2)  # changes with the row only
     finer = resize_positions(rows, (4, 5), (8, 10)).reshape(8, 10, 2)
     np.testing.assert_allclose(finer, finer[:, :1, :1] * jnp.ones((1, 10, 2)), atol=1e-5)
     assert (jnp.diff(finer[:, 0, 0]) > 0).all()
@@ -219,6 +219,6 @@ def test_named_sizes_have_the_published_parameter_counts():
         ),
     ],
 )
-def test_options_that_do_not_fit_are_refused_with_their_values(options, size, message):
+def test_mismatched_options_are_refused_with_their_values(options, size, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(vit(**options).init, jax.random.key(0), images(*size))

@@ -1,4 +1,4 @@
-"""TAB in bash and zsh, once the script of `python -m train.completion` is sourced."""
+"""Tab completion in bash and zsh, after sourcing the script that `python -m train.completion` prints."""
 
 import importlib
 import os
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory):
-    """The folder of what is printed for each shell."""
+    """Returns the folder with the printed script of each shell."""
     folder = tmp_path_factory.mktemp("scripts")
     for shell in ("bash", "zsh"):
         command = [sys.executable, "-m", "train.completion", shell]
@@ -27,7 +27,7 @@ def scripts(tmp_path_factory):
 
 @pytest.fixture
 def here(tmp_path):
-    """A folder with a run and files to complete."""
+    """Returns a folder with a run and files to complete."""
     for name in ("runs/vit-sample", "runs/vit-tiny", "some folder"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "program.py").write_text("")
@@ -44,7 +44,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 def in_bash(scripts, here, *words):
-    """What bash offers for the last word of a command line."""
+    """Returns the completions that bash offers for the last word of a command line."""
     command = ["bash", "--norc", "-c", CALL.format(script=scripts / "bash"), "bash", *words]
     result = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
     assert result.stderr == ""
@@ -69,7 +69,7 @@ def presets_of(task):
         ("python -m train.vit sample --run.dir ru", ["runs"]),
         ("python -m train.mha tiny --run.tensorboard --run.no-", ["--run.no-tensorboard"]),
         ("python -m train.predict runs/vit-sample --att", ["--attention"]),
-        ("python -m train.predict ru", []),  # bash then completes files
+        ("python -m train.predict ru", []),  # no offers: bash then completes file names
         ("python -m train.prepare f", ["fashion_mnist", "folder"]),
         ("python -m train.prepare mnist --na", []),
         ("python -m train.prepare folder --na", ["--name"]),
@@ -87,7 +87,7 @@ def test_bash_offers_programs_presets_options_and_choices(scripts, here, line, o
     assert in_bash(scripts, here, *line.split(" ")) == offered
 
 
-def test_bash_offers_every_option_and_no_word_of_their_texts(scripts, here):
+def test_bash_offers_every_option_and_no_word_of_help_texts(scripts, here):
     from configs.aae import PRESETS
     from train.config.flat import flatten
     from train.config.tree import config_to_tree
@@ -99,7 +99,7 @@ def test_bash_offers_every_option_and_no_word_of_their_texts(scripts, here):
     assert in_bash(scripts, here, "python", "-m", "train.aae", "tiny", "--run.steps", "5", "") == offered
 
 
-def test_bash_keeps_the_completion_that_python_had_for_all_else(scripts, here):
+def test_bash_keeps_pythons_earlier_completion_for_other_commands(scripts, here):
     setup = "_before() {{{{ COMPREPLY=(theirs); }}}}; complete -F _before python; source {0}; source {0}\n"
     for words, offered in ((("x"), "theirs"), (("-m", "json.to"), "theirs"), (("-m", "train.runs", "--js"), "--json")):
         words = ["python", *([words] if isinstance(words, str) else words)]
@@ -110,8 +110,8 @@ def test_bash_keeps_the_completion_that_python_had_for_all_else(scripts, here):
 
 
 def typed(here, arguments, setup, keys):
-    """What an interactive shell shows once the keys were typed, and then its line was made an argument of echo."""
-    # A process of its own has the terminal: to fork this one, with JAX's threads, is not safe.
+    """Returns what an interactive shell shows after the keys, and the resulting command line."""
+    # Run the terminal in a separate process: forking this one is unsafe because of JAX's threads.
     command = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", *arguments]
     environment = {"PATH": os.environ["PATH"], "TERM": "dumb", "PS1": "> ", "HOME": str(here), "LC_ALL": "C.UTF-8"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -150,7 +150,7 @@ KEYS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
 @pytest.mark.parametrize(("keys", "line"), KEYS)
-def test_a_tab_completes_the_line(scripts, here, shell, keys, line):
+def test_a_tab_completes_the_command_line(scripts, here, shell, keys, line):
     if shutil.which(shell) is None:
         pytest.skip(f"there is no {shell}")
     arguments = {"bash": ["bash", "--norc", "-i"], "zsh": ["zsh", "-f", "-i"]}[shell]

@@ -1,4 +1,4 @@
-"""Every mistake of a user is one clear line on stderr and exit status 2."""
+"""Every user error is one clear line on stderr and exit status 2."""
 
 import dataclasses
 import importlib
@@ -132,7 +132,7 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(argume
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
-def test_what_any_model_refuses_is_refused_before_anything_is_written(task, arguments, message, tmp_path):
+def test_options_that_any_model_refuses_are_refused_before_writing(task, arguments, message, tmp_path):
     presets = importlib.import_module(f"configs.{task}").PRESETS
     config = parse(task, presets, ["tiny", *arguments, "--run.dir", str(tmp_path / "run")])
     with pytest.raises(UserError) as error:
@@ -166,7 +166,7 @@ def test_a_run_folder_of_another_config_is_refused(tmp_path):
         fit(small(tmp_path / "run"), make_task)
 
 
-def test_a_finished_run_does_no_step_again_and_tells_its_result(tmp_path, capsys):
+def test_a_finished_run_repeats_no_step_and_prints_its_result(tmp_path, capsys):
     fit(small(tmp_path / "run"), make_task)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     first = [line for line in capsys.readouterr().out.splitlines() if "│ test" in line]
@@ -221,7 +221,7 @@ def test_help_fits_a_screen_and_names_every_preset_and_every_option(task, capsys
         lines = lines[len(lines) // 2 :]
         assert len(lines) <= 50 + len(presets) and max(map(len, lines)) <= 80
         assert all(any(line.startswith(f"{name} ") for line in lines) for name in presets)
-        # Each stands by itself, as --run.steps, or in the list of its group, as --run.* log-every.
+        # An option is shown alone, as --run.steps, or in the list of its group, as --run.* log-every.
         text = " ".join(" ".join(lines).split())
         groups = {
             group: options.split(", ")
@@ -237,7 +237,7 @@ def test_help_fits_a_screen_and_names_every_preset_and_every_option(task, capsys
                 assert f"{alone} {value} " in text
 
 
-def test_help_tells_the_presets_own_values_and_the_text_under_the_field(capsys):
+def test_help_shows_the_presets_values_and_the_text_of_each_field(capsys):
     with pytest.raises(SystemExit):
         parse("vit", PRESETS, ["cifar10", "--help"])
     text = " ".join(capsys.readouterr().out.split())
@@ -264,7 +264,7 @@ runpy.run_module("train.{TASK}", run_name="__main__")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
-def test_help_waits_for_no_library_that_it_does_not_need(task):
+def test_help_loads_no_library_that_it_does_not_need(task):
     command = [sys.executable, "-c", HELP.replace("{TASK}", task)]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.endswith("late: []\n")
 
@@ -277,7 +277,7 @@ def test_every_option_has_a_text_and_every_preset_a_description(task):
         assert [o.name for o in options if not o.text and not o.name.startswith("model.")] == []
 
 
-def test_the_rules_of_an_option_stand_at_its_field():
+def test_the_rules_of_an_option_are_at_its_field():
     options = options_of(PRESETS["tiny"].config)
     changeable = {name for name, option in options.items() if Rule.CHANGEABLE_ON_RESUME in option.rules}
     groups = {name for name in options if name.startswith(("mesh.", "distributed."))}
@@ -323,12 +323,12 @@ def _presets(task):
     ],
     ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else None,
 )
-def test_a_run_folder_is_named_by_what_is_changed_in_the_preset(task, arguments, folder):
+def test_a_run_folder_is_named_after_the_changed_options(task, arguments, folder):
     named = parse(task, _presets(task).PRESETS, arguments, resolve=lambda config, default: config).run.dir
     assert named is not None and re.fullmatch(f"runs/{folder}", named)
 
 
-def test_what_may_differ_when_a_run_goes_on_changes_no_name():
+def test_options_that_may_change_on_resume_do_not_change_the_name():
     options = ["--mesh.data", "4", "--mesh.fsdp", "2", "--distributed.process-id", "1", "--data.dir", "/mnt/data"]
     options += ["--data.workers", "7", "--data.memory-limit", "9", "--run.steps-per-call", "5", "--run.wandb", "x"]
     options += ["--run.tensorboard", "--run.on-nonfinite", "skip", "--run.on-save-error", "retry"]
@@ -336,7 +336,7 @@ def test_what_may_differ_when_a_run_goes_on_changes_no_name():
     assert parse("vit", PRESETS, ["tiny", *options]).run.dir == "runs/vit-tiny"
 
 
-def test_a_name_has_a_bound_and_no_two_configs_share_one():
+def test_a_name_has_a_maximum_length_and_is_unique_for_each_config():
     names = set()
     many = [
         f"--{group}.{name}"

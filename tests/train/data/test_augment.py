@@ -1,4 +1,4 @@
-"""Augmentation: what each change does, exactly where that can be said, and that nothing happens unasked."""
+"""Augmentation: the effect of each operation, exactly where possible; without options, images stay unchanged."""
 
 from functools import cache, partial
 
@@ -26,7 +26,7 @@ def run(config, key=1):
     return compiled(config)(jax.random.key(key))
 
 
-def test_nothing_changes_when_all_is_off():
+def test_without_options_nothing_changes():
     images, labels = run(Augment())
     np.testing.assert_array_equal(images, IMAGES)
     np.testing.assert_array_equal(labels, LABELS)
@@ -55,7 +55,7 @@ def test_a_quarter_turn_about_the_centre_is_rot90():
     np.testing.assert_allclose(turned, np.rot90(square, -1), atol=1e-5)
 
 
-def test_matrices_stay_within_what_the_config_allows_and_use_it():
+def test_matrices_stay_within_the_config_and_use_its_range():
     n = 2000
     shifts = random_affine(jax.random.key(0), n, Augment(shift=3.0))
     np.testing.assert_allclose(shifts[:, :, :2], np.broadcast_to(np.eye(2), (n, 2, 2)), atol=1e-6)
@@ -71,14 +71,14 @@ def test_matrices_stay_within_what_the_config_allows_and_use_it():
     assert 0.799 <= float(sizes.min()) < 0.81 and 1.19 < float(sizes.max()) <= 1.201
 
 
-def test_about_half_of_the_images_are_mirrored_and_the_rest_untouched():
+def test_about_half_of_the_images_are_mirrored_and_the_rest_unchanged():
     images, _ = run(Augment(flip=True))
     same = np.array([np.array_equal(a, b) for a, b in zip(images, IMAGES, strict=True)])
     mirrored = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(images, IMAGES, strict=True)])
     assert (same ^ mirrored).all() and 16 < mirrored.sum() < 48
 
 
-def test_an_erased_part_is_one_rectangle_no_larger_than_asked():
+def test_an_erased_part_is_one_rectangle_of_at_most_the_given_size():
     images, _ = run(Augment(erase=0.6))
     for image, original in zip(np.asarray(images), np.asarray(IMAGES), strict=True):
         gone = (image != original).any(-1)
@@ -108,18 +108,18 @@ def test_random_operations_differ_between_images_and_stay_in_range(magnitude):
     changes = jax.jit(partial(augment, config=Augment(rand_augment=1, magnitude=magnitude)))
     out, _ = changes(jax.random.key(3), same, labels)
     assert float(out.min()) >= 0 and float(out.max()) <= 1 + 1e-6
-    assert len({tuple(np.round(x, 4).ravel()) for x in np.asarray(out)}) >= 18  # 11 operations, most of two signs
+    assert len({tuple(np.round(x, 4).ravel()) for x in np.asarray(out)}) >= 18  # 11 operations, most with two signs
 
 
 def test_random_operations_of_strength_zero_change_nothing():
     """For an image of full contrast."""
-    image = IMAGES[0].at[0, 0].set(0).at[0, 1].set(1)  # each channel spans 0..1, so autocontrast has nothing to do
+    image = IMAGES[0].at[0, 0].set(0).at[0, 1].set(1)  # each channel spans 0..1, so autocontrast changes nothing
     keys = jax.random.split(jax.random.key(3), 60)
     out = jax.jit(jax.vmap(lambda k: rand_augment(k, image, 1, 0.0)))(keys)
     np.testing.assert_allclose(out, jnp.broadcast_to(image, out.shape), atol=1 / 255)
 
 
-def test_random_operations_on_a_batch_give_each_image_what_it_gets_alone():
+def test_random_operations_give_each_image_the_same_in_any_batch():
     keys = jax.random.split(jax.random.key(4), 24)
     operations = jax.jit(partial(rand_augment, count=2, magnitude=0.8))
     barrier = jax.jit(jax.vmap(partial(rand_augment, count=2, magnitude=0.8)))(keys, IMAGES[:24])
@@ -127,16 +127,16 @@ def test_random_operations_on_a_batch_give_each_image_what_it_gets_alone():
     np.testing.assert_allclose(barrier, alone, atol=1e-5)
 
 
-def test_random_operations_gather_nothing_for_a_gather_is_slow_on_a_tpu():
+def test_random_operations_use_no_gather_which_is_slow_on_a_tpu():
     def program(config):
         return jax.jit(partial(augment, config=config)).lower(jax.random.key(0), IMAGES, LABELS).as_text()
 
-    assert "gather" in program(Augment(rotate=10))  # which is how one reads in a program
+    assert "gather" in program(Augment(rotate=10))  # shows that "gather" in the program's text can be detected
     assert "gather" not in program(Augment(rand_augment=2))
 
 
 def moved_along(lines, by):
-    """Each line [..., w] read `by` pixels further on, between two pixels linearly, with 0 around it."""
+    """Shifts each line [..., w] by `by` pixels, with linear interpolation and 0 outside."""
     places = np.arange(lines.shape[-1])
     flat = zip(lines.reshape(-1, len(places)), np.broadcast_to(by, lines.shape[:-1]).ravel(), strict=True)
     read = [np.interp(places + move, np.arange(-1, len(places) + 1), np.pad(line, 1)) for line, move in flat]
@@ -144,10 +144,10 @@ def moved_along(lines, by):
 
 
 @pytest.mark.parametrize("reach, grow", [(6, 0), (24, 5), (24, -2)])
-def test_each_row_moves_by_its_own_amount_whole_ones_to_the_bit(reach, grow):
+def test_each_row_moves_by_its_own_amount_and_whole_pixels_are_exact(reach, grow):
     whole = np.arange(-reach, reach + 1, dtype=np.float32)
     below, above = np.nextafter(whole[1:], -np.inf), np.nextafter(whole[:-1], np.inf)
-    by = np.concatenate([whole, below, above, whole[1:] - 0.3])  # what rounds to a whole move is the hardest
+    by = np.concatenate([whole, below, above, whole[1:] - 0.3])  # values that round to whole pixels are the hardest
     image = np.random.default_rng(0).random((2, len(by), 13), np.float32)
     moved = jax.jit(partial(shift_rows, reach=reach, grow=grow))(image, by)
     padded = np.pad(image, [(0, 0), (0, 0), (9, 9)])
@@ -160,9 +160,9 @@ def test_each_row_moves_by_its_own_amount_whole_ones_to_the_bit(reach, grow):
 sheared = jax.jit(three_shears, static_argnames="magnitude")
 
 
-# At 3/4 of the strength 120 rows move by 27 pixels, which is 27.000002 in float32: more than the exact bound.
+# At 3/4 of the strength, 120 rows move by 27 pixels, computed as 27.000002 in float32: above the exact bound.
 @pytest.mark.parametrize("strength, shape", [(-1.0, (11, 30)), (0.4, (30, 11)), (-0.75, (120, 7))])
-def test_slants_and_moves_read_rows_and_columns_between_their_pixels(strength, shape):
+def test_shears_and_shifts_interpolate_between_rows_and_columns(strength, shape):
     height, width = shape
     image = np.random.default_rng(0).random((2, *shape), np.float32)
     from_centre = [np.arange(side) - (side - 1) / 2 for side in shape]
@@ -181,15 +181,15 @@ def test_slants_and_moves_read_rows_and_columns_between_their_pixels(strength, s
 
 @pytest.mark.parametrize("strength, shape", [(-1.0, (26, 43)), (0.4, (43, 26)), (1.0, (51, 22))])
 def test_three_shears_equal_the_exact_rotation(strength, shape):
-    """Pixels that the exact rotation keeps in the image are kept."""
+    """Pixels that stay inside the image in the exact rotation are kept."""
     angle = np.deg2rad(30 * strength)
     matrix = jnp.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0]])
-    # A pixel's colour is its own place, which survives linear interpolation, so the result tells where it came from.
+    # Each pixel's value is its position. Linear interpolation preserves it, so the result shows each pixel's origin.
     places = jnp.stack([*jnp.mgrid[: shape[0], : shape[1]], jnp.ones(shape)]).astype(jnp.float32)
     exact = np.asarray(warp(places.transpose(1, 2, 0), matrix)).transpose(2, 0, 1)
     turned = np.asarray(sheared(places, _GEOMETRY[0](jnp.float32(strength), shape), magnitude=abs(strength)))
 
-    def surrounded(mask):  # the shears blur the edge otherwise than one interpolation does, up to two pixels around it
+    def surrounded(mask):  # the shears blur up to two pixels around the edge differently
         return sliding_window_view(np.pad(mask, 2, constant_values=True), (5, 5)).all((2, 3))
 
     kept, empty = surrounded(exact[2] > 1 - 1e-5), surrounded(exact[2] == 0)

@@ -1,4 +1,4 @@
-"""Batches are a pure function of seed and step, for any rows of them and either kind of source."""
+"""Batches are a pure function of seed and step, for any subset of rows and for both kinds of source."""
 
 import multiprocessing
 import signal
@@ -16,7 +16,7 @@ from train.process.errors import RunStopped, UserError
 
 
 class Numbers(Source):
-    """A source whose image is its index, so that a batch shows what was drawn."""
+    """A source whose image is its index, so that a batch shows which examples were drawn."""
 
     def __init__(self, count: int) -> None:
         super().__init__("numbers", "train", (1, 1, 1), 10, list("0123456789"))
@@ -47,32 +47,32 @@ def test_each_epoch_shows_every_example_once_in_a_new_order() -> None:
     assert list(range(35)) not in epochs
 
 
-def test_a_batch_tells_the_number_of_each_example_in_the_split() -> None:
+def test_a_batch_contains_the_index_of_each_example_in_the_split() -> None:
     for rows in (np.arange(4), np.arange(1, 8, 2)):
         (batch,) = batches(Numbers(35), 8, seed=3, start_step=4, stop_step=5, rows=rows)
         assert batch["index"].dtype == np.int32
         assert batch["index"].tolist() == batch["image"].ravel().tolist()
 
 
-def test_epochs_follow_without_a_gap() -> None:
-    """When the batch size does not divide the split."""
+def test_epochs_follow_each_other_without_a_gap() -> None:
+    """Also if the batch size does not divide the split."""
     order = drawn(batches(Numbers(10), 4, seed=3, start_step=0, stop_step=5))
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
 
 
-def test_a_batch_larger_than_the_split_holds_whole_epochs() -> None:
+def test_a_batch_larger_than_the_split_contains_complete_epochs() -> None:
     (batch,) = batches(Numbers(5), 15, seed=3, start_step=0, stop_step=1)
     assert np.bincount(batch["image"].ravel()).tolist() == [3] * 5
 
 
-def test_the_batch_of_a_step_does_not_depend_on_where_the_iteration_began() -> None:
+def test_the_batch_of_a_step_does_not_depend_on_the_first_step() -> None:
     source = Numbers(35)
     whole = list(batches(source, 8, seed=3, start_step=0, stop_step=12))
     late = list(batches(source, 8, seed=3, start_step=5, stop_step=12))
     assert all(same(one, other) for one, other in zip(whole[5:], late, strict=True))
 
 
-def test_a_far_step_is_reached_at_once() -> None:
+def test_a_distant_step_is_reached_at_once() -> None:
     (batch,) = batches(Numbers(35), 8, seed=3, start_step=10**9, stop_step=10**9 + 1)
     assert batch["image"].shape == (8, 1, 1, 1)
 
@@ -82,7 +82,7 @@ def test_another_seed_gives_another_order() -> None:
     assert one != other
 
 
-def test_rows_are_those_of_the_whole_batch_and_no_others_are_read() -> None:
+def test_selected_rows_equal_those_of_the_full_batch_and_only_they_are_read() -> None:
     class Counted(Numbers):
         def gather(self, indices: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, np.ndarray]:
             read.append(len(indices))
@@ -102,7 +102,7 @@ def test_rows_are_those_of_the_whole_batch_and_no_others_are_read() -> None:
 
 
 @pytest.mark.parametrize("rows", [[0, 8], [-1, 3], [2, 1], [2, 2]])
-def test_rows_that_do_not_rise_or_lie_outside_of_the_batch_are_refused(rows: list[int]) -> None:
+def test_rows_that_do_not_rise_or_are_outside_the_batch_are_refused(rows: list[int]) -> None:
     for make in (
         lambda: batches(Numbers(35), 8, 3, 0, 1, np.array(rows)),
         lambda: eval_batches(Numbers(35), 8, np.array(rows)),
@@ -113,7 +113,7 @@ def test_rows_that_do_not_rise_or_lie_outside_of_the_batch_are_refused(rows: lis
 
 @pytest.mark.parametrize(("count", "batch_size", "steps"), [(35, 8, 5), (35, 7, 5), (3, 8, 1)])
 def test_evaluation_shows_every_example_once_and_masks_the_padding(count: int, batch_size: int, steps: int) -> None:
-    """In order."""
+    """The examples come in order."""
     found = list(eval_batches(Numbers(count), batch_size))
     assert len(found) == steps
     assert all(batch["image"].shape == (batch_size, 1, 1, 1) and batch["mask"].dtype == bool for batch in found)
@@ -131,17 +131,17 @@ def test_workers_decode_the_same_batches_and_a_caller_may_stop_early(tiny: Data)
     assert all(same(one, other) for one, other in zip(batches(held, 4, 3, 7, 16), found, strict=True))
 
 
-def test_a_damaged_record_is_named_by_a_worker_too(broken_label: Data) -> None:
+def test_a_worker_names_a_damaged_record_too(broken_label: Data) -> None:
     streamed = open_source(replace(broken_label, memory_limit=0), "train")
     with pytest.raises(UserError, match=r"dataset wrong, split train, record \d+: the label must be in 0..3, got 99"):
         list(batches(streamed, 23, 3, 0, 1, workers=1))
 
 
-def test_a_killed_worker_stops_the_run_and_the_others_with_it(tiny: Data) -> None:
+def test_a_killed_worker_stops_the_run_and_the_other_workers(tiny: Data) -> None:
     streamed = open_source(replace(tiny, memory_limit=0), "train")
     ahead = batches(streamed, 2, seed=3, start_step=0, stop_step=10**6, workers=3)
     next(ahead)
-    one, _ = multiprocessing.active_children()  # No worker is without a row.
+    one, _ = multiprocessing.active_children()  # a batch of 2 rows starts only two workers
     one.kill()
     with pytest.raises(RunStopped, match="a process that decodes images was killed"):
         list(islice(ahead, 100))
@@ -149,12 +149,12 @@ def test_a_killed_worker_stops_the_run_and_the_others_with_it(tiny: Data) -> Non
 
 
 def signals_blocked(step: int, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """As a worker makes a batch: which signals it has been deaf to since it was started."""
+    """Returns, for each batch that a worker makes, the signals blocked since the worker's start."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
     return {"image": np.zeros((len(rows), 1, 1, 1), np.uint8), "deaf": np.array([sorted(blocked)] * len(rows))}
 
 
-def test_a_worker_hears_no_signal_of_its_group_from_its_start_on() -> None:
+def test_a_worker_blocks_signals_to_its_group_from_its_start() -> None:
     (batch,) = prefetch(signals_blocked, np.arange(2), (1, 1, 1), range(1), workers=2)
     assert batch["deaf"].tolist() == [sorted([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])] * 2
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])

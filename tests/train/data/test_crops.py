@@ -1,4 +1,4 @@
-"""A crop is the part of a photograph that it is said to be, and follows from seed, step and row alone."""
+"""A crop is the stated part of a photograph, and depends only on seed, step and row."""
 
 import io
 from dataclasses import replace
@@ -21,7 +21,7 @@ SIZE = (14, 21)
 
 
 def ramps(width: int, height: int) -> np.ndarray:
-    """An image whose first channel rises from left to right, and whose second from top to bottom, from 0 to 255."""
+    """An image with values from 0 to 255: the first channel rises from left to right, the second from top to bottom."""
     x, y = (255 * (np.arange(side) + 0.5) / side for side in (width, height))
     channels = np.broadcast_arrays(x, y[:, None], np.full((height, width), 80.0))
     return np.stack(channels, axis=-1).round().astype(np.uint8)
@@ -35,7 +35,7 @@ def encoded(image: np.ndarray, form: str, **options: int) -> bytes:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Data:
-    """Config of 11 train and 5 test JPEGs, all of another size, cropped to SIZE."""
+    """Config of 11 train and 5 test JPEGs of different sizes, cropped to SIZE."""
     data_dir = tmp_path_factory.mktemp("photos")
     features = {"image": tfds.features.Image(shape=(None, None, 3)), "label": tfds.features.ClassLabel(num_classes=3)}
     splits = {
@@ -49,13 +49,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 
 def boxes(width: int, height: int, min_area: float, count: int = 4000) -> np.ndarray:
-    """[count, 4] random boxes."""
+    """Returns [count, 4] random boxes."""
     uniforms = RNG.random((count, UNIFORMS_PER_BOX))
     return np.array([random_box(width, height, SIZE, min_area, row) for row in uniforms])
 
 
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (90, 200)])
-def test_random_boxes_keep_to_the_image_the_area_and_the_proportions(width: int, height: int) -> None:
+def test_random_boxes_stay_in_the_image_the_area_and_the_aspect_ratio(width: int, height: int) -> None:
     left, top, right, bottom = boxes(width, height, 0.2).T
     assert (left >= 0).all()
     assert (top >= 0).all()
@@ -69,7 +69,7 @@ def test_random_boxes_keep_to_the_image_the_area_and_the_proportions(width: int,
 
 
 def test_small_boxes_are_uniform_in_area_position_and_log_aspect_ratio() -> None:
-    found = boxes(630, 420, 1e-6)  # In these proportions every box of up to 3/4 of the area fits.
+    found = boxes(630, 420, 1e-6)  # With this aspect ratio, every box of up to 3/4 of the area fits.
     wide, high = found[:, 2] - found[:, 0], found[:, 3] - found[:, 1]
     area, stretch = wide * high / (630 * 420), np.log(wide / high * SIZE[0] / SIZE[1]) / np.log(4 / 3)
     small = area < 0.75
@@ -84,16 +84,16 @@ def test_small_boxes_are_uniform_in_area_position_and_log_aspect_ratio() -> None
 
 
 def test_an_image_in_which_no_crop_fits_gets_the_largest_box() -> None:
-    """The largest allowed box of its full height or width."""
+    """It is the largest allowed box of full height or width."""
     for width, height, wide, high in ((900, 100, 200, 100), (100, 900, 100, 100 / 1.5 / 0.75)):
         found = boxes(width, height, 0.9, count=50)
         np.testing.assert_allclose(found[:, 2] - found[:, 0], wide)
         np.testing.assert_allclose(found[:, 3] - found[:, 1], high)
-        assert np.ptp(found[:, :2].max(axis=1)) > 300  # It moves along the longer side.
+        assert np.ptp(found[:, :2].max(axis=1)) > 300  # The box moves along the longer side.
 
 
 def test_the_central_box_is_the_middle_of_the_scaled_image() -> None:
-    # The shorter side becomes 224 / 0.875 = 256; 16 of its pixels are cut off at each end.
+    # The shorter side is scaled to 224 / 0.875 = 256; 16 pixels are then cropped on each side.
     left, top, right, bottom = np.array(central_box(1000, 512, (224, 224))) / 2
     np.testing.assert_allclose((top, bottom), (16, 240))
     np.testing.assert_allclose((left, right), (250 - 112, 250 + 112))
@@ -104,8 +104,8 @@ def test_the_central_box_is_the_middle_of_the_scaled_image() -> None:
     ("width", "height", "box"),
     [
         (120, 83, (17.5, 30.25, 101.0, 79.5)),
-        (645, 403, (100.5, 20.0, 500.0, 390.5)),  # A JPEG is decoded at an eighth here,
-        (645, 403, (601.0, 3.0, 640.0, 33.0)),  # and here in full, as the box is small.
+        (645, 403, (100.5, 20.0, 500.0, 390.5)),  # here the JPEG is decoded at 1/8 of its size
+        (645, 403, (601.0, 3.0, 640.0, 33.0)),  # and here at full size, because the box is small
         (5, 4, (0.0, 0.0, 5.0, 4.0)),
     ],
 )
@@ -114,12 +114,12 @@ def test_a_box_is_cut_out_and_resized(form: str, width: int, height: int, box: B
     left, top, right, bottom = box
     x, y = ((np.arange(side) + 0.5) / side for side in (SIZE[1], SIZE[0]))
     x, y = 255 * (left + x * (right - left)) / width, 255 * (top + y * (bottom - top)) / height
-    inner = np.s_[1:-1, 2:-2] if width > 5 else np.s_[3:-3, 5:-5]  # At the border the resampling has less to take.
+    inner = np.s_[1:-1, 2:-2] if width > 5 else np.s_[3:-3, 5:-5]  # At the border, the resampling has fewer pixels.
     np.testing.assert_allclose(image[..., 0][inner], np.broadcast_to(x, SIZE)[inner], atol=4)
     np.testing.assert_allclose(image[..., 1][inner], np.broadcast_to(y[:, None], SIZE)[inner], atol=4)
 
 
-def test_the_box_is_chosen_by_the_size_of_the_whole_image() -> None:
+def test_the_box_is_chosen_from_the_size_of_the_full_image() -> None:
     seen = []
     decode(encoded(ramps(645, 403), "JPEG"), 3, SIZE, lambda *found: seen.append(found) or (0.0, 0.0, 645.0, 403.0))
     assert seen == [(645, 403)]
@@ -133,7 +133,7 @@ def test_gray_photographs_are_cropped_among_colour_ones() -> None:
     assert 40 < image[:, 0].min() < image[:, -1].max() < 200
 
 
-def test_a_cut_photograph_is_refused_at_any_scale() -> None:
+def test_a_truncated_photograph_is_refused_at_any_scale() -> None:
     cut = encoded(ramps(645, 403), "JPEG", quality=95)[:-2000]
     with pytest.raises(ValueError, match="is not a complete image"):
         decode(cut, 3, SIZE, lambda *found: (0.0, 0.0, 645.0, 403.0))
@@ -154,7 +154,7 @@ def test_training_crops_change_each_epoch_and_test_crops_are_central(photos: Dat
     np.testing.assert_array_equal(fixed["image"], middle[fixed["index"]])
 
 
-def test_crops_depend_on_seed_step_and_row_only(photos: Data) -> None:
+def test_crops_depend_only_on_seed_step_and_row(photos: Data) -> None:
     source = open_source(photos, "train", train=True)
     whole = list(batches(source, 6, 3, 0, 4))
     rows = np.array([1, 2, 5])
@@ -166,7 +166,7 @@ def test_crops_depend_on_seed_step_and_row_only(photos: Data) -> None:
     assert not np.array_equal(whole[0]["image"], other_seed["image"])
 
 
-def test_a_crop_wants_a_size_and_a_part_of_the_area(photos: Data) -> None:
+def test_a_crop_needs_a_size_and_a_fraction_of_the_area(photos: Data) -> None:
     for make in (open_source, abstract_source):
         with pytest.raises(UserError, match=r"--data.crop needs a size .* Set --data.image-size"):
             make(replace(photos, image_size=None), "train")

@@ -1,4 +1,4 @@
-"""A damaged dataset is never read as another one: the file or the record is named, held or streamed."""
+"""A damaged dataset is never read as a different one: the error names the file or record, in memory or streamed."""
 
 import json
 import pickle
@@ -23,12 +23,12 @@ CLASS = "tensorflow_datasets.core.features.class_label_feature.ClassLabel"
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> tuple[Data, Path]:
-    """Config and folder of a dataset to damage."""
+    """Returns the config and folder of a dataset to damage."""
     return Data(name="tiny", dir=str(tmp_path)), prepare(tmp_path)
 
 
 def refused(config: Data, match: str) -> None:
-    """Held or streamed, the dataset is refused in one line."""
+    """Asserts that the dataset is rejected with a one-line error, both in memory and streamed."""
     for memory_limit in (1024, 0):
         with pytest.raises(UserError, match=match) as caught:
             source = open_source(replace(config, memory_limit=memory_limit), "train")
@@ -46,24 +46,24 @@ def train_split(info: dict[str, Any]) -> dict[str, Any]:
     return next(split for split in info["splits"] if split["name"] == "train")
 
 
-BLOCK = 65_536  # ArrayRecord's; a file cut between two of them is a Riegeli file without its end.
+BLOCK = 65_536  # block size of ArrayRecord; a file cut between two blocks is a Riegeli file without its end
 
 
 @pytest.mark.parametrize("kept", [0, 10, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK - 60_000, 2 * BLOCK - 1])
-def test_a_file_that_is_cut_short_is_named(dataset: tuple[Data, Path], kept: int) -> None:
+def test_a_truncated_file_is_named(dataset: tuple[Data, Path], kept: int) -> None:
     (file,) = dataset[1].glob("*train*")
     file.write_bytes(file.read_bytes()[:kept])
     refused(dataset[0], rf"split train: .*{file.name} is damaged.*Prepare the dataset again")
 
 
 @pytest.mark.parametrize("content", [b"<html>\n" * 10_000, bytes(2 * BLOCK), None])
-def test_a_file_that_is_another_or_missing_is_named(dataset: tuple[Data, Path], content: bytes | None) -> None:
+def test_a_replaced_or_missing_file_is_named(dataset: tuple[Data, Path], content: bytes | None) -> None:
     (file,) = dataset[1].glob("*train*")
     file.unlink() if content is None else file.write_bytes(content)
     refused(dataset[0], rf"{file.name} is damaged or missing \(.*\)\. Prepare the dataset again")
 
 
-def test_a_file_of_another_number_of_records_is_named(dataset: tuple[Data, Path]) -> None:
+def test_a_file_with_a_wrong_number_of_records_is_named(dataset: tuple[Data, Path]) -> None:
     for length in ("22", "24", str(2**62)):
         changed(dataset[1] / "dataset_info.json", lambda info, n=length: train_split(info).update(shardLengths=[n]))
         refused(dataset[0], rf"train.array_record.* must have {length} records, got 23. The file is damaged")
@@ -94,7 +94,7 @@ def test_a_flipped_bit_anywhere_is_refused_or_changes_nothing(dataset: tuple[Dat
     assert refusals > 60
 
 
-def test_the_record_that_is_damaged_is_named_among_those_of_a_batch(dataset: tuple[Data, Path]) -> None:
+def test_a_damaged_record_is_named_among_those_of_a_batch(dataset: tuple[Data, Path]) -> None:
     source = open_source(replace(dataset[0], memory_limit=0), "train")
     (file,) = dataset[1].glob("*train*")
     content = bytearray(file.read_bytes())
@@ -105,7 +105,7 @@ def test_the_record_that_is_damaged_is_named_among_those_of_a_batch(dataset: tup
     source.gather(np.array([3, 16, 18]))
     with pytest.raises(UserError, match=r"dataset tiny, split train, record 17: .*\. Prepare the dataset again"):
         source.gather(np.array([3, 17, 18]))
-    # As a process that decodes ahead has it, and tells of it.
+    # as a worker process reads it and reports the error
     with pytest.raises(UserError, match="record 17") as caught:
         pickle.loads(pickle.dumps(source)).gather(np.array([17]))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
@@ -134,7 +134,7 @@ def test_a_record_without_an_image_or_a_label_is_named(tmp_path: Path, feature: 
     "content",
     [b"", b"{", b"\xff\xfe", b"[]", b"NaN", b'"text"', b"[" * 10_000, b'{"a":' * 10_000, b"1" * 5_000, None],
 )
-def test_a_description_that_is_none_is_named(dataset: tuple[Data, Path], file: str, content: bytes | None) -> None:
+def test_an_invalid_description_is_named(dataset: tuple[Data, Path], file: str, content: bytes | None) -> None:
     path = dataset[1] / file
     path.write_bytes(path.read_bytes()[:-30] if content is None else content)
     refused(dataset[0], rf"{file} cannot be read .*\. Prepare the dataset again")
@@ -162,7 +162,7 @@ def test_a_description_that_is_none_is_named(dataset: tuple[Data, Path], file: s
         {"splits": [{"name": "train", "shardLengths": ["23"], "filepathTemplate": "{DATASET.__class__}"}]},
     ],
 )
-def test_splits_that_cannot_be_are_refused(dataset: tuple[Data, Path], change: dict[str, Any]) -> None:
+def test_impossible_splits_are_refused(dataset: tuple[Data, Path], change: dict[str, Any]) -> None:
     changed(dataset[1] / "dataset_info.json", lambda info: info.update(change))
     refused(dataset[0], r"dataset_info.json cannot be read \(.*\)\. Prepare the dataset again")
 
@@ -173,7 +173,7 @@ def test_a_split_without_records_has_no_examples(dataset: tuple[Data, Path]) -> 
 
 
 @pytest.mark.parametrize("dimensions", [["11", "7"], ["11", "7", "2"], ["0", "7", "3"], [str(2**40)] * 2 + ["3"], [{}]])
-def test_image_shapes_that_cannot_be_are_refused(dataset: tuple[Data, Path], dimensions: list[Any]) -> None:
+def test_impossible_image_shapes_are_refused(dataset: tuple[Data, Path], dimensions: list[Any]) -> None:
     def change(features: dict[str, Any]) -> None:
         features["featuresDict"]["features"]["image"]["image"]["shape"]["dimensions"] = dimensions
 
@@ -182,7 +182,7 @@ def test_image_shapes_that_cannot_be_are_refused(dataset: tuple[Data, Path], dim
 
 
 @pytest.mark.parametrize("classes", ["0", "-1", str(2**62), "4.5", None, ["4"]])
-def test_numbers_of_classes_that_cannot_be_are_refused(dataset: tuple[Data, Path], classes: object) -> None:
+def test_impossible_numbers_of_classes_are_refused(dataset: tuple[Data, Path], classes: object) -> None:
     def change(features: dict[str, Any]) -> None:
         features["featuresDict"]["features"]["label"]["classLabel"]["numClasses"] = classes
 
@@ -191,12 +191,12 @@ def test_numbers_of_classes_that_cannot_be_are_refused(dataset: tuple[Data, Path
 
 
 @pytest.mark.parametrize("content", [b"a\nb\nc\n", b"a\nb\nc\nc\n", b"a\nb\nc\nd\ne\n", b"\xff\n"])
-def test_label_names_that_are_not_the_classes_are_refused(dataset: tuple[Data, Path], content: bytes) -> None:
+def test_label_names_that_do_not_match_the_classes_are_refused(dataset: tuple[Data, Path], content: bytes) -> None:
     (dataset[1] / "label.labels.txt").write_bytes(content)
     refused(dataset[0], r"label.labels.txt cannot be read .*\. Prepare the dataset again")
 
 
-def test_a_description_names_no_code_that_is_run(
+def test_no_code_named_in_a_description_is_run(
     dataset: tuple[Data, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hostile_features.py").write_text("raise SystemExit('run')")
@@ -213,7 +213,7 @@ def test_a_description_names_no_code_that_is_run(
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_a_published_dataset_that_tfds_describes_is_read_alike(name: str, tmp_path: Path) -> None:
+def test_a_published_dataset_described_by_tfds_is_read_alike(name: str, tmp_path: Path) -> None:
     builder = tfds.builder_cls(name)(data_dir=str(tmp_path), file_format="array_record")
     features = builder.info.features
     image, label = features["image"], features["label"]

@@ -1,4 +1,4 @@
-"""A split that was decoded once is not decoded again, and is never taken for another."""
+"""A decoded split is not decoded again, and is never used for a different split."""
 
 import os
 from dataclasses import replace
@@ -15,7 +15,7 @@ from train.process.errors import UserError
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where splits are kept, however fast they were decoded."""
+    """Returns the cache folder, and enables the cache for quickly decoded splits too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(decoded_cache, "_MIN_SECONDS", 0.0)
     return tmp_path / "w2jax" / "decoded"
@@ -23,7 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The size of each image that is decoded from now on, in bytes of its file."""
+    """Returns a list that collects the file size in bytes of each image decoded from now on."""
     sizes: list[int] = []
     decode = source.decode
     monkeypatch.setattr(source, "decode", lambda image, *rest: sizes.append(len(image)) or decode(image, *rest))
@@ -43,7 +43,7 @@ def streamed(config: Data, split: str = "train") -> dict[str, np.ndarray]:
     return read(replace(config, memory_limit=0), split)
 
 
-def test_a_second_opening_has_the_same_bits_and_decodes_nothing(tiny: Data, decoded: list[int]) -> None:
+def test_a_second_opening_gives_the_same_bits_and_decodes_nothing(tiny: Data, decoded: list[int]) -> None:
     first = read(tiny)
     assert len(decoded) == COUNTS["train"]
     decoded.clear()
@@ -51,7 +51,7 @@ def test_a_second_opening_has_the_same_bits_and_decodes_nothing(tiny: Data, deco
     assert same(first, streamed(tiny))
 
 
-def test_other_records_and_other_sizes_are_other_splits(tiny: Data) -> None:
+def test_other_records_and_other_sizes_have_their_own_entries(tiny: Data) -> None:
     asked = [(tiny, "train"), (tiny, "test"), (tiny, "train[:9]"), (tiny, "train[3:12]"), (tiny, "train+test[:2]")]
     asked += [(replace(tiny, image_size=(5, 13)), "train"), (replace(tiny, image_size=(13, 5)), "train")]
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_other_records_and_other_sizes_are_other_splits(tiny: Data) -> None:
 
 
 def test_a_file_with_other_content_is_decoded_again(tmp_path: Path) -> None:
-    """Although its name, size and time are the same."""
+    """Even if its name, size and time are the same."""
     config = Data(name="tiny", dir=str(tmp_path))
     (file,) = prepare(tmp_path, labels={4: 50}).glob("*train*")
     stat, first = file.stat(), read(config)
@@ -71,7 +71,7 @@ def test_a_file_with_other_content_is_decoded_again(tmp_path: Path) -> None:
     assert {50, 51}.intersection(read(config)["label"]) == {51}
 
 
-def test_whatever_becomes_of_an_entry_the_values_are_right(tiny: Data, folder: Path) -> None:
+def test_with_any_damaged_cache_entry_the_values_are_right(tiny: Data, folder: Path) -> None:
     right = read(tiny)
     (entry,) = folder.iterdir()
     whole, rng = entry.read_bytes(), np.random.default_rng(0)
@@ -85,12 +85,12 @@ def test_whatever_becomes_of_an_entry_the_values_are_right(tiny: Data, folder: P
         assert same(read(tiny), right)
 
 
-def test_a_split_is_read_where_nothing_can_be_kept(tiny: Data, folder: Path) -> None:
+def test_a_split_is_read_where_the_cache_cannot_be_written(tiny: Data, folder: Path) -> None:
     folder.parent.write_text("in the way")
     assert same(read(tiny), streamed(tiny))
 
 
-def test_what_was_used_longest_ago_makes_room(tiny: Data, folder: Path, monkeypatch, decoded: list[int]) -> None:
+def test_the_least_recently_used_entry_goes_first(tiny: Data, folder: Path, monkeypatch, decoded: list[int]) -> None:
     entries = {}
     for split in ("train[:4]", "train[4:8]"):
         read(tiny, split)
@@ -109,7 +109,7 @@ def test_what_was_used_longest_ago_makes_room(tiny: Data, folder: Path, monkeypa
 
 
 def test_a_label_that_a_changed_description_forbids_is_refused(tmp_path: Path) -> None:
-    """Although the decoded split is in the cache."""
+    """Even if the decoded split is in the cache."""
     config, features = Data(name="tiny", dir=str(tmp_path)), prepare(tmp_path, labels={17: 99}) / "features.json"
     assert 99 in read(config)["label"]
     features.write_text(features.read_text().replace('"100"', '"4"'))
@@ -117,6 +117,6 @@ def test_a_label_that_a_changed_description_forbids_is_refused(tmp_path: Path) -
         read(config)
 
 
-def test_a_split_that_is_decoded_quickly_is_not_kept(tiny: Data, folder: Path, monkeypatch) -> None:
+def test_a_split_that_is_decoded_quickly_is_not_cached(tiny: Data, folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(decoded_cache, "_MIN_SECONDS", 60.0)
     assert same(read(tiny), streamed(tiny)) and not folder.exists()

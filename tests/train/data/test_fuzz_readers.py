@@ -1,4 +1,4 @@
-"""Whatever bytes a reader is given, it returns what was stored or says in one line what is wrong."""
+"""For any bytes, a reader returns what was stored or raises a one-line error."""
 
 import io
 import json
@@ -28,7 +28,7 @@ CIFAR = RNG.bytes(2 * 3074)
 
 @st.composite
 def mutated(draw: st.DrawFn, content: bytes) -> bytes:
-    """The content with a few bytes flipped, cut out or put in."""
+    """Returns the content with a few bytes flipped, removed or inserted."""
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(0, len(content)))
         cut = draw(st.sampled_from([0, 1, 4, 512, len(content)]))
@@ -58,7 +58,7 @@ def archive() -> bytes:
 @FEW
 @given(mutated(idx_bytes(IMAGES)))
 @example(b"\0\0\x08\xff" + b"\xff" * 1020)
-def test_a_changed_idx_file_is_the_wanted_array_or_refused(content: bytes) -> None:
+def test_a_changed_idx_file_is_the_expected_array_or_refused(content: bytes) -> None:
     try:
         values = parse_idx("file", content, IMAGES.shape)
     except UserError as error:
@@ -147,7 +147,7 @@ def described() -> Iterator[Path]:
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
 @FEW
 @given(data=st.data())
-def test_any_description_is_taken_or_refused(described: Path, name: str, data: st.DataObject) -> None:
+def test_any_description_is_accepted_or_refused(described: Path, name: str, data: st.DataObject) -> None:
     file = described / "tiny/1.0.0" / name
     whole = file.read_bytes()
     content = json.loads(whole)

@@ -1,4 +1,4 @@
-"""Hostile files: nothing is written outside, expanded without bound, or run; a killed `prepare` leaves no dataset."""
+"""Hostile files: nothing is written outside, expanded without limit, or run; a killed `prepare` leaves no dataset."""
 
 import gzip
 import io
@@ -30,7 +30,7 @@ from train.process.errors import RunStopped, UserError
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG file of that size whose few pixels expand to nearly nothing."""
+    """Returns a PNG file of this size whose few pixels expand to almost nothing."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -52,7 +52,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: P
     assert error.startswith(f"{tmp_path}/cat/bomb.png (Image size")
 
 
-def test_no_more_is_expanded_than_a_file_may_have(tmp_path: Path) -> None:
+def test_no_file_is_expanded_beyond_its_limit(tmp_path: Path) -> None:
     expanded = 2**26
     (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(expanded), 1))
     (tmp_path / "plain").write_bytes(bytes(101))
@@ -65,15 +65,15 @@ def test_no_more_is_expanded_than_a_file_may_have(tmp_path: Path) -> None:
         RawFiles(inner).read("file", max_bytes=100)
 
 
-def test_an_archive_that_expands_beyond_what_is_published_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_expands_beyond_the_published_size_is_refused(tmp_path: Path) -> None:
     zeros = gzip.compress(bytes(2**20), 1)
-    (tmp_path / "bomb.tar.gz").write_bytes(zeros * 257)  # Members of one gzip file: 257 MiB.
+    (tmp_path / "bomb.tar.gz").write_bytes(zeros * 257)  # the members of one gzip file: 257 MiB
     with pytest.raises(UserError, match=r"bomb.tar.gz must have at most 268,435,456 bytes, got more"):
         RawFiles(tmp_path / "bomb.tar.gz")
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.REGTYPE])
-def test_a_member_that_claims_more_than_the_archive_has_asks_for_no_memory(tmp_path: Path, kind: bytes) -> None:
+def test_a_member_that_claims_more_than_the_archive_takes_no_memory(tmp_path: Path, kind: bytes) -> None:
     info = tarfile.TarInfo("file")
     info.type, info.size = kind, 2**40
     header = info.tobuf(tarfile.GNU_FORMAT)
@@ -99,8 +99,8 @@ def test_links_and_devices_in_an_archive_are_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*")] == ["archives", "evil.tar.gz"]
 
 
-def test_the_last_of_two_archive_members_of_one_name_counts(tmp_path: Path) -> None:
-    """As it does when tar extracts the archive."""
+def test_the_last_of_two_archive_members_with_one_name_is_used(tmp_path: Path) -> None:
+    """As when tar extracts the archive."""
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for content in (b"first", b"last!"):
             info = tarfile.TarInfo("file")
@@ -135,13 +135,13 @@ def test_overwrite_does_not_follow_a_link_either(tmp_path: Path) -> None:
     assert (tmp_path / "precious/1.0.0/thesis").read_text() == "text"
 
 
-def test_of_two_that_prepare_at_once_the_later_wins_and_both_are_whole(tmp_path: Path) -> None:
+def test_if_two_prepare_at_once_the_later_wins_and_both_are_complete(tmp_path: Path) -> None:
     classes(tmp_path / "raw", {"cat": 3, "dog": 3})
     metadata, splits = dataset("pets", scan(tmp_path / "raw", 0.5, 0))
 
     def meanwhile():
         yield from splits["train"]
-        prepare(tmp_path / "data", "pets")  # Another one of the same name, with 23 examples.
+        prepare(tmp_path / "data", "pets")  # another dataset with the same name, and with 23 examples
         assert len(open_source(Data(name="pets", dir=str(tmp_path / "data")), "train")) == 23
 
     write(metadata, {"train": meanwhile(), "test": splits["test"]}, tmp_path / "data")
@@ -149,7 +149,7 @@ def test_of_two_that_prepare_at_once_the_later_wins_and_both_are_whole(tmp_path:
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["pets"]
 
 
-def test_a_place_that_cannot_be_taken_is_reported(tmp_path: Path) -> None:
+def test_an_unusable_folder_is_reported(tmp_path: Path) -> None:
     classes(tmp_path / "raw", {"cat": 2, "dog": 2})
     metadata, splits = dataset("pets", scan(tmp_path / "raw", 0.5, 0))
 
@@ -186,7 +186,7 @@ def test_a_killed_prepare_leaves_the_old_dataset_or_none(tmp_path: Path) -> None
         with process:
             assert process.stdout is not None
             deadline = time.monotonic() + 60
-            # The progress of TFDS is silenced, so what is seen is the folder it works in.
+            # TFDS's progress output is off, so the test looks at its working folder.
             while not list(tmp_path.glob(".tiny-*/tiny/*")) and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert process.poll() is None and list(tmp_path.glob(".tiny-*/tiny/*"))
@@ -199,7 +199,7 @@ def test_a_killed_prepare_leaves_the_old_dataset_or_none(tmp_path: Path) -> None
                 locate_dataset("tiny", str(tmp_path))
 
 
-def test_names_of_files_stay_in_one_line_and_are_never_commands(tmp_path: Path) -> None:
+def test_file_names_stay_in_one_line_and_are_never_commands(tmp_path: Path) -> None:
     classes(tmp_path, {"cat": 2, "dog": 2})
     for name in ("a\nb.png", "$(touch evil).png", "; rm -rf *.jpg"):
         (tmp_path / "cat" / name).write_text("text")
@@ -210,7 +210,7 @@ def test_names_of_files_stay_in_one_line_and_are_never_commands(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["a\nb", " cat", "cat ", "\x1b[2J", os.fsdecode(b"\xff")])
-def test_a_class_whose_name_is_no_line_of_text_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_class_name_that_is_not_one_line_of_text_is_refused(tmp_path: Path, name: str) -> None:
     classes(tmp_path, {"cat": 2, "dog": 2})
     save(tmp_path / name / "0.png")
     with pytest.raises(UserError, match="--from: class names must be one printable line") as caught:
@@ -218,8 +218,8 @@ def test_a_class_whose_name_is_no_line_of_text_is_refused(tmp_path: Path, name: 
     assert str(caught.value).isprintable()
 
 
-def test_a_link_to_an_image_is_read_and_one_to_nothing_is_named(tmp_path: Path) -> None:
-    """Where a user's own links lead is the user's choice: large folders of images are often made of links."""
+def test_a_link_to_an_image_is_read_and_a_broken_link_is_named(tmp_path: Path) -> None:
+    """The user decides where their links lead: large folders of images often contain links."""
     classes(tmp_path / "raw", {"cat": 2, "dog": 2})
     pixels = save(tmp_path / "elsewhere.png")
     (tmp_path / "raw/cat/linked.png").symlink_to(tmp_path / "elsewhere.png")

@@ -1,4 +1,4 @@
-"""Which labels are known, where just some are."""
+"""Which labels are known if only some are."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(3), [10, 20, 3
 SOURCE = InMemorySource("shapes", "train", (2, 3, 1), 3, ["a", "b", "c"], np.zeros((60, 2, 3, 1), np.uint8), LABELS)
 
 
-def test_as_many_of_each_class_are_known_and_the_seed_chooses_them():
+def test_each_class_has_the_same_number_of_known_labels_chosen_by_the_seed():
     known = known_labels(SOURCE, 12, seed=0)
     shown = known != UNKNOWN
     np.testing.assert_array_equal(known[shown], LABELS[shown])
@@ -20,14 +20,14 @@ def test_as_many_of_each_class_are_known_and_the_seed_chooses_them():
     assert not np.array_equal(known, known_labels(SOURCE, 12, seed=1))
 
 
-def test_all_labels_are_known_unless_a_number_is_asked_for():
+def test_all_labels_are_known_unless_a_number_is_given():
     np.testing.assert_array_equal(known_labels(SOURCE, None, seed=0), LABELS)
     assert (known_labels(SOURCE, 0, seed=0) == UNKNOWN).all()
     assert (known_labels(SOURCE, 30, seed=0) != UNKNOWN).sum() == 30
 
 
 @pytest.mark.parametrize("count", [33, 61, 10, -3])
-def test_more_labels_than_there_are_or_an_uneven_number_is_refused(count):
+def test_too_many_labels_or_an_uneven_number_is_refused(count):
     with pytest.raises(
         UserError,
         match=rf"must be a multiple of 3 \(the number of classes\) up to 30, got {count}.* shapes, split train, has 10",

@@ -1,4 +1,4 @@
-"""A dataset is found by name, and a name that is not there is answered at once with what to do."""
+"""A dataset is found by name; for a missing one, the error quickly says what to do."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from train.data.locate import locate_dataset
 from train.process.errors import UserError
 
 
-def test_a_missing_dataset_is_answered_within_two_seconds_and_without_tfds(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_reported_within_two_seconds_without_tfds(tmp_path: Path) -> None:
     program = (
         "import sys; from configs.base import Data; from train.data import open_source"
         "\nfrom train.process.errors import UserError"
@@ -38,7 +38,7 @@ def test_a_missing_dataset_is_answered_within_two_seconds_and_without_tfds(tmp_p
     assert imported == "[]"
 
 
-def test_the_command_names_no_folder_where_it_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_omits_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"none \(this folder does not exist\). Run `python -m train.prepare cifar10`"):
         locate_dataset("cifar10")
@@ -59,12 +59,12 @@ def test_the_folder_is_the_one_given_then_the_environments_then_the_homes(
 
 @pytest.mark.parametrize(("name", "near"), [("tinny", "tiny"), ("fashon_mnist", "fashion_mnist"), ("cifar", "cifar10")])
 def test_an_unknown_dataset_is_refused_with_the_nearest_name(tiny_dir: Path, name: str, near: str) -> None:
-    """Among datasets that are prepared or can be prepared."""
+    """The nearest among datasets that are prepared or can be prepared."""
     with pytest.raises(UserError, match=rf"there is no dataset {name} in .*\. Did you mean .*\b{near}\b"):
         locate_dataset(name, str(tiny_dir))
 
 
-def test_an_unknown_name_like_no_other_is_answered_with_all(tiny_dir: Path) -> None:
+def test_for_an_unknown_name_without_a_near_one_all_are_listed(tiny_dir: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"Known datasets are cifar10, cifar100, fashion_mnist, mnist, mnist_sample, tiny\. .*--data.dir",
@@ -100,7 +100,7 @@ def test_a_dataset_without_random_access_is_refused(tmp_path: Path) -> None:
     ):
         info = prepare(tmp_path, name) / "dataset_info.json"
         content = json.loads(info.read_text())
-        for form in ("tfrecord", None):  # Old datasets do not say their form.
+        for form in ("tfrecord", None):  # Old datasets do not contain their file format.
             content.pop("fileFormat") if form is None else content.update(fileFormat=form)
             info.write_text(json.dumps(content))
             with pytest.raises(UserError, match=f"must be stored as array_record, got tfrecord. Run `{command}"):
@@ -115,7 +115,7 @@ def test_a_damaged_description_is_named(tmp_path: Path, file: str) -> None:
         read_dataset_info("tiny", str(tmp_path))
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--data.dir must be a folder of prepared datasets, got the file"):
         locate_dataset("mnist", str(tmp_path / "file"))

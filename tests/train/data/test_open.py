@@ -1,4 +1,4 @@
-"""An abstract source has the fields of the opened one, from the prepared dataset or from a published one."""
+"""An abstract source has the fields of the opened source, for prepared and for published datasets."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_an_abstract_source_needs_no_records(tiny: Data, tmp_path: Path) -> None
     assert {label for batch in eval_batches(source, 4) for label in batch["label"]} == set(range(4))
 
 
-def test_imagenet_is_known_without_being_there(tmp_path: Path) -> None:
+def test_imagenet_is_known_without_its_files(tmp_path: Path) -> None:
     config = Data(name="imagenet2012", dir=str(tmp_path), image_size=(224, 192))
     train, held_out, test = (
         abstract_source(config, split) for split in ("train[:99%]", "train[99%:]", "validation[-500:]")
@@ -94,7 +94,7 @@ def test_another_split_is_opened_in_the_same_way(tiny: Data) -> None:
     assert not abstract.gather(np.arange(4))["image"].any()
 
 
-def test_a_source_made_by_hand_has_no_other_split() -> None:
+def test_a_source_made_in_python_has_no_other_split() -> None:
     images = np.zeros((2, 3, 4, 1), np.uint8)
     source = InMemorySource("own", "train", (3, 4, 1), 2, ["a", "b"], images, np.zeros(2, np.int32))
     with pytest.raises(UserError, match="must have open_split to open split 'test'"):

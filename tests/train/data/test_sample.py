@@ -1,4 +1,4 @@
-"""The bundled sample is a balanced part of MNIST that anyone with MNIST can cut again."""
+"""The bundled sample is a balanced part of MNIST; anyone with MNIST can draw the same sample again."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from train.data.locate import locate_dataset
 from train.data.prepare.tfds_writer import DatasetMetadata, encode_png, write
 
 
-def test_the_sample_has_as_many_images_of_each_digit_and_none_twice() -> None:
+def test_the_sample_has_equally_many_images_of_each_digit_and_no_duplicates() -> None:
     seen: set[bytes] = set()
     for split, per_class in (("train", 1000), ("test", 200)):
         source = open_source(Data(), split)
@@ -25,8 +25,8 @@ def test_the_sample_has_as_many_images_of_each_digit_and_none_twice() -> None:
     assert len(seen) == 12_000
 
 
-def test_the_sample_names_its_maker_and_licence_and_opens_with_tfds() -> None:
-    """It is small, too."""
+def test_the_sample_names_its_author_and_licence_and_opens_with_tfds() -> None:
+    """The sample is also small."""
     folder = locate_dataset("mnist_sample")
     assert sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) < 5_000_000
     licence = (folder.parent / "LICENSE").read_text()
@@ -46,7 +46,7 @@ def test_the_same_seed_draws_the_same_examples_of_each_class() -> None:
     assert drawn.tolist() == choose_examples(labels, 4, seed=0).tolist() != choose_examples(labels, 4, seed=1).tolist()
 
 
-def test_the_script_cuts_examples_out_of_a_prepared_mnist(tmp_path: Path) -> None:
+def test_the_script_draws_examples_from_a_prepared_mnist(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     counts = {"train": 1001, "test": 203}
     splits = {

@@ -1,4 +1,4 @@
-"""A source gathers the prepared examples, held or streamed alike, and says what is wrong with a dataset."""
+"""A source returns the prepared examples, in memory or streamed, and names what is wrong with a dataset."""
 
 import io
 from dataclasses import replace
@@ -18,7 +18,7 @@ from train.process.errors import UserError
 
 
 def images_only(data_dir: Path, encoded: list[bytes], shape: tuple[int | None, int | None, int]) -> Data:
-    """A dataset `odd` of one class with those images as its train split."""
+    """Writes a dataset `odd` with one class and these images as its train split."""
     features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(num_classes=1)}
     write(
         DatasetMetadata("odd", "1.0.0", features, ""),
@@ -45,7 +45,7 @@ def test_a_source_gathers_the_images_and_labels_that_were_written(tiny: Data) ->
 
 
 @pytest.mark.parametrize("size", [None, (5, 13)])
-def test_a_streamed_split_gathers_bit_for_bit_what_a_held_one_does(tiny: Data, size: tuple[int, int] | None) -> None:
+def test_a_streamed_split_gives_the_bits_of_one_in_memory(tiny: Data, size: tuple[int, int] | None) -> None:
     held = open_source(replace(tiny, image_size=size), "train")
     streamed = open_source(replace(tiny, image_size=size, memory_limit=0), "train")
     assert isinstance(held, InMemorySource)
@@ -60,13 +60,13 @@ def test_a_streamed_split_gathers_bit_for_bit_what_a_held_one_does(tiny: Data, s
 
 def test_image_size_is_height_then_width_and_resizes_bilinearly(tmp_path: Path) -> None:
     image = np.zeros((3, 2, 3), np.uint8)
-    image[:, 1] = 200  # Dark on the left, bright on the right.
+    image[:, 1] = 200  # dark on the left, bright on the right
     config = images_only(tmp_path, [encode_png(image)], (3, 2, 3))
     (found,) = open_source(replace(config, image_size=(5, 4)), "train").gather(np.array([0]))["image"]
     np.testing.assert_array_equal(found, np.broadcast_to(np.array([[[0], [50], [150], [200]]]), (5, 4, 3)))
 
 
-def test_tfds_split_notation_cuts_a_split(tiny: Data) -> None:
+def test_tfds_split_notation_selects_a_part_of_a_split(tiny: Data) -> None:
     whole, first, rest = (open_source(tiny, split) for split in ("train", "train[:9]", "train[9:]"))
     parts = [source.gather(np.arange(len(source)))["image"] for source in (first, rest)]
     assert len(first) == 9
@@ -74,7 +74,7 @@ def test_tfds_split_notation_cuts_a_split(tiny: Data) -> None:
 
 
 @pytest.mark.parametrize("split", ["val", "train[:90", "train[50:]", ""])
-def test_an_unknown_split_is_refused_with_those_there_are(tiny: Data, split: str) -> None:
+def test_for_an_unknown_split_the_error_lists_the_splits(tiny: Data, split: str) -> None:
     with pytest.raises(UserError, match=r"tiny: the split must be one of train, test .*, got") as caught:
         open_source(tiny, split)
     assert repr(split) in str(caught.value)
@@ -90,7 +90,7 @@ def test_a_label_out_of_range_is_refused_with_its_record(broken_label: Data) -> 
         open_source(broken_label, "train")
 
 
-def test_images_of_different_sizes_want_an_image_size(tmp_path: Path) -> None:
+def test_images_of_different_sizes_need_an_image_size(tmp_path: Path) -> None:
     config = images_only(tmp_path, [blank(4, 6), blank(5, 3)], (None, None, 3))
     with pytest.raises(UserError, match=r"odd has images of different sizes. Set --data.image-size"):
         open_source(config, "train")
@@ -105,13 +105,13 @@ def test_an_image_of_another_size_than_declared_is_named(tmp_path: Path) -> None
         open_source(config, "train")
 
 
-def test_a_gray_image_among_colour_ones_is_expanded(tmp_path: Path) -> None:
+def test_a_gray_image_among_colour_images_is_expanded(tmp_path: Path) -> None:
     gray = np.arange(24, dtype=np.uint8).reshape(4, 6, 1)
     (found,) = open_source(images_only(tmp_path, [encode_png(gray)], (4, 6, 3)), "train").gather(np.array([0]))["image"]
     np.testing.assert_array_equal(found, np.repeat(gray, 3, axis=-1))
 
 
-def test_a_record_that_is_no_image_or_has_other_channels_is_named(tmp_path: Path) -> None:
+def test_a_record_that_is_not_an_image_or_has_other_channels_is_named(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.new("RGBA", (6, 4)).save(file, "PNG")
     for case, encoded, wrong in (

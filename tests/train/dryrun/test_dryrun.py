@@ -1,4 +1,4 @@
-"""The command: what it reports of a small task on simulated devices, its verdict, and its answers to mistakes."""
+"""The command train.dryrun: its report of a small task on simulated devices, its verdict, and its errors."""
 
 import json
 import math
@@ -18,7 +18,7 @@ TINY = [
 ]
 
 
-def test_the_report_of_a_tiny_task_is_what_arithmetic_says(capsys):
+def test_the_report_of_a_tiny_task_agrees_with_arithmetic(capsys):
     assert main([*TINY, "--json", "-"]) == 0
     out, table = capsys.readouterr()
     report = json.loads(out)
@@ -29,12 +29,12 @@ def test_the_report_of_a_tiny_task_is_what_arithmetic_says(capsys):
     assert (report["task"], report["preset"], report["topology"], report["chips"]) == ("vit", "tiny", "cpu:2", 2)
     assert report["mesh"] == {"data": 2, "fsdp": 1, "tensor": 1} and report["batch_size"] == batch
     assert report["parameters"] == parameters
-    # Parameters and Adam's two moments, three counters; half of the images as bytes, with their labels.
+    # Parameters and Adam's two moments, three counters, and half of the images as bytes with their labels.
     assert report["memory"]["arguments"] == 3 * 4 * parameters + 3 * 4 + batch // 2 * (28 * 28 + 4)
     assert report["fits"] and report["memory"]["limit"] is None and "roofline" not in report
     embed = 2 * patches * pixels * width
     products = 2 * tokens * (4 * width**2 + 2 * tokens * width + 2 * width * mlp) + 2 * width * classes
-    # Backward each product is two, but of the first: nothing asks for the images' gradient.
+    # In the backward pass each product becomes two, except the first, because the images need no gradient.
     assert report["model_flops"] == batch / 2 * (2 * embed + 3 * products)
     assert report["flops"] == pytest.approx(report["model_flops"], rel=0.05)
     (sums,) = report["collectives"].values()
@@ -58,12 +58,12 @@ def test_the_search_ends_near_the_largest_that_fits(start, most):
     assert len(set(asked)) == len(asked) <= 2 * math.ceil(math.log2(max(most, start) + 1)) + 2
 
 
-def test_a_search_that_runs_out_of_tries_keeps_what_it_saw():
+def test_a_search_that_runs_out_of_tries_keeps_its_best_result():
     assert largest_that_fits(lambda n: n <= 1000, 1, tries=4) == (8, None)
     assert largest_that_fits(lambda n: n <= 1000, 500, tries=4) == (1000, 1500)
 
 
-def test_both_forms_of_the_compilers_refusal_are_read():
+def test_both_forms_of_the_compilers_out_of_memory_error_are_read():
     new = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (20.00G) "
     new += "exceeds available HBM (15.75G)."
     old = """RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 63.80G of 30.75G hbm. Exceeded by 33.05G.
@@ -125,7 +125,7 @@ def test_the_busiest_resource_bounds_a_step(flops, traffic, sent, bound, seconds
         (["vit"], "--topology"),
     ],
 )
-def test_a_mistake_is_answered_in_one_line(arguments, message):
+def test_an_error_is_one_line(arguments, message):
     with pytest.raises(UserError) as error:
         main(arguments)
     assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""Counts of compiled programs, held against arithmetic."""
+"""Counts of compiled programs, compared with arithmetic."""
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +36,10 @@ def test_a_scanned_product_counts_as_often_as_it_runs():
     mesh = mesh_of(1)
     program = compiled(chain, mesh, (), placed(mesh, (BATCH, WIDTH)), placed(mesh, (STEPS, WIDTH, WIDTH)))
     assert counts(program).flops == 2 * STEPS * BATCH * WIDTH**2
-    assert program.cost_analysis()["flops"] < counts(program).flops  # XLA's own counts the body once.
+    assert program.cost_analysis()["flops"] < counts(program).flops  # XLA's own analysis counts the body once.
 
 
-def test_a_loop_in_a_loop_multiplies():
+def test_nested_loops_multiply():
     def twice(x, weights):
         return jax.lax.scan(lambda x, _: (chain(x, weights), None), x, length=3)[0]
 
@@ -48,7 +48,7 @@ def test_a_loop_in_a_loop_multiplies():
     assert counts(program).flops == 3 * 2 * STEPS * BATCH * WIDTH**2
 
 
-def test_a_loop_of_unknown_length_is_counted_once_and_told():
+def test_a_loop_of_unknown_length_is_counted_once_and_reported():
     def until(x, w):
         return jax.lax.while_loop(lambda x: x.sum() < 0.0, lambda x: x @ w, x)
 
@@ -58,8 +58,8 @@ def test_a_loop_of_unknown_length_is_counted_once_and_told():
 
 
 @pytest.mark.parametrize(("padding", "meetings"), [("VALID", 3 * 3 * 4 * 2), ("SAME", (5 * 3 - 2) * (5 * 2 - 1))])
-def test_a_convolution_counts_what_meets_the_image(padding, meetings):
-    # An image 5×5 under a kernel 3×2: VALID has 3×4 results; SAME has 5×5, of which the edges meet padding.
+def test_a_convolution_counts_only_products_with_image_pixels(padding, meetings):
+    # An image of 5×5 with a kernel of 3×2: VALID has 3×4 results. SAME has 5×5, and its edges use padding.
     def convolve(x, w):
         return jax.lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
@@ -74,13 +74,13 @@ def test_model_flops_equal_those_of_the_program_without_recomputation():
 
     mesh = mesh_of(1)
     shapes = placed(mesh, (STEPS, WIDTH, WIDTH)), placed(mesh, (BATCH, WIDTH))
-    # Backward: two products of the same size for each one forward, and in the first step too, as a scan is uniform.
+    # The backward pass has two products for each forward product, also in the first step, because a scan is uniform.
     assert flops_of(jax.make_jaxpr(jax.grad(loss))(*shapes).jaxpr) == 3 * 2 * STEPS * BATCH * WIDTH**2
     assert counts(compiled(jax.grad(loss), mesh, (), *shapes)).flops == 3 * 2 * STEPS * BATCH * WIDTH**2
 
 
 def test_collectives_in_a_loop_count_with_their_bytes_as_often_as_it_runs():
-    # Each device holds a part of every contraction: one sum over the devices a step, of [BATCH, WIDTH] in float32.
+    # Each device has a part of every contraction: one all-reduce per step, of [BATCH, WIDTH] in float32.
     mesh = mesh_of(4)
     program = compiled(
         chain,
@@ -96,7 +96,7 @@ def test_collectives_in_a_loop_count_with_their_bytes_as_often_as_it_runs():
     assert result.flops == 2 * STEPS * BATCH * WIDTH**2 / 4
 
 
-def test_a_gathered_array_counts_whole():
+def test_a_gathered_array_counts_with_its_full_size():
     mesh = mesh_of(4)
     result = counts(compiled(lambda x: x, mesh, (), placed(mesh, (8, 3), "x")))
     gather = result.collectives["all-gather"]
@@ -104,7 +104,7 @@ def test_a_gathered_array_counts_whole():
 
 
 def test_a_slice_reads_only_its_own_bytes():
-    """Also inside a fusion of a fusion."""
+    """Also inside a fusion within a fusion."""
     text = """
 %inner (a: f32[9,5,7], i: s32[]) -> f32[1,5,7] {
   %i = s32[] parameter(1)
@@ -126,10 +126,10 @@ ENTRY %main (k: s32[], c: f32[9,5,7]) -> f32[1,5,7] {
   ROOT %result = f32[1,5,7] fusion(%k, %c), kind=kLoop, calls=%outer
 }
 """
-    assert count(text, 1).bytes == 4 * (5 * 7 + 5 * 7) + 4  # read, written, and the index
+    assert count(text, 1).bytes == 4 * (5 * 7 + 5 * 7) + 4  # bytes read, bytes written, and the index
 
 
-def test_memory_traffic_of_a_slice_is_what_it_takes():
+def test_memory_traffic_of_a_slice_is_its_size():
     def rows(table):
         return jax.lax.scan(lambda total, i: (total + jax.lax.dynamic_slice(table, (i, 0), (1, WIDTH)), None),
                             jnp.zeros((1, WIDTH)), jnp.arange(100))[0]  # fmt: skip
@@ -139,7 +139,7 @@ def test_memory_traffic_of_a_slice_is_what_it_takes():
     assert few == counts(compiled(rows, mesh, (), placed(mesh, (1000, WIDTH)))).bytes
 
 
-# As the TPU compiler writes it: no known trip count, tiles, on-chip memory, a collective that two fusions share.
+# As the TPU compiler writes it: no known trip count, tiles, on-chip memory, one collective shared by two fusions.
 TPU = """
 %spread_1 (a: f32[2,256]) -> f32[8,256] {
   %a = f32[2,256]{1,0:T(8,128)} parameter(0)
@@ -174,15 +174,15 @@ ENTRY %main (s: (s32[], f32[2,256])) -> (s32[], f32[2,256]) {
 """
 
 
-def test_a_loop_counts_as_often_as_its_condition_says():
+def test_a_loop_counts_as_often_as_its_condition_allows():
     """A collective that is split into start and done counts once."""
     result = count(TPU, devices=4)
     gather = result.collectives["all-gather"]
-    # [2, 256] lies in tiles of 8×128, so each device gives 8 rows.
+    # [2, 256] is stored in tiles of 8×128, so each device sends 8 rows.
     assert (gather.count, gather.bytes) == (3, 3 * 4 * (8 * 256 * 4))
 
 
-def test_on_chip_memory_is_free():
+def test_on_chip_memory_costs_no_traffic():
     traffic = count(TPU, devices=4).bytes
     assert count(TPU.replace("S(1)", ""), devices=4).bytes == traffic + 3 * 2 * 8 * 256 * 4
 
@@ -198,7 +198,7 @@ def test_on_chip_memory_is_free():
         ("token[]", 0),
     ],
 )
-def test_an_array_takes_the_tiles_that_it_touches(shape, size):
+def test_an_array_takes_all_tiles_that_it_touches(shape, size):
     assert [array.bytes for array in arrays(shape)] == [size]
 
 
@@ -213,5 +213,5 @@ def test_an_array_takes_the_tiles_that_it_touches(shape, size):
         ("{}", 6),
     ],
 )
-def test_the_size_of_a_group_is_read_in_each_of_its_notations(groups, size):
+def test_the_size_of_a_group_is_read_in_each_notation(groups, size):
     assert group_size(f"channel_id=1, replica_groups={groups}, dimensions={{0}}", devices=6) == size

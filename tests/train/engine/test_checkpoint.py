@@ -1,4 +1,4 @@
-"""Checkpoints: a damaged one is found out, named and replaced by the one before it; what cannot be read is refused."""
+"""Checkpoints: a damaged one is detected, named and replaced by the previous one; an unreadable one is an error."""
 
 import json
 import random
@@ -32,7 +32,7 @@ def tree(folder):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Steps 3 and 7, as they were saved."""
+    """Saves the checkpoints of steps 3 and 7."""
     folder = tmp_path_factory.mktemp("made") / "checkpoints"
     with Checkpoints(folder) as checkpoints:
         for step in (3, 7):
@@ -60,11 +60,11 @@ def flip(path):
     path.write_bytes(bytes(content))
 
 
-def test_what_was_saved_comes_back_to_the_bit(saved):
+def test_a_checkpoint_is_restored_bit_for_bit(saved):
     assert assert_restores(saved, 7) == []
 
 
-def test_saving_leaves_orbaxs_global_registry_alone(tmp_path):
+def test_saving_does_not_change_orbaxs_global_registry(tmp_path):
     before = get_type_handler(jax.Array), vars(get_type_handler(jax.Array)).copy(), supported_types()
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(3, state(3), {"seconds": 3.0})
@@ -73,7 +73,7 @@ def test_saving_leaves_orbaxs_global_registry_alone(tmp_path):
     assert (get_type_handler(jax.Array), vars(get_type_handler(jax.Array)), supported_types()) == before
 
 
-def test_what_changes_after_a_save_began_is_not_in_it(tmp_path):
+def test_changes_after_the_start_of_a_save_are_not_saved(tmp_path):
     sums = {f"metric {i}": float(i) for i in range(3)}
     with Checkpoints(tmp_path) as checkpoints:
         for step in range(1, 6):
@@ -93,7 +93,7 @@ def test_what_changes_after_a_save_began_is_not_in_it(tmp_path):
     ],
     ids=["flipped bit", "cut short", "emptied", "missing"],
 )
-def test_harm_to_any_file_is_named(saved, harm, words):
+def test_damage_to_any_file_is_named(saved, harm, words):
     checkpoint = saved / "7"
     listed = json.loads((checkpoint / "manifest.json").read_text())["files"]
     for name in listed:
@@ -106,7 +106,7 @@ def test_harm_to_any_file_is_named(saved, harm, words):
     assert listed.keys() >= {"progress/metadata", "state/_METADATA", "state/manifest.ocdbt", "_CHECKPOINT_METADATA"}
 
 
-def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(saved):
+def test_a_damaged_checkpoint_is_moved_and_the_previous_one_is_used(saved):
     flip(next((saved / "7" / "state" / "d").iterdir()))
     (note,) = assert_restores(saved, 3)
     aside = saved.parent / "damaged" / "7"
@@ -117,14 +117,14 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(saved):
 @pytest.mark.parametrize(
     "content", [None, "", "{", "[]", '{"version": 2}', '{"version": 2, "files": {"state/_METADATA": 3}}', "[" * 10**5]
 )
-def test_without_a_whole_manifest_a_checkpoint_is_damaged(saved, content):
+def test_without_a_complete_manifest_a_checkpoint_is_damaged(saved, content):
     manifest = saved / "7" / "manifest.json"
     manifest.unlink() if content is None else manifest.write_text(content)
     assert str(damage(saved / "7")).startswith("manifest.json ")
 
 
 @pytest.mark.slow
-def test_a_step_that_was_damaged_is_done_and_saved_again(saved):
+def test_a_damaged_step_is_repeated_and_saved_again(saved):
     flip(saved / "7" / "progress" / "metadata")
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(7, state(7), {"seconds": 7.0})
@@ -133,7 +133,7 @@ def test_a_step_that_was_damaged_is_done_and_saved_again(saved):
 
 
 @pytest.mark.slow
-def test_damage_twice_to_the_same_step_keeps_both_for_a_look(saved):
+def test_a_step_damaged_twice_keeps_both_copies(saved):
     for _ in range(2):
         flip(saved / "7" / "progress" / "metadata")
         with Checkpoints(saved) as checkpoints:
@@ -141,7 +141,7 @@ def test_damage_twice_to_the_same_step_keeps_both_for_a_look(saved):
     assert sorted(path.name for path in (saved.parent / "damaged").iterdir()) == ["7", "7-2"]
 
 
-def test_when_all_are_damaged_each_is_named_and_nothing_is_changed(saved):
+def test_if_all_are_damaged_each_is_named_and_nothing_changes(saved):
     flip(saved / "3" / "state" / "_METADATA")
     (saved / "7" / "state" / "manifest.ocdbt").unlink()
     before = tree(saved.parent)
@@ -152,12 +152,12 @@ def test_when_all_are_damaged_each_is_named_and_nothing_is_changed(saved):
     assert tree(saved.parent) == before
 
 
-def test_a_save_that_was_killed_does_not_count(saved):
+def test_a_killed_save_does_not_count(saved):
     shutil.move(saved / "7", saved / "7.orbax-checkpoint-tmp")
     assert assert_restores(saved, 3) == []
 
 
-def test_a_checkpoint_of_the_first_layout_is_read_as_it_is(saved):
+def test_a_checkpoint_of_the_first_layout_is_read(saved):
     (saved / "7" / "manifest.json").unlink()
     progress = saved / "7" / "progress" / "metadata"
     progress.write_text(json.dumps({"seconds": 7.0}))
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_the_first_layout_is_read_as_it_is(saved):
     assert "step 7 was not verified: an older version saved it without checksums" in note
 
 
-def test_a_checkpoint_of_a_later_layout_is_left_alone(saved):
+def test_a_checkpoint_of_a_later_layout_is_unchanged(saved):
     manifest = saved / "7" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
     with pytest.raises(
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_a_later_layout_is_left_alone(saved):
     assert (saved / "7").exists()
 
 
-def test_a_checkpoint_of_other_arrays_is_refused_and_they_are_listed(saved):
+def test_for_a_checkpoint_of_other_arrays_the_error_lists_them(saved):
     params = {"kernel": jnp.zeros((30, 71)), "bias": jnp.zeros(70, jnp.bfloat16), "scale": jnp.zeros(4)}
     other = State(LIKE.step, params, (), ema={"kernel": jnp.zeros(2)})
     with Checkpoints(saved) as checkpoints, pytest.raises(UserError) as error:
@@ -196,7 +196,7 @@ def test_the_latest_two_checkpoints_and_the_best_are_kept(tmp_path):
             if score is not None:
                 checkpoints.scores[step] = score
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 5, 6]
-    with Checkpoints(tmp_path, "min") as checkpoints:  # goes on without the scores, which come from metrics.jsonl
+    with Checkpoints(tmp_path, "min") as checkpoints:  # resumes without scores, which are in metrics.jsonl
         checkpoints.scores |= {2: 0.1, 5: 0.6, 6: 0.7}
         checkpoints.save(7, state(7), {"seconds": 7.0})
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 6, 7]
@@ -204,7 +204,7 @@ def test_the_latest_two_checkpoints_and_the_best_are_kept(tmp_path):
 
 @contextmanager
 def no_file_above(size):
-    """The system refuses to write past so many bytes of a file, as a full disk does at some place."""
+    """Makes the system reject writes past `size` bytes of a file, like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -213,10 +213,10 @@ def no_file_above(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-# orbax's threads end by the failure too, which is told once all the same.
+# orbax's threads end with this error too, but it must be reported only once.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("size", [10, 600, 4000])  # in a small file, orbax's own, and that of the arrays
+@pytest.mark.parametrize("size", [10, 600, 4000])  # fails in a small file, in orbax's file, in the arrays' file
 def test_a_failed_save_is_reported_and_leaves_the_other_checkpoints(saved, size):
     """The next save succeeds."""
     with Checkpoints(saved) as checkpoints:

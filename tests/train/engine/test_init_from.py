@@ -1,4 +1,4 @@
-"""`--init-from`: a run that begins with a file's parameters, in the architecture that the file tells."""
+"""`--init-from`: a run starts from a file's parameters, with the architecture that the file describes."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ from train.vit import main, make_task
 from w2jax import LSTM, ViT
 from w2jax.convert import save, to_torch
 
-# Of the preset "tiny" nothing but the classes and the patches; as another library builds it, but for `usual`.
+# Both share only the classes and the patch size with the preset "tiny". `model` has options of other libraries.
 usual = ViT(10, patch_size=7, embed_dim=12, depth=1, num_heads=2, mlp_dim=20)
 model = usual.clone(activation="gelu_tanh", norm_eps=1e-4, pool="gap")
 SMALL = [
@@ -45,7 +45,7 @@ UNTOLD = [
 
 
 def written(path, module=model, size=(28, 28), channels=1, seed=0, dtype=np.float32, format=None):
-    """The variables that now are in the file, which describes the module."""
+    """Writes variables and the description of their module to a file, and returns the variables."""
     variables = random_variables(module, jnp.zeros((1, *size, channels)), seed=seed)
     variables = jax.tree.map(lambda x: x.astype(dtype), variables)
     save(path, module, variables, format)
@@ -57,18 +57,18 @@ def parsed(path, *options):
 
 
 def nothing(shape=(28, 28, 1), classes=10):
-    """A source of images of that shape, none of which is asked for."""
+    """Returns a source of images of this shape, from which no image is read."""
     return InMemorySource("images", "train", shape, classes, [], np.zeros(0), np.zeros(0))
 
 
 def begun(config, source=None):
-    """The task, its first State, and what is said of that."""
+    """Returns the task, its first State, and the printed note."""
     task = make_task(config, source or nothing())
     start = task.initial_params()
     return task, jax.jit(task.init)(start.params), start.note
 
 
-def test_the_architecture_is_the_files_and_the_rest_the_configs(tmp_path):
+def test_the_architecture_comes_from_the_file_and_the_rest_from_the_config(tmp_path):
     """Options that matter only in training come from the config."""
     written(tmp_path / "vit.safetensors")
     training = ["--model.dropout", "0.1", "--model.drop-path", "0.2", "--model.scan-layers"]
@@ -77,7 +77,7 @@ def test_the_architecture_is_the_files_and_the_rest_the_configs(tmp_path):
     assert config.optim == PRESETS["tiny"].config.optim
 
 
-def test_layers_are_stacked_for_a_scan_if_the_config_scans(tmp_path):
+def test_layers_are_stacked_if_the_config_scans_them(tmp_path):
     variables = written(tmp_path / "vit.safetensors", model.clone(depth=3))
     _, state, _ = begun(parsed(tmp_path / "vit.safetensors", "--model.scan-layers"))
     blocks = [variables["params"]["encoder"][f"block_{i}"] for i in range(3)]
@@ -85,7 +85,7 @@ def test_layers_are_stacked_for_a_scan_if_the_config_scans(tmp_path):
 
 
 def test_options_that_tensors_do_not_show_come_from_the_user(tmp_path):
-    """The model computes what the original computed."""
+    """The model gives the outputs of the original."""
     variables = random_variables(model, jnp.zeros((1, 28, 28, 1)))
     save_file(to_torch(model, variables, "timm"), tmp_path / "vit.safetensors")
     config = parsed(tmp_path / "vit.safetensors", *UNTOLD)
@@ -98,7 +98,7 @@ def test_options_that_tensors_do_not_show_come_from_the_user(tmp_path):
     np.testing.assert_allclose(jax.jit(task.evaluate)(state, batch)["loss"], expected, rtol=1e-5)
 
 
-def test_what_neither_tensors_nor_the_user_tell_is_assumed_and_said(tmp_path):
+def test_options_known_neither_from_tensors_nor_the_user_are_assumed_and_printed(tmp_path):
     save_file(to_torch(usual, random_variables(usual, jnp.zeros((1, 28, 28, 1))), "timm"), tmp_path / "vit.safetensors")
     config = parsed(tmp_path / "vit.safetensors")
     assert config.model == usual
@@ -124,7 +124,7 @@ def test_options_that_contradict_the_file_are_refused_with_both_values(described
     )
 
 
-def test_a_config_made_without_the_command_line_must_be_the_files(tmp_path):
+def test_a_config_made_in_python_must_match_the_file(tmp_path):
     written(tmp_path / "vit.safetensors")
     config = dataclasses.replace(PRESETS["tiny"].config, init_from=str(tmp_path / "vit.safetensors"))
     with pytest.raises(UserError, match=r"--model.depth must be 1, got 2.*: --init-from .*vit\.safetensors sets"):
@@ -149,14 +149,14 @@ def test_parameters_are_the_files_bit_for_bit(tmp_path):
     assert_same_trees(head, {"kernel": jnp.zeros((5, 10)), "bias": jnp.zeros(10)})
 
 
-def test_a_head_of_as_many_classes_is_kept(tmp_path):
+def test_a_head_with_the_same_number_of_classes_is_kept(tmp_path):
     variables = written(tmp_path / "vit.safetensors", usual)
     _, state, note = begun(parsed(tmp_path / "vit.safetensors"))
     assert_same_trees(state.params, variables["params"])
     assert note.endswith("; position embeddings 4×4; head with 10 classes")
 
 
-def test_the_average_begins_as_a_copy_and_the_optimizer_anew(tmp_path):
+def test_the_average_starts_as_a_copy_and_the_optimizer_new(tmp_path):
     written(tmp_path / "vit.safetensors")
     task, state, _ = begun(parsed(tmp_path / "vit.safetensors", "--optim.ema", "0.9"))
     assert_same_trees(state.ema, state.params)
@@ -169,7 +169,7 @@ def test_half_precision_is_trained_in_float32(tmp_path):
     assert_same_trees(state.params, jax.tree.map(lambda x: x.astype(jnp.float32), halves["params"]))
 
 
-def test_pretrained_parameters_are_placed_as_the_state_is(tmp_path):
+def test_pretrained_parameters_are_placed_like_the_state(tmp_path):
     """They are an argument of init, not constants of its program."""
     written(tmp_path / "vit.safetensors")
     task = make_task(parsed(tmp_path / "vit.safetensors"), nothing())
@@ -191,13 +191,13 @@ def test_pretrained_parameters_are_placed_as_the_state_is(tmp_path):
     ],
     ids=lambda x: str(x),
 )
-def test_images_that_the_model_cannot_read_are_refused(size, channels, shape, message, tmp_path):
+def test_image_sizes_that_do_not_fit_the_model_are_refused(size, channels, shape, message, tmp_path):
     written(tmp_path / "vit.safetensors", size=size, channels=channels)
     with pytest.raises(UserError, match=message):
         make_task(parsed(tmp_path / "vit.safetensors"), nothing(shape)).initial_params()
 
 
-def test_positions_of_no_square_are_kept_for_images_of_as_many_patches(tmp_path):
+def test_nonsquare_positions_are_kept_for_images_with_as_many_patches(tmp_path):
     params = written(tmp_path / "vit.safetensors", size=(14, 21))["params"]
     start = make_task(parsed(tmp_path / "vit.safetensors"), nothing((14, 21, 1))).initial_params()
     np.testing.assert_array_equal(start.params["positions"], params["positions"])
@@ -209,7 +209,7 @@ RUN = ["--run.steps", "4", "--run.log-every", "3", "--optim.ema", "0.9", "--run.
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A folder with a file and "a", the run that began with it, and the run's last State."""
+    """Returns a folder with a file and "a", a run that started from it, and the run's last State."""
     folder = tmp_path_factory.mktemp("whole")
     written(folder / "vit.safetensors", size=(42, 42))
     return folder, fit(parsed(folder / "vit.safetensors", *RUN, str(folder / "a")), make_task)
@@ -230,12 +230,12 @@ def test_a_resumed_run_reads_only_the_architecture_from_the_weights_file(whole, 
 
 
 def command(monkeypatch, *arguments):
-    """What `python -m train.vit tiny` does, in this process."""
+    """Runs `python -m train.vit tiny` in this process."""
     monkeypatch.setattr("sys.argv", ["vit", "tiny", *SMALL, *map(str, arguments)])
     return main()
 
 
-def test_a_run_begins_with_the_average_of_another(whole, tmp_path, monkeypatch, capsys):
+def test_a_run_starts_from_the_averaged_parameters_of_another(whole, tmp_path, monkeypatch, capsys):
     folder, state = whole
     options = ["--optim.learning-rate", "0", "--run.steps", "1", "--mesh.tensor", "2", "--run.dir", tmp_path / "run"]
     assert not command(monkeypatch, *options, "--init-from", folder / "a")
@@ -248,7 +248,7 @@ def test_a_run_begins_with_the_average_of_another(whole, tmp_path, monkeypatch, 
     assert (saved["init_from"], saved["model"]["norm_eps"]) == (str(folder / "a"), 1e-4)
 
 
-def test_a_mistake_is_told_with_the_file_before_there_is_a_run_folder(tmp_path, monkeypatch):
+def test_an_error_names_the_file_before_a_run_folder_exists(tmp_path, monkeypatch):
     lstm, broken, foreign = (tmp_path / f"{name}.safetensors" for name in ("lstm", "broken", "foreign"))
     save(lstm, LSTM(3), random_variables(LSTM(3), jnp.zeros((1, 1, 2))))
     tensors = to_torch(model, random_variables(model, jnp.zeros((1, 28, 28, 1))), "timm")
@@ -269,7 +269,7 @@ def test_a_mistake_is_told_with_the_file_before_there_is_a_run_folder(tmp_path, 
         assert not (tmp_path / "run").exists()
 
 
-def test_without_a_file_nothing_is_read_and_all_is_new():
+def test_without_a_file_nothing_is_read_and_all_parameters_are_new():
     config = parse("vit", PRESETS, ["tiny"], pretrained.resolve)
     assert config.model == PRESETS["tiny"].config.model and make_task(config, nothing()).initial_params is None
     assert config.optim == Optim(learning_rate=3e-3)

@@ -1,4 +1,4 @@
-"""A real run, killed by SIGKILL at random moments, ends in an uninterrupted run's bits (tests/stress/kill_storm.py)."""
+"""A run killed by SIGKILL at random moments gives an uninterrupted run's results, bit for bit (see kill_storm.py)."""
 
 import random
 
@@ -8,7 +8,7 @@ from tests.stress.kill_storm import Aim, Command, differences, kill_until_done, 
 
 pytestmark = pytest.mark.slow
 
-# The autoencoder has everything that a State can hold: batch statistics, averaged parameters, three optimizers.
+# The autoencoder uses every part of a State: batch statistics, averaged parameters, three optimizers.
 OPTIONS = (
     *("--run.steps", "40", "--run.log-every", "3", "--run.eval-every", "20", "--run.save-every", "8"),
     *("--run.batch-size", "16", "--data.train-split", "train[:200]", "--data.test-split", "test[:50]"),
@@ -17,13 +17,13 @@ OPTIONS = (
 
 
 def test_a_run_killed_at_random_moments_ends_in_the_same_bits(tmp_path):
-    """The same as an uninterrupted run."""
+    """The bits of an uninterrupted run."""
     seed = random.randrange(2**32)
-    print(f"seed {seed}")  # Shown if it fails.
+    print(f"seed {seed}")  # shown if the test fails
     rng = random.Random(seed)
     command = Command("aae", OPTIONS, {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled")})
     took = time_whole(command, tmp_path / "whole")
-    # A save of five comes with each of the kills among the steps, so the run is not done before the last.
+    # There are five saves, and each kill among the steps waits for one. So the run is not finished before the last.
     aims = [
         Aim("start", 1, rng.uniform(0, took.start)),
         Aim("save", 1, rng.uniform(0, 0.05)),

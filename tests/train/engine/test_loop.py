@@ -1,4 +1,4 @@
-"""What the loop does around the steps: evaluation, checkpoints kept, streaming."""
+"""The loop around the steps: evaluation, checkpoints, streaming, reports."""
 
 import dataclasses
 import errno
@@ -29,7 +29,7 @@ from train.vit import make_task
 
 
 def process_settings():
-    """What a training program changes of its process, and a notebook has to itself."""
+    """Returns the process settings that a training program changes and `fit` must not change."""
     loggers = {name: logging.getLogger(name).level for name in ("", "jax", "absl", "asyncio", "orbax")}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     hooks = (sys.excepthook, sys.unraisablehook, threading.excepthook)
@@ -56,17 +56,17 @@ def finished(tmp_path_factory):
     return config, fit(config, make_task)
 
 
-def test_the_test_line_is_the_mean_over_every_example_once(finished):
+def test_the_test_metrics_are_the_mean_over_every_example_once(finished):
     config, state = finished
     source = open_source(config.data, config.data.test_split)
     whole = {k: jnp.asarray(x) for k, x in source.gather(np.arange(24)).items()}
-    values = make_task(config, source).evaluate(state, whole)  # 24 = 2 × 10 + 4: the loop had to fill up a batch
+    values = make_task(config, source).evaluate(state, whole)  # 24 = 2 × 10 + 4: the loop had to pad the last batch
     assert lines(config)[-1]["split"] == "test"
     for name, value in values.items():
         np.testing.assert_allclose(lines(config)[-1][name], value.mean(), rtol=1e-5)
 
 
-def test_lines_come_when_the_config_says_and_at_the_end(finished):
+def test_metrics_are_logged_when_the_config_says_and_at_the_end(finished):
     config, _ = finished
     steps = [(line["split"], line["step"]) for line in lines(config)]
     assert steps == [("train", 2), ("test", 3), ("train", 4), ("train", 5), ("test", 5)]
@@ -95,7 +95,7 @@ def test_a_resumed_run_on_streamed_images_takes_the_same_crops(tmp_path):
     assert lines(again) == lines(config)
 
 
-def test_several_steps_a_call_write_the_lines_of_single_steps(finished, tmp_path):
+def test_several_steps_per_call_log_the_metrics_of_single_steps(finished, tmp_path):
     config, _ = finished
     several = small(tmp_path / "run")
     several = dataclasses.replace(several, run=dataclasses.replace(several.run, steps_per_call=4, log_every=1))
@@ -108,14 +108,14 @@ def test_several_steps_a_call_write_the_lines_of_single_steps(finished, tmp_path
     assert (first + second) / 2 == lines(config)[0]["loss"]
 
 
-def test_several_steps_a_call_want_a_split_in_memory(tmp_path):
+def test_several_steps_per_call_need_a_split_in_memory(tmp_path):
     config = small(tmp_path / "run", memory_limit=0)
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, steps_per_call=2))
     with pytest.raises(UserError, match="mnist_sample is streamed"):
         fit(config, make_task)
 
 
-def test_to_show_the_mesh_makes_no_folder(tmp_path, capsys):
+def test_showing_the_mesh_creates_no_folder(tmp_path, capsys):
     config = dataclasses.replace(small(tmp_path / "run"), mesh=Mesh(1, 1, 2, show=True))
     assert fit(config, make_task) is None
     assert "8×8/tensor" in capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_the_mistakes_are_those_of_the_last_evaluation(finished):
         assert mistake["probability"] == pytest.approx(row.max(), abs=1e-4)
 
 
-def test_mistakes_that_were_removed_are_written_again_by_the_same_command(finished, tmp_path):
+def test_deleted_mistakes_are_written_again_by_the_same_command(finished, tmp_path):
     config, _ = finished
     again = dataclasses.replace(config, run=dataclasses.replace(config.run, dir=str(tmp_path / "run")))
     shutil.copytree(config.run.dir, tmp_path / "run")
@@ -159,7 +159,7 @@ def test_mistakes_that_were_removed_are_written_again_by_the_same_command(finish
     assert after == before is not None
 
 
-def test_a_browser_can_watch_a_run_that_goes_on(tmp_path):
+def test_a_browser_can_watch_a_running_run(tmp_path):
     config, pages = small(tmp_path / "run"), []
 
     def make_watched_task(config, source):
@@ -181,7 +181,7 @@ def test_a_browser_can_watch_a_run_that_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("on_save_error", ["stop", "retry"])
-def test_a_report_that_finds_no_room_stops_a_run_unless_it_is_to_go_on(tmp_path, monkeypatch, capsys, on_save_error):
+def test_without_disk_space_for_the_report_a_run_stops_unless_allowed(tmp_path, monkeypatch, capsys, on_save_error):
     config = small(tmp_path / "run")
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, on_save_error=on_save_error))
     full = iter([OSError(errno.ENOSPC, "No space left on device", "report.html")])
@@ -201,8 +201,8 @@ def test_a_report_that_finds_no_room_stops_a_run_unless_it_is_to_go_on(tmp_path,
         assert "Finished: step 5 of 5." in Path(config.run.dir, "report.html").read_text()
 
 
-def test_figures_receive_as_many_images_as_the_task_wants(finished, tmp_path):
-    """A mask says which of them are padding."""
+def test_figures_receive_as_many_images_as_the_task_requests(finished, tmp_path):
+    """A mask marks the padding."""
     config, _ = finished
     shutil.copytree(config.run.dir, tmp_path / "run")
     config = dataclasses.replace(
@@ -217,5 +217,5 @@ def test_figures_receive_as_many_images_as_the_task_wants(finished, tmp_path):
 
     fit(config, make_other_task)
     row = np.asarray(Image.open(tmp_path / "run" / "pictures" / "filled_up.png").convert("L"))[0]
-    zoom = len(row) // 28  # two devices divide 28, the next above 27
+    zoom = len(row) // 28  # 27 padded to 28 for two devices
     np.testing.assert_array_equal(row, np.repeat([255] * 24 + [0] * 4, zoom))

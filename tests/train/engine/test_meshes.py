@@ -1,4 +1,4 @@
-"""Every task computes on any mesh what one device computes, and each device holds its share of the state."""
+"""Every task gives one device's results on any mesh, and each device stores its share of the state."""
 
 import functools
 import re
@@ -23,8 +23,8 @@ from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
 
 STEPS, BATCH = 20, 48
 
-# Small models for images of 8 x 8, with all that may depend on the mesh: dropout, augmentation, accumulation, averages,
-# batch norm. A task that is not here runs its preset tiny.
+# Small models for images of 8 x 8, with all features that may depend on the mesh: dropout, augmentation, accumulation,
+# averages, batch norm. A task that is not in this dict runs its preset tiny.
 OPTIONS = {
     "vit": {
         "model": ViT(
@@ -51,7 +51,7 @@ OPTIONS = {
     },
 }
 
-# What people choose, and what a stranger tries: 3 and 5 divide little, 4 no 3 heads.
+# Common meshes, and unusual ones: 3 and 5 rarely divide a size, and 4 does not divide 3 heads.
 CHOSEN = [Mesh(8, 1, 1), Mesh(1, 8, 1), Mesh(2, 2, 2)]
 TRIED = [("vit", Mesh(1, 2, 4)), ("mha", Mesh(1, 3, 2)), ("lstm", Mesh(1, 1, 5))]
 CASES = [*((task, sizes) for task in TASKS for sizes in CHOSEN), *TRIED]
@@ -60,7 +60,7 @@ QUICK = ("lstm", Mesh(2, 2, 2))
 
 @dataclass
 class Trained:
-    """What a run gave."""
+    """The result of a run."""
 
     program: Program
     text: str
@@ -72,7 +72,7 @@ class Trained:
 
 
 class Trainee:
-    """A task, and what one device makes of it."""
+    """A task, and its result on one device."""
 
     def __init__(self, name, **options):
         config = preset(name)
@@ -110,21 +110,21 @@ def small_models_are_cut(monkeypatch):
     [pytest.param(*case, marks=[] if case == QUICK else pytest.mark.slow) for case in CASES],
     ids=[f"{task}-{sizes.data}x{sizes.fsdp}x{sizes.tensor}" for task, sizes in CASES],
 )
-def test_a_mesh_computes_what_one_device_computes(task, sizes):
-    """Each device holds its share of the state and does its share of the FLOPs."""
+def test_a_mesh_gives_the_losses_of_one_device(task, sizes):
+    """Each device stores its share of the state and does its share of the FLOPs."""
     one, many = trainee(task).one, trainee(task).run(sizes)
     assert one.metrics.keys() == many.metrics.keys()
     for name, expected in one.metrics.items():
-        # What counts examples may count one or two otherwise where a logit lies on the edge.
+        # Metrics that count examples may differ by one or two, where a logit is near the decision boundary.
         slack = {"atol": 2.01 / BATCH} if name in ("accuracy", "discriminator_accuracy") else {"rtol": 1e-4}
         np.testing.assert_allclose(many.metrics[name], expected, **slack, err_msg=name)
 
     ends = zip(jax.tree.leaves(many.state.params), jax.tree.leaves(one.state.params), one.start, strict=True)
     apart, moved = np.sum([[np.sum((x - y) ** 2), np.sum((y - z) ** 2)] for x, y, z in jax.device_get(list(ends))], 0)
-    # Biases before batch norm have gradients of rounding alone, which Adam makes as large as any.
+    # Gradients of biases before batch norm are rounding errors, which Adam scales up to normal steps.
     assert apart**0.5 < (0.05 if task == "aae" else 1e-3) * moved**0.5
 
-    if sizes.tensor == 1:  # No device works on another's examples.
+    if sizes.tensor == 1:  # No device computes another device's examples.
         flops, alone = count(many.text, sizes.data * sizes.fsdp).flops, count(one.text, 1).flops
         assert flops < 1.1 * alone / (sizes.data * sizes.fsdp)
 
@@ -142,7 +142,7 @@ def test_a_mesh_computes_what_one_device_computes(task, sizes):
         assert max(held.values()) == whole
 
     if sizes.fsdp == 8 and task == "vit":
-        # Each layer's parameters are gathered in the loop, never the stack before it and never the examples.
+        # The loop gathers each layer's parameters. It never gathers the stack before the loop, and never the examples.
         gathers = re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", many.text)
         whole_layers = {axes_of(row.shape[row.name.startswith("encoder/blocks") :]) for row in rows}
         assert gathers
@@ -151,7 +151,7 @@ def test_a_mesh_computes_what_one_device_computes(task, sizes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", CLASSIFIERS)
-def test_micro_batches_on_two_cpu_devices_compute_what_one_device_does(task):
+def test_micro_batches_on_two_cpu_devices_give_one_devices_results(task):
     model = trainee(task).config.model
     quiet = {name: 0.0 for name in ("dropout", "attention_dropout", "drop_path") if hasattr(model, name)}
     calm = Trainee(task, model=model.clone(**quiet), optim=Optim(), augment=Augment(shift=2, mixup=0.2))
@@ -162,5 +162,5 @@ def test_micro_batches_on_two_cpu_devices_compute_what_one_device_does(task):
 
 
 def axes_of(shape):
-    """In no order, as XLA may transpose."""
+    """Returns the axes in no particular order, because XLA may transpose."""
     return tuple(sorted(n for n in shape if n != 1))

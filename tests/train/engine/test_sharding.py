@@ -1,4 +1,4 @@
-"""The rule from a parameter's path and shape to its place."""
+"""The rule that maps a parameter's path and shape to its sharding."""
 
 from types import SimpleNamespace
 
@@ -43,7 +43,7 @@ ALL = {"data": 1, "fsdp": 2, "tensor": 2}
         ("opt_state/generator/0/mu/encoder/hidden_0/kernel", (1024, 512), P("fsdp", "tensor")),
         ("params/category_discriminator/hidden_1/kernel", (512, 256), P("tensor", "fsdp")),
         ("params/decoder/hidden_1/bias", (512,), P(None)),
-        ("params/encoder/hidden_12/kernel", (512, 256), P("fsdp", "tensor")),  # layers of any depth take turns
+        ("params/encoder/hidden_12/kernel", (512, 256), P("fsdp", "tensor")),  # the axis alternates by layer
         ("params/discriminator/hidden_3/kernel", (512, 256), P("tensor", "fsdp")),
         ("params/transformer/decoder/block_5/cross_attention/key/kernel", (256, 4, 64), P("fsdp", "tensor", None)),
         (
@@ -51,14 +51,14 @@ ALL = {"data": 1, "fsdp": 2, "tensor": 2}
             (6, 4, 64, 256),
             P(None, "tensor", None, "fsdp"),
         ),
-        # A stack's depth is not cut, and a layer of it is small where the layer alone would be.
+        # The stack's depth is not sharded. A layer in a stack counts as small where it would count as small alone.
         ("params/encoder/blocks/mlp/fc1/kernel", (512, 129, 255), P(None, None, None)),
         ("params/encoder/blocks/norm1/scale", (512, 256), P(None, None)),
-        ("opt_state/0/mu/gru/forward_0/input_kernel", (255, 3, 128), P(None, None, ("tensor", "fsdp"))),  # no other
+        ("opt_state/0/mu/gru/forward_0/input_kernel", (255, 3, 128), P(None, None, ("tensor", "fsdp"))),  # both
         ("params/lstm/forward_0/input_kernel", (255, 3, 130), P(None, None, "tensor")),  # 130 / 2 is odd
         ("params/embedding/embedding", (1000, 512), P("fsdp", None)),
-        ("params/head/kernel", (255, 1001), P(None, None)),  # nothing divides
-        ("params/norm/scale", (256,), P(None)),  # small: copied
+        ("params/head/kernel", (255, 1001), P(None, None)),  # no mesh axis divides the sizes
+        ("params/norm/scale", (256,), P(None)),  # small, so it is copied
         ("step", (), P()),
     ],
 )
@@ -67,7 +67,7 @@ def test_the_rule_shards_heads_and_widths_by_tensor_the_rest_by_fsdp(name, shape
     assert partition_spec(name, shape, ALL) == expected
 
 
-def test_minus_one_takes_the_devices_that_are_left():
+def test_minus_one_uses_the_remaining_devices():
     assert dict(make_mesh(Mesh(-1, 2, 1)).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     assert make_mesh(Mesh(1, 1, 2)).size == 2
 
@@ -79,7 +79,7 @@ def test_a_mesh_that_does_not_fit_is_refused_with_its_sizes(sizes):
     assert len(jax.devices()) == 8
 
 
-def test_the_table_counts_the_bytes_that_each_device_holds(capsys):
+def test_the_table_counts_the_bytes_on_each_device(capsys):
     params = {"mlp": {"fc1": {"kernel": jnp.ones((256, 130)), "bias": jnp.ones(130)}}, "norm": {"scale": jnp.ones(3)}}
     state = State(jnp.zeros((), jnp.int32), params, optax.adam(1e-3).init(params), ema=params, batch_stats={})
     placed = jax.device_put(state, state_sharding(make_mesh(Mesh(1, 4, 2)), state))
@@ -107,7 +107,7 @@ def test_the_table_counts_the_bytes_that_each_device_holds(capsys):
 
 
 class Chip:
-    """What JAX tells of a TPU in one of several slices of 2×2."""
+    """The attributes that JAX reports for a TPU chip in one of several slices of 2×2."""
 
     platform, device_kind, core_on_chip = "tpu", "TPU v5 lite", 0
 
@@ -116,7 +116,7 @@ class Chip:
         self.coords = (i % 2, i // 2 % 2, 0)
 
 
-def test_slices_lie_along_data_only():
+def test_slices_are_along_the_data_axis_only():
     chips = [Chip(i) for i in (0, 4, 1, 5, 2, 6, 3, 7)]
     mesh = make_mesh(Mesh(4, 2, 1), chips)
     slices = [[[chip.slice_index for chip in row] for row in part] for part in mesh.devices]
@@ -128,7 +128,7 @@ def test_slices_lie_along_data_only():
             make_mesh(sizes, chips)
 
 
-def test_no_process_is_left_without_a_device_of_the_mesh():
+def test_every_process_has_a_device_of_the_mesh():
     devices = [SimpleNamespace(platform="cpu", process_index=i // 4) for i in range(8)]
     with pytest.raises(UserError, match=r"mesh must use all 8 devices of the 2 processes, got --mesh.data 4"):
         make_mesh(Mesh(4, 1, 1), devices)
@@ -136,7 +136,7 @@ def test_no_process_is_left_without_a_device_of_the_mesh():
 
 @pytest.mark.parametrize(("groups", "is_refused"), [(1, False), (3, True)])
 def test_grouped_convolutions_are_refused_on_a_tensor_axis(groups, is_refused):
-    """XLA multiplies the gradients of their kernels by the size of that axis, on CPU at least."""
+    """XLA would multiply the gradients of their kernels by the size of that axis, at least on CPU."""
     config = PRESETS["tiny"].config
 
     def loss(params, batch, key):

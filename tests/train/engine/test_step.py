@@ -1,4 +1,4 @@
-"""The step of a task with one loss: accumulation, averaging, randomness."""
+"""The training step of a task with one loss: accumulation, averaging, randomness."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def run(config, steps, loss=squared_error, optimizer=None, seed=0):
 
 
 @pytest.mark.parametrize("parts", [2, 3, 12])
-def test_an_accumulated_gradient_is_that_of_the_whole_batch(parts):
+def test_an_accumulated_gradient_equals_that_of_the_full_batch(parts):
     whole, metrics = run(Optim(), 3)
     cut, metrics_of_parts = run(Optim(accumulate=parts), 3)
     np.testing.assert_allclose(cut[-1].params["kernel"], whole[-1].params["kernel"], rtol=1e-5)
@@ -45,18 +45,18 @@ def test_an_accumulated_gradient_is_that_of_the_whole_batch(parts):
 
 
 def wide_error(params, batch, key):
-    """Of a hidden layer, which holds far more than inputs and parameters."""
+    """A loss with a hidden layer that is much larger than the inputs and parameters."""
     error = (jnp.tanh(batch["x"] @ params["kernel"]) @ params["out"] - batch["y"]) ** 2
     return error.mean(), {"error": jnp.abs(error).mean()}
 
 
 def drawn(params, batch, key):
-    """The gradient of each example's own parameter is what was drawn for it."""
+    """A loss whose gradient with respect to an example's own parameter is the random number drawn for the example."""
     return (jax.random.normal(key, batch["y"].shape) * params["own"][batch["index"]]).mean(), {}
 
 
 def on_devices(devices, micro_batch, loss=wide_error):
-    """(the compiled step on so many devices, its arguments: a state, a batch of 24)."""
+    """Returns (the compiled step on `devices` devices, its arguments: a state and a batch of 24)."""
     mesh, optimizer, rng = make_mesh(Mesh(devices, 1, 1)), optax.sgd(0.1), np.random.default_rng(0)
     shapes = {"kernel": (3, 500), "out": (500,), "own": (24,)}
     params = {name: jnp.asarray(rng.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
@@ -73,8 +73,8 @@ def on_devices(devices, micro_batch, loss=wide_error):
 
 
 @pytest.mark.parametrize(("devices", "micro_batch"), [(2, 4), (3, 2), (4, 1)])
-def test_micro_batches_give_the_whole_batchs_gradient(devices, micro_batch):
-    """They take little memory and exchange the gradient once."""
+def test_micro_batches_give_the_full_batchs_gradient(devices, micro_batch):
+    """They need little memory and exchange the gradient once."""
     (whole, arguments), (cut, arguments_of_parts) = on_devices(1, None), on_devices(devices, micro_batch)
     (state, metrics), (state_of_parts, metrics_of_parts) = whole(*arguments), cut(*arguments_of_parts)
     for name, value in metrics.items():
@@ -95,7 +95,7 @@ def test_each_example_of_each_micro_batch_has_its_own_randomness():
 
 
 def split_in_vain(params, batch, key):
-    """As Flax's scan and remat do with the key of dropout, whatever its rate."""
+    """A loss that splits its key and draws nothing, as Flax's scan and remat do with the dropout key at any rate."""
     keys = jax.random.split(key, 3)
 
     @jax.checkpoint
@@ -108,7 +108,7 @@ def split_in_vain(params, batch, key):
 
 @pytest.mark.parametrize(("loss", "is_cut"), [(wide_error, True), (split_in_vain, True), (drawn, False)])
 def test_micro_batches_are_automatic_only_where_the_loss_draws_nothing(loss, is_cut):
-    """So a config draws the same numbers on every device; a size asks for micro-batches whatever is drawn."""
+    """So a config draws the same numbers on every device. A given size always uses micro-batches."""
     (auto, arguments), (asked, _) = on_devices(2, "auto", loss), on_devices(2, 4, loss)
     assert ("while" in auto.as_text() and "shard_map" in auto.as_text()) == is_cut
     assert "shard_map" in asked.as_text()
@@ -129,7 +129,7 @@ def test_the_average_starts_close_to_the_parameters_and_is_evaluated():
     assert run(Optim(), 1)[0][-1].eval_params.keys() == {"kernel"}
 
 
-def test_randomness_follows_from_seed_and_step_alone():
+def test_randomness_depends_only_on_seed_and_step():
     def noisy(params, batch, key):
         return jax.random.normal(key) * params["kernel"].sum(), {}
 
@@ -157,12 +157,12 @@ def test_the_learning_rate_warms_up_and_decays_to_its_final_fraction():
 
 
 def first_moment(optimizer, gradients, params):
-    """Adam's first moment of the kernel after one update."""
+    """Returns Adam's first moment of the kernel after one update."""
     _, state = optimizer.update(gradients, optimizer.init(params), params)
     return next(leaf for leaf in jax.tree.leaves(state) if leaf.shape == params["kernel"].shape)
 
 
-def test_only_kernels_decay_and_long_gradients_are_cut_to_the_clip():
+def test_only_kernels_decay_and_large_gradients_are_clipped():
     params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "positions": jnp.ones((1, 2, 3))}
     params |= {"hidden_kernel": jnp.ones((3, 4, 5)), "hidden_bias": jnp.ones((4, 5))}
     still = jax.tree.map(jnp.zeros_like, params)
@@ -192,12 +192,12 @@ PARAMS = {"a": jnp.ones((2, 3)), "b": jnp.ones(4), "c": jnp.ones(5)}
 
 
 def poisoned_loss(params, batch, key):
-    """A gradient that is NaN in b where the batch holds a NaN, and finite everywhere else."""
+    """A loss whose gradient in b is NaN if the batch contains a NaN. All other gradients are finite."""
     return (params["a"] ** 2).sum() + (params["b"] * batch["x"]).sum() + (params["c"] ** 3).sum(), {}
 
 
 @pytest.mark.parametrize(("value", "broken"), [(1.0, []), (jnp.nan, [1]), (jnp.inf, [1]), (3e38, [1])])
-def test_a_step_tells_which_gradients_are_not_finite(value, broken):
+def test_a_step_reports_which_gradients_are_not_finite(value, broken):
     optimizer = optax.sgd(0.1)
     step = make_train_step(poisoned_loss, optimizer, Optim(), 0)
     state = init_state(PARAMS, optimizer, Optim())
@@ -206,7 +206,7 @@ def test_a_step_tells_which_gradients_are_not_finite(value, broken):
 
 
 def test_a_skipped_step_changes_only_the_step_number():
-    """The run continues as if that batch had not been there."""
+    """Training continues as if that batch did not exist."""
     optimizer, config = optax.adam(0.1), Optim(ema=0.9)
     plain = make_train_step(poisoned_loss, optimizer, config, 0)
     careful, state = skip_nonfinite(plain), init_state(PARAMS, optimizer, config)

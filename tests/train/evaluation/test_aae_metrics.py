@@ -1,4 +1,4 @@
-"""What is measured of a trained adversarial autoencoder, and drawn of it."""
+"""Metrics and pictures of a trained adversarial autoencoder."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 def source(split, count):
     labels = RNG.permutation(np.arange(count) % K).astype(np.int32)
     images = RNG.integers(0, 256, (count, *SHAPE)).astype(np.uint8)
-    images[:, 0, 0, 0] = 100 * labels  # the first pixel tells the class
+    images[:, 0, 0, 0] = 100 * labels  # the first pixel encodes the class
     return InMemorySource("shapes", split, SHAPE, K, list("abc"), images, labels, open_split=lambda _: VALIDATION)
 
 
@@ -54,7 +54,7 @@ def pictures(model, state, masked=0, **options):
     return jax.jit(figures)(state, batch(masked))
 
 
-def test_reconstructions_stand_below_their_images():
+def test_reconstructions_are_below_their_images():
     model = autoencoder()
     state = trained(model)
     cells = pictures(model, state)["reconstructions"].cells
@@ -64,7 +64,7 @@ def test_reconstructions_stand_below_their_images():
     np.testing.assert_allclose(cells[1::2].reshape(30, 4, 5), again[..., 0], atol=1e-5)
 
 
-def test_codes_of_filled_up_examples_are_not_drawn_and_heads_are_marked():
+def test_codes_of_padding_are_not_drawn_and_heads_are_marked():
     model = autoencoder(categories=K, cluster_heads=True)
     state = trained(model)
     picture = pictures(model, state, masked=10)["latent"]
@@ -78,17 +78,17 @@ def test_codes_of_filled_up_examples_are_not_drawn_and_heads_are_marked():
 
 
 @pytest.mark.parametrize("latent", [2, 5])
-def test_the_plane_shows_decoded_images_and_each_code_at_its_place(latent):
+def test_the_plane_shows_decoded_images_and_each_code_at_its_position(latent):
     model = autoencoder(latent=latent)
     state = trained(model)
     plane = pictures(model, state, masked=10)["plane"]
     codes = np.asarray(model.apply(state.eval_variables, batch()["image"] / 255.0, method="encode").z)[:-10]
     shown = np.isfinite(plane.points).all(axis=1)
     assert not shown[-10:].any() and shown[:-10].mean() > 0.9
-    # Where a point stands is a linear map of its code, which the images under it obey too.
+    # A point's position is a linear map of its code. The decoded images must use the same map.
     design = np.column_stack([plane.points[shown], np.ones(shown.sum())])
     seen = codes[shown[:-10]]
-    found, *_ = np.linalg.lstsq(design, seen, rcond=None)  # [x, y, 1] -> the code's part in the plane
+    found, *_ = np.linalg.lstsq(design, seen, rcond=None)  # maps [x, y, 1] to the code
     rows, columns = plane.images.shape[:2]
     for row, column in ((0, 0), (3, 20), (rows - 1, columns - 2)):
         place = np.array([2 * (column + 0.5) / columns - 1, 1 - 2 * (row + 0.5) / rows, 1.0])
@@ -96,12 +96,12 @@ def test_the_plane_shows_decoded_images_and_each_code_at_its_place(latent):
         np.testing.assert_allclose(plane.images[row, column], image[0, ..., 0], atol=2e-3)
     if latent == 2:
         np.testing.assert_allclose(found[:2], np.diag(3 * codes.std(axis=0)), atol=1e-4)
-    # Both directions are the widest there are.
+    # The plane has the two directions of largest variance.
     left = seen - design @ found
     assert left.var(axis=0).sum() <= np.sort(np.linalg.eigvalsh(np.cov(codes.T)))[:-2].sum() * 1.2 + 1e-6
 
 
-def test_a_decoder_that_is_told_a_label_has_no_plane():
+def test_a_decoder_conditioned_on_labels_has_no_plane():
     model = autoencoder(latent=4)
     assert "plane" not in pictures(model, trained(model, jnp.zeros((1, K))), labels="decoder")
 
@@ -138,7 +138,7 @@ def test_below_a_clusters_head_are_its_most_probable_images():
 
 
 def test_each_row_of_classes_shows_the_classes_region_of_the_prior():
-    """The manifold goes through the same regions."""
+    """The manifold uses the same regions."""
     model = autoencoder(prior="uniform").clone(decoder=AAEDecoder(SHAPE, (), batch_norm=(), activation="sigmoid"))
     state = trained(model)
     kernel = np.zeros((2, 20), np.float32)
@@ -175,10 +175,10 @@ def test_metrics_are_of_test_images_with_the_validation_splits_window():
 
 
 @pytest.mark.parametrize("labels", ["unused", "categories"])
-def test_clusters_are_scored_where_they_were_not_taught(labels):
+def test_clusters_are_scored_on_images_not_used_to_label_them(labels):
     model = autoencoder(categories=K)
     state = trained(model)
-    # The first pixel, 0, 100/255 or 200/255, chooses the category: clusters in another order than the classes.
+    # The first pixel (0, 100/255 or 200/255) selects the category. The order of clusters differs from that of classes.
     kernel, logits = np.zeros((20, 8), np.float32), np.zeros((8, K), np.float32)
     kernel[0, 0], logits[0] = 255 / 100, [0.0, 100.0, 60.0]
     params = state.params["encoder"] | {
@@ -196,4 +196,4 @@ def test_the_frechet_distance_is_measured_of_digits_only():
     digits = dataclasses.replace(TRAIN, name="mnist_sample")
     values = make_final_metrics(Config(model=model, metric_examples=60), digits)(trained(model), TEST)
     assert values["frechet"] > 0.0 and values["frechet_of_training_images"] > 0.0
-    assert {*values, "clustering_error"} <= set(METRIC_DESCRIPTIONS)  # The report describes each.
+    assert {*values, "clustering_error"} <= set(METRIC_DESCRIPTIONS)  # The report has a description of each metric.

@@ -1,12 +1,12 @@
-"""Clusters are named by the paper's rule, which is not the majority's."""
+"""Clusters are labelled by the paper's rule, which is not the majority vote."""
 
 import numpy as np
 import pytest
 
 from train.evaluation.clusters import cluster_labels, clustering_error
 
-# Cluster 0 holds three images, two of them sevens, but the surest is a five. Cluster 2 holds none; the image that leans
-# to it most is a two.
+# Cluster 0 has three images: two are sevens, but the most probable one is a five. Cluster 2 has no image; the image
+# with the highest probability for cluster 2 is a two.
 VALIDATION = np.array(
     [[0.95, 0.03, 0.02], [0.90, 0.06, 0.04], [0.85, 0.05, 0.10], [0.10, 0.80, 0.10], [0.30, 0.37, 0.33]]
 )
@@ -14,16 +14,16 @@ LABELS = np.array([5, 7, 7, 3, 2])
 TEST = np.array([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.7, 0.1], [0.1, 0.3, 0.6]])
 
 
-def test_a_cluster_takes_the_label_of_its_surest_image_not_of_most():
+def test_a_cluster_gets_the_label_of_its_most_probable_image():
     assert cluster_labels(VALIDATION, LABELS).tolist() == [5, 3, 2]
 
 
-def test_the_error_counts_test_images_whose_own_cluster_has_another_label():
+def test_the_error_counts_test_images_whose_cluster_has_another_label():
     assert clustering_error(VALIDATION, LABELS, TEST, np.array([5, 7, 3, 2])) == 0.25
     assert clustering_error(VALIDATION, LABELS, TEST, np.array([7, 7, 2, 3])) == 1.0
 
 
-def test_a_new_order_of_clusters_renames_them_and_keeps_the_error():
+def test_permuted_clusters_keep_their_labels_and_the_error():
     order = [2, 0, 1]
     assert cluster_labels(VALIDATION[:, order], LABELS).tolist() == [2, 5, 3]
     labels = np.array([5, 7, 3, 2])
@@ -47,6 +47,6 @@ def test_float64_separates_probabilities_near_one_and_ties_go_to_the_first():
         ((VALIDATION, LABELS, TEST, LABELS), r"test_labels must be integers \[4\], got int64 \[5\]"),
     ],
 )
-def test_what_does_not_fit_is_an_error(arguments, message):
+def test_mismatched_inputs_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         clustering_error(*arguments)

@@ -1,4 +1,4 @@
-"""The script that makes the features' weights: it trains on digits, and writes so that they are read again."""
+"""The script that trains the digit features: it learns digits, and its file of weights can be read."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from train.evaluation.frechet import load_weights
 
 
 @pytest.mark.slow
-def test_training_learns_and_its_weights_survive_the_file(tmp_path):
+def test_training_learns_and_its_weights_are_read_back(tmp_path):
     params = train(open_source(Data(), "train[:1000]"), steps=12)
     file = tmp_path / "weights"
     save(params, file)

@@ -1,4 +1,4 @@
-"""The Fréchet distance is the formula's, and the features it is taken of know digits."""
+"""The Fréchet distance equals the formula, and its features recognise digits."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ def digits(split):
 
 
 def with_moments(mean, covariance, count):
-    """Points whose mean and unbiased covariance are exactly these."""
+    """Returns points with exactly this mean and this unbiased covariance."""
     points = RNG.normal(size=(count, len(mean)))
     points = points - points.mean(axis=0)
     root = np.linalg.cholesky(covariance) @ np.linalg.inv(np.linalg.cholesky(np.cov(points.T)))
@@ -27,28 +27,28 @@ def with_moments(mean, covariance, count):
 
 
 def test_it_equals_the_formula_with_the_root_of_the_covariances_product():
-    values = np.linalg.eigvals(np.cov(X.T) @ np.cov(Y.T))  # of the product that is not symmetric, as in the paper
+    values = np.linalg.eigvals(np.cov(X.T) @ np.cov(Y.T))  # of the nonsymmetric product, as in the paper
     expected = ((X.mean(0) - Y.mean(0)) ** 2).sum() + np.trace(np.cov(X.T) + np.cov(Y.T)) - 2 * np.sqrt(values).sum()
     assert frechet_distance(X, Y) == pytest.approx(expected, rel=1e-5)
     assert frechet_distance(Y, X) == pytest.approx(expected, rel=1e-5)
 
 
-def test_between_two_normal_distributions_it_is_what_is_known():
-    # Along one axis the squared distance is (m - n)² + (s - t)², and axes add, whichever way they point.
+def test_between_two_normal_distributions_it_has_the_known_value():
+    # Along one axis the squared distance is (m - n)² + (s - t)². The distances of the axes add up, in any rotation.
     turn, _ = np.linalg.qr(RNG.normal(size=(3, 3)))
     x = with_moments(turn @ [1.0, 2, 3], turn @ np.diag([1.0, 4, 9]) @ turn.T, 31)
     y = with_moments(turn @ [1.0, 0, 4], turn @ np.diag([25.0, 1, 9]) @ turn.T, 17)
     assert frechet_distance(x, y) == pytest.approx((0 + 16) + (4 + 1) + (1 + 0), rel=1e-5)
 
 
-def test_a_set_is_at_no_distance_from_itself_and_moved_at_that_of_the_move():
+def test_the_distance_to_itself_is_zero_and_to_a_shifted_set_is_the_shift():
     assert frechet_distance(X, X) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(X, X + np.array([3.0, 0, 0, 4, 0])) == pytest.approx(25, rel=1e-5)
-    few = X[:3]  # fewer points than features: the covariance has no inverse
+    few = X[:3]  # fewer points than features: the covariance is not invertible
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_shipped_classifier_reads_the_sample_s_test_digits():
+def test_the_shipped_classifier_recognises_the_samples_test_digits():
     images, labels = digits("test")
     logits, features = classify(load_weights(), jnp.asarray(images))
     assert (np.asarray(logits).argmax(axis=1) == labels).mean() >= 0.985
@@ -57,7 +57,7 @@ def test_the_shipped_classifier_reads_the_sample_s_test_digits():
 
 
 def test_test_digits_are_near_training_digits():
-    """Noise, blurred digits and sets without some classes are far."""
+    """Noise, blurred digits and sets without some classes are far from them."""
     images, labels = digits("train[:2000]")
     train, test = digit_features(images), digit_features(digits("test")[0])
     floor = frechet_distance(train, test)
@@ -68,8 +68,8 @@ def test_test_digits_are_near_training_digits():
     assert frechet_distance(digit_features(noise), test) > 100 * floor
 
 
-def test_an_image_s_features_depend_on_it_alone_and_little_on_its_size():
-    images, _ = digits("train[:300]")  # more than are taken at once
+def test_an_images_features_depend_only_on_it_and_little_on_its_size():
+    images, _ = digits("train[:300]")  # more images than one batch
     features = digit_features(images)
     assert features.shape == (300, 64) and features.min() == 0
     np.testing.assert_allclose(digit_features(images[297:]), features[297:], rtol=1e-3, atol=1e-3)
@@ -92,6 +92,6 @@ def test_an_image_s_features_depend_on_it_alone_and_little_on_its_size():
         (lambda: digit_features(np.zeros((2, 9, 9, 1), np.uint8)), "images must be floats .* got uint8"),
     ],
 )
-def test_what_does_not_fit_is_an_error(call, message):
+def test_mismatched_inputs_raise(call, message):
     with pytest.raises(ValueError, match=message):
         call()

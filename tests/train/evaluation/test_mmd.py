@@ -11,7 +11,7 @@ X, Y = RNG.normal(size=(41, 3)).astype(np.float32), RNG.normal(0.5, 2, size=(29,
 
 
 def direct(x, y, std):
-    """The estimate pair by pair in float64, as the papers write it."""
+    """Computes the estimate pair by pair in float64, as in the papers."""
 
     def kernel(a, b):
         square = ((a.astype(np.float64) - b) ** 2).sum()
@@ -29,7 +29,7 @@ def test_it_is_the_mean_over_pairs_of_different_points(std):
     assert mmd(X, Y, std) == pytest.approx(direct(X, Y, std), abs=3e-6)
 
 
-def test_it_is_symmetric_and_moves_scales_and_blocks_do_not_change_it(monkeypatch):
+def test_it_is_symmetric_and_invariant_to_shifts_scales_and_block_size(monkeypatch):
     value = mmd(X, Y)
     assert mmd(Y, X) == pytest.approx(value, abs=2e-6)
     assert mmd(X + 10, Y + 10) == pytest.approx(value, abs=1e-5)
@@ -38,7 +38,7 @@ def test_it_is_symmetric_and_moves_scales_and_blocks_do_not_change_it(monkeypatc
     assert mmd(X, Y) == pytest.approx(value, abs=2e-6)
 
 
-def test_for_one_distribution_it_is_zero_on_the_average_and_often_negative():
+def test_for_equal_distributions_it_is_zero_on_average_and_often_negative():
     values = np.array([mmd(*RNG.normal(size=(2, 20, 3)).astype(np.float32)) for _ in range(300)])
     error = values.std() / np.sqrt(len(values))
     assert abs(values.mean()) < 4 * error < 0.03  # the biased estimate would be near 0.5
@@ -49,7 +49,7 @@ def test_it_grows_with_the_distance_up_to_twice_the_number_of_kernels():
     codes, prior = RNG.normal(size=(2, 500, 2)).astype(np.float32)
     near, far = mmd(codes + 0.3, prior), mmd(codes + 1, prior)
     assert 5 * abs(mmd(codes, prior)) < near < far / 3
-    apart = mmd(0.01 * codes, 0.01 * prior + 1000)  # within a cloud each kernel is 1, between them 0
+    apart = mmd(0.01 * codes, 0.01 * prior + 1000)  # within a cloud each kernel is 1, between the clouds 0
     assert apart == pytest.approx(2 * 7, abs=0.05)
 
 
@@ -62,6 +62,6 @@ def test_it_grows_with_the_distance_up_to_twice_the_number_of_kernels():
         (X, Y, 0.0, "prior_std must be positive, got 0.0"),
     ],
 )
-def test_what_cannot_be_compared_is_an_error(x, y, std, message):
+def test_mismatched_inputs_raise(x, y, std, message):
     with pytest.raises(ValueError, match=message):
         mmd(x, y, std)

@@ -1,4 +1,4 @@
-"""The Parzen-window likelihood is the formula's, in float32 too, and chooses its width on the validation images."""
+"""The Parzen-window likelihood equals the formula, also in float32, and selects its width on validation images."""
 
 import math
 
@@ -14,7 +14,7 @@ SAMPLES, VALIDATION, TEST = (RNG.uniform(size=(n, 97)).astype(np.float32) for n 
 
 
 def direct(samples, images, sigma):
-    """Log-likelihood of each image by the formula, in float64, without any trick but the largest exponent's."""
+    """Computes each image's log-likelihood by the formula in float64; only the largest exponent is factored out."""
     distances = ((images[:, None].astype(np.float64) - samples[None]) ** 2).sum(axis=-1)
     exponents = -distances / (2 * sigma**2)
     largest = exponents.max(axis=1, keepdims=True)
@@ -23,7 +23,7 @@ def direct(samples, images, sigma):
 
 
 def test_it_equals_the_formula_at_the_best_width_for_validation_images():
-    # The test images are the samples, so they would choose the narrowest kernel.
+    # The test images are also the samples, so they would select the narrowest kernel.
     means = [direct(SAMPLES, VALIDATION, sigma).mean() for sigma in parzen.SIGMAS]
     best = int(np.argmax(means))
     assert 0 < best < 9
@@ -37,19 +37,19 @@ def test_it_equals_the_formula_at_the_best_width_for_validation_images():
     assert result.standard_error == pytest.approx(values.std() / math.sqrt(len(values)), rel=1e-3)
 
 
-def test_every_width_is_as_exact_as_the_direct_formula_in_float64():
+def test_every_width_in_float32_is_as_exact_as_the_formula():
     result = parzen.log_likelihoods(SAMPLES, TEST, parzen.SIGMAS)
     expected = np.stack([direct(SAMPLES, TEST, sigma) for sigma in parzen.SIGMAS], axis=1)
     np.testing.assert_allclose(result, expected, atol=5e-3)
 
 
-def test_one_sample_gives_the_normal_density_with_its_peak_at_the_sample():
+def test_one_sample_gives_a_normal_density_centred_on_the_sample():
     sigmas = np.array([0.1, 0.4])
     result = parzen.log_likelihoods(SAMPLES[:1], SAMPLES[:1], sigmas)
     np.testing.assert_allclose(result, -97 / 2 * np.log(2 * math.pi * sigmas**2)[None], atol=5e-3)
 
 
-def test_blocks_of_any_size_give_the_same(monkeypatch):
+def test_any_block_size_gives_the_same_result(monkeypatch):
     whole = parzen.parzen(SAMPLES, VALIDATION, TEST)
     monkeypatch.setattr(parzen, "rows_per_block", lambda others: 5)  # 5 divides neither 19 nor 23
     np.testing.assert_allclose(parzen.parzen(SAMPLES, VALIDATION, TEST), whole, rtol=1e-5)
@@ -62,7 +62,7 @@ def test_shifts_mirrors_and_doubled_samples_change_nothing():
     np.testing.assert_allclose(parzen.parzen(np.repeat(SAMPLES, 2, 0), VALIDATION, TEST), whole, rtol=1e-5)
 
 
-def test_full_size_needs_far_less_than_a_gigabyte():
+def test_full_size_needs_much_less_than_a_gigabyte():
     images = jax.ShapeDtypeStruct((10_000, 784), np.float32)
     compiled = parzen._log_sums.lower(images, images, np.ones(10, np.float32), arrays.rows_per_block(10_000)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 250e6
@@ -82,7 +82,7 @@ def test_full_size_needs_far_less_than_a_gigabyte():
         (0, np.full((5, 97), np.nan, np.float32), "samples must be finite, got NaN or infinity in 5 of 5 rows"),
     ],
 )
-def test_what_is_no_set_of_images_is_an_error(place, wrong, message):
+def test_invalid_sets_of_images_raise(place, wrong, message):
     images = [SAMPLES, VALIDATION, TEST]
     images[place] = wrong
     with pytest.raises(ValueError, match=message):

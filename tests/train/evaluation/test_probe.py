@@ -1,4 +1,4 @@
-"""The probe is logistic regression at its minimum: it reads what is linear in a code and invents nothing."""
+"""The probe is logistic regression at its minimum: it finds what is linear in a code and is at chance on noise."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,7 @@ from train.evaluation import probe
 from train.evaluation.probe import probe_accuracy
 
 RNG = np.random.default_rng(0)
-V, Z = 4, 3  # and one coordinate more, which stands still
+V, Z = 4, 3  # plus one constant coordinate
 CENTRES = RNG.normal(size=(V, Z)).astype(np.float32)
 
 
@@ -22,7 +22,7 @@ CODES, LABELS = cloud(301, 0.5)
 TEST_CODES, TEST_LABELS = cloud(203, 0.5)
 
 
-def test_what_is_found_is_the_minimum_where_the_gradient_vanishes():
+def test_the_solution_is_the_minimum_where_the_gradient_vanishes():
     targets = np.eye(V)[LABELS]
     weights, biases = (np.asarray(x, np.float64) for x in probe._fit(CODES, jnp.asarray(targets)))
     logits = CODES @ weights + biases
@@ -38,7 +38,7 @@ def test_separable_codes_have_no_error_and_noise_is_at_chance():
     assert abs(probe_accuracy(noise[:301], labels[:301], noise[301:], labels[301:], V) - 1 / V) < 0.06
 
 
-def test_units_and_origin_of_each_coordinate_change_nothing():
+def test_scale_and_offset_of_each_coordinate_change_nothing():
     accuracy = probe_accuracy(CODES, LABELS, TEST_CODES, TEST_LABELS, V)
     assert 0.6 < accuracy < 0.95
 
@@ -46,7 +46,7 @@ def test_units_and_origin_of_each_coordinate_change_nothing():
         return codes * np.float32([1000, 1, -0.01, 2]) + np.float32([0, 50, 0, 1])
 
     changed = probe_accuracy(change(CODES), LABELS, change(TEST_CODES), TEST_LABELS, V)
-    assert changed == pytest.approx(accuracy, abs=0.011)  # rounding may move two codes on the border
+    assert changed == pytest.approx(accuracy, abs=0.011)  # rounding may change two predictions at the boundary
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -57,7 +57,7 @@ def test_a_constant_coordinate_is_ignored_even_if_it_varies_in_test_codes(dtype)
     assert probe_accuracy(codes, LABELS, moved, TEST_LABELS, V) == pytest.approx(accuracy, abs=0.011)
 
 
-def test_the_accuracy_is_that_on_the_test_codes():
+def test_the_accuracy_is_measured_on_the_test_codes():
     codes, labels = cloud(301, 0.01)
     test_codes, test_labels = cloud(203, 0.01)
     test_labels[:50] = (test_labels[:50] + 1) % V
@@ -77,7 +77,7 @@ def test_the_accuracy_is_that_on_the_test_codes():
         ({"num_classes": 3}, r"labels must be in 0\.\.2, got 0\.\.3"),
     ],
 )
-def test_what_does_not_fit_is_an_error(change, message):
+def test_mismatched_inputs_raise(change, message):
     fitting = {"codes": CODES, "labels": LABELS, "test_codes": TEST_CODES, "test_labels": TEST_LABELS, "num_classes": V}
     with pytest.raises(ValueError, match=message):
         probe_accuracy(**{**fitting, **change})

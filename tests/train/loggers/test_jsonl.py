@@ -1,4 +1,4 @@
-"""A metrics file that never loses, doubles or tears a line."""
+"""A metrics file never loses, duplicates or truncates a row."""
 
 import resource
 import tempfile
@@ -13,7 +13,7 @@ from train.process.errors import UserError
 from train.run.files import read_lines
 
 
-def test_a_file_resumed_at_a_step_drops_later_and_torn_lines(tmp_path):
+def test_a_file_resumed_at_a_step_drops_later_and_incomplete_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
     with JsonLines(path, 0) as lines:
         for step in (1, 2, 3):
@@ -29,7 +29,7 @@ def test_a_file_resumed_at_a_step_drops_later_and_torn_lines(tmp_path):
 @pytest.mark.parametrize(
     "line", ["{", "[]", '{"split": "test"}', '{"step": "3"}', '{"step": true}', "\x00", "[" * 10**5]
 )
-def test_a_line_that_is_none_is_named(tmp_path, line):
+def test_an_invalid_row_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "train"}\n' + line + "\n")
     with pytest.raises(UserError, match=r"metrics.jsonl, line 2 must be a JSON object with a step"):
@@ -37,7 +37,7 @@ def test_a_line_that_is_none_is_named(tmp_path, line):
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_lines_or_are_refused(content):
+def test_any_bytes_are_rows_or_are_refused(content):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "metrics.jsonl")
         path.write_bytes(content)
@@ -49,11 +49,11 @@ def test_any_bytes_are_lines_or_are_refused(content):
             assert len(lines) == content.count(b"\n") and all(isinstance(line["step"], int) for line in lines)
 
 
-def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path):
+def test_rows_that_a_full_disk_rejects_are_written_later(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with JsonLines(tmp_path / "metrics.jsonl", 0) as lines:
         lines.write(step=1, x=1.0)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))  # in the middle of the second line
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30, before[1]))  # the limit is inside the second row
         try:
             lines.write(step=2, x=2.0)
             lines.write(step=3, x=3.0)

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases hold what the run folder holds, also of a run that goes on, and cost no run."""
+"""TensorBoard and Weights & Biases get the data of the run folder, also of a resumed run, and never end a run."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def checksum(content):
 
 
 def events(config):
-    """All events, in order; the first one of the file says its version."""
+    """Returns all events in order; the first event of the file is its version."""
     (path,) = Path(config.run.dir, "tensorboard").iterdir()
     assert "tfevents" in path.name
     content, found = path.read_bytes(), []
@@ -72,13 +72,13 @@ def events(config):
 
 
 def scalars(config):
-    """Step, tag and value of every number, in order."""
+    """Returns step, tag and value of every number, in order."""
     values = [(event.step, value) for event in events(config) for value in event.summary.value]
     return [(step, value.tag, value.simple_value) for step, value in values if value.HasField("simple_value")]
 
 
 def strings(config):
-    """What is shown of strings: by tag the step, the plugin, the strings, and what is said of them."""
+    """Returns, for each tag of strings: the step, the plugin, the strings and their description."""
     values = [(event.step, value) for event in events(config) for value in event.summary.value]
     tags = [value.tag for _, value in values if value.HasField("tensor")]
     pictures = [f"pictures/{path.stem}" for path in Path(config.run.dir, "pictures").glob("*.png")]
@@ -96,24 +96,24 @@ def strings(config):
 
 
 def offline_runs(config):
-    """For each process that was at work, in order: the records that W&B's own service wrote."""
+    """Yields, for each process of the run in order, the records that W&B's own service wrote."""
     for path in sorted(Path(config.run.dir, "wandb").glob("offline-run-*/*.wandb"), key=lambda p: p.stat().st_mtime_ns):
         content, position, parts, found = path.read_bytes(), 7, b"", []
         while position < len(content):
-            if (left := 32768 - position % 32768) < 7:  # The log's blocks; a record's head is never cut.
+            if (left := 32768 - position % 32768) < 7:  # end of a block of the log; a record's header is never split
                 position += left
                 continue
             length, kind = struct.unpack_from("<HB", content, position + 4)
             parts += content[position + 7 : position + 7 + length]
             position += 7 + length
-            if kind in (1, 4):  # whole, or the last part
+            if kind in (1, 4):  # a complete record, or its last part
                 found.append(Record.FromString(parts))
                 parts = b""
         yield found
 
 
 def history(records):
-    """W&B's step and the values of each row."""
+    """Yields W&B's step and the values of each row."""
     for record in records:
         if record.HasField("history"):
             row = {item.nested_key[0] if item.nested_key else item.key: item.value_json for item in record.history.item}
@@ -122,7 +122,7 @@ def history(records):
 
 
 def expected_rows(config):
-    """The rows that a tracker should have: one for each line of metrics.jsonl, by tag."""
+    """Yields the rows that a tracker should have, by tag: one for each row of metrics.jsonl."""
     speeds = {line["step"]: line["examples_per_second"] for line in lines(config, "timing")}
     for line in lines(config):
         step, split = line.pop("step"), line.pop("split")
@@ -141,14 +141,14 @@ def assert_tensorboard_holds_the_run(config):
     assert caption in Path(config.run.dir, "report.html").read_text() and len(caption) > 20
 
 
-def test_tensorboard_holds_every_number_and_the_bytes_of_the_pictures(tracked):
+def test_tensorboard_has_every_number_and_the_bytes_of_the_pictures(tracked):
     assert_tensorboard_holds_the_run(tracked)
     assert {"train/loss", "test/accuracy", "train/examples_per_second"} <= {tag for _, tag, _ in scalars(tracked)}
     times = [event.wall_time for event in events(tracked)]
     assert times == sorted(times)
 
 
-def test_tensorboard_shows_the_config_as_it_is(tracked):
+def test_tensorboard_shows_the_config_unchanged(tracked):
     step, plugin, (text,), _ = strings(tracked)["config"]
     assert (step, plugin) == (0, "text")
     shown = dict(line.removeprefix("    ").split(": ", 1) for line in text.decode().splitlines())
@@ -157,7 +157,7 @@ def test_tensorboard_shows_the_config_as_it_is(tracked):
     assert {name: json.loads(value) for name, value in shown.items()} == flatten(saved)
 
 
-def test_weights_and_biases_holds_every_number_the_pictures_and_the_config(tracked):
+def test_weights_and_biases_has_every_number_the_pictures_and_the_config(tracked):
     (records,) = offline_runs(tracked)
     *rows, last = history(records)
     assert [(row.pop("step"), row) for row in rows] == [
@@ -190,7 +190,7 @@ def test_trackers_of_a_resumed_run_equal_those_of_an_uninterrupted_one(tracked, 
             fit(config, make_task)
     shutil.copytree(tmp_path / "run" / "checkpoints" / "3", tmp_path / "3")
     fit(config, make_task)
-    # Once more, as if it had been killed after its last line: they know of steps that are done again.
+    # Resume as if the run was killed after its last row: the trackers already have steps that are repeated.
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.copytree(tmp_path / "3", tmp_path / "run" / "checkpoints" / "3")
     fit(config, make_task)
@@ -206,8 +206,8 @@ def test_trackers_of_a_resumed_run_equal_those_of_an_uninterrupted_one(tracked, 
 
 
 @pytest.mark.slow
-def test_a_tracker_that_is_added_later_gets_all_lines(tracked, tmp_path, capsys):
-    """Also if one of them has no split."""
+def test_a_tracker_that_is_added_later_gets_all_rows(tracked, tmp_path, capsys):
+    """Also if a row has no split."""
     config = with_run(tracked, tmp_path / "run", tensorboard=False, wandb=None)
     fit(config, make_task)
     assert not (tmp_path / "run" / "tensorboard").exists() and not (tmp_path / "run" / "wandb").exists()
@@ -234,7 +234,7 @@ def test_a_tracker_that_is_added_later_gets_all_lines(tracked, tmp_path, capsys)
     ]
 
 
-def test_weights_and_biases_gets_only_the_lines_that_it_lacks(tracked, tmp_path, monkeypatch):
+def test_weights_and_biases_gets_only_the_rows_that_it_lacks(tracked, tmp_path, monkeypatch):
     logged = []
     run = SimpleNamespace(
         starting_step=4,
@@ -266,7 +266,7 @@ def test_a_missing_package_of_a_tracker_is_one_line_and_exit_status_2(option, pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_of_a_packages_name_is_not_taken_for_the_package(tracked, tmp_path, monkeypatch):
+def test_a_folder_named_like_a_package_is_not_taken_for_the_package(tracked, tmp_path, monkeypatch):
     (tmp_path / "wandb").mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.delitem(sys.modules, "wandb")
@@ -275,7 +275,7 @@ def test_a_folder_of_a_packages_name_is_not_taken_for_the_package(tracked, tmp_p
 
 
 def full_disk_at(monkeypatch, step, path):
-    """From that step on, every write to the file fails as on a full disk."""
+    """From this step on, every write to the file fails as on a full disk."""
 
     class Console(publisher.RunConsole):
         def step(self, now):
@@ -330,7 +330,7 @@ def test_a_tracker_that_cannot_start_does_not_end_the_run(tracked, tmp_path, mon
         ("project", "[", "run.json must be"),
     ],
 )
-def test_a_wrong_option_is_one_line_before_the_first_step(tracked, tmp_path, project, content, message):
+def test_a_wrong_option_is_a_one_line_error_before_the_first_step(tracked, tmp_path, project, content, message):
     config = with_run(tracked, tmp_path / "run", wandb=project, tensorboard=False)
     if content is not None:
         shutil.copytree(tracked.run.dir, tmp_path / "run")
@@ -347,7 +347,7 @@ def test_only_the_main_process_starts_trackers(tracked, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_offline_run_writes_in_its_folder_alone(tmp_path):
+def test_an_offline_run_writes_only_in_its_folder(tmp_path):
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     home.mkdir()
     elsewhere.mkdir()

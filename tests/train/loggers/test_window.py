@@ -1,4 +1,4 @@
-"""Means between the lines of a metrics file."""
+"""Means between the rows of a metrics file."""
 
 import math
 
@@ -13,7 +13,7 @@ from train.task import NONFINITE
 
 
 def windows(values, every, start=0, stop=None, sums=None, count=0):
-    """The window after steps start+1..stop of a run as long as `values`, and the lines it gave."""
+    """Returns the window after steps start+1..stop of a run with `values`, and the rows that it gave."""
     lines = []
     window = MetricWindow(
         every, len(values), lambda step, means, speed: lines.append((step, means["x"])), sums or {}, count
@@ -24,7 +24,7 @@ def windows(values, every, start=0, stop=None, sums=None, count=0):
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=30), st.integers(1, 7))
-def test_each_line_is_the_mean_of_the_steps_since_the_last(values, every):
+def test_each_row_is_the_mean_of_the_steps_since_the_last_row(values, every):
     window, lines = windows(values, every)
     window.drain()
     steps = sorted({*range(every, len(values) + 1, every), len(values)})
@@ -35,7 +35,7 @@ def test_each_line_is_the_mean_of_the_steps_since_the_last(values, every):
 
 
 @given(st.lists(st.floats(-1e3, 1e3, width=32), min_size=2, max_size=30), st.integers(1, 7), st.data())
-def test_a_resumed_window_gives_bit_equal_lines(values, every, data):
+def test_a_resumed_window_gives_bit_equal_rows(values, every, data):
     cut = data.draw(st.integers(1, len(values) - 1))
     whole, lines = windows(values, every)
     whole.drain()
@@ -47,7 +47,7 @@ def test_a_resumed_window_gives_bit_equal_lines(values, every, data):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_value_that_is_not_finite_stops_the_run_naming_metric_and_step(bad):
+def test_a_nonfinite_value_stops_the_run_and_names_metric_and_step(bad):
     window, _ = windows([1.0, 2.0, bad], 10)
     with pytest.raises(RunStopped, match=f"^step 3: x is {bad}\\. Pass --run.on-nonfinite skip to skip such steps"):
         window.drain()
@@ -64,7 +64,7 @@ def test_the_parameters_whose_gradients_are_not_finite_are_named():
         window.drain()
 
 
-def test_skipped_steps_are_counted_and_are_in_no_mean():
+def test_skipped_steps_are_counted_and_excluded_from_means():
     lines = []
     window = MetricWindow(3, 6, lambda step, means, _: lines.append((step, means)), {}, 0, ["w"], "skip")
     good, bad = np.array([False]), np.array([True])

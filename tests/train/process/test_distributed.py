@@ -1,4 +1,4 @@
-"""Several real processes: they compute what one computes, save together, and none outlives another."""
+"""Several real processes: they give one process's results, save together, and none keeps running after another ends."""
 
 import json
 import os
@@ -43,7 +43,7 @@ OPTIONS = [
 
 
 def start(folder, *options, second=()):
-    """Two processes of two devices each; the second one has options of its own."""
+    """Starts two processes with two devices each; the second process gets its own options."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,7 +65,7 @@ def start(folder, *options, second=()):
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
-    """The run folder of two processes, fsdp 2 over them, and what each printed."""
+    """Returns the run folder of two processes with fsdp 2 across them, and what each process printed."""
     folder = tmp_path_factory.mktemp("several") / "run"
     processes = start(folder, "--run.steps", "6", "--mesh.data", "2", "--mesh.fsdp", "2")
     outputs = [process.communicate(timeout=400)[0] for process in processes]
@@ -75,7 +75,7 @@ def of_two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The same run by one process on one device."""
+    """The same run in one process on one device."""
     folder = tmp_path_factory.mktemp("one") / "run"
     fit(replace(CONFIG, run=replace(CONFIG.run, dir=str(folder)), mesh=Mesh(1, 1, 1)), make_task)
     return folder
@@ -86,13 +86,13 @@ def lines(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_losses_of_one(of_two, alone):
+def test_two_processes_log_the_losses_of_one(of_two, alone):
     folder, _ = of_two
     several, one = lines(folder), lines(alone)
     assert [(line["step"], line["split"]) for line in several] == [(line["step"], line["split"]) for line in one]
     for ours, expected in zip(several, one, strict=True):
         np.testing.assert_allclose(ours["loss"], expected["loss"], rtol=1e-4)
-        # An example that is as good as undecided may fall to the other side.
+        # An example near the decision boundary may get the other class.
         assert abs(ours["accuracy"] - expected["accuracy"]) < 0.022
 
 
@@ -106,7 +106,7 @@ def test_only_the_main_process_prints_and_writes(of_two):
 
 
 @pytest.mark.slow
-def test_what_two_processes_saved_is_the_same_on_any_devices(of_two):
+def test_a_checkpoint_of_two_processes_is_the_same_on_any_devices(of_two):
     folder, _ = of_two
     source = open_source(CONFIG.data, CONFIG.data.train_split)
     task, states = make_task(CONFIG, source), []
@@ -122,7 +122,7 @@ def test_what_two_processes_saved_is_the_same_on_any_devices(of_two):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_resumes_in_one_and_says_so(of_two, tmp_path, capsys):
+def test_a_run_of_two_processes_resumes_in_one_and_reports_it(of_two, tmp_path, capsys):
     folder, _ = of_two
     shutil.copytree(folder, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
@@ -139,7 +139,7 @@ def test_a_run_of_two_processes_resumes_in_one_and_says_so(of_two, tmp_path, cap
 
 @contextmanager
 def training_pair(folder, *options):
-    """Two processes that have written the first line of a run without end."""
+    """Two processes that have written the first row of a run without end."""
     processes = start(folder, "--run.steps", "1000000", *options)
     metrics = folder / "metrics.jsonl"
     try:
@@ -156,7 +156,7 @@ def training_pair(folder, *options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_process_dies_the_other_says_so_and_ends_within_a_minute(tmp_path, victim):
+def test_when_one_process_dies_the_other_reports_it_and_ends_in_a_minute(tmp_path, victim):
     with training_pair(tmp_path / "run") as processes:
         processes[victim].send_signal(signal.SIGKILL)
         output, _ = processes[1 - victim].communicate(timeout=60)
@@ -177,7 +177,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_processes_of_different_options_say_so_and_end(tmp_path):
+def test_processes_with_different_options_report_it_and_end(tmp_path):
     first, second = start(tmp_path / "run", second=("--mesh.tensor", "2", "--data.workers", "0"))
     (words, _), (others, _) = (process.communicate(timeout=120) for process in (second, first))
     assert (first.returncode, second.returncode) == (2, 2)
@@ -193,7 +193,7 @@ def test_processes_of_different_options_say_so_and_end(tmp_path):
     ("environment", "several"),
     [
         ({}, False),
-        ({"SLURM_NTASKS": "4"}, False),  # the batch script itself, outside of srun
+        ({"SLURM_NTASKS": "4"}, False),  # the batch script itself, outside srun
         ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-4]"}, True),
         ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "node1"}, False),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
@@ -204,7 +204,7 @@ def test_processes_of_different_options_say_so_and_end(tmp_path):
     ],
     ids=str,
 )
-def test_a_launcher_is_known_by_its_environment(environment, several):
+def test_a_launcher_is_detected_from_its_environment(environment, several):
     assert is_multi_process_launch(environment) is several
 
 
@@ -219,6 +219,6 @@ def test_a_launcher_is_known_by_its_environment(environment, several):
     ],
     ids=str,
 )
-def test_options_that_name_no_process_are_refused(config, words):
+def test_options_of_an_impossible_process_are_refused(config, words):
     with pytest.raises(UserError, match=words):
         connect(config)

@@ -1,4 +1,4 @@
-"""Programs start with huge pages where kernel and glibc support them; importing the package changes nothing."""
+"""Programs start with huge pages if the kernel and glibc support them; importing the package changes nothing."""
 
 import os
 import platform
@@ -16,14 +16,14 @@ from train.process.malloc import huge_pages, restart_with_huge_pages
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The kernel's file, with the mode that gives huge pages on request; glibc supports them."""
+    """Returns the kernel's file, with the mode that gives huge pages on request; glibc supports them."""
     monkeypatch.setattr(malloc, "_KERNEL", tmp_path / "enabled")
     monkeypatch.setattr(os, "confstr", lambda _: "glibc 2.36")
     (tmp_path / "enabled").write_text("always [madvise] never\n")
     return tmp_path / "enabled"
 
 
-def test_huge_pages_are_requested_beside_other_tunables(kernel: Path) -> None:
+def test_huge_pages_are_requested_together_with_other_tunables(kernel: Path) -> None:
     assert huge_pages({}) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     tunables = huge_pages({"GLIBC_TUNABLES": "glibc.malloc.check=3"})["GLIBC_TUNABLES"]
     assert tunables.split(":") == ["glibc.malloc.check=3", "glibc.malloc.hugetlb=1"]
@@ -34,20 +34,20 @@ def test_the_users_own_setting_of_huge_pages_is_kept(kernel: Path, tunables: str
     assert huge_pages({"GLIBC_TUNABLES": tunables}) == {}
 
 
-def test_one_variable_turns_huge_pages_off(kernel: Path) -> None:
+def test_one_environment_variable_turns_huge_pages_off(kernel: Path) -> None:
     assert huge_pages({"W2JAX_HUGE_PAGES": "0"}) == {}
     assert huge_pages({"W2JAX_HUGE_PAGES": "1"}) != {}
 
 
 @pytest.mark.parametrize("mode", ["[always] madvise never", "always madvise [never]", None])
-def test_no_huge_pages_are_requested_where_the_kernel_gives_none(kernel: Path, mode: str | None) -> None:
-    """None on request: it gives them to all memory, or to none."""
+def test_huge_pages_are_not_requested_where_the_kernel_gives_none_on_request(kernel: Path, mode: str | None) -> None:
+    """It gives them to all memory, or to none."""
     kernel.unlink() if mode is None else kernel.write_text(mode)
     assert huge_pages({}) == {}
 
 
 @pytest.mark.parametrize("version", ["glibc 2.31", "glibc 2.34", "", None])
-def test_no_huge_pages_are_requested_of_a_libc_without_them(kernel: Path, monkeypatch, version: str | None) -> None:
+def test_huge_pages_are_not_requested_without_libc_support(kernel: Path, monkeypatch, version: str | None) -> None:
     monkeypatch.setattr(os, "confstr", lambda _: version)
     assert huge_pages({}) == {}
 
@@ -58,7 +58,7 @@ def without_tunables() -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not huge_pages({}), reason="no huge pages on request here, or malloc is not glibc's")
-def test_a_training_holds_its_arrays_in_huge_pages(tmp_path: Path) -> None:
+def test_a_training_run_has_its_arrays_in_huge_pages(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "train.lstm", "tiny", "--run.dir", str(tmp_path / "run")]
     with subprocess.Popen(command, env=without_tunables(), stdout=subprocess.DEVNULL) as program:
         try:
@@ -91,7 +91,7 @@ print(int(line.split()[1]) // 1024)
 @pytest.mark.slow
 @pytest.mark.skipif("glibc" not in platform.libc_ver()[0], reason="malloc is not glibc's")
 def test_memory_that_the_compiler_has_freed_returns_to_the_kernel() -> None:
-    usual = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # not the tests' quick compiler
+    usual = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # not the tests' fast compiler
     commands = [[sys.executable, "-c", COMPILE.format(trim=trim)] for trim in (False, True)]
     held, trimmed = (
         int(subprocess.run(command, env=usual, capture_output=True, text=True, check=True).stdout)

@@ -1,4 +1,4 @@
-"""What a program sets before JAX starts."""
+"""The settings that a program makes before JAX starts."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from configs.vit import PRESETS
 from train.config.checks import check_ranges
 from train.process.errors import UserError
 
-# With three cores, whatever this machine has: for each pair of devices and batch size, the devices that JAX counts.
+# Simulates three cores. Prints, for each pair of CPU devices and batch size, the number of devices that JAX has.
 PROGRAM = """
 import json, os, sys
 os.sched_getaffinity = lambda _: {0, 1, 2}
@@ -32,14 +32,14 @@ for devices, size in json.loads(sys.argv[1]):
     [
         ([(2, 100)], {}, [2]),
         ([(8, 99)], {}, [3]),  # as many as there are cores
-        ([(3, 100)], {}, [2]),  # three do not divide a hundred
-        ([(1, 100), (2, 100)], {}, [1, 1]),  # JAX has started
+        ([(3, 100)], {}, [2]),  # 3 does not divide 100
+        ([(1, 100), (2, 100)], {}, [1, 1]),  # JAX has already started
         ([(2, 100)], {"JAX_NUM_CPU_DEVICES": "5"}, [5]),
         ([(2, 100)], {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}, [4]),
     ],
 )
 def test_the_cpu_is_split_into_the_requested_devices(settings, environment, devices):
-    """If its cores, the batch size and JAX allow it."""
+    """The cores, the batch size and JAX must allow it."""
     outer = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
     command = [sys.executable, "-c", PROGRAM, json.dumps(settings)]
     root = Path(__file__).parents[3]
@@ -81,7 +81,7 @@ def test_a_program_prepares_its_process_by_one_call(tmp_path, accumulate, device
     assert Path(folder).parent == tmp_path / "w2jax"
 
 
-def test_no_device_at_all_is_a_mistake():
+def test_without_any_device_there_is_an_error():
     config = replace(PRESETS["tiny"].config, mesh=Mesh(cpu_devices=0), run=RunConfig())
     with pytest.raises(UserError, match=r"--mesh\.cpu-devices must be at least 1, got 0"):
         check_ranges(config)

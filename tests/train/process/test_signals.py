@@ -1,4 +1,4 @@
-"""A signal ends a run after its step, saved; the same command resumes as if there had been none."""
+"""A signal ends a run after the current step, with a checkpoint; the same command resumes bit for bit."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def default_handlers():
-    """No signal is ignored, as the tests inherit it of nohup or a shell's background job."""
+    """Ensures that no signal is ignored, which tests would inherit from nohup or a shell's background job."""
     outer = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     yield
     for number, handler in outer.items():
@@ -31,7 +31,7 @@ def default_handlers():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nothing interrupts."""
+    """An uninterrupted run."""
     config = with_run(small("", workers=0), tmp_path_factory.mktemp("whole") / "run", steps=8, eval_every=4)
     return config, fit(config, make_task)
 
@@ -40,9 +40,9 @@ def whole(tmp_path_factory):
     ("moment", "number", "done"),
     [
         (("step", 3), signal.SIGINT, 3),
-        pytest.param(("step", 4), signal.SIGTERM, 4, marks=pytest.mark.slow),  # where a save and an evaluation are due
+        pytest.param(("step", 4), signal.SIGTERM, 4, marks=pytest.mark.slow),  # a save and an evaluation are due here
         pytest.param(("step", 8), signal.SIGHUP, 8, marks=pytest.mark.slow),
-        pytest.param(("test", 1), signal.SIGINT, 4, marks=pytest.mark.slow),  # between a save and its evaluation's end
+        pytest.param(("test", 1), signal.SIGINT, 4, marks=pytest.mark.slow),  # after a save, before its evaluation ends
         pytest.param(("test", 2), signal.SIGTERM, 8, marks=pytest.mark.slow),
     ],
     ids=str,
@@ -66,7 +66,7 @@ def test_an_interrupted_run_is_saved_and_resumes_to_the_same_bits(whole, tmp_pat
 
 @pytest.mark.slow
 def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
-    """The first one ends when it gets a signal."""
+    """The first process ends when it gets a signal."""
     folder = tmp_path / "run"
     options = ["tiny", "--run.dir", str(folder), "--run.steps", "1000000", "--run.log-every", "5"]
     command = [sys.executable, "-m", "train.vit", *options]
@@ -106,6 +106,6 @@ run_main(main)
 """
 
 
-def test_a_signal_that_comes_within_a_callback_ends_the_program_too():
+def test_a_signal_during_a_callback_ends_the_program_too():
     result = subprocess.run([sys.executable, "-c", SWALLOWED], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert (result.returncode, result.stderr) == (143, "interrupted by SIGTERM\n")

@@ -1,4 +1,4 @@
-"""report.html: what it shows of a run, and of several."""
+"""report.html: what it shows for one run and for several."""
 
 import base64
 import dataclasses
@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 
 class Shown(HTMLParser):
-    """What a browser makes of a page: the captions and what stands for the pictures."""
+    """The tags, captions and alt texts that a browser reads from a page."""
 
     def __init__(self, page):
         super().__init__()
@@ -56,13 +56,13 @@ def test_a_caption_is_shown_as_it_is_written(folder):
     pictures = {"cells": a_grid(1, 1, 4, 4, caption=caption), "points": a_scatter(caption=caption)}
     write_pictures(folder, pictures, DIGITS)
     shown = Shown(run_page(folder))
-    assert shown.tags.count("script") == 3  # the data, uPlot, and ours
+    assert shown.tags.count("script") == 3  # the data, uPlot, and our script
     assert shown.captions == [caption, caption]
     assert shown.alts[-2:] == [caption, caption]
 
 
 def drawn(page):
-    """The data that the page's script draws."""
+    """Returns the data that the page's script draws."""
     return json.loads(re.search(r"<script type=application/json id=data>(.*?)</script>", page).group(1))
 
 
@@ -77,7 +77,7 @@ def test_a_curve_has_every_point_of_its_metric(folder):
     assert curve["data"] == [[2, 4], [2.0, 1.0], [None, 1.5]]
 
 
-def test_the_speed_is_the_median_of_the_lines_and_says_on_what(folder):
+def test_the_speed_is_the_median_of_the_rows_and_names_the_device(folder):
     lines = [{"step": s, "seconds": 40.0 * s, "examples_per_second": speed} for s, speed in ((2, 9.0), (4, 200.0))]
     lines.append({"step": 6, "seconds": 3661.4, "examples_per_second": 1500.0, "devices": "2 TPU device(s)"})
     (folder / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -86,7 +86,7 @@ def test_the_speed_is_the_median_of_the_lines_and_says_on_what(folder):
     assert "<td>time to the last step<td>1:01:01" in page
 
 
-def test_values_that_are_no_numbers_are_in_no_curve_and_no_table(folder):
+def test_values_that_are_not_numbers_are_in_no_curve_and_no_table(folder):
     with (folder / "metrics.jsonl").open("a") as file:
         for value in ("NaN", "Infinity", "1" + 400 * "0", '"text"', "[1]", "true", "null"):
             file.write(f'{{"step": 5, "split": "test", "loss": {value}, "x": {value}}}\n')
@@ -131,7 +131,7 @@ def test_a_plane_is_a_sheet_of_images_and_points_from_left_to_right(folder):
 
 
 class Images:
-    """A source of which only what a mistake is shown by is asked."""
+    """A source with only the parts that the pictures of mistakes need."""
 
     num_classes = 3
 
@@ -140,7 +140,7 @@ class Images:
 
 
 def test_mistakes_are_counted_by_label_and_prediction(folder):
-    """The most confident ones come first."""
+    """The most confident mistakes come first."""
     labels, predicted = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 2, 1, 2, 0, 1])
     write_mistakes(folder, Predictions(labels, predicted, np.array([0.9, 0.6, 0.8, 0.7, 0.95, 0.5])), Images())
     found = read_mistakes(folder)
@@ -159,7 +159,7 @@ def test_mistakes_are_counted_by_label_and_prediction(folder):
     assert re.findall(r"style='--part:([\d.]+)'>(\d)", page)[1:3] == [("70.7", "1"), ("70.7", "1")]  # √(1/2)
 
 
-def test_mistakes_of_an_older_version_are_shown_too(folder):
+def test_mistakes_from_an_older_version_are_shown_too(folder):
     labels, predicted = np.array([0, 1, 1]), np.array([0, 2, 1])
     write_mistakes(folder, Predictions(labels, predicted, np.array([0.9, 0.6, 0.8])), Images())
     (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": ["a", "b", "c"]}))
@@ -168,14 +168,14 @@ def test_mistakes_of_an_older_version_are_shown_too(folder):
     assert '"said"' in path.read_text() and run_page(folder) == page and "true b, predicted c (60&nbsp;%)" in page
 
 
-def test_the_tasks_descriptions_are_beside_its_metrics(folder):
+def test_the_tasks_descriptions_are_next_to_its_metrics(folder):
     words = {"distance": "of points & lines"}
     info = {"best_metric": "accuracy", "best_mode": "max", "metric_descriptions": words}
     (folder / "task.json").write_text(json.dumps(info))
     assert "<td>test distance<td>0.2500<td class=about>of points &amp; lines" in run_page(folder)
 
 
-def test_of_many_classes_the_pairs_most_often_confused_are_listed(folder):
+def test_with_many_classes_the_most_confused_pairs_are_listed(folder):
     count = 40
     confusion = np.eye(count, dtype=int)
     confusion[7, 30], confusion[2, 39] = 4, 9
@@ -214,7 +214,7 @@ PRESET_FILES = [configs.vit, configs.lstm, configs.mha, configs.aae]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", PRESET_FILES, ids=lambda module: module.__name__)
-def test_the_reports_command_makes_the_same_config_again(module, tmp_path):
+def test_the_reports_command_recreates_the_config(module, tmp_path):
     task = module.__name__.removeprefix("configs.")
     made = 0
     for preset in module.PRESETS:
@@ -237,7 +237,7 @@ def test_the_reports_command_makes_the_same_config_again(module, tmp_path):
     assert made == 2 * len(module.PRESETS)
 
 
-def test_a_config_that_no_option_makes_has_no_command():
+def test_a_config_that_no_options_can_make_has_no_command():
     assert command({"model": {"class": "Unknown"}}) is None
     assert command({"model": {"class": {}}}) is None
     tree = {"task": "aae", **config_to_tree(configs.aae.PRESETS["tiny"].config)}
@@ -265,7 +265,7 @@ def test_two_runs_are_compared_by_their_curves_results_and_what_differs(folder, 
 
 
 @pytest.mark.slow
-def test_the_program_writes_the_same_page_again_and_refuses_what_is_no_run(folder, tmp_path):
+def test_the_program_rewrites_the_same_page_and_refuses_other_folders(folder, tmp_path):
     write_report(folder)
     written = (folder / "report.html").read_bytes()
     (folder / "report.html").unlink()

@@ -1,4 +1,4 @@
-"""report.html in a browser: it draws, follows the pointer and the theme, fits a phone, and complains of nothing."""
+"""report.html in a browser: it draws, follows the pointer and the theme, fits a phone, and logs no errors."""
 
 import json
 import re
@@ -27,7 +27,7 @@ class Images:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run folder with every kind of thing that a page shows, and texts that would like to run."""
+    """Returns a run folder with every kind of content of a page, and with texts that try to run as code."""
     folder = a_run_folder(tmp_path_factory.mktemp("runs") / "run")
     lines = [{"step": step, "split": "train", "loss": 10.0 - step, HOSTILE: 1.0 * step} for step in range(1, 10)]
     lines.append({"step": 400, "split": "test", "loss": -389.0, "mmd": 1234.5})
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     (folder / "images.json").write_text(json.dumps({"image_shape": [8, 8, 1], "label_names": names}))
     labels = np.arange(2000) % 10
     write_mistakes(folder, Predictions(labels, np.where(labels % 3, labels, 9), np.linspace(0, 1, 2000)), Images())
-    plane = a_plane(4, 5).replace(labels=np.array([9, 0, 4]))  # The darkest colours; the 0 is not drawn.
+    plane = a_plane(4, 5).replace(labels=np.array([9, 0, 4]))  # the darkest colours; class 0 is not drawn
     pictures = {"cells": a_grid(2, 30, 28, 28, caption=HOSTILE), "points": a_scatter(), "plane": plane}
     write_pictures(folder, pictures, names)
     write_report(folder)
@@ -60,7 +60,7 @@ def browser():
 
 @pytest.fixture
 def shown(browser):
-    """Opens a page, and in the end says what it complained of."""
+    """Returns a function that opens a page; in the end, asserts that no page logged a message or error."""
     said, pages = [], []
 
     def show(path, width=1000, theme="light", **options):
@@ -82,7 +82,7 @@ def shown(browser):
 
 
 def ink(element):
-    """How much the pixels of an element differ."""
+    """Returns the standard deviation of an element's pixels."""
     return pixels(element.screenshot()).std()
 
 
@@ -99,7 +99,7 @@ def test_every_chart_and_picture_shows_something_and_no_text_runs(shown, folder,
 
 
 @pytest.mark.parametrize("name", ["report.html", "comparison.html"])
-def test_on_a_narrow_screen_nothing_goes_sideways(shown, folder, name):
+def test_on_a_narrow_screen_nothing_scrolls_sideways(shown, folder, name):
     page = shown(folder / name, width=360)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
@@ -117,13 +117,13 @@ def test_on_a_narrow_screen_no_number_of_the_table_is_broken(shown, folder, name
     assert lines == [1] * 3 * runs  # the loss, the distance, the steps
 
 
-def test_ten_classes_are_seen_at_once_on_a_phone(shown, folder):
+def test_ten_classes_are_visible_at_once_on_a_phone(shown, folder):
     page = shown(folder / "digits.html", width=390)
     assert page.evaluate("(box => box.scrollWidth <= box.clientWidth)(document.querySelector('.confusion'))")
 
 
 def luminance(color):
-    """As the WCAG has it, of a colour as a browser says it."""
+    """Returns the WCAG luminance of a colour in the browser's notation."""
     numbers = [float(x) for x in re.findall(r"[\d.]+(?:e-?\d+)?", color.removeprefix("color(srgb"))]
     rgb = np.array(numbers[:3]) / (1 if color.startswith("color") else 255)
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -142,7 +142,7 @@ def test_every_class_can_be_seen_on_a_dark_page(shown, folder):
     assert pixels(page.query_selector("img.on-white").screenshot()).mean() < 60
 
 
-def test_a_comparison_tells_train_from_test_by_dashes_in_the_legend_too(shown, folder):
+def test_a_comparison_marks_train_and_test_by_dashes_in_the_legend_too(shown, folder):
     page = shown(folder / "comparison.html")
     marks = page.evaluate("""[...document.querySelectorAll('[data-curve="0"] .u-series')].slice(1).map(series => [
         series.querySelector('.u-label').textContent,
@@ -153,7 +153,7 @@ def test_a_comparison_tells_train_from_test_by_dashes_in_the_legend_too(shown, f
         assert style == ("dashed" if label.endswith(" train") else "solid")
 
 
-def test_the_commands_lines_break_only_before_its_options(shown, folder):
+def test_long_commands_break_only_before_options(shown, folder):
     page = shown(folder / "report.html")
     told = command(json.loads((folder / "config.json").read_text()))
     assert page.inner_text("pre") == told
@@ -168,7 +168,7 @@ def test_the_commands_lines_break_only_before_its_options(shown, folder):
         assert lines == [["--run", 1]]
 
 
-def test_the_legend_says_the_values_under_the_pointer(shown, folder):
+def test_the_legend_shows_the_values_under_the_pointer(shown, folder):
     page = shown(folder / "report.html")
     chart = page.query_selector("[data-curve='0']")
     area = chart.query_selector(".u-over").bounding_box()
@@ -177,7 +177,7 @@ def test_the_legend_says_the_values_under_the_pointer(shown, folder):
         assert [cell.inner_text() for cell in chart.query_selector_all(".u-value")] == values
 
 
-def test_moving_over_the_plane_shows_the_image_of_that_place(shown, folder):
+def test_moving_the_mouse_over_the_plane_shows_the_image_at_that_place(shown, folder):
     page = shown(folder / "report.html")
     over = page.query_selector("[data-plane] .u-over")
     over.scroll_into_view_if_needed()
@@ -189,7 +189,7 @@ def test_moving_over_the_plane_shows_the_image_of_that_place(shown, folder):
         assert np.abs(seen - 255 * (row * 5 + column) / 20).max() <= 1
 
 
-def test_a_finger_on_the_plane_shows_the_image_of_that_place(shown, folder):
+def test_touching_the_plane_shows_the_image_at_that_place(shown, folder):
     page = shown(folder / "report.html", width=390, has_touch=True, is_mobile=True)
     over = page.query_selector("[data-plane] .u-over")
     over.scroll_into_view_if_needed()

@@ -1,4 +1,4 @@
-"""report.html shows every text as it is, loads nothing and runs nothing but its own, whatever the texts hold."""
+"""For any texts, report.html shows each text literally, loads nothing, and runs only its own scripts."""
 
 import base64
 import dataclasses
@@ -42,12 +42,12 @@ MEANT |= {"details", "summary", "script", "h3", "p", "pre", "canvas", "th", "spa
 
 
 def seen(text):
-    """The text as a page has it: what cannot be seen by its number."""
+    """Returns the text as a page shows it, with invisible characters as escape codes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Page(HTMLParser):
-    """What a browser makes of a page: its tags with their attributes, and the text in each kind of tag."""
+    """What a browser reads from a page: its tags with their attributes, and the text in each kind of tag."""
 
     def __init__(self, text):
         super().__init__()
@@ -69,7 +69,7 @@ def run_folder(path, **data):
 
 
 class Images:
-    """A split of black images, of as many classes as there are texts."""
+    """A split of black images, with one class per text."""
 
     num_classes = len(HOSTILE)
 
@@ -79,7 +79,7 @@ class Images:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The folder and the page of a run in which those texts stand wherever a text can stand."""
+    """Returns the folder and the page of a run in which these texts are at every possible place."""
     name = re.sub("[/\0]", "|", "".join(HOSTILE))[:200]
     folder = run_folder(tmp_path_factory.mktemp("runs") / name, name="".join(HOSTILE))
     line = dict.fromkeys(HOSTILE, 1.5)
@@ -124,7 +124,7 @@ def test_a_page_loads_and_allows_only_its_own_pictures_and_scripts(written):
     styles = [attributes["style"] for _, attributes in page.tags if "style" in attributes]
     assert all(re.fullmatch(r"--part:\d+\.\d", style) for style in styles)
     assert [tag for tag, _ in page.tags[:4]] == ["html", "meta", "meta", "meta"]
-    policy = page.tags[2][1]  # it counts for what stands behind it
+    policy = page.tags[2][1]  # the policy applies to everything after this tag
     assert policy["http-equiv"] == "Content-Security-Policy"
     rules = dict(rule.strip().split(" ", 1) for rule in policy["content"].split(";"))
     assert rules.pop("default-src") == "'none'" and rules.pop("img-src") == "data:"
@@ -141,7 +141,7 @@ def test_a_page_loads_and_allows_only_its_own_pictures_and_scripts(written):
 
 
 @pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/b", "..", ".", "", "a\\b", "a.b", "a\0b", "x" * 300, "<b>"])
-def test_a_pictures_name_leads_nowhere_else(tmp_path, name):
+def test_a_pictures_name_cannot_point_to_another_file(tmp_path, name):
     folder = run_folder(tmp_path / "run")
     (folder.path / "pictures").mkdir()
     before = sorted(tmp_path.rglob("*"))
@@ -150,7 +150,7 @@ def test_a_pictures_name_leads_nowhere_else(tmp_path, name):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_names_of_classes_leave_a_picture_its_size(tmp_path):
+def test_names_of_classes_do_not_change_a_pictures_size(tmp_path):
     labels = np.arange(len(HOSTILE))
     points = np.stack([labels, labels**2], axis=1).astype(np.float32)
     plain, hostile = (

@@ -1,4 +1,4 @@
-"""The pictures of a run: what they show, and that no name breaks them."""
+"""The pictures of a run: their content, and that any class name works."""
 
 import base64
 import io
@@ -70,16 +70,16 @@ def test_cells_in_colour_keep_their_colours():
     np.testing.assert_array_equal(cell, np.round(grid.cells[1, 0] * 255))
 
 
-def test_points_are_drawn_at_their_place_in_their_classes_colour():
-    """Marks are drawn over them."""
+def test_points_are_drawn_at_their_place_in_the_colour_of_their_class():
+    """Marks are drawn above them."""
     angles = np.arange(10) * 0.6
     places = np.stack([np.cos(angles), 0.5 * np.sin(angles)], axis=1)
     background, marks = np.array([[0.0, 0.0], [3.0, 0.3], [0.0, 0.2]]), np.array([[0.0, 0.2], places[4]])
-    labels = np.repeat(np.arange(10), 12)  # twelve points, each half transparent, cover what lies below them
+    labels = np.repeat(np.arange(10), 12)  # twelve half-transparent points cover what is below them
     picture = a_scatter(places[labels], labels, background, marks)
     drawn = pixels(encode_picture(picture, DIGITS))
     figure = scatter_figure(picture, DIGITS)
-    figure.savefig(io.BytesIO(), format="png")  # lays it out
+    figure.savefig(io.BytesIO(), format="png")  # computes the layout
     place = figure.axes[0].transData.transform
 
     def color_at(point):
@@ -96,13 +96,13 @@ def test_points_are_drawn_at_their_place_in_their_classes_colour():
     np.testing.assert_allclose(place((1, 0))[0] - place((0, 0))[0], place((0, 1))[1] - place((0, 0))[1])
 
 
-def test_points_that_only_fill_up_are_drawn_nowhere():
+def test_points_that_are_padding_are_not_drawn():
     alone = a_scatter([(0.0, 0.0), (1.0, 2.0)], [0, 1])
     filled = a_scatter([(0.0, 0.0), (np.nan, np.nan), (1.0, 2.0)], [0, 7, 1])
     np.testing.assert_array_equal(pixels(encode_picture(filled, DIGITS)), pixels(encode_picture(alone, DIGITS)))
 
 
-def test_the_legend_names_the_classes_that_are_seen_in_their_colours():
+def test_the_legend_names_the_visible_classes_in_their_colours():
     entries = legend(scatter_figure(a_scatter([(0.0, 0.0)] * 3, [7, 2, 7]), list("abcdefgh")))
     assert [text.get_text() for text in entries.get_texts()] == ["c", "h"]
     assert [line.get_color() for line in entries.get_lines()] == [class_colors(8)[2], class_colors(8)[7]]
@@ -117,12 +117,12 @@ def test_class_colours_differ_from_each_other_and_from_the_background(count):
     assert np.ptp(colors, axis=1).min() > 0.3
 
 
-def test_names_of_classes_are_drawn_as_they_are():
+def test_names_of_classes_are_drawn_literally():
     names = [r"$\frac$", "_hidden", "<b>&", "a_1 $x$", "猫", "x" * 80]
     points = np.random.default_rng(0).normal(size=(7, 2))
     picture = a_scatter(points, np.arange(7))
     shown = [text.get_text() for text in legend(scatter_figure(picture, names)).get_texts()]
     assert shown[:5] == names[:5]
-    assert shown[5].startswith("xxx") and len(shown[5]) < 30  # a name of any length leaves room for the points
-    assert shown[6] == "6"  # a class without a name
+    assert shown[5].startswith("xxx") and len(shown[5]) < 30  # long names leave room for the points
+    assert shown[6] == "6"  # class without a name
     assert pixels(encode_picture(picture, names)).std() > 1

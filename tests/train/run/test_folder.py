@@ -1,4 +1,4 @@
-"""What a run folder refuses, and what of an older or interrupted one it takes up."""
+"""What a run folder rejects, and how it resumes older or interrupted runs."""
 
 import dataclasses
 import json
@@ -26,8 +26,8 @@ def config(folder, **run):
     return dataclasses.replace(TINY, run=dataclasses.replace(TINY.run, dir=str(folder), **run))
 
 
-def test_a_run_of_the_first_layout_goes_on(tmp_path, capsys):
-    """Written before checkpoints had checksums and on_nan (on_nonfinite) was an option, stopped at step 2."""
+def test_a_run_of_the_first_layout_resumes(tmp_path, capsys):
+    """It stopped at step 2, and was written before checkpoints had checksums and before the option on_nonfinite."""
     with tarfile.open(Path(__file__).parents[2] / "fixtures" / "run_layout_1.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     run = config(tmp_path / "run", steps=4, batch_size=8, log_every=1, eval_every=2, save_every=2)
@@ -53,7 +53,7 @@ def test_a_run_of_the_first_layout_goes_on(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_run_with_old_names_of_options_and_metrics_resumes(tmp_path, capsys):
-    """Of train.aae at commit bf06d81, stopped at step 3 of 5 with --run.on-nan skip, between two train lines."""
+    """A run of train.aae at commit bf06d81 with --run.on-nan skip. It stopped at step 3 of 5, between train rows."""
     with tarfile.open(Path(__file__).parents[2] / "fixtures" / "run_layout_2.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     folder = tmp_path / "run"
@@ -73,7 +73,7 @@ def test_a_run_with_old_names_of_options_and_metrics_resumes(tmp_path, capsys):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line.keys() for line in lines] == [line.keys() for line in before]
     assert lines[:2] == before[:2]
-    # Half of the line of step 4 is the checkpoint's: without it, the mean would be of one step alone.
+    # The checkpoint contains the first half of the row of step 4. Without it, the mean would only cover one step.
     np.testing.assert_allclose(
         [lines[2][name] for name in ("discriminator_accuracy", "reconstruction")],
         [before[2][name] for name in ("discriminator_accuracy", "reconstruction")],
@@ -91,8 +91,8 @@ def test_a_run_of_another_task_is_named(tmp_path):
         RunFolder(other)
 
 
-def test_a_field_newer_than_the_folder_counts_as_its_default(tmp_path):
-    """Any other value is refused."""
+def test_a_field_missing_in_an_older_folder_counts_as_its_default(tmp_path):
+    """Any other value is rejected."""
     with RunFolder(config(tmp_path / "run")):
         pass
     path = tmp_path / "run" / "config.json"
@@ -109,7 +109,7 @@ def test_a_field_newer_than_the_folder_counts_as_its_default(tmp_path):
 
 
 @pytest.mark.parametrize("leftover", [".0123456789abcdef.tmp", "config.json.new"])
-def test_what_a_process_leaves_that_is_killed_as_it_begins_is_no_hindrance(leftover, tmp_path):
+def test_leftovers_of_a_process_killed_at_its_start_do_no_harm(leftover, tmp_path):
     (tmp_path / "lock").write_text('{"pid": 1, "host": "gone", "since": "2026-01-01"}')
     (tmp_path / leftover).write_text('{"da')
     with RunFolder(config(tmp_path)) as folder:
@@ -118,7 +118,7 @@ def test_what_a_process_leaves_that_is_killed_as_it_begins_is_no_hindrance(lefto
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "pictures", "metrics.jsonl", "report.html", "lock"])
-def test_a_run_writes_through_no_link(tmp_path, name):
+def test_a_run_does_not_write_through_links(tmp_path, name):
     (tmp_path / "elsewhere").mkdir()
     with RunFolder(config(tmp_path / "run")):
         pass
@@ -131,7 +131,7 @@ def test_a_run_writes_through_no_link(tmp_path, name):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[" * 10**5, "\x00"])
-def test_a_config_that_is_no_json_is_named(tmp_path, content):
+def test_a_config_that_is_not_json_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(
         UserError, match=r"config.json must be valid JSON: .*\. The file is damaged\. Choose another --run.dir"
@@ -148,13 +148,13 @@ def test_a_config_that_is_no_json_is_named(tmp_path, content):
         ('{"model": [1]}', "contains a run with other options"),
     ],
 )
-def test_a_config_of_something_else_is_another_config(tmp_path, content, message):
+def test_a_config_of_another_type_is_another_config(tmp_path, content, message):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=message):
         RunFolder(config(tmp_path))
 
 
-def test_a_field_of_the_loop_that_changes_no_step_may_differ(tmp_path):
+def test_options_that_change_no_step_may_differ_on_resume(tmp_path):
     with RunFolder(config(tmp_path / "run")):
         pass
     with RunFolder(config(tmp_path / "run", on_nonfinite="skip", on_save_error="retry")):

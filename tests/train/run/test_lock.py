@@ -1,4 +1,4 @@
-"""One process at a time in a run folder; one that was killed leaves the folder free."""
+"""Only one process at a time uses a run folder; a killed process leaves the folder free."""
 
 import errno
 import fcntl
@@ -23,7 +23,7 @@ HOLD = (
 
 @pytest.fixture
 def holder(tmp_path):
-    """Another process that holds the lock, which is the file `lock`."""
+    """Starts another process that has the lock, which is the file `lock`."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "lock")], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -62,14 +62,14 @@ def test_a_lock_file_without_an_owner_is_free(tmp_path, content):
     assert not (tmp_path / "lock").exists()
 
 
-def test_a_link_in_its_place_is_not_followed(tmp_path):
+def test_a_link_instead_of_the_lock_file_is_not_followed(tmp_path):
     (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError):
         Lock(tmp_path / "lock")
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_without_file_system_locks_the_file_says_who_is_running(holder, tmp_path, without_locks):
+def test_without_file_system_locks_the_file_names_the_running_process(holder, tmp_path, without_locks):
     with pytest.raises(UserError, match=f"process {holder.pid}"):
         Lock(tmp_path / "lock")
     holder.kill()
@@ -80,7 +80,7 @@ def test_without_file_system_locks_the_file_says_who_is_running(holder, tmp_path
         Lock(tmp_path / "lock")
 
 
-def test_the_holder_is_read_without_touching_the_lock(holder, tmp_path, monkeypatch):
+def test_the_lock_holder_is_read_without_touching_the_lock(holder, tmp_path, monkeypatch):
     path = tmp_path / "lock"
     before = path.read_bytes(), path.stat().st_mtime_ns
     assert re.fullmatch(rf"process {holder.pid} on .*, started 20.*", str(current_holder(path)))
@@ -94,7 +94,7 @@ def test_the_holder_is_read_without_touching_the_lock(holder, tmp_path, monkeypa
     Lock(path).release()
 
 
-def test_without_locks_of_the_file_system_the_holder_is_read_from_the_file(holder, tmp_path, without_locks):
+def test_without_file_system_locks_the_holder_is_read_from_the_file(holder, tmp_path, without_locks):
     assert f"process {holder.pid} on" in str(current_holder(tmp_path / "lock"))
     holder.kill()
     holder.wait()

@@ -37,7 +37,7 @@ RICH: dict[str, Any] = {
 
 
 def write_run(folder: Path, module: Any, states: dict[int, State]) -> Path:
-    """A run as the loop leaves it: its config, and a checkpoint of each step."""
+    """Writes a run as the loop does: its config, and a checkpoint of each step."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"model": module_to_json(module), "run": {"seed": 0}}))
     with Checkpoints(folder / "checkpoints") as checkpoints:
@@ -52,7 +52,7 @@ def state_of(variables: dict[str, Any], ema: Any = None) -> State:
 
 
 @pytest.mark.parametrize("options", [PLAIN, RICH], ids=("class token", "mean"))
-def test_a_trained_vit_computes_the_same_in_timm(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_trained_vit_gives_the_same_logits_in_timm(tmp_path: Path, options: dict[str, Any]) -> None:
     module = ViT(5, 2, 8, 2, 2, 12, dropout=0.25, **options)
     older, params, average = (random_variables(module, jnp.asarray(IMAGES), seed=i)["params"] for i in range(3))
     states = {9: state_of({"params": older}, older), 10: state_of({"params": params}, average)}
@@ -79,7 +79,7 @@ def test_a_run_without_an_average_gives_its_parameters_and_statistics(tmp_path: 
     assert_same(to_torch(module, loaded.variables), to_torch(module, variables))
 
 
-def test_a_runs_classifier_can_be_dropped_or_made_anew(tmp_path: Path) -> None:
+def test_a_runs_classifier_can_be_dropped_or_initialized(tmp_path: Path) -> None:
     module = ViT(5, 2, 8, 1, 2, 12)
     params = random_variables(module, jnp.asarray(IMAGES))["params"]
     run = write_run(tmp_path / "run", module, {1: state_of({"params": params})})
@@ -92,7 +92,7 @@ def test_a_runs_classifier_can_be_dropped_or_made_anew(tmp_path: Path) -> None:
     assert_same(variables, {"params": body | {"head": {"kernel": jnp.zeros((8, 3)), "bias": jnp.zeros(3)}}})
 
 
-def test_a_broken_run_folder_says_so(tmp_path: Path) -> None:
+def test_a_broken_run_folder_is_reported(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text("{}")
     assert "config.json must describe a model" in refusal(lambda: load_run(tmp_path))
@@ -103,7 +103,7 @@ def test_a_broken_run_folder_says_so(tmp_path: Path) -> None:
     assert f"every checkpoint in {tmp_path} is damaged: step 4: progress/metadata cannot be read" in message
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path) -> None:
     module = ViT(5, 2, 8, 1, 2, 12)
     older, newer = (random_variables(module, jnp.asarray(IMAGES), seed=i)["params"] for i in range(2))
     states = {2: state_of({"params": older}), 6: state_of({"params": newer})}

@@ -1,4 +1,4 @@
-"""python -m w2jax.convert: what it says, what it writes, and how it ends."""
+"""The command python -m w2jax.convert: its output, the files that it writes, and its exit status."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ FIXTURES = Path(__file__).parents[2] / "fixtures" / "vit"
 
 
 def said(capsys) -> dict[str, str]:
-    """The table, text by row."""
+    """Returns the rows of the printed table as text."""
     return {line[:12].strip(): line[12:] for line in capsys.readouterr().out.splitlines()}
 
 
@@ -36,7 +36,7 @@ def test_a_file_becomes_another_librarys_with_the_same_tensors(tmp_path, capsys)
     assert [config[name] for name in same] == [theirs[name] for name in same]
 
 
-def test_what_was_assumed_is_said_and_what_timm_must_be_told(tmp_path, capsys):
+def test_assumptions_are_printed_and_timms_arguments_are_shown(tmp_path, capsys):
     source = str(FIXTURES / "timm_avg_fcnorm")
     assert main([source, str(tmp_path / "a.safetensors"), "--num-heads", "3", "--format", "timm"]) == 0
     table = said(capsys)
@@ -45,7 +45,7 @@ def test_what_was_assumed_is_said_and_what_timm_must_be_told(tmp_path, capsys):
         assert argument in table["in timm"]
 
 
-def test_an_epsilon_that_config_json_keeps_needs_no_word(tmp_path, capsys):
+def test_an_epsilon_in_config_json_is_not_printed(tmp_path, capsys):
     source = [str(FIXTURES / "torchvision_vit"), "--num-heads", "3", "--format", "huggingface"]
     assert main([*source, str(tmp_path / "a.safetensors")]) == 0
     assert "norm_eps is 1e-06 in this model and 1e-12 by default in huggingface" in said(capsys)["differs"]
@@ -53,11 +53,11 @@ def test_an_epsilon_that_config_json_keeps_needs_no_word(tmp_path, capsys):
     assert "differs" not in said(capsys)
 
 
-def test_files_that_differ_are_told_apart_tensor_by_tensor(tmp_path, capsys):
+def test_differing_files_are_reported_tensor_by_tensor(tmp_path, capsys):
     source, other = str(FIXTURES / "google_npz"), tmp_path / "other.pt"
     assert main([source, str(other), "--format", "timm"]) == 0
     state_dict = torch.load(other, weights_only=True)
-    state_dict["blocks.1.attn.qkv.weight"][0, 0] += 0.5  # of a query
+    state_dict["blocks.1.attn.qkv.weight"][0, 0] += 0.5  # a weight of a query
     torch.save(state_dict, other)
     capsys.readouterr()
     assert main([source, str(other), "--check"]) == 1
@@ -78,7 +78,7 @@ def test_files_that_differ_are_told_apart_tensor_by_tensor(tmp_path, capsys):
         ([str(FIXTURES / "hf_vit"), "a.txt", "--format", "timm"], "got the suffix .txt"),
     ],
 )
-def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, message):
+def test_an_error_is_one_message_and_leaves_no_file(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     error = capsys.readouterr().err
@@ -86,7 +86,7 @@ def test_a_mistake_is_one_message_and_leaves_nothing(tmp_path, monkeypatch, caps
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_folder_is_answered_with_the_command_that_exports_it(tmp_path, capsys):
+def test_for_a_run_folder_the_error_names_the_export_command(tmp_path, capsys):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "config.json").write_text("{}")
     assert main([str(tmp_path / "run"), str(tmp_path / "a.npz"), "--format", "timm"]) == 2

@@ -1,4 +1,4 @@
-"""What a conversion refuses, and what it then says."""
+"""Inputs that a conversion rejects, and its error messages."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_variables_that_are_not_the_modules_are_refused() -> None:
     assert "wrong shape params/cls must be (1, 1, 8), got (1, 8)" in message
 
 
-def test_a_module_or_a_network_that_is_none_of_these_is_told_so(tmp_path: Path) -> None:
+def test_an_unsupported_module_is_rejected(tmp_path: Path) -> None:
     resnet = {f"layer{i}.0.conv1.weight": np.zeros((4, 4, 3, 3), np.float32) for i in range(4)}
     path = write(tmp_path / "a.safetensors", resnet | {"fc.weight": np.zeros((5, 4), np.float32)})
     message = refusal(lambda: load(path))
@@ -69,12 +69,12 @@ def test_heads_that_cannot_be_known_must_be_given(tmp_path: Path) -> None:
     message = refusal(lambda: load(FIXTURES / "timm_cls"))
     assert "number of heads" in message and "Pass num_heads (--num-heads)" in message
     assert load(FIXTURES / "timm_cls", num_heads=4)[0].num_heads == 4
-    # Of a width of whole 64s, heads of 64 are usual.
+    # For a width that is a multiple of 64, heads of width 64 are usual.
     module, variables = example(depth=1, embed_dim=128)
     assert load(write(tmp_path / "a.safetensors", to_torch(module, variables, "timm")))[0].num_heads == 2
 
 
-def test_a_head_of_other_classes_is_refused_dropped_or_made_anew() -> None:
+def test_a_head_of_other_classes_is_refused_dropped_or_initialized() -> None:
     folder, given = FIXTURES / "timm_cls", {"num_heads": 3}
     whole = peer("timm_cls")
     message = refusal(lambda: load(folder, **given, num_classes=4))
@@ -83,7 +83,7 @@ def test_a_head_of_other_classes_is_refused_dropped_or_made_anew() -> None:
     module, variables = load(folder, "drop", **given)
     assert module == whole.module.clone(num_classes=0)
     assert_same(variables, {"params": body})
-    for classes in (4, 7):  # as many as there were are made anew too
+    for classes in (4, 7):  # a head with the original number of classes is initialized too
         module, variables = load(folder, "reinit", **given, num_classes=classes)
         assert module == whole.module.clone(num_classes=classes)
         head = {"kernel": jnp.zeros((48, classes)), "bias": jnp.zeros(classes)}
@@ -108,7 +108,7 @@ def test_a_wrong_use_of_head_is_refused() -> None:
     assert "head must be None for GRU" in refusal(lambda: from_torch(GRU(3), {}, head="drop"))
 
 
-def test_patches_that_are_no_squares_are_refused(tmp_path: Path) -> None:
+def test_patches_that_are_not_square_are_refused(tmp_path: Path) -> None:
     module, variables = example(depth=1)
     tensors = to_torch(module, variables, "timm")
     tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].reshape(8, 2, 1, 4)
@@ -116,7 +116,7 @@ def test_patches_that_are_no_squares_are_refused(tmp_path: Path) -> None:
     assert "patches must be square" in message and "(8, 2, 1, 4)" in message
 
 
-def test_a_field_that_a_vit_has_not_is_told_the_nearest() -> None:
+def test_for_an_unknown_vit_field_the_error_names_the_nearest() -> None:
     assert 'did you mean "num_heads"?' in refusal(lambda: load(FIXTURES / "timm_cls", n_heads=3))
     assert 'no field "parent"' in refusal(lambda: load(FIXTURES / "timm_cls", parent=None))
 
@@ -141,7 +141,7 @@ def test_a_broken_description_of_the_module_is_refused(tmp_path: Path, descripti
     assert wanted in message and str(path) in message
 
 
-def test_a_file_of_ours_describes_its_module_and_what_is_given_counts_more(tmp_path: Path) -> None:
+def test_a_file_of_ours_describes_its_module_and_given_options_override_it(tmp_path: Path) -> None:
     module, variables = example(depth=1, dropout=0.5)
     path = tmp_path / "a.safetensors"
     save(path, module, variables)

@@ -1,4 +1,4 @@
-"""Weights of torch.nn's own modules and of the course's autoencoder: the same outputs, and bit by bit back."""
+"""Weights of torch.nn modules and of the course's autoencoder: equal outputs, and bit for bit the same weights back."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def close(found: Any, wanted: torch.Tensor) -> None:
     np.testing.assert_allclose(found, wanted.detach().numpy(), rtol=0, atol=1e-5)
 
 
-# torch's own remarks on which of its kernels it takes
+# warnings of torch about the kernels that it chooses
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections", "ignore:enable_nested_tensor")
 RECURRENT = [
     (LSTM, nn.LSTM, {"num_layers": 2, "bidirectional": True, "proj_size": 2}, 1),
@@ -46,7 +46,7 @@ RECURRENT = [
 
 
 @pytest.mark.parametrize(("ours", "theirs", "options", "inputs"), RECURRENT, ids=str)
-def test_recurrent_networks_compute_as_torchs(ours: Any, theirs: Any, options: dict[str, Any], inputs: int) -> None:
+def test_recurrent_networks_give_torchs_outputs(ours: Any, theirs: Any, options: dict[str, Any], inputs: int) -> None:
     x = X[:, :, :: 3 - inputs]
     module, peer = ours(hidden_size=3, **options), randomise(theirs(x.shape[-1], 3, batch_first=True, **options))
     variables = converted(module, peer)
@@ -58,7 +58,7 @@ def test_recurrent_networks_compute_as_torchs(ours: Any, theirs: Any, options: d
 
 
 def test_an_lstm_from_a_file_gives_torchs_outputs_and_states() -> None:
-    """For packed sequences."""
+    """Also for packed sequences."""
     folder = FIXTURES / "lstm_2layer"
     io, tensors = np.load(folder / "io.npz"), safetensors.numpy.load_file(folder / "model.safetensors")
     module = LSTM(6, num_layers=2)
@@ -90,7 +90,7 @@ def test_a_file_of_multi_head_attention_gives_its_outputs_and_weights() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"bias": False}, {"kdim": 5, "vdim": 7}, {"kdim": 5, "vdim": 7, "bias": False}]
 )
-def test_multi_head_attention_computes_as_torchs(options: dict[str, Any]) -> None:
+def test_multi_head_attention_gives_torchs_outputs(options: dict[str, Any]) -> None:
     widths = 6, options.get("kdim", 6), options.get("vdim", 6)
     inputs = [RNG.standard_normal((2, 3 + (i > 0), width)).astype(np.float32) for i, width in enumerate(widths)]
     peer = randomise(nn.MultiheadAttention(6, 2, batch_first=True, **options))
@@ -102,7 +102,7 @@ def test_multi_head_attention_computes_as_torchs(options: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(("scan", "use_bias"), [(False, True), (True, False)])
-def test_a_transformer_computes_as_torchs(scan: bool, use_bias: bool) -> None:
+def test_a_transformer_gives_torchs_outputs(scan: bool, use_bias: bool) -> None:
     layers = {"num_encoder_layers": 2, "num_decoder_layers": 1, "dropout": 0.0}
     peer = randomise(nn.Transformer(6, 2, dim_feedforward=8, batch_first=True, bias=use_bias, **layers))
     module = Transformer(2, 8, 2, 1, dropout=0.0, use_bias=use_bias, scan_layers=scan)
@@ -113,7 +113,7 @@ def test_a_transformer_computes_as_torchs(scan: bool, use_bias: bool) -> None:
 
 
 def trained_decoder() -> nn.Sequential:
-    """A decoder whose batch norm has seen three batches."""
+    """Returns a decoder whose batch norm was updated with three batches."""
     decoder = torch_decoder(3, (6, 4), 12)
     randomise(decoder).train()
     for _ in range(3):
@@ -124,7 +124,7 @@ def trained_decoder() -> nn.Sequential:
 DISCRIMINATOR = AAEDiscriminator((6, 4))
 
 
-def test_the_autoencoders_parts_compute_as_their_sequentials() -> None:
+def test_the_autoencoders_parts_give_the_outputs_of_their_sequentials() -> None:
     encoder, decoder = randomise(TorchEncoder(12, (7, 5), 3)), trained_decoder()
     discriminator = randomise(torch_discriminator(3, (6, 4)))
     code = ENCODER.apply(converted(ENCODER, encoder), IMAGES)
@@ -139,19 +139,19 @@ def test_the_autoencoders_parts_compute_as_their_sequentials() -> None:
     close(found, discriminator(mean)[:, 0])
 
 
-def test_an_encoder_of_one_last_layer_is_one_sequential() -> None:
+def test_a_deterministic_encoder_converts_to_one_sequential() -> None:
     module, peer = AAEEncoder(3, (7, 5), stochastic=False), nn.Sequential(*hidden(12, (7, 5), 0.2), nn.Linear(5, 3))
     code = module.apply(converted(module, randomise(peer)), IMAGES)
     close(code.mean, peer(images_of(IMAGES).flatten(1)))
 
 
-def test_sequentials_of_other_layers_and_names_are_read_in_their_order() -> None:
+def test_sequentials_with_other_layers_and_names_are_read_in_order() -> None:
     decoder = trained_decoder()
     wanted = from_torch(DECODER, decoder.state_dict())
     sparse = nn.Sequential(*(layer for layer in decoder if not isinstance(layer, nn.Dropout | nn.ReLU | nn.Tanh)))
     assert_same(from_torch(DECODER, sparse.state_dict()), wanted)
     assert_same(from_torch(DECODER, {f"net.main.{key}": x for key, x in sparse.state_dict().items()}), wanted)
-    padded = nn.Sequential(*(nn.Identity() for _ in range(9)), *sparse)  # numbers of one and of two digits
+    padded = nn.Sequential(*(nn.Identity() for _ in range(9)), *sparse)  # layer numbers with one and with two digits
     assert_same(from_torch(DECODER, padded.state_dict()), wanted)
     encoder = TorchEncoder(12, (7, 5), 3)
     state = encoder.state_dict()
@@ -171,7 +171,7 @@ def test_sequentials_of_other_layers_and_names_are_read_in_their_order() -> None
     ],
     ids=("plain", "categories"),
 )
-def test_a_whole_autoencoder_comes_back(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_complete_autoencoder_converts_back(tmp_path: Path, options: dict[str, Any]) -> None:
     module = AAE(**({"encoder": ENCODER, "decoder": DECODER, "discriminator": DISCRIMINATOR} | options))
     variables = random_variables(module, IMAGES)
     tensors = to_torch(module, variables)
@@ -184,7 +184,7 @@ def test_a_whole_autoencoder_comes_back(tmp_path: Path, options: dict[str, Any])
     assert_same(found[1], variables)
 
 
-def test_parts_of_an_autoencoder_lie_in_its_file_as_they_are_alone() -> None:
+def test_the_file_of_an_autoencoder_contains_its_parts_unchanged() -> None:
     module = AAE(ENCODER, DECODER, DISCRIMINATOR)
     parts = {"encoder": TorchEncoder(12, (7, 5), 3), "decoder": trained_decoder()}
     parts["discriminator"] = torch_discriminator(3, (6, 4))
@@ -206,7 +206,7 @@ def test_parts_of_an_autoencoder_lie_in_its_file_as_they_are_alone() -> None:
     ],
     ids=lambda x: type(x).__name__,
 )
-def test_what_torch_has_no_module_for_comes_back_from_files_of_ours(tmp_path: Path, module: Any, inputs: Any) -> None:
+def test_modules_without_a_torch_equivalent_come_back_from_our_files(tmp_path: Path, module: Any, inputs: Any) -> None:
     variables = random_variables(module, *inputs)
     save(tmp_path / "a.npz", module, variables)
     found = load(tmp_path / "a.npz")
@@ -214,7 +214,7 @@ def test_what_torch_has_no_module_for_comes_back_from_files_of_ours(tmp_path: Pa
     assert_same(found[1], variables)
 
 
-def test_a_count_of_batches_that_is_no_integer_is_refused() -> None:
+def test_a_batch_count_that_is_not_an_integer_is_refused() -> None:
     state = trained_decoder().state_dict()
     (key,) = (key for key in state if key.endswith("num_batches_tracked"))
     assert f"{key} must be integers, got float32" in refusal(
@@ -222,7 +222,7 @@ def test_a_count_of_batches_that_is_no_integer_is_refused() -> None:
     )
 
 
-def test_every_module_takes_its_own_paths_too() -> None:
+def test_every_module_also_accepts_its_own_parameter_paths() -> None:
     encoder = {
         "hidden_0.weight": (7, 12),
         "hidden_1.weight": (5, 7),
@@ -251,7 +251,7 @@ def test_every_module_takes_its_own_paths_too() -> None:
 
 
 class Convolutions(linen.Module):
-    """A module of a user's own, with kernels of one and of two spatial axes, and one in groups."""
+    """A user's module whose kernels have one and two spatial axes, and one has groups."""
 
     @linen.compact
     def __call__(self, x):

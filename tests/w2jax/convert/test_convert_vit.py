@@ -1,4 +1,4 @@
-"""Vision Transformers of other libraries: the same logits, and the same bits on the way there and back."""
+"""Vision Transformers of other libraries: equal logits, and bit for bit the same weights after converting back."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peers_file_gives_the_peers_outputs(name: str) -> None:
+def test_a_librarys_file_gives_the_librarys_outputs(name: str) -> None:
     loaded, io = peer(name), np.load(FIXTURES / name / "io.npz")
     assert loaded.source == PEERS[name][0]
     outputs, _ = jax.jit(loaded.module.apply)(loaded.variables, jnp.asarray(io["images"]))
@@ -36,7 +36,7 @@ def test_a_peers_file_gives_the_peers_outputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_a_peers_tensors_come_back_bit_by_bit_under_their_names(name: str) -> None:
+def test_a_librarys_tensors_come_back_bit_for_bit_under_their_names(name: str) -> None:
     loaded = peer(name)
     assert_same(to_torch(loaded.module, loaded.variables, loaded.source), tensors_of(name))
 
@@ -45,7 +45,7 @@ def test_every_kind_of_fixture_is_read() -> None:
     assert {path.name for path in FIXTURES.iterdir()} == PEERS.keys()
 
 
-def test_what_a_peers_file_does_not_tell_is_said() -> None:
+def test_options_missing_from_a_librarys_file_are_reported() -> None:
     assert peer("timm_cls").assumed == {"activation": "gelu", "norm_eps": 1e-6, "pool": "cls"}
     assert peer("hf_vit").assumed == {}
     assert peer("google_npz").assumed.keys() == {"activation", "norm_eps", "pool"}
@@ -56,14 +56,14 @@ def test_what_a_peers_file_does_not_tell_is_said() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("file", FILES)
-def test_ours_come_back_from_every_file_of_every_family(tmp_path: Path, file: str, family: str) -> None:
+def test_our_weights_come_back_from_every_file_of_every_family(tmp_path: Path, file: str, family: str) -> None:
     module, variables = example(norm_eps=1e-3, activation="relu", dropout=0.25)
     name, options = FILES[file]
     save(tmp_path / name, module, variables, family, image_size=(4, 6), **options)
     if file == "shards":
         assert len(list((tmp_path / name).glob("*.safetensors"))) > 1
     assert (tmp_path / name / "config.json").is_file() == (name == "folder" and family == "huggingface")
-    if file == "pt":  # which keeps no description of the module
+    if file == "pt":  # a .pt file contains no description of the module
         found = load(tmp_path / name, num_heads=2, norm_eps=1e-3, activation="relu", dropout=0.25)
     else:
         found = load(tmp_path / name)
@@ -71,7 +71,7 @@ def test_ours_come_back_from_every_file_of_every_family(tmp_path: Path, file: st
     assert_same(found[1], variables)
 
 
-def test_huggingfaces_folder_is_read_by_its_own_config_alone(tmp_path: Path) -> None:
+def test_a_huggingface_folder_is_read_by_its_config_only(tmp_path: Path) -> None:
     options = {"pre_logits_dim": 7, "num_classes": 0, "qkv_bias": False, "activation": "gelu_tanh", "norm_eps": 1e-12}
     for number, chosen in enumerate([options, {"norm_eps": 1e-5}]):
         module, variables = example(**chosen)
@@ -87,7 +87,7 @@ def test_huggingfaces_folder_is_read_by_its_own_config_alone(tmp_path: Path) -> 
         assert_same(found.variables, variables)
 
 
-def test_huggingfaces_config_counts(tmp_path: Path) -> None:
+def test_huggingfaces_config_determines_the_options(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     for path in (FIXTURES / "hf_model_sharded").iterdir():
@@ -126,13 +126,13 @@ REFUSED = [
     ({"pool": "gap"}, FAMILIES[3:], "class_token True with pool gap"),
     ({"qkv_bias": False}, FAMILIES[2:], "qkv_bias False"),
     ({"pre_logits_dim": 6}, FAMILIES[:1], "pre_logits/kernel"),
-    ({"pre_logits_dim": 6}, FAMILIES[1:2], "pre_logits/kernel"),  # it has a pooler or a classifier
+    ({"pre_logits_dim": 6}, FAMILIES[1:2], "pre_logits/kernel"),  # the format has either a pooler or a classifier
     ({"class_position": False}, FAMILIES[1:3], "class_position False"),
 ]
 
 
 @pytest.mark.parametrize(("options", "families", "named"), REFUSED, ids=str)
-def test_a_family_that_cannot_express_a_module_names_what_has_no_place(
+def test_a_family_that_cannot_express_a_module_names_the_parameters(
     options: dict[str, Any], families: tuple[str, ...], named: str
 ) -> None:
     module, variables = example(depth=1, **options)
@@ -155,11 +155,11 @@ def test_big_visions_pooling_is_written_under_its_names() -> None:
     assert to_torch(module, variables, "google").keys() == to_torch(module, variables, "big_vision").keys()
 
 
-def test_a_format_that_there_is_not_is_refused_with_those_there_are() -> None:
+def test_for_an_unknown_format_the_error_lists_the_formats() -> None:
     assert "must be one of timm, timm_no_embed_class, huggingface, " in refusal(lambda: to_torch(*example(), "keras"))
 
 
-def test_stacked_layers_hold_the_same_and_are_written_the_same() -> None:
+def test_stacked_layers_have_the_same_values_and_are_written_alike() -> None:
     plain, scanned = (
         peer("timm_combo_rect"),
         load(FIXTURES / "timm_combo_rect", **PEERS["timm_combo_rect"][1], scan_layers=True),
@@ -174,7 +174,7 @@ def test_stacked_layers_hold_the_same_and_are_written_the_same() -> None:
     assert_same(from_torch(scanned[0], tensors_of("timm_combo_rect")), scanned[1])
 
 
-def test_halves_keep_their_dtype_and_bits_and_doubles_are_refused() -> None:
+def test_half_precision_keeps_dtype_and_bits_and_float64_is_refused() -> None:
     assert {x.dtype for x in jax.tree.leaves(peer("hf_bf16").variables)} == {jnp.bfloat16.dtype}
     module, variables = example()
     for dtype in (np.float16, jnp.bfloat16.dtype):

@@ -1,4 +1,4 @@
-"""Weights come back from files bit by bit, nothing but weights is read, and a failed write changes nothing."""
+"""Weights come back from files bit for bit, only weights are read, and a failed write changes nothing."""
 
 import json
 import pickle
@@ -39,11 +39,11 @@ ARRAYS = {
 TENSORS = from_arrays(ARRAYS)
 METADATA = {"format": "pt", "wörd": "line\nend"}
 FILES = ("a.safetensors", "a.npz", "a.pt", "a.pth", "pytorch_model.bin", "folder")
-BIG = 1_000_000  # float32s
+BIG = 1_000_000  # number of float32 values
 
 
 def big(names: str) -> dict[str, LazyTensor]:
-    """Tensors that come into being as they are read."""
+    """Returns tensors that are created only when they are read."""
     return {
         name: LazyTensor((BIG,), np.dtype(np.float32), lambda i=i: np.full(BIG, i, np.float32))
         for i, name in enumerate(names)
@@ -59,7 +59,7 @@ def assert_same(found: Mapping[str, LazyTensor], wanted: Mapping[str, np.ndarray
 
 
 class Evil:
-    """Unpickling it writes a file."""
+    """An object whose unpickling writes a file."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -91,12 +91,12 @@ def test_arrays_that_are_read_only_or_views_are_written(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_tensors_are_weights_too(tmp_path: Path, name: str) -> None:
+def test_an_empty_set_of_tensors_is_written_and_read(tmp_path: Path, name: str) -> None:
     write_weights(tmp_path / name, {}, shard_bytes=1 if name == "folder" else None)
     assert read_weights(tmp_path / name).tensors == {}
 
 
-def test_torch_and_jax_arrays_are_tensors_as_they_are() -> None:
+def test_torch_and_jax_arrays_are_accepted_as_tensors() -> None:
     base = torch.from_numpy(ARRAYS["net.weight"].copy())
     assert_same(
         from_arrays(
@@ -136,7 +136,7 @@ def test_torch_and_jax_arrays_are_tensors_as_they_are() -> None:
         torch.nn.Linear(2, 3),
     ],
 )
-def test_what_is_no_array_of_numbers_is_named(value: Any) -> None:
+def test_a_value_that_is_not_an_array_of_numbers_is_named(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^'the key' must be "):
         from_arrays({"the key": value})
 
@@ -166,7 +166,7 @@ def test_we_read_what_the_safetensors_library_writes(tmp_path: Path) -> None:
     assert len(found.tensors) == len(ours) and found.metadata == METADATA
 
 
-def test_every_tensor_of_a_safetensors_file_lies_aligned(tmp_path: Path) -> None:
+def test_every_tensor_of_a_safetensors_file_is_aligned(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     write_weights(path, TENSORS, METADATA)
     content = path.read_bytes()
@@ -193,7 +193,7 @@ def test_we_read_what_numpy_writes(tmp_path: Path, save: Callable[..., None]) ->
     assert read_weights(tmp_path / "a.npz").metadata == {}
 
 
-def test_a_foreign_comment_of_a_zip_archive_is_no_metadata(tmp_path: Path) -> None:
+def test_a_foreign_comment_in_a_zip_archive_is_not_metadata(tmp_path: Path) -> None:
     write_weights(tmp_path / "a.npz", TENSORS)
     for comment in (b"made by hand", b"\xff", b'{"a": 1}', b"[]"):
         with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
@@ -230,13 +230,13 @@ def test_a_state_dict_is_found_in_a_checkpoint(tmp_path: Path, wrapper: str | No
         ({"a": torch.eye(3).to_sparse()}, "'a' must be a dense torch tensor"),
     ],
 )
-def test_a_pt_file_of_anything_else_is_refused(tmp_path: Path, content: Any, wrong: str) -> None:
+def test_a_pt_file_of_other_objects_is_refused(tmp_path: Path, content: Any, wrong: str) -> None:
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=wrong):
         read_weights(tmp_path / "a.pt")
 
 
-def test_without_torch_its_files_name_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_the_error_names_the_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_weights(tmp_path / "a.pt", TENSORS)
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ImportError, match=r"reading .*a.pt needs torch. Run pip install torch"):
@@ -274,7 +274,7 @@ def test_an_object_array_in_an_npz_is_refused_and_its_code_does_not_run(tmp_path
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.npz", "a.pt", "legacy.pt"])
-def test_a_file_cut_short_anywhere_is_named(tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     write_weights(tmp_path / name, TENSORS, METADATA)
     if name == "legacy.pt":
         arrays = {key: torch.ones(3, 5) for key in "ab"}
@@ -342,7 +342,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, bytes]:
 @pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 255)), min_size=1, max_size=4))
-def test_any_flipped_bytes_read_or_are_refused(whole: dict[Path, bytes], flips: list[tuple[int, int]]) -> None:
+def test_files_with_flipped_bytes_are_read_or_refused(whole: dict[Path, bytes], flips: list[tuple[int, int]]) -> None:
     for path, content in whole.items():
         flipped = bytearray(content)
         for place, byte in flips:
@@ -390,7 +390,7 @@ def test_unknown_compressions_and_duplicate_names_are_refused(tmp_path: Path) ->
     assert "must have one array per name, got several arrays with the same name" in refused(tmp_path / "a.npz")
 
 
-def test_an_npz_that_claims_more_than_deflate_can_hold_takes_no_memory(tmp_path: Path) -> None:
+def test_an_npz_that_claims_more_than_deflate_can_compress_takes_no_memory(tmp_path: Path) -> None:
     claimed = 2**29
     content = npy(f"({claimed},)", bytes(10), "|u1")
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
@@ -432,7 +432,7 @@ def test_files_are_read_and_written_one_tensor_at_a_time(tmp_path: Path, name: s
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.npz", "a.pt", "folder", "shards"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_a_write_that_fails_leaves_the_old_files_whole(tmp_path: Path, name: str, error: type[BaseException]) -> None:
+def test_a_failed_write_leaves_the_old_files_complete(tmp_path: Path, name: str, error: type[BaseException]) -> None:
     def fail() -> np.ndarray:
         raise error
 
@@ -459,13 +459,13 @@ def test_a_write_that_fails_leaves_the_old_files_whole(tmp_path: Path, name: str
         (TENSORS["half"]._replace(dtype=BFLOAT16), "'wrong' must be bfloat16 of shape"),
     ],
 )
-def test_a_tensor_that_a_file_cannot_hold_is_named(tmp_path: Path, name: str, wrong: LazyTensor, message: str) -> None:
+def test_a_tensor_that_a_file_cannot_store_is_named(tmp_path: Path, name: str, wrong: LazyTensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         write_weights(tmp_path / name, TENSORS | {"wrong": wrong})
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_write_names_what_its_path_cannot_keep(tmp_path: Path) -> None:
+def test_a_write_names_what_the_format_cannot_store(tmp_path: Path) -> None:
     complexes = from_arrays({"c": np.array([1j])})
     for name, tensors, options, wrong in (
         ("a.safetensors", complexes, {}, "'c' must have one of the dtypes .* for a safetensors file, got complex128"),
@@ -491,7 +491,7 @@ def test_a_write_names_what_its_path_cannot_keep(tmp_path: Path) -> None:
     assert_same(read_weights(tmp_path / "a.npz").tensors, {"c": np.array([1j])})
 
 
-def test_a_folder_is_cut_into_shards_of_the_size_asked_for(tmp_path: Path) -> None:
+def test_a_folder_is_split_into_shards_of_the_requested_size(tmp_path: Path) -> None:
     tensors = from_arrays(
         {key: np.full(size, size, np.float32) for key, size in zip("abcde", (3, 2, 9, 1, 4), strict=True)}
     )
@@ -509,7 +509,7 @@ def test_a_folder_is_cut_into_shards_of_the_size_asked_for(tmp_path: Path) -> No
         assert found.path == tmp_path / "model.safetensors.index.json"
 
 
-def test_a_folder_written_again_holds_the_new_weights_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_written_again_contains_only_the_new_weights(tmp_path: Path) -> None:
     few, many = {"one": ARRAYS["half"]}, {key: np.full(size, size) for key, size in zip("abc", (2, 3, 5), strict=True)}
     (tmp_path / "model-of-mine.safetensors").touch()
     (tmp_path / "config.json").write_text('{"kept": 1}')
@@ -558,7 +558,7 @@ def test_an_index_that_does_not_fit_its_shards_is_named(tmp_path: Path, change: 
     assert "must be valid JSON" in refused(index, b"{")
 
 
-def test_a_folder_is_read_by_its_best_known_file_or_its_only_one(tmp_path: Path) -> None:
+def test_a_folder_is_read_from_its_best_known_file_or_its_only_file(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     write_weights(folder / "any.npz", from_arrays({"npz": np.ones(2)}))
     (folder / "README.md").touch()

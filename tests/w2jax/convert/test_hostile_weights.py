@@ -1,4 +1,4 @@
-"""Files made to run code, to take all memory, or to break the reader: each is refused in one line, quickly."""
+"""Files made to run code, use all memory or crash the reader: each is quickly rejected with a one-line error."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from w2jax.serialize import module_to_json
 
 MODULE, VARIABLES = example(depth=2)
 TIMM, GOOGLE = (to_torch(MODULE, VARIABLES, form) for form in ("timm", "google"))
-FEW = 50_000_000  # bytes of memory, a thousand times a small file's
+FEW = 50_000_000  # bytes of memory: about 1,000 times the size of a small file
 LONG = "9" * 5000
 
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -36,7 +36,7 @@ SLOW = settings(FUZZ, max_examples=12)
 
 
 def told(path: Path, **given: Any) -> str:
-    """The one line that `load` and the command refuse a file with."""
+    """Returns the one-line error with which `load` and the command reject a file."""
     with pytest.raises(ValueError) as caught:
         load(path, **given)
     message = str(caught.value)
@@ -48,7 +48,7 @@ def told(path: Path, **given: Any) -> str:
 
 
 class Call:
-    """Unpickling it calls a function."""
+    """An object whose unpickling calls a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any):
         self.call = function, arguments
@@ -58,7 +58,7 @@ class Call:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_asks_for_gigabytes_of_bytes_gets_none(tmp_path: Path, zipped: bool) -> None:
+def test_a_pickle_that_requests_gigabytes_gets_no_memory(tmp_path: Path, zipped: bool) -> None:
     content = {"w": torch.ones(3), "bomb": Call(bytearray, 2**36)}
     torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     assert "Unsupported bytearray" in refused(tmp_path / "a.pt")
@@ -76,7 +76,7 @@ def test_a_tar_of_torchs_oldest_format_is_refused_without_being_unpacked(tmp_pat
     assert names(tmp_path) == ["a.pt", "pickle"]
 
 
-def test_a_packed_archive_is_not_torchs(tmp_path: Path) -> None:
+def test_a_compressed_archive_is_not_read_as_torchs(tmp_path: Path) -> None:
     torch.save(TIMM, tmp_path / "a.pt")
     with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w", 8) as packed:
         for name in whole.namelist():
@@ -85,15 +85,15 @@ def test_a_packed_archive_is_not_torchs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_one_number_shown_as_a_thousand_million_is_not_unfolded(tmp_path: Path, zipped: bool) -> None:
+def test_one_number_expanded_to_a_billion_is_not_materialized(tmp_path: Path, zipped: bool) -> None:
     tensor = torch.ones(1).expand(2**30)
     torch.save({"a": tensor}, tmp_path / "a.pt", _use_new_zipfile_serialization=zipped)
     assert "got 4294967296 (" in refused(tmp_path / "a.pt")
 
 
-def test_what_a_pickle_adds_to_its_objects_is_not_called(tmp_path: Path) -> None:
+def test_attributes_that_a_pickle_adds_to_its_objects_are_not_called(tmp_path: Path) -> None:
     state = OrderedDict(a=torch.nn.Parameter(torch.ones(3)))
-    state.__dict__ |= {"get": "no method"}  # kept through a file
+    state.__dict__ |= {"get": "no method"}  # the attribute survives saving and loading
     state["a"].numpy = "no method either"
     torch.save(state, tmp_path / "a.pt")
     assert torch.load(tmp_path / "a.pt", weights_only=True).__dict__ == {"get": "no method"}
@@ -101,7 +101,7 @@ def test_what_a_pickle_adds_to_its_objects_is_not_called(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("version", ["2.4.1", "2.5.0+cu124", "2.9.1", "1.13"])
-def test_a_torch_that_files_can_run_code_in_reads_none(
+def test_a_torch_version_that_can_run_code_from_files_reads_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
 ) -> None:
     write_weights(tmp_path / "a.pt", from_arrays(TIMM))
@@ -129,7 +129,7 @@ def test_a_header_that_unpacks_to_gigabytes_takes_no_memory(tmp_path: Path) -> N
 
 
 def test_a_member_name_that_leaves_the_archive_writes_nothing(tmp_path: Path) -> None:
-    """We refuse to write such a name, too."""
+    """Writing such a name is rejected too."""
     (tmp_path / "in").mkdir()
     for key in ("../out", "/tmp/out", "a/../../out", "..\\out"):
         np.savez(tmp_path / "in" / "a.npz", **{key: np.ones(3)})
@@ -139,7 +139,7 @@ def test_a_member_name_that_leaves_the_archive_writes_nothing(tmp_path: Path) ->
     assert names(tmp_path) == ["in"] and names(tmp_path / "in") == ["a.npz"]
 
 
-def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+def test_a_link_is_replaced_and_its_target_is_unchanged(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     for name in ("a.safetensors", "a.npz", "a.pt"):
         (tmp_path / name).symlink_to(tmp_path / "mine")
@@ -156,14 +156,14 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_reading_a_pipe_does_not_wait(tmp_path: Path) -> None:
     for name in ("a.safetensors", "a.npz", "a.pt"):
         os.mkfifo(tmp_path / name)
         assert "is not a file" in told(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[2Jb", "a\u202eb", "\ud800", "x" * 501])
-def test_names_that_no_line_can_show_are_refused(tmp_path: Path, name: str) -> None:
+def test_names_that_do_not_fit_in_one_line_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(container({name: entry([1], [0, 4])}, bytes(4)))
     message = told(path)
@@ -182,7 +182,7 @@ def test_names_that_no_line_can_show_are_refused(tmp_path: Path, name: str) -> N
         {"__metadata__": {"w2jax": json.dumps({"class": "ViT", "x" * 10**6 + "\n": 1})}},
     ],
 )
-def test_an_error_is_a_short_line_however_much_a_file_holds(tmp_path: Path, header: Any) -> None:
+def test_an_error_is_one_short_line_for_any_content(tmp_path: Path, header: Any) -> None:
     (tmp_path / "a.safetensors").write_bytes(container(header))
     assert told(tmp_path / "a.safetensors").isprintable()
 
@@ -190,7 +190,7 @@ def test_an_error_is_a_short_line_however_much_a_file_holds(tmp_path: Path, head
 @pytest.mark.parametrize(
     "name", ["a" * 300 + ".safetensors", "a\n.safetensors", "\0.safetensors", "\ud800.safetensors", "a/b.safetensors"]
 )
-def test_an_index_of_names_that_are_none_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_index_of_invalid_names_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     assert "weight_map must name .safetensors files in the same folder" in told(tmp_path)
 
@@ -213,7 +213,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, bytes]:
 @pytest.mark.slow
 @FUZZ
 @given(st.data())
-def test_bytes_changed_cut_out_or_put_in_read_or_are_refused(small: dict[Path, bytes], data: st.DataObject) -> None:
+def test_files_with_changed_bytes_are_read_or_refused(small: dict[Path, bytes], data: st.DataObject) -> None:
     for path, content in small.items():
         changed = bytearray(content)
         for _ in range(data.draw(st.integers(1, 3))):
@@ -230,7 +230,7 @@ def test_bytes_changed_cut_out_or_put_in_read_or_are_refused(small: dict[Path, b
             assert str(path) in str(error) and "\n" not in str(error)
 
 
-# --- what the tensors say of the model ---
+# --- tensors that claim impossible models ---
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_bytes_changed_cut_out_or_put_in_read_or_are_refused(small: dict[Path, b
         "Transformer/encoderblock_999999999/LayerNorm_0/scale",
     ],
 )
-def test_a_layer_of_any_number_makes_no_table_of_as_many_layers(key: str) -> None:
+def test_a_huge_layer_number_does_not_allocate_as_many_layers(key: str) -> None:
     tensors = TIMM | {key: np.ones(8, np.float32)}
     assert all(_depth(form, tensors) <= 4 for form in FORMATS)
     recognise(from_arrays(tensors))
@@ -254,7 +254,7 @@ def test_a_layer_of_any_number_makes_no_table_of_as_many_layers(key: str) -> Non
 
 
 @pytest.mark.parametrize("shape", [(), (0, 8), (2**40, 0), (10**6,)])
-def test_stacked_layers_of_any_number_are_not_taken_apart(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_a_huge_stack_of_layers_is_not_split(tmp_path: Path, shape: tuple[int, ...]) -> None:
     big = np.lib.stride_tricks.as_strided(np.ones(1, np.float32), shape, [0] * len(shape)) if shape else np.ones(())
     tensors = {key: value for key, value in GOOGLE.items() if "encoderblock" not in key}
     tensors["Transformer/encoderblock/LayerNorm_0/scale"] = big
@@ -262,7 +262,7 @@ def test_stacked_layers_of_any_number_are_not_taken_apart(tmp_path: Path, shape:
     assert "must have 1 to 1000 layers along its first axis" in told(tmp_path / "a.safetensors")
 
 
-def test_thousands_of_strange_names_are_refused_by_a_few_of_them() -> None:
+def test_thousands_of_unknown_names_are_refused_and_a_few_are_shown() -> None:
     strange = {f"block.{i}.norm.wieght": np.ones(1, np.float32) for i in range(20_000)}
     with pytest.raises(ValueError, match="must be those of a ViT in one of the formats ") as caught:
         recognise(from_arrays(strange))
@@ -351,11 +351,11 @@ def test_a_config_of_any_types_is_read_or_refused(tmp_path: Path, data: st.DataO
         assert 0 < module.norm_eps < 1e30 and 8 % module.num_heads == 0
 
 
-# --- what a file of ours says of its module ---
+# --- descriptions of a module in our own files ---
 
 
 def described(path: Path, tree: Any) -> Path:
-    """A file of the small ViT's tensors that describes another module."""
+    """Writes the tensors of a small ViT to a file that describes another module."""
     write_weights(path, from_arrays(TIMM), {"w2jax": tree if isinstance(tree, str) else json.dumps(tree)})
     return path
 
@@ -379,7 +379,7 @@ def described(path: Path, tree: Any) -> Path:
         {"__class__": "ViT"},
     ],
 )
-def test_a_description_that_no_module_has_takes_no_memory(tmp_path: Path, fields: dict[str, Any]) -> None:
+def test_an_impossible_description_takes_no_memory(tmp_path: Path, fields: dict[str, Any]) -> None:
     path = described(tmp_path / "a.safetensors", module_to_json(MODULE) | fields)
 
     def refuse() -> None:

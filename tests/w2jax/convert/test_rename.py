@@ -1,4 +1,4 @@
-"""The user's own names: a table of them reads a model, writes it back, and says what it leaves open."""
+"""User-defined layer names: one table of names reads and writes a model, and errors list the unmatched names."""
 
 from functools import cache
 from typing import Any
@@ -30,7 +30,7 @@ ATTENTION = {  # torch.nn.MultiheadAttention
     "blocks.{i}.attention.in_proj_bias": ("encoder/block_{i}/attention/{query,key,value}/bias", "(s h k) -> s h k"),
     "blocks.{i}.attention.out_proj": "encoder/block_{i}/attention/out",
 }
-LAYERS = {  # the rest of TorchViT, where it has other names than we; its first row counts
+LAYERS = {  # the other layers of TorchViT whose names differ; the first row that names a parameter counts
     "embed": "patch_embed/projection",
     "blocks.{i}.mlp.0": "encoder/block_{i}/mlp/fc1",
     "blocks.{i}.mlp.2": "encoder/block_{i}/mlp/fc2",
@@ -49,7 +49,7 @@ def compiled(module: ViT) -> Any:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of four Linears, as one writes it in a course."""
+    """Multi-head attention with four Linear layers, as courses write it."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -69,13 +69,13 @@ class Layer(nn.Module):
         self.msa, self.ff_in, self.ff_out = Attention(dim, heads), nn.Linear(dim, width), nn.Linear(width, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.ln_a(x)  # the residual starts behind the norm
+        x = self.ln_a(x)  # the residual is taken after the norm
         x = x + self.msa(x)
         return x + self.ff_out(nn.functional.gelu(self.ff_in(self.ln_b(x))))
 
 
 class MyViT(nn.Module):
-    """A ViT with names of its own, and an embedding whose weight lies as [channel, row, column, width]."""
+    """A ViT with its own layer names, and an embedding whose weight has the axes [channel, row, column, width]."""
 
     def __init__(self):
         super().__init__()
@@ -85,7 +85,7 @@ class MyViT(nn.Module):
         self.ln, self.out = nn.LayerNorm(8, eps=1e-6), nn.Linear(8, 5)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = images.unflatten(1, (2, 2)).unflatten(3, (3, 2))  # b n p m q c
+        x = images.unflatten(1, (2, 2)).unflatten(3, (3, 2))  # axes after this line: b n p m q c
         x = torch.einsum("bnpmqc,cpqd->bnmd", x, self.patch_weight).flatten(1, 2) + self.patch_bias
         x = torch.cat([self.c.expand(len(x), -1, -1), x], dim=1) + self.pos
         for layer in self.stack:
@@ -113,21 +113,21 @@ FROM_NORM = VIT.clone(residual_from_norm=True)
 
 
 def there_and_back(module: Any, theirs: nn.Module, rename: dict[str, Any]) -> dict[str, Any]:
-    """The variables of theirs as ours, once they are seen to come back bit by bit."""
+    """Converts the variables of `theirs` to ours. Asserts that converting them back restores every bit."""
     variables = from_torch(module, theirs.state_dict(), rename)
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
     assert_same(to_torch(module, variables, "torch", rename), state)
     return variables
 
 
-def test_a_vit_with_names_of_its_own_computes_the_same() -> None:
+def test_a_vit_with_other_names_gives_the_same_outputs() -> None:
     peer = randomise(MyViT())
     logits, _ = compiled(FROM_NORM)(there_and_back(FROM_NORM, peer, MINE), jnp.asarray(PIXELS))
     np.testing.assert_allclose(logits, peer(torch.from_numpy(PIXELS)).detach(), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("from_norm", [False, True])
-def test_the_courses_vit_computes_the_same(from_norm: bool) -> None:
+def test_the_courses_vit_gives_the_same_outputs(from_norm: bool) -> None:
     peer, module = torch_vit(residual_from_norm=from_norm), VIT.clone(residual_from_norm=from_norm)
     logits, _ = compiled(module)(there_and_back(module, peer, COURSE), jnp.asarray(PIXELS))
     np.testing.assert_allclose(logits, peer(torch.from_numpy(PIXELS))[0].detach(), rtol=0, atol=1e-5)
@@ -137,11 +137,11 @@ def test_torchs_attention_is_recognised_below_a_renamed_layer() -> None:
     state = torch_vit().state_dict()
     assert_same(from_torch(VIT, state, LAYERS), from_torch(VIT, state, COURSE))
     separate = LAYERS | {"blocks.{i}.attention": ("encoder/block_{i}/attention", MULTIHEAD)}
-    separate = dict(sorted(separate.items(), reverse=True))  # the longer names first
+    separate = dict(sorted(separate.items(), reverse=True))  # longer names first
     assert_same(from_torch(VIT, state, separate), from_torch(VIT, state, COURSE))
 
 
-def test_stacked_layers_take_the_same_names() -> None:
+def test_stacked_layers_accept_the_same_names() -> None:
     peer, scanned = torch_vit(), VIT.clone(scan_layers=True)
     variables = there_and_back(scanned, peer, COURSE)
     plain = from_torch(VIT, peer.state_dict(), COURSE)["params"]["encoder"]
@@ -149,7 +149,7 @@ def test_stacked_layers_take_the_same_names() -> None:
     assert_same(variables["params"]["encoder"]["blocks"], stacked)
 
 
-def test_the_courses_attention_of_four_linears_computes_the_same() -> None:
+def test_the_courses_attention_with_four_linears_gives_the_same_outputs() -> None:
     peer, module = randomise(Attention(6, 3)), MultiHeadAttention(3)
     rename = {"W_q": "query", "W_k": "key", "W_v": "value", "W_o": "out"}
     x = np.random.default_rng(2).standard_normal((2, 4, 6)).astype(np.float32)
@@ -157,7 +157,7 @@ def test_the_courses_attention_of_four_linears_computes_the_same() -> None:
     np.testing.assert_allclose(out, peer(torch.from_numpy(x)).detach(), rtol=0, atol=1e-5)
 
 
-def test_an_encoder_with_other_names_is_the_same_encoder() -> None:
+def test_an_encoder_with_other_names_converts_to_the_same_parameters() -> None:
     peer = randomise(TorchEncoder(12, (7, 5), 3))
     names = {"mean.": "mu.", "log_variance.": "logvar.", "hidden.0.": "fc1.", "hidden.3.": "fc2."}
     state = peer.state_dict()
@@ -172,7 +172,7 @@ def test_an_encoder_with_other_names_is_the_same_encoder() -> None:
     assert not np.array_equal(ENCODER.apply(swapped, IMAGES).mean, ENCODER.apply(variables, IMAGES).mean)
 
 
-def test_a_wrong_table_is_told_what_it_leaves_on_each_side() -> None:
+def test_a_wrong_table_lists_the_unmatched_names_on_both_sides() -> None:
     state = randomise(MyViT()).state_dict()
     without = {theirs: ours for theirs, ours in MINE.items() if theirs != "stack.{i}.ff_in"}
     message = refusal(lambda: from_torch(FROM_NORM, state, without))
@@ -193,7 +193,7 @@ def test_a_wrong_table_is_told_what_it_leaves_on_each_side() -> None:
     assert "unexpected  stack.1.ff_out.bias (8,) (similar: stacks.1.ff_out.bias)" in message
 
 
-def test_a_path_that_is_none_of_ours_is_told_the_nearest() -> None:
+def test_for_an_unknown_path_the_error_names_the_nearest() -> None:
     variables = random_variables(VIT, jnp.asarray(PIXELS))
     for rename, near in [
         ({"blocks.{i}.n": "encoder/block_{i}/norm3"}, "norm"),
@@ -208,7 +208,7 @@ def test_a_path_that_is_none_of_ours_is_told_the_nearest() -> None:
             assert near in message
 
 
-def test_a_converted_vit_trains_on_as_its_peer() -> None:
+def test_a_converted_vit_trains_like_its_torch_model() -> None:
     peer = torch_vit()
     labels = np.array([1, 4, 0])
     loss = nn.functional.cross_entropy(peer(torch.from_numpy(PIXELS))[0], torch.from_numpy(labels))

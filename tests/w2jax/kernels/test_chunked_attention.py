@@ -1,4 +1,4 @@
-"""Attention in blocks equals attention at once, for any shapes and masks, in memory that grows with the length only."""
+"""Chunked attention equals ordinary attention for any shapes and masks, in memory that is linear in the length."""
 
 from functools import partial
 
@@ -51,13 +51,13 @@ def test_any_mask_gives_the_values_and_gradients_of_all_logits_at_once(causal, s
     chunked, at_once = (compiled(name, causal, *inputs, bias, mask, lengths) for name in ("chunked", "xla"))
     jax.tree.map(close, chunked, at_once)
 
-    # What lies behind the masks has no say: other values there give the same bits.
+    # Changing the values at masked positions gives the same bits.
     hidden = ~(mask & (jnp.arange(S) < lengths[..., None, None])).any((1, 2))[:, None, :, None]
     q, k, v = inputs
     changed = compiled("chunked", causal, q, jnp.where(hidden, jnp.nan, k), v + 9 * hidden, bias, mask, lengths)
     jax.tree.map(np.testing.assert_array_equal, changed, chunked)
 
-    # With values of 1 the output is the sum of the weights: 1, or 0 for a query that sees nothing.
+    # With values of 1, the output is the sum of the weights: 1, or 0 for a fully masked query.
     sums = compiled("chunked", causal, q, k, jnp.ones_like(v), bias, mask, lengths)[0]
     seen = scaled_dot_product_attention(q, k, v, mask, bias, causal, key_lengths=lengths)[1].any(-1, keepdims=True)
     close(sums, jnp.broadcast_to(seen, sums.shape))
@@ -81,7 +81,7 @@ def test_chunks_of_any_lengths_give_the_output_of_all_logits_at_once(queries, ke
         ((T, K), (S, K), (S, V), (B, T, S), (1, S)),
     ],
 )
-def test_what_broadcasts_does_so_in_values_and_gradients(q, k, v, mask, bias):
+def test_broadcasting_works_in_values_and_gradients(q, k, v, mask, bias):
     inputs = [normal(i, *shape) for i, shape in enumerate((q, k, v, bias))]
     mask = jax.random.bernoulli(jax.random.key(9), 0.7, mask)
     chunked, at_once = (compiled(name, False, *inputs, mask, None) for name in ("chunked", "xla"))
@@ -99,7 +99,7 @@ def test_second_derivatives_are_those_of_all_logits_at_once():
     jax.tree.map(close, hessian_times("chunked"), hessian_times("xla"))
 
 
-def test_large_logits_neither_overflow_nor_vanish():
+def test_large_logits_neither_overflow_nor_underflow():
     q, k, v = 100 * normal(1, T, K), 100 * normal(2, S, K), normal(3, S, V)
     at_once = attend("xla", q, k, v)
     assert jnp.isfinite(at_once).all()
@@ -107,7 +107,7 @@ def test_large_logits_neither_overflow_nor_vanish():
 
 
 def test_memory_grows_linearly_with_the_length(monkeypatch):
-    """All logits at once take memory that grows with its square."""
+    """Ordinary attention needs memory quadratic in the length."""
     monkeypatch.setattr("w2jax.kernels.attention.QUERY_BLOCK", 64)
     monkeypatch.setattr("w2jax.kernels.attention.KEY_BLOCK", 64)
 
@@ -123,12 +123,12 @@ def test_memory_grows_linearly_with_the_length(monkeypatch):
 
     assert temporaries("chunked", 4096) < 6 * temporaries("chunked", 1024)
     assert temporaries("xla", 4096) > 12 * temporaries("xla", 1024)
-    one_input = 2 * 4096 * 16 * 4  # bytes; 6.5 of them are needed, and 12 if either loop kept its blocks for backward
+    one_input = 2 * 4096 * 16 * 4  # bytes; 6.5 of these are needed, or 12 if a loop stored its blocks for backward
     assert temporaries("chunked", 4096) < 9 * one_input
 
 
 def cudnn_on_cpu(monkeypatch):
-    """The kernel's arithmetic from XLA, so that all around it is tested without a GPU: layout, masks, refusals."""
+    """Replaces the cuDNN kernel by XLA, to test layout, masks and errors without a GPU."""
     real = jax.nn.dot_product_attention
 
     def stand_in(*inputs, implementation, **options):
@@ -140,7 +140,7 @@ def cudnn_on_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-def test_cudnn_is_given_its_layout_and_its_result_our_rules(grouped, monkeypatch):
+def test_cudnn_gets_its_layout_and_its_result_follows_our_rules(grouped, monkeypatch):
     cudnn_on_cpu(monkeypatch)
     groups, lengths = ((2,), jnp.array([[[0]], [[5]]])) if grouped else ((), jnp.array([[0], [5]]))
     ones = (1,) * len(groups)
@@ -180,7 +180,7 @@ def test_cudnn_is_given_its_layout_and_its_result_our_rules(grouped, monkeypatch
         ({}, {"backend": "cpu"}, "'cpu'"),
     ],
 )
-def test_what_cudnn_cannot_do_is_refused_by_name(options, changed, message, monkeypatch):
+def test_options_that_cudnn_does_not_support_are_named(options, changed, message, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: changed.get("backend", "gpu"))
     shapes = {"q": (B, H, 6, 8), "k": (B, H, 10, 8), "v": (B, H, 10, 8)} | changed
     inputs = (jnp.ones(shapes[name], changed.get("dtype", jnp.bfloat16)) for name in "qkv")

@@ -1,4 +1,4 @@
-"""The LSTM's recurrence with its hand-written gradient equals the plain equations with JAX's own."""
+"""The LSTM recurrence with a hand-written gradient equals the plain equations with JAX's gradient."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Standardised vectors with the hand-written derivative equal the plain formula with JAX's own, in both modes."""
+"""Standardisation with a hand-written derivative equals the plain formula with JAX's derivative."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ X, V = (jnp.asarray(np.random.default_rng(seed).normal(3.0, 2.0, (2, 3, 7)), jnp
 
 
 def test_values_and_derivatives_are_those_of_the_plain_formula():
-    """In both modes of differentiation."""
+    """In forward and reverse mode."""
 
     def values_and_derivatives(f):
         f = partial(f, eps=1e-2)

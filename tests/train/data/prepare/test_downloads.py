@@ -27,7 +27,7 @@ cifar100 = partial(read_cifar, name="cifar100", description="", folder="inner", 
 
 
 def cifar_members() -> tuple[dict[str, bytes], dict[str, np.ndarray]]:
-    """Raw files by name, and by split a table of coarse label, label, pixels."""
+    """Returns the raw files by name, and for each split a table of coarse label, label, pixels."""
     members = {"coarse.txt": "\n".join("vwxyz").encode(), "fine.txt": "\n".join("abcdefghi").encode()}
     tables = {}
     for split, files in FILES.items():
@@ -44,7 +44,7 @@ def pairs(images: np.ndarray, labels: np.ndarray) -> set[tuple[bytes, int]]:
     return {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
 
 
-def test_mnist_goes_from_raw_files_to_a_source_unchanged(tmp_path: Path) -> None:
+def test_mnist_raw_files_become_an_unchanged_source(tmp_path: Path) -> None:
     held = mnist_folder(tmp_path)
     write(*mnist(RawFiles(tmp_path)), tmp_path / "prepared")
     for split, (images, labels) in held.items():
@@ -55,7 +55,7 @@ def test_mnist_goes_from_raw_files_to_a_source_unchanged(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_cifar_goes_from_raw_files_to_a_dataset_unchanged(tmp_path: Path, packed: bool) -> None:
+def test_cifar_raw_files_become_an_unchanged_dataset(tmp_path: Path, packed: bool) -> None:
     members, tables = cifar_members()
     if packed:
         raw = RawFiles(tar(tmp_path / "a.tar.gz", {f"inner/{name}": content for name, content in members.items()}))
@@ -128,7 +128,7 @@ def test_features_and_addresses_are_those_of_tfds(name: str, tmp_path: Path) -> 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Address of a file `raw.gz` on this machine that holds b"content"."""
+    """Returns the URL of a file `raw.gz` on this machine that contains b"content"."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -151,7 +151,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("content", [b"content", b"another"])
-def test_a_download_is_kept_only_if_its_checksum_is_the_registered_one(
+def test_a_download_is_kept_only_with_the_registered_checksum(
     server: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = checksums.UrlInfo(checksum=hashlib.sha256(content).hexdigest(), size=7, filename="raw.gz")
@@ -167,7 +167,7 @@ def test_a_download_is_kept_only_if_its_checksum_is_the_registered_one(
             download([server], tmp_path)
 
 
-def test_a_host_that_does_not_answer_is_one_line_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_host_is_a_one_line_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(
         RunStopped,

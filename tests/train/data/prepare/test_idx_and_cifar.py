@@ -1,4 +1,4 @@
-"""Readers of raw files return what was stored, or say which file is wrong and how."""
+"""Readers of raw files return what was stored, or name the file and the error."""
 
 import gzip
 import tarfile
@@ -19,7 +19,7 @@ SHAPE = (5, 3, 2)
 IMAGES = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
 
 
-def test_an_idx_file_reads_as_it_was_stored() -> None:
+def test_an_idx_file_is_read_unchanged() -> None:
     np.testing.assert_array_equal(parse_idx("file", idx_bytes(IMAGES), SHAPE), IMAGES)
 
 
@@ -35,7 +35,7 @@ def test_an_idx_file_reads_as_it_was_stored() -> None:
         (idx_bytes(IMAGES) + b"\0", "must have 30 values after the header, got 31"),
     ],
 )
-def test_a_file_that_is_not_the_wanted_idx_is_named(content: bytes, wrong: str) -> None:
+def test_a_file_that_is_not_the_expected_idx_is_named(content: bytes, wrong: str) -> None:
     with pytest.raises(UserError, match=rf"^file {wrong}"):
         parse_idx("file", content, SHAPE)
 
@@ -50,7 +50,7 @@ def test_a_file_that_is_not_the_wanted_idx_is_named(content: bytes, wrong: str) 
     ),
     st.sampled_from([(), (5,), (5, 3), SHAPE]),
 )
-def test_any_bytes_read_as_the_wanted_shape_or_are_refused(content: bytes, shape: tuple[int, ...]) -> None:
+def test_any_bytes_give_the_expected_shape_or_are_refused(content: bytes, shape: tuple[int, ...]) -> None:
     try:
         values = parse_idx("file", content, shape)
     except UserError as error:
@@ -81,7 +81,7 @@ def test_a_label_out_of_range_is_named() -> None:
         check_labels(np.array([0, 10, 11]), "file", 10)
 
 
-def test_label_names_are_as_many_as_wanted_and_differ() -> None:
+def test_label_names_must_have_the_expected_number_and_differ() -> None:
     assert parse_label_names("file", b"cat\ndog\n\n", 2) == ["cat", "dog"]
     for content in (b"cat\n", b"cat\ncat\n", b"cat\ndog\nfox"):
         with pytest.raises(UserError, match="file must have 2 different label names"):
@@ -105,7 +105,7 @@ def test_raw_files_are_read_from_a_folder_and_from_an_archive(tmp_path: Path) ->
         raw.read("absent", "none", max_bytes=9000)
 
 
-def test_a_gzip_file_that_is_cut_short_or_damaged_is_named(tmp_path: Path) -> None:
+def test_a_truncated_or_damaged_gzip_file_is_named(tmp_path: Path) -> None:
     packed = gzip.compress(bytes(range(256)) * 9)
     for content in (packed[:-20], packed[:40] + b"\0\0\0\0" + packed[44:]):
         (tmp_path / "images.gz").write_bytes(content)
@@ -113,7 +113,7 @@ def test_a_gzip_file_that_is_cut_short_or_damaged_is_named(tmp_path: Path) -> No
             RawFiles(tmp_path).read("images.gz", max_bytes=9000)
 
 
-def test_a_folder_in_an_archive_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_in_an_archive_is_not_a_file(tmp_path: Path) -> None:
     folder = tarfile.TarInfo("file")
     folder.type = tarfile.DIRTYPE
     with pytest.raises(UserError, match="has no file"):
@@ -135,7 +135,7 @@ def test_an_archive_writes_nothing_and_its_links_are_not_followed(tmp_path: Path
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["archives", "evil.tar.gz", "secret"]
 
 
-def test_a_place_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_an_archive_is_refused(tmp_path: Path) -> None:
     whole = tar(tmp_path / "a.tar.gz", {"file": np.random.default_rng(0).bytes(9000)}).read_bytes()
     for content in (b"text", b"", whole[:-4000]):
         (tmp_path / "b.tar.gz").write_bytes(content)

@@ -1,4 +1,4 @@
-"""A user's folder of images becomes a dataset; what is wrong with it is named."""
+"""A user's folder of images becomes a dataset; errors name the file or folder."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from train.process.errors import UserError
 
 
 def read(place: Path, data_dir: Path, split: str, image_size: tuple[int, int] | None = None) -> dict[bytes, str]:
-    """The class by pixels, after the way through a prepared dataset."""
+    """Reads the images from the prepared dataset; returns a map from an image's pixels to its class."""
     write(*dataset("own", scan(place, 0.25, 0)), data_dir)
     source = open_source(Data(name="own", dir=str(data_dir), image_size=image_size), split)
     batch = source.gather(np.arange(len(source)))
@@ -41,7 +41,7 @@ def test_black_and_white_images_are_gray_ones(tmp_path: Path) -> None:
     assert {**train, **test}[b"\xff" * 15] == "dog"
 
 
-def test_the_split_takes_its_part_of_each_class_and_follows_the_seed(tmp_path: Path) -> None:
+def test_the_split_takes_a_fraction_of_each_class_and_depends_on_the_seed(tmp_path: Path) -> None:
     classes(tmp_path, {"cat": 20, "dog": 8, "ant": 2})
     folder = scan(tmp_path, 0.25, 3)
     assert folder.classes == ["ant", "cat", "dog"]
@@ -51,7 +51,7 @@ def test_the_split_takes_its_part_of_each_class_and_follows_the_seed(tmp_path: P
     assert folder.splits != scan(tmp_path, 0.25, 4).splits
 
 
-def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_train_and_test_folders_become_the_splits(tmp_path: Path) -> None:
     train = classes(tmp_path / "raw/train", {"cat": 3, "dog": 2})
     test = classes(tmp_path / "raw/test", {"dog": 4})
     assert read(tmp_path / "raw", tmp_path / "data", "train") == train
@@ -61,7 +61,7 @@ def test_train_and_test_folders_are_taken_as_they_are(tmp_path: Path) -> None:
         scan(tmp_path / "raw", 0.25, 0)
 
 
-def test_jpegs_are_stored_as_they_are(tmp_path: Path) -> None:
+def test_jpegs_are_stored_unchanged(tmp_path: Path) -> None:
     classes(tmp_path / "raw", {"cat": 2, "dog": 2})
     save(tmp_path / "raw/cat/photo.JPG", quality=80)
     stored = decode((tmp_path / "raw/cat/photo.JPG").read_bytes(), 3)
@@ -69,10 +69,10 @@ def test_jpegs_are_stored_as_they_are(tmp_path: Path) -> None:
     assert {**train, **test}[stored.tobytes()] == "cat"
 
 
-def test_images_are_turned_upright_and_made_plain(tmp_path: Path) -> None:
+def test_images_are_rotated_upright_and_converted_to_gray_or_rgb(tmp_path: Path) -> None:
     classes(tmp_path / "raw/train", {"cat": 2, "dog": 2})
     exif = Image.Exif()
-    exif[0x0112] = 6  # The camera was turned: the top of the scene lies at the right.
+    exif[0x0112] = 6  # The camera was rotated: the top of the scene is on the right.
     lying = save(tmp_path / "raw/test/cat/lying.png", size=SIZE[::-1], exif=exif)
     clear = save(tmp_path / "raw/test/cat/clear.png", "RGBA")
     gray = save(tmp_path / "raw/test/cat/gray.png", "L")
@@ -88,7 +88,7 @@ def test_images_of_different_sizes_are_prepared_and_resized_when_opened(tmp_path
     assert {len(pixels) for pixels in read(tmp_path / "raw", tmp_path / "data", "train", (4, 2))} == {4 * 2 * 3}
 
 
-def test_files_that_are_no_whole_images_are_found_and_others_left_out(tmp_path: Path) -> None:
+def test_damaged_images_are_found_and_other_files_are_skipped(tmp_path: Path) -> None:
     classes(tmp_path, {"cat": 4, "dog": 4})
     (tmp_path / "cat/cut.png").write_bytes((tmp_path / "cat/0.png").read_bytes()[:-40])
     (tmp_path / "dog/text.jpg").write_text("text")

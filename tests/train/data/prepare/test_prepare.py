@@ -1,4 +1,4 @@
-"""The prepare command: what it writes, what it refuses, what it says."""
+"""The command train.prepare: the files that it writes, its errors and its output."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_a_prepared_dataset_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert files.keys() == {path.name for path in (tmp_path / "data/mnist/3.0.1").iterdir()}
 
 
-def test_a_broken_raw_file_leaves_what_was_prepared(tmp_path: Path) -> None:
+def test_a_broken_raw_file_leaves_the_prepared_dataset_unchanged(tmp_path: Path) -> None:
     command = ["mnist", "--from", str(tmp_path), "--data-dir", str(tmp_path / "data"), "--overwrite"]
     mnist_folder(tmp_path)
     main(command)
@@ -72,7 +72,7 @@ def test_a_broken_raw_file_leaves_what_was_prepared(tmp_path: Path) -> None:
 
 def test_without_a_network_the_download_stops_with_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # no server on this port
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(
@@ -95,7 +95,7 @@ def test_a_users_own_images_are_prepared_under_their_name(tmp_path: Path, capsys
     assert (len(source), source.label_names) == (5, ["cat", "dog"])
 
 
-def test_corrupt_images_are_refused_by_name_or_left_out_with_a_list(
+def test_corrupt_images_are_refused_by_name_or_skipped_with_a_list(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     classes(tmp_path / "raw", {"cat": 6, "dog": 4})
@@ -118,11 +118,11 @@ def test_corrupt_images_are_refused_by_name_or_left_out_with_a_list(
 
 
 @pytest.mark.parametrize(("other", "words"), [((14, 21), ""), ((9, 11), " --data.image-size 56 56")])
-def test_the_printed_command_resizes_only_where_it_must(
+def test_the_printed_command_resizes_only_where_necessary(
     other: tuple[int, int], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where images differ in size, or patches do not divide them."""
-    for name in (f"{number}" for number in range(10)):  # as many classes as the preset has
+    """This is so if images differ in size or patches do not divide them."""
+    for name in (f"{number}" for number in range(10)):  # the preset's number of classes
         for file in ("a", "b"):
             save(tmp_path / "raw" / name / f"{file}.png", size=(14, 21))
     save(tmp_path / "raw/3/other.png", size=other)
@@ -133,7 +133,7 @@ def test_the_printed_command_resizes_only_where_it_must(
 @pytest.mark.parametrize(
     "name", ["Pets", "my-pets", "../pets", "2pets", "", "mnist", "cifar10", "mnist_sample", "folder"]
 )
-def test_a_name_that_is_not_plain_or_is_taken_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_or_existing_name_is_refused(tmp_path: Path, name: str) -> None:
     classes(tmp_path / "raw", {"cat": 2, "dog": 2})
     with pytest.raises(UserError, match=r"--name must be lower-case letters, .*, got"):
         main(["folder", "--from", str(tmp_path / "raw"), "--name", name, "--data-dir", str(tmp_path / "data")])
@@ -149,7 +149,7 @@ def test_a_name_that_is_not_plain_or_is_taken_is_refused(tmp_path: Path, name: s
         (["folder", "--from", ".", "--name", "pets", "--seed", "two"], r"--seed"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(
+def test_an_error_on_the_command_line_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
@@ -171,7 +171,7 @@ def test_help_names_what_can_be_prepared_and_how(
     assert shown in capsys.readouterr().out
 
 
-def test_a_file_in_place_of_the_data_folder_is_refused(tmp_path: Path) -> None:
+def test_a_file_instead_of_the_data_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--data-dir must be a folder, got the file"):
         main(["mnist", "--data-dir", str(tmp_path / "file")])
