@@ -54,7 +54,7 @@ PLAIN = {
     r"\bthe other way round\b": "reversed, in the other order",
     r"\bof old\b|\bof late\b": "earlier, recently",
 }
-FOUND = re.compile("|".join(f"(?:{pattern})" for pattern in PLAIN), re.IGNORECASE)
+FOUND = [(re.compile(pattern, re.IGNORECASE), plain) for pattern, plain in PLAIN.items()]
 
 
 def texts():
@@ -72,5 +72,9 @@ def texts():
 def test_a_text_has_only_plain_phrases(name, text):
     """A phrase may run over the end of a line."""
     joined = re.sub(r"\s*\n\s*(?:#+ |> |- |\* )?", " ", text)
-    found = [joined[max(0, phrase.start() - 30) : phrase.end() + 20] for phrase in FOUND.finditer(joined)]
-    assert not found, f"{name}: {found}. PLAIN in tests/docs/test_plain_words.py shows what to write instead."
+    found = [
+        f"{joined[max(0, phrase.start() - 30) : phrase.end() + 20]!r}: write {plain}"
+        for pattern, plain in FOUND
+        for phrase in pattern.finditer(joined)
+    ]
+    assert not found, "\n".join(found)
