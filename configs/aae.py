@@ -42,7 +42,7 @@ class Config(BaseConfig):
     prior: each class gets its own region of the prior; decoder: the decoder gets the label as input;
     categories: labels supervise the encoder's categories."""
     num_labels: Annotated[Natural | None, Rule.COMMON] = None
-    """Number of training images with a known label, the same for each class; None: all."""
+    """Total number of labelled training images, divided equally among the classes; None: all images are labelled."""
     consistency: NonNegative = 0.0
     """Weight of the loss that requires the same category for an image and its augmented copy (cross-entropy).
     This loss is not in the paper. 0: off."""
@@ -51,7 +51,7 @@ class Config(BaseConfig):
     labelled_batch_size: Count = 100
     """Labelled examples per step if --num-labels is set; otherwise all examples of the batch are labelled."""
     category_noise: NonNegative = 0.0
-    """Standard deviation of the noise added to the category discriminator's inputs, both real and encoded. 0: off."""
+    """Standard deviation of the noise on the category discriminator's inputs (prior samples and codes). 0: off."""
     head_distance: NonNegative = 0.0
     """Minimum distance between cluster heads. Closer heads are pushed apart. 0: off."""
     validation_split: str = "train[90%:]"
@@ -137,7 +137,7 @@ PRESETS = {
     ),
     "sample": Preset(
         Config(data=COURSE, run=RunConfig(steps=6000, batch_size=64, log_every=200, eval_every=2000, save_every=2000)),
-        "PyTorch course's model; 104 s",
+        "the course's networks; 104 s",
     ),
     "mnist": Preset(
         Config(
@@ -145,7 +145,7 @@ PRESETS = {
             validation_split="train[50000:]",
             run=RunConfig(steps=20_000, batch_size=64, log_every=500, eval_every=5000, save_every=5000),
         ),
-        "sample's model on all of MNIST",
+        "networks of sample, on all of MNIST",
     ),
     "paper": Preset(
         Config(

@@ -37,7 +37,7 @@ class Augment:
     """Random augmentation of the training images, drawn anew in each step. 0 or False turns a change off."""
 
     shift: NonNegative = 0.0
-    """Largest shift in pixels, down or up and right or left. Pixels from outside the image are 0."""
+    """Largest vertical and largest horizontal shift, in pixels. Pixels from outside the image are 0."""
     rotate: NonNegative = 0.0
     """Largest rotation in degrees, in either direction."""
     scale: NonNegative = 0.0
@@ -49,7 +49,7 @@ class Augment:
     erase: Fraction = 0.0
     """Random erasing: largest side of the square that is set to 0, as a fraction of the image's shorter side."""
     mixup: NonNegative = 0.0
-    """Mixup: α of the Beta(α, α) distribution of the weight that blends neighbouring images and their labels."""
+    """Mixup: blend each image and label with the next ones in the batch, with a weight from Beta(α, α); this is α."""
     rand_augment: Natural = 0
     """RandAugment: number of random operations applied to each image. They are meant for RGB images."""
     magnitude: Fraction = 0.5
@@ -71,7 +71,7 @@ class AdamW:
     b2: Decay = 0.999
     """Decay rate of Adam's second moment (β₂)."""
     weight_decay: NonNegative = 0.05
-    """Decoupled weight decay. It applies to weight matrices, not to biases, norms, positions and tokens."""
+    """Decoupled weight decay. It applies only to weight matrices (not biases, norms, positions, class tokens)."""
     clip: NonNegative | None = 1.0
     """Clip gradients to this global norm. None: no clipping."""
 
@@ -100,19 +100,19 @@ class RunConfig:
     dir: Annotated[str | None, COMMON, CHANGEABLE] = None
     """Run folder; default: runs/TASK-PRESET plus the changed options. Run the same command again to resume."""
     log_every: Count = 50
-    """Log training metrics to metrics.jsonl every this many steps."""
+    """Number of steps between two training rows in metrics.jsonl."""
     eval_every: Count = 500
-    """Evaluate on the whole test split every this many steps, and after the last step."""
+    """Number of steps between two evaluations on the test split. The last step is always evaluated."""
     save_every: Count = 500
-    """Save a checkpoint every this many steps, and after the last step."""
+    """Number of steps between two checkpoints. The last step is always saved."""
     steps_per_call: Annotated[Count, CHANGEABLE] = 1
     """Training steps per device call.
     Values above 1 are faster if a step takes only milliseconds, but the training split must fit in device memory.
-    The results do not change, except for the last bit of convolutions.
+    The results are the same, except for rounding in convolutions and, with jax 0.12, in the autoencoder.
     A call ends early at an evaluation or a checkpoint. Metrics are read once per call."""
     on_nonfinite: Annotated[Literal["stop", "skip"], CHANGEABLE] = "stop"
     """What to do if a loss or gradient is NaN or infinite.
-    stop: stop the run; skip: skip the update, count the step and continue."""
+    stop: stop the run; skip: leave the parameters unchanged and continue. The metrics count the skipped steps."""
     on_save_error: Annotated[Literal["stop", "retry"], CHANGEABLE] = "stop"
     """What to do if a checkpoint cannot be written, for example on a full disk.
     stop: stop the run; retry: continue, and try again at the next checkpoint."""
@@ -143,7 +143,7 @@ class Mesh:
     $JAX_NUM_CPU_DEVICES overrides this option."""
     cpu_micro_batch: Count | Literal["auto"] | None = "auto"
     """Approximate micro-batch size per CPU device, for classifiers on several CPU devices.
-    A small micro-batch fits in the core's cache. For a model with dropout, a number changes the random draws.
+    A small micro-batch fits in the core's cache. If you set a number, a model with dropout draws other random numbers.
     auto: 8 for a model without dropout or drop path, otherwise None. None: no micro-batches."""
     show: bool = False
     """Print the sharding and the memory per device of each parameter, and exit."""

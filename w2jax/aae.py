@@ -46,7 +46,7 @@ class AAEEncoder(nn.Module):
     Parameters: `hidden_0`, `hidden_1` …, `mean`, `log_variance` and `logits`, each with a kernel and a bias.
     """
 
-    latent_size: int  # Z, numbers in a code.
+    latent_size: int  # Z, size of the code z: its number of dimensions.
     hidden_sizes: tuple[int, ...] = (512, 512)  # Number of units in each hidden layer.
     dropout: float = 0.2  # Dropout rate after each hidden layer.
     batch_norm: tuple[int, ...] = ()  # Indices of the hidden layers (from 0) that have batch normalization.
@@ -169,7 +169,7 @@ class AAE(nn.Module):
     """
 
     encoder: AAEEncoder = AAEEncoder(8)  # Encoder, from images to codes.
-    decoder: AAEDecoder = AAEDecoder()  # Decoder, from codes to images; images must have its image_shape.
+    decoder: AAEDecoder = AAEDecoder()  # Decoder, from codes to images. Its image_shape must be that of the dataset.
     discriminator: AAEDiscriminator = AAEDiscriminator()  # Discriminator of z (and of the label, if passed).
     category_discriminator: AAEDiscriminator = AAEDiscriminator()  # Discriminator of the encoder's categories.
     cluster_heads: bool = False  # Decode W y + z, where W has a learned point per category; False: decode [y, z].

@@ -50,9 +50,9 @@ def scaled_dot_product_attention(
         query: queries Q [..., T, K].
         key: keys K [..., S, K].
         value: values V [..., S, V].
-        mask: True where a query may attend to a key; broadcastable to [..., T, S]. If a query may attend to no key, its
-            output, weights and gradients are 0. A masked key never changes the output or the gradients, even if it is
-            NaN.
+        mask: True where a query may attend to a key; broadcastable to [..., T, S]. If all keys are masked for a query,
+            its output, weights and gradients are 0. A masked key never changes the output or the gradients, even if it
+            is NaN.
         bias: added to the logits; broadcastable to [..., T, S]. −inf masks a key.
         causal: True or "top_left": query t attends to keys 0 to t, as in torch and jax.nn. "bottom_right": the last
             query is aligned with the last valid key, as in FlashAttention. So query t attends to keys up to t + S − T,

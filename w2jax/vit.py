@@ -92,7 +92,7 @@ class ViT(nn.Module):
     positions: Literal["learned", "sincos2d"] = "learned"  # Learned, or fixed sines and cosines of row and column.
     class_position: bool = True  # Learned position for the class token; big_vision's models have False.
     num_registers: int = 0  # Number of extra learned tokens ("registers", arXiv:2309.16588); 0: none.
-    register_positions: bool = False  # Learned positions for the registers, after the position of the class token.
+    register_positions: bool = False  # Learned positions for the registers, stored after that of the class token.
     patch_bias: bool = True  # Add a bias to the patch projection.
     embed_norm: bool = False  # LayerNorm before the first block, as in CLIP.
     dropout: float = 0.0  # Dropout rate on embeddings, on attention outputs and in the MLPs.
@@ -102,7 +102,7 @@ class ViT(nn.Module):
     qkv_bias: bool = True  # Biases of queries, keys and values in the blocks.
     qk_norm: bool = False  # LayerNorm on queries and keys.
     attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width).
-    residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z, as in the PyTorch course's code.
+    residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z, as in the course's code.
     pre_logits_dim: int | None = None  # Width of an extra tanh layer before the head; None: no such layer.
     activation: Activation = "gelu"  # Activation of MLPs: exact GELU, its tanh approximation, x·σ(1.702 x), or ReLU.
     norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance.

@@ -23,7 +23,7 @@ from train.run.record import TaskInfo, read_record
 from train.runs import find_runs, main
 
 ROOT = Path(__file__).parents[2]
-NO_CONFIG = "the path must be a run folder, such as runs/vit-sample, but config.json is not a file"
+NO_CONFIG = "the path must be a run folder, such as runs/vit-sample, but the file config.json was not found"
 
 
 def a_run(folder, task="vit", saved=(200, 400), accuracies=((200, 0.75), (400, 0.5)), preset="tiny", metric="accuracy"):

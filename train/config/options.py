@@ -43,6 +43,13 @@ def names_with(config: Any, rule: Rule) -> set[str]:
     return {name for name, option in options_of(config).items() if rule in option.rules}
 
 
+def model_flags(config: Any) -> dict[str, str]:
+    """The option of each field of the model, such as patch_size: --model.patch-size. A name must be unique."""
+    options = [option for option in options_of(config).values() if option.name.startswith("model.")]
+    names = [option.name.rpartition(".")[2] for option in options]
+    return {name: option.flag for name, option in zip(names, options, strict=True) if names.count(name) == 1}
+
+
 def changeable_groups(config: Any) -> tuple[str, ...]:
     """The groups whose options may all change when a run resumes, such as "mesh."."""
     annotated = get_type_hints(type(config), include_extras=True)

@@ -78,7 +78,7 @@ def _not_found(name: str, root: Path) -> str:
     near = nearest(name, known, 3)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Known datasets are {', '.join(known)}."
     return (
-        f"there is no dataset {name} in {where}. {hint} If it is in another folder, set --data.dir to that folder. "
+        f"there is no dataset {name} in {where}. {hint} If {name} is in another folder, set --data.dir to that folder. "
         f"To prepare a dataset, see {_HELP}."
     )
 

@@ -82,7 +82,9 @@ def _common_fields(
 ) -> dict[str, Any]:
     """Checks the options, and returns the fields that every Source has, for a split of `count` examples."""
     if config.crop is not None and config.image_size is None:
-        raise UserError("--data.crop needs a size to resize crops to. Set --data.image-size, for example to 224 224.")
+        raise UserError(
+            "--data.crop needs --data.image-size, the size of the resized crops. Set it, for example to 224 224."
+        )
     if config.crop is not None and not 0 < config.crop <= 1:
         raise UserError(f"--data.crop must be a fraction of the image area, above 0 and at most 1, got {config.crop}.")
     height, width, channels = info.image_shape

@@ -28,6 +28,7 @@ from rich.console import Console
 from configs.base import Config
 from train.config.checks import batch_unit, check_batch, check_ranges
 from train.config.cli import one_line_errors, parse, run_main
+from train.config.options import model_flags
 from train.config.tasks import check_task
 from train.data import Source, abstract_source
 from train.dryrun.report import Report, measure, show
@@ -129,7 +130,7 @@ class DryRun:
         config = replace(self.config, run=replace(self.config.run, batch_size=batch_size))
         patience = " (a minute or more)" if self.target.chip else ""
         self.console.print(f"compiling for {self.target.name}, batch size {batch_size:,} ...{patience}", markup=False)
-        with as_user_error():
+        with as_user_error(model_flags(config)):
             return measure(config, self.make_task, self.source, self.mesh, self.target, self.limit)
 
     def search(self) -> Report:

@@ -36,7 +36,7 @@ class Progress:
     done: int = 0
     """Training steps that earlier processes completed."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Sums of the metrics over the `count` steps since the last train row."""
+    """Sums of the metrics over the `count` steps since the last training row of metrics.jsonl."""
     count: int = 0
     seconds: float = 0.0
     """Wall time of earlier processes."""

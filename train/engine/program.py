@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from configs.base import Config
+from train.config.options import model_flags
 from train.data import Source
 from train.engine.sharding import batch_sharding, state_sharding
 from train.engine.step import skip_nonfinite
@@ -41,7 +42,7 @@ class Program:
             "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=batch),
             "index": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=batch),
         }
-        with as_user_error():
+        with as_user_error(model_flags(config)):
             shapes = jax.eval_shape(task.init)
             self.state_shapes: State = jax.tree.map(_placed, shapes, state_sharding(mesh, shapes))
             self.lowered_step = self._step_jit(self._step).lower(self.state_shapes, self.batch_shapes)

@@ -9,6 +9,7 @@ import jax
 
 from configs.base import Config, Distributed
 from train.config.checks import check_batch, check_ranges, check_same
+from train.config.options import model_flags
 from train.data import Source, open_source
 from train.data.source import InMemorySource
 from train.engine.program import Program
@@ -64,7 +65,7 @@ def set_up(config: Config, make_task: MakeTask) -> tuple[Setup, InitialParams | 
     source = open_source(config.data, config.data.train_split, train=True)
     test_source = open_source(config.data, config.data.test_split)
     _check_in_memory(config, source)
-    with as_user_error():
+    with as_user_error(model_flags(config)):
         task = make_task(config, source)
     # The file may be wrong, so it is read before the run folder is created. A run that resumes does not need the file.
     initial = None if task.initial_params is None or has_checkpoint(config) else task.initial_params()

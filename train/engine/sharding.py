@@ -64,7 +64,7 @@ def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.shardin
     count = prod(sizes.values())
     if count > len(devices) or (free and count != len(devices)):
         rule = "divide" if free else "be at most"
-        raise UserError(f"the product of the mesh sizes must {rule} {len(devices)}, the device count, got {requested}")
+        raise UserError(f"the product of the mesh sizes must {rule} the device count {len(devices)}, got {requested}")
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
     slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
     if len(slices) < 2:

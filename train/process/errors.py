@@ -1,8 +1,9 @@
 """The three exceptions that end a program early. Each prints one line and no traceback."""
 
 import errno
+import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 # Full disk, exceeded quota, file too large, read-only file system, I/O error.
@@ -28,12 +29,20 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def as_user_error() -> Iterator[None]:
-    """Turns a ValueError of the model or optax into a UserError, because options or images caused it."""
+def as_user_error(flags: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Turns a ValueError of the model or optax into a UserError, because options or images caused it.
+
+    The error of a model names its fields. `flags` maps the name of a field to the option that sets it, such as
+    patch_size to --model.patch-size. A name without an underscore may be a plain word, so it counts only as the first
+    word of the message.
+    """
     try:
         yield
     except ValueError as error:
-        raise UserError(str(error).splitlines()[0]) from error
+        message = str(error).splitlines()[0]
+        for name, flag in (flags or {}).items():
+            message = re.sub(rf"\b{name}\b" if "_" in name else rf"^{name}\b", flag, message)
+        raise UserError(message) from error
 
 
 def cannot_write(error: OSError) -> bool:

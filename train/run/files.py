@@ -24,7 +24,9 @@ def read_config_tree(folder: Path) -> dict[str, Any]:
         UserError: if `folder` is not a run folder, or its config is damaged.
     """
     if not (folder / CONFIG).is_file():
-        raise UserError(f"the path must be a run folder, such as runs/vit-sample, but {folder / CONFIG} is not a file")
+        raise UserError(
+            f"the path must be a run folder, such as runs/vit-sample, but the file {folder / CONFIG} was not found"
+        )
     tree = read_run_json(folder / CONFIG)
     model = tree.get("model")
     of_model = _TASK_OF_MODEL.get(str(model.get("class"))) if isinstance(model, dict) else None

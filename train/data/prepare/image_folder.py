@@ -51,7 +51,7 @@ def scan(place: Path, test_fraction: float, seed: int) -> ImageFolder:
     """
     if not place.is_dir():
         raise UserError(
-            f"--from must be a folder with one folder of images for each class, but {place} is not a folder."
+            f'--from must be a folder with one folder of images for each class, but "{place}" is not a folder.'
         )
     has_splits = (place / "train").is_dir() and (place / "test").is_dir()
     roots = {"train": place / "train", "test": place / "test"} if has_splits else {"train": place}
