@@ -42,7 +42,7 @@ class Config(BaseConfig):
     prior: each class gets its own region of the prior; decoder: the decoder gets the label as input;
     categories: labels supervise the encoder's categories."""
     num_labels: Annotated[Natural | None, Rule.COMMON] = None
-    """Total number of labelled training images, divided equally among the classes; None: all images are labelled."""
+    """Total number of labelled training images, divided equally among the classes; None: all."""
     consistency: NonNegative = 0.0
     """Weight of the loss that requires the same category for an image and its augmented copy (cross-entropy).
     This loss is not in the paper. 0: off."""
@@ -145,7 +145,7 @@ PRESETS = {
             validation_split="train[50000:]",
             run=RunConfig(steps=20_000, batch_size=64, log_every=500, eval_every=5000, save_every=5000),
         ),
-        "networks of sample, on all of MNIST",
+        "sample's networks, all of MNIST",
     ),
     "paper": Preset(
         Config(

@@ -25,10 +25,11 @@ _ARRANGE = """() => {
   }));
 }"""
 _STYLE = """
-body { max-width: none; margin: 0; padding: 1rem 1.5rem; display: flex; gap: 2.5rem; height: 48rem; overflow: hidden; }
+body { max-width: none; margin: 0; padding: 1rem 1.5rem; display: flex; gap: 2.5rem; }
 body > div { flex: 1 1 0; min-width: 0; } h2 { margin-top: 1.2rem; } h2:first-child { margin-top: .6rem; }
 .charts { grid-template-columns: 1fr; } .chart:nth-child(n + 2), .about, .results td:last-child { display: none; }
-.mistakes { grid-template-columns: repeat(6, 1fr); } figure img { max-height: 44rem; }
+.mistakes { grid-template-columns: repeat(6, 1fr); } .mistakes figure:nth-child(n + 13) { display: none; }
+figure img { max-height: 43rem; }
 """
 
 
@@ -44,7 +45,7 @@ def main(run_dir: Path, out: Path, /) -> None:
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1560, "height": 800}, device_scale_factor=1.25)
+        page = browser.new_page(viewport={"width": 1560, "height": 846}, device_scale_factor=1.25)
         page.goto((run_dir.resolve() / "report.html").as_uri())
         page.evaluate(_ARRANGE)
         page.add_style_tag(content=_STYLE)

@@ -88,7 +88,7 @@ def test_a_run_with_a_damaged_last_checkpoint_resumes_bit_for_bit(tree):
 
 def test_a_mesh_gives_the_losses_of_one_device(tree):
     options = ["tiny", "--run.dir", "runs/mesh", "--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]
-    assert "8 CPU device(s) (data 2, fsdp 2, tensor 2)" in tree.run("-m", f"train.{tree.task}", *options, devices=8)
+    assert "8 CPU devices (mesh: data 2, fsdp 2, tensor 2)" in tree.run("-m", f"train.{tree.task}", *options, devices=8)
     for one, other in zip(tree.metrics("mine"), tree.metrics("mesh"), strict=True):
         assert one.keys() == other.keys()
         if one["split"] == "train" and one["step"] == 20:

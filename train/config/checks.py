@@ -25,7 +25,7 @@ def check_batch(config: Config, parts: int) -> None:
     size, unit = config.run.batch_size, batch_unit(config, parts)
     if size % unit:
         raise UserError(
-            f"--run.batch-size must be divisible by {parts} device(s) × --optim.accumulate {unit // parts}, "
+            f"--run.batch-size must be divisible by {parts} (devices) × --optim.accumulate {unit // parts}, "
             f"got {size}. Set it to {-(-size // unit) * unit}"
         )
 

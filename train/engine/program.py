@@ -131,9 +131,9 @@ class Program:
     def devices(self) -> str:
         """A text that names the devices and the mesh."""
         processes = len({device.process_index for device in self.mesh.devices.flat})
-        text = f"{self.mesh.size} {self.mesh.devices.flat[0].platform.upper()} device(s)"
+        text = f"{self.mesh.size} {self.mesh.devices.flat[0].platform.upper()} device{'s' * (self.mesh.size > 1)}"
         axes = ", ".join(f"{axis} {size}" for axis, size in self.mesh.shape.items() if size > 1)
-        return text + (f" of {processes} processes" if processes > 1 else "") + (f" ({axes})" if axes else "")
+        return text + (f" of {processes} processes" if processes > 1 else "") + (f" (mesh: {axes})" if axes else "")
 
     @property
     def replicated(self) -> NamedSharding:

@@ -76,7 +76,7 @@ def test_a_wrong_word_on_the_command_line_is_a_one_line_error(arguments, message
         (["--run.steps", "-5"], "--run.steps must be at least 1, got -5"),
         (["--run.eval-every", "0"], "--run.eval-every must be at least 1, got 0"),
         (["--optim.accumulate", "0"], "--optim.accumulate must be at least 1, got 0"),
-        (["--run.batch-size", "30"], "--run.batch-size must be divisible by 8 device(s)"),
+        (["--run.batch-size", "30"], "--run.batch-size must be divisible by 8 (devices)"),
         (["--optim.accumulate", "3"], "× --optim.accumulate 3, got 64. Set it to 72"),
         (["--augment.magnitude", "1.5"], "--augment.magnitude must be from 0 to 1, got 1.5"),
         (["--data.workers", "-1"], "--data.workers must be at least 0, got -1"),

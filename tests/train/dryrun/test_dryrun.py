@@ -118,7 +118,7 @@ def test_the_busiest_resource_bounds_a_step(flops, traffic, sent, bound, seconds
             "--search needs a memory limit, but the memory of cpu:2 is unknown. Set --hbm",
         ),
         (["vit", "--topology", "cpu:3", "--mesh.data", "2", "--mesh.fsdp", "-2"], "mesh sizes must be positive"),
-        (["vit", "tiny", "--topology", "cpu:3"], "--run.batch-size must be divisible by 3 device(s)"),
+        (["vit", "tiny", "--topology", "cpu:3"], "--run.batch-size must be divisible by 3 (devices)"),
         (["vit", "tinny", "--topology", "cpu:2"], 'Did you mean "tiny"?'),
         (["vit", "tiny", "--topology", "cpu:2", "--run.stepz", "3"], 'Did you mean "--run.steps"?'),
         (["vit", "--topology", "cpu:2", "--data.name", "nowhere"], "nowhere"),

@@ -99,7 +99,7 @@ def test_two_processes_log_the_losses_of_one(of_two, alone):
 @pytest.mark.slow
 def test_only_the_main_process_prints_and_writes(of_two):
     folder, (first, second) = of_two
-    assert "4 CPU device(s) of 2 processes (data 2, fsdp 2)" in first
+    assert "4 CPU devices of 2 processes (mesh: data 2, fsdp 2)" in first
     assert "step" in first and "step" not in second and "test" not in second
     assert len((folder / "timing.jsonl").read_text().splitlines()) == 6
     assert (folder / "report.html").stat().st_size > 10_000
@@ -128,8 +128,8 @@ def test_a_run_of_two_processes_resumes_in_one_and_reports_it(of_two, tmp_path, 
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
     fit(replace(CONFIG, run=replace(CONFIG.run, dir=str(tmp_path / "run")), mesh=Mesh(8, 1, 1)), make_task)
     assert (
-        f"Resumed from step 3 in {tmp_path / 'run'}; the checkpoint was saved on 4 CPU device(s) of 2 processes "
-        "(data 2, fsdp 2)\n" in capsys.readouterr().out
+        f"Resumed from step 3 in {tmp_path / 'run'}; the checkpoint was saved on 4 CPU devices of 2 processes "
+        "(mesh: data 2, fsdp 2)\n" in capsys.readouterr().out
     )
     expected = lines(folder)
     for ours, theirs in zip(lines(tmp_path / "run"), expected, strict=True):
