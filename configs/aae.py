@@ -156,7 +156,7 @@ PRESETS = {
             validation_split="train[50000:]",
             run=RunConfig(steps=10_000, batch_size=100, log_every=500, eval_every=2500, save_every=2500),
         ),
-        "the paper's networks; 13 min",
+        "the paper's networks; 17 min",
     ),
     "gaussian": Preset(in_plane("gaussian", False), "2-D Gaussian prior"),
     "mixture": Preset(in_plane("mixture", False), "2-D prior of ten Gaussians"),

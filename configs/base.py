@@ -13,7 +13,7 @@ class Data:
     """Options of the dataset of labelled images."""
 
     name: Annotated[str, COMMON] = "mnist_sample"
-    """Image-classification dataset in TFDS format: mnist_sample is bundled, python -m train.prepare prepares others."""
+    """Dataset in TFDS format: mnist_sample (bundled), or a dataset prepared with "python -m train.prepare"."""
     dir: Annotated[str | None, COMMON, CHANGEABLE, PER_PROCESS] = None
     """Folder with the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
     train_split: str = "train"

@@ -74,7 +74,7 @@ PRESETS = {
             optim=Optim(learning_rate=3e-3),
             run=RunConfig(steps=400, batch_size=64, log_every=50, eval_every=200, save_every=200),
         ),
-        "quick check: 83 %, 12 s",
+        "accuracy 83 %, 12 s",
     ),
     "sample": Preset(
         Config(
@@ -82,7 +82,7 @@ PRESETS = {
             augment=DIGITS,
             run=RunConfig(steps=2000, batch_size=100, log_every=100, eval_every=500, save_every=500),
         ),
-        "98.2 % in 60 s",
+        "accuracy 98.2 %, 60 s",
     ),
     "mnist": Preset(
         Config(
@@ -91,7 +91,7 @@ PRESETS = {
             augment=DIGITS,
             run=RunConfig(steps=30_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
         ),
-        "99.5 % in 40 min",
+        "accuracy 99.5 %, 54 min",
     ),
     "fashion_mnist": Preset(
         Config(
@@ -102,7 +102,7 @@ PRESETS = {
             label_smoothing=0.1,
             run=RunConfig(steps=24_000, batch_size=100, log_every=200, eval_every=3000, save_every=3000),
         ),
-        "91 % in 46 min",
+        "accuracy 91 %, 51 min",
     ),
     "cifar10": Preset(
         Config(

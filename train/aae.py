@@ -286,12 +286,12 @@ def check(config: Config, source: Source) -> None:
     if labels == "prior" and model.prior_classes != classes:
         raise UserError(
             f"--model.prior-classes must be {classes}, the number of classes of dataset {source.name}, "
-            f"got {model.prior_classes}. Add --model.prior-classes {classes}"
+            f"got {model.prior_classes}. Set --model.prior-classes {classes}"
         )
     if labels == "categories" and categories != classes:
         raise UserError(
             f"--model.encoder.categories must be {classes}, the number of classes of dataset {source.name}, "
-            f"got {categories}. Add --model.encoder.categories {classes}"
+            f"got {categories}. Set --model.encoder.categories {classes}"
         )
     if labels == "categories" and config.num_labels == 0:
         raise UserError("--num-labels must be above 0 for --labels categories, got 0. Raise it, or add --labels unused")
@@ -303,14 +303,14 @@ def check(config: Config, source: Source) -> None:
     if labels == "decoder" and categories:
         raise UserError(
             f"--model.encoder.categories must be 0 for --labels decoder, got {categories}. "
-            "Add --model.encoder.categories 0"
+            "Set --model.encoder.categories 0"
         )
     if labels == "unused" and config.num_labels is not None:
         raise UserError("--num-labels has no effect with --labels unused. Choose --labels prior or --labels categories")
     if config.consistency and not categories:
         raise UserError(
             "--model.encoder.categories must be above 0 for --consistency, got 0. "
-            f"Add --model.encoder.categories {classes}"
+            f"Set --model.encoder.categories {classes}"
         )
     if config.head_distance and not model.cluster_heads:
         raise UserError("--head-distance needs cluster heads. Add --model.cluster-heads")

@@ -61,7 +61,7 @@ def classification_task(
     if model.num_classes != source.num_classes:
         raise UserError(
             f"--model.num-classes must be {source.num_classes}, the number of classes of dataset {source.name}, "
-            f"got {model.num_classes}. Add --model.num-classes {source.num_classes}"
+            f"got {model.num_classes}. Set --model.num-classes {source.num_classes}"
         )
     optimizer = make_optimizer(config.optim, config.run.steps)
 

@@ -293,15 +293,15 @@ def test_every_preset_fits_the_images_it_is_made_for(preset):
         ),
         (
             {"of": model(categories=4), "labels": "categories"},
-            "--model.encoder.categories must be 3, the number of classes of dataset shapes, got 4. Add --model.encoder",
+            "--model.encoder.categories must be 3, the number of classes of dataset shapes, got 4. Set --model.encoder",
         ),
-        ({"of": model(prior_classes=4), "labels": "prior"}, "got 4. Add --model.prior-classes 3"),
+        ({"of": model(prior_classes=4), "labels": "prior"}, "got 4. Set --model.prior-classes 3"),
         ({"labels": "prior", "num_labels": 63}, "multiple of 3 (the number of classes) up to 60"),
         ({"of": model(categories=3), "labels": "categories", "num_labels": 0}, "or add --labels unused"),
         ({"labels": "decoder", "num_labels": 30}, "--num-labels must be None for --labels decoder, got 30"),
         (
             {"of": model(categories=3), "labels": "decoder"},
-            "for --labels decoder, got 3. Add --model.encoder.categories 0",
+            "for --labels decoder, got 3. Set --model.encoder.categories 0",
         ),
         ({"num_labels": 30}, "--num-labels has no effect"),
         ({"consistency": 1.0}, "--model.encoder.categories must be above 0 for --consistency, got 0"),

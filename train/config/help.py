@@ -38,14 +38,14 @@ def short_help(task: str, presets: Mapping[str, Preset], preset: str) -> str:
 
 
 def _presets(presets: Mapping[str, Preset]) -> list[str]:
-    rows = [("PRESET", "data", "steps × batch", "about*")]
+    rows = [("PRESET", "data", "steps × batch", "description*")]
     for name, preset in presets.items():
         config, about = preset.config, preset.about
         length = f"{config.run.steps:,} × {config.run.batch_size:,}"
         rows.append((name + " (default)" * (name == "sample"), config.data.name, length, about))
     names, data, lengths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     table = [f"{name:{names}}  {of:{data}}  {length:>{lengths}}  {about}" for name, of, length, about in rows]
-    return [*table, "* Percentages: test accuracy unless marked as error. Times: on 2 CPU cores."]
+    return [*table, "* Test results, and times on 2 CPU cores, partly busy. See docs/results.md."]
 
 
 def _option(option: Option) -> list[str]:

@@ -90,7 +90,7 @@ def test_a_wrong_word_on_the_command_line_is_a_one_line_error(arguments, message
         (["--model.dropout", "1.5"], "--model.dropout must be at least 0 and below 1, got 1.5"),
         (["--optim.warmup-fraction", "2"], "--optim.warmup-fraction must be at least 0 and below 1, got 2.0"),
         (["--optim.learning-rate", "-1"], "--optim.learning-rate must be at least 0, got -1.0"),
-        (["--model.num-classes", "7"], "got 7. Add --model.num-classes 10"),
+        (["--model.num-classes", "7"], "got 7. Set --model.num-classes 10"),
         (["--data.name", "mnist", "--data.dir", "."], "python -m train.prepare mnist"),
         (["--data.name", "mnst_sample"], "mnist_sample"),
         (["--data.dir", "no/such/folder"], "no/such/folder"),
@@ -124,7 +124,7 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(argume
             "--model.embed-dim must be divisible by --model.num-heads, got --model.embed-dim 32",
         ),
         ("mha", ["--model.drop-path", "1"], "--model.drop-path must be at least 0 and below 1, got 1.0"),
-        ("mha", ["--model.num-classes", "7"], "got 7. Add --model.num-classes 10"),
+        ("mha", ["--model.num-classes", "7"], "got 7. Set --model.num-classes 10"),
         (
             "lstm",
             ["--model.hidden-size", "0"],
@@ -135,7 +135,7 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(argume
             ["--model.proj-size", "64"],
             "--model.proj-size must be at least 0 and below 64 (--model.hidden-size), got 64",
         ),
-        ("lstm", ["--model.num-classes", "7"], "got 7. Add --model.num-classes 10"),
+        ("lstm", ["--model.num-classes", "7"], "got 7. Set --model.num-classes 10"),
     ],
     ids=lambda x: " ".join(x) if isinstance(x, list) else None,
 )
