@@ -53,7 +53,7 @@ class Predictor:
     label_names: list[str]
     """The name of each class."""
     note: str
-    """Describes which parameters of the run these are."""
+    """Describes which parameters of the run `state` contains."""
     state: State
     """The parameters that the run used for evaluation, without the optimizer's state."""
 

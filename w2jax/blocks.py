@@ -205,8 +205,8 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B H T _"], Float[Array, "B H T _"]] | None]:
         """Apply the block: return (tokens, (weights on the target, weights on the memory) or None).
 
-        The arguments are those of `Transformer.decode`, without the prefixes "target_" and "source_". `lengths` belongs
-        to the target, and `memory_lengths` to the memory.
+        The arguments are those of `Transformer.decode` with shorter names: `target_lengths` is `lengths` here, and
+        `source_lengths` is `memory_lengths`.
         """
         if memory is None and not cache:
             raise ValueError(

@@ -80,8 +80,8 @@ class TransformerDecoder(nn.Module):
     ) -> tuple[Float[Array, "B T D"], list[tuple[Float[Array, "B H T _"], Float[Array, "B H T _"]]] | None]:
         """Apply all blocks: return (tokens, [(weights on the target, weights on the memory), …] or None).
 
-        The arguments are those of `Transformer.decode`, without the prefixes "target_" and "source_". `lengths` belongs
-        to the target, and `memory_lengths` to the memory.
+        The arguments are those of `Transformer.decode` with shorter names: `target_lengths` is `lengths` here, and
+        `source_lengths` is `memory_lengths`.
         """
 
         def run(block, x, _):

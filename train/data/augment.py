@@ -120,18 +120,18 @@ def three_shears(image: Float[Array, "C h w"], slants: Float[Array, "5"], magnit
 
     Args:
         image: one image.
-        slants: (first, down, last, rows, columns): how far away the source of each result pixel is. `first` and `last`
-            are shears in pixels per row, and `down` is a shear in pixels per column. `rows` and `columns` move the
-            whole image.
+        slants: three shears and two shifts (first, down, last, rows, columns), which give the distance from each result
+            pixel to its source. `first` and `last` are in pixels per row, `down` in pixels per column. `rows` and
+            `columns` shift the whole image, in pixels.
         magnitude: largest strength from which `slants` was computed. It bounds the shifts.
     """
     _, height, width = image.shape
     first, down, last, rows, columns = slants
     turn, slant = math.radians(_DEGREES * magnitude), _SLANT * magnitude
     half, sine = math.tan(turn / 2), math.sin(turn)
-    # During a rotation, a pixel may leave the frame on the left or right and come back later. It cannot leave at the
-    # top or bottom, because only the second shift changes rows. So the frame is temporarily widened by the largest
-    # distance of the first shift.
+    # During a rotation, a pixel may leave the frame on the left or right and come back later. A pixel that leaves at the
+    # top or bottom cannot come back, because only the second shift changes rows. So the frame is temporarily widened by
+    # the largest distance of the first shift.
     margin = _next_integer(half * height / 2)
     row = jnp.arange(height) - (height - 1) / 2
     column = jnp.arange(width + 2 * margin) - (width - 1) / 2 - margin

@@ -42,7 +42,7 @@ class Loaded(NamedTuple):
     variables: dict[str, Any]
     """The variables of the module."""
     leaves: Mapping[str, Leaf]
-    """Shape, dtype and place of each parameter, by path."""
+    """Each parameter, by path: shape, dtype and place in `variables`."""
     source: str
     """The name of the file's format."""
     tensors: int
@@ -94,17 +94,17 @@ def load(
         rename: your own names of the parameters, as in `from_torch`. It needs `module`.
         **fields: fields of the ViT. Pass those that the tensors do not determine and that differ from the library's
             defaults, such as num_heads, activation, norm_eps or pool. You can also set fields for training, such as
-            dropout or dtype. `image_size`, (height, width) in pixels, is accepted too: pass it for images that are not
-            square, so that the positions of class token and registers are found.
+            dropout or dtype. Pass `image_size`, (height, width) in pixels, if the images are not square. Without it,
+            the loader cannot tell which position embeddings belong to the class token and the registers.
 
     Returns:
         (module, variables).
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is broken, incomplete or of another kind. The message lists every tensor that is missing,
-            unexpected or has a wrong shape. A run folder is of another kind: `python -m train.export` writes it to a
-            file.
+        ValueError: the file is broken, incomplete or of another kind. The message lists the tensors that are missing,
+            unexpected or have a wrong shape (at most 200). A run folder is of another kind: `python -m train.export`
+            writes it to a file.
         ImportError: the file needs torch, and torch is not installed or too old to read files safely.
     """
     loaded = load_described(path, head, module, rename, **fields)
