@@ -176,7 +176,7 @@ def test_an_exception_while_the_run_waits_for_a_save_abandons_it(saved, monkeypa
 
     class Slow(Checkpoints):
         def _list_files(self):
-            assert end.wait(100)
+            assert end.wait(20)
             super()._list_files()
 
     with pytest.raises(type(error)), Slow(saved) as checkpoints:

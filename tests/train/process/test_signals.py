@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from runs import interrupted_at, lines, small, with_run
 
 from train.engine.checkpoint import Checkpoints
-from train.engine.loop import fit
+from train.engine.loop import _what_is_saved, fit
 from train.process.errors import Interrupted, RunStopped
 from train.process.signals import SIGNALS, DeferredSignals
 from train.run.manifest import checkpoint_steps, damage
@@ -68,7 +69,7 @@ def test_an_interrupted_run_is_saved_and_resumes_to_the_same_bits(whole, tmp_pat
 
 
 def test_a_second_signal_is_held_and_a_third_ends_the_run(capfd):
-    with pytest.raises(Interrupted), DeferredSignals() as signals, signals.deferred():
+    with pytest.raises(Interrupted) as error, DeferredSignals() as signals, signals.deferred():
         signal.raise_signal(signal.SIGTERM)
         assert capfd.readouterr().err == "" and signals.after(1, 1) == signal.SIGTERM
         signal.raise_signal(signal.SIGINT)
@@ -77,6 +78,7 @@ def test_a_second_signal_is_held_and_a_third_ends_the_run(capfd):
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGINT)
         assert signals.is_urgent
+    assert error.value.number == signal.SIGTERM
 
 
 def test_a_signal_that_no_step_follows_ends_the_run():
@@ -88,21 +90,72 @@ def test_a_signal_that_no_step_follows_ends_the_run():
 @pytest.mark.parametrize("end", [RunStopped("a step is not finite"), Interrupted(signal.SIGINT)], ids=repr)
 def test_a_run_that_ends_with_an_error_holds_signals_until_its_files_are_closed(end):
     closed = []
-
-    @contextmanager
-    def file():
-        try:
-            yield
-        finally:
-            signal.raise_signal(signal.SIGTERM)
-            closed.append("file")
-
-    with pytest.raises(type(end)) as error, DeferredSignals() as signals, file(), signals.deferred():
+    with pytest.raises(type(end)) as error, DeferredSignals() as signals, file(closed), signals.deferred():
         raise end
     assert error.value is end and closed == ["file"]
 
 
-def test_an_evaluation_ends_at_the_first_signal_and_the_second_is_held():
+@contextmanager
+def file(closed):
+    """A file that gets a signal while it is closed."""
+    try:
+        yield
+    finally:
+        signal.raise_signal(signal.SIGTERM)
+        closed.append("file")
+
+
+class Saving:
+    """Checkpoints with a save in progress, and so many signals that come while the run waits for it."""
+
+    def __init__(self, signals=0):
+        self.signals, self.abandoned, self.waited = signals, False, False
+
+    def failure(self, wait):
+        for _ in range(self.signals if wait else 0):
+            signal.raise_signal(signal.SIGTERM)
+        self.waited = wait
+
+    def abandon(self):
+        self.abandoned = True
+
+    def latest_step(self):
+        return 7
+
+
+@pytest.mark.parametrize(
+    ("before", "during", "saves"),
+    [(1, 0, True), (1, 1, True), (2, 0, True), (3, 0, False), (2, 1, False), (1, 2, False)],
+)
+def test_a_run_waits_for_its_save_until_the_third_signal(before, during, saves):
+    """In both cases it prints what is saved."""
+    checkpoints = Saving(during)
+    with (
+        pytest.raises(
+            Interrupted, match=r"^SIGTERM\. Last checkpoint: step 7 in run\. Run the same command to resume$"
+        ),
+        DeferredSignals() as signals,
+        _what_is_saved(SimpleNamespace(path="run"), checkpoints, signals),
+        signals.deferred(),
+    ):
+        for _ in range(before):
+            signal.raise_signal(signal.SIGTERM)
+    assert (checkpoints.waited, checkpoints.abandoned) == (saves, not saves)
+
+
+def test_a_second_signal_at_the_start_of_a_run_does_not_hide_what_is_saved():
+    closed = []
+    with (
+        pytest.raises(Interrupted, match=r"^Ctrl-C\. Last checkpoint: step 7 in run"),
+        DeferredSignals() as signals,
+        file(closed),
+        _what_is_saved(SimpleNamespace(path="run"), Saving(), signals),
+    ):
+        signal.raise_signal(signal.SIGINT)
+    assert closed == ["file"]
+
+
+def test_an_evaluation_ends_at_the_first_signal_and_the_second_is_held(capfd):
     with pytest.raises(Interrupted), DeferredSignals() as signals, signals.deferred():
         try:
             with signals.let_through():
@@ -110,7 +163,7 @@ def test_an_evaluation_ends_at_the_first_signal_and_the_second_is_held():
                 pytest.fail("the first signal had no effect")
         except Interrupted:
             signal.raise_signal(signal.SIGINT)
-            assert not signals.is_urgent
+            assert not signals.is_urgent and capfd.readouterr().err.startswith("Saving. ")
             raise
 
 
