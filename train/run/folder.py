@@ -162,7 +162,7 @@ def _check_utf8(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise UserError(f"--run.dir must be a UTF-8 path, got {ascii(str(path))}. Choose another --run.dir") from None
+        raise UserError(f"--run.dir must be a UTF-8 path, got {str(path)!a}. Choose another --run.dir") from None
 
 
 def _is_leftover(path: Path) -> bool:
