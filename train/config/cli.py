@@ -15,7 +15,7 @@ from train.config.flat import differing
 from train.config.run_name import default_folder
 from train.config.tyro_errors import plain_message
 from train.process.errors import Interrupted, RunStopped, UserError
-from train.process.signals import raise_on_signals
+from train.process.signals import ignore_signals, raise_on_signals
 from w2jax.text import nearest
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -128,6 +128,7 @@ def run_main(main: Callable[[], int | None]) -> None:
         print(f"stopped: {error}", file=sys.stderr)
         status = 1
     except Interrupted as error:
+        ignore_signals()
         print(f"interrupted by {error}", file=sys.stderr)
         status = 128 + error.number
     except Exception:

@@ -129,9 +129,9 @@ def three_shears(image: Float[Array, "C h w"], slants: Float[Array, "5"], magnit
     first, down, last, rows, columns = slants
     turn, slant = math.radians(_DEGREES * magnitude), _SLANT * magnitude
     half, sine = math.tan(turn / 2), math.sin(turn)
-    # In a rotation, a pixel may leave the frame on the left or right and come back later. A pixel that leaves at the top
-    # or bottom cannot come back, because only the second shift changes rows. So the frame is temporarily widened by the
-    # largest distance of the first shift.
+    # In a rotation, a pixel may leave the frame on the left or right and come back later. A pixel that leaves at the
+    # top or bottom cannot come back, because only the second shift changes rows. So the frame is temporarily widened
+    # by the largest distance of the first shift.
     margin = _next_integer(half * height / 2)
     row = jnp.arange(height) - (height - 1) / 2
     column = jnp.arange(width + 2 * margin) - (width - 1) / 2 - margin

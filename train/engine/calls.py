@@ -13,7 +13,8 @@ from train.engine.setup import Setup
 from train.task import Metrics, State
 
 Call = tuple[State, int, int, Metrics]
-"""(state, number of the last step, number of steps, metrics of the steps). Metrics of several steps are stacked."""
+"""(state, number of the last step, number of steps, metrics of the steps). With several steps per call, the metrics
+have a row for each step of a full call. If the call is shorter, its last rows are not used."""
 
 
 def train_calls(setup: Setup, state: State, done: int) -> Generator[Call]:

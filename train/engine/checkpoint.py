@@ -6,9 +6,10 @@ checkpoint before it is used.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,8 @@ class Checkpoints:
         """The test metric that decides the best checkpoint, at each evaluated step."""
         self._failure: RunStopped | None = None
         self._saving: int | None = None
+        """The step of the save in progress."""
+        self._abandoned = False
         if is_main_process():
             self._put_damaged_aside()
         barrier("checkpoints")
@@ -74,14 +77,12 @@ class Checkpoints:
         """
         self._wait()
         self._remove_leftovers()
-        self._saving = step
         progress = deepcopy(progress) | {"version": VERSION}  # A thread of orbax writes it later.
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress))
-        try:
+        self._saving = step
+        with self._ended_by_errors():
             before()
             self._manager.save(step, args=items, force=True)
-        except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
-            self._fail(error)
 
     def failure(self, wait: bool = False) -> RunStopped | None:
         """Returns the error of a failed save, once; else None. With `wait`, waits for a save in progress."""
@@ -89,6 +90,10 @@ class Checkpoints:
             self._wait()
         failure, self._failure = self._failure, None
         return failure
+
+    def abandon(self) -> None:
+        """Gives up a save in progress. It may still be completed, but it is never left in part."""
+        self._saving, self._abandoned = None, True
 
     def drop(self, step: int) -> None:
         """Removes the checkpoint of a step if it exists."""
@@ -100,13 +105,22 @@ class Checkpoints:
         """Waits for a save in progress."""
         if self._saving is None:
             return
-        try:
+        with self._ended_by_errors():
             self._manager.wait_until_finished()
             if is_main_process():
                 write_manifest(self._folder / str(self._saving), finished=True)
             self._saving = None
-        except (OSError, ValueError) as error:
+
+    @contextmanager
+    def _ended_by_errors(self) -> Iterator[None]:
+        """Ends the save in progress if an exception occurs. An error of the disk becomes `failure`."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # tensorstore's errors are ValueErrors
             self._fail(error)
+        except BaseException:
+            self.abandon()
+            raise
 
     def _fail(self, error: Exception) -> None:
         # tensorstore's long message ends with the error of the operating system.
@@ -127,14 +141,21 @@ class Checkpoints:
                 shutil.rmtree(leftover, ignore_errors=True)
 
     def _list_files(self) -> None:
-        """Writes the checksums of the checkpoint that orbax is about to rename into place."""
+        """Writes the checksums of the checkpoint that orbax is about to rename into place.
+
+        Raises:
+            RuntimeError: if the save was abandoned. Then orbax does not rename it.
+        """
+        if self._saving is None:
+            raise RuntimeError("the save was abandoned")
         if is_main_process():
             for folder in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
                 write_manifest(folder, finished=False)
 
     def latest_step(self) -> int | None:
-        """Returns the last step with a complete checkpoint, or None."""
-        return self._manager.latest_step()
+        """Returns the last step with a complete checkpoint, or None. Waits for a save in progress."""
+        self._wait()
+        return max(checkpoint_steps(self._folder), default=None)
 
     def restore(self, step: int, like: State) -> tuple[State, dict[str, Any]]:
         """Returns the state and progress saved at `step`. `like` gives the shapes, dtypes and shardings.
@@ -186,6 +207,8 @@ class Checkpoints:
 
     def __exit__(self, *_) -> None:
         self._wait()
+        if self._abandoned:
+            return  # A thread of orbax may still write, and `close` would wait for it.
         self._manager.close()
         self._remove_leftovers()
 
@@ -223,4 +246,5 @@ def _differences(saved: Any, like: State) -> list[str]:
 
 def _unused(path: Path) -> Path:
     """Returns the path itself, or the path with a number appended if it already exists."""
-    return next(p for p in (path, *(path.with_name(f"{path.name}-{k}") for k in range(2, 10**6))) if not p.exists())
+    numbered = (path.with_name(f"{path.name}-{k}") for k in count(2))
+    return next(p for p in chain([path], numbered) if not p.exists())

@@ -4,7 +4,7 @@ The loop uses only the task, so a new model needs no change here.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,10 +64,11 @@ def fit(config: Config, make_task: MakeTask) -> State | None:
             show_placement(setup.program.state_shapes)
         return None
     with (
+        DeferredSignals() as signals,
         RunFolder(config) as folder,
         Trackers(config, folder) as trackers,
         Checkpoints(folder.checkpoints, setup.task.best_mode) as checkpoints,
-        _what_is_saved(folder, checkpoints),
+        _what_is_saved(folder, checkpoints, signals),
     ):
         folder.write_image_info(setup.source.image_shape, setup.source.label_names)
         folder.write_task_info(setup.task.best, setup.task.best_mode, setup.task.metric_descriptions)
@@ -76,7 +77,7 @@ def fit(config: Config, make_task: MakeTask) -> State | None:
         del initial  # Its parameters may be as large as the model.
         with Publisher(setup, folder, trackers, progress.done, progress.seconds) as publisher:
             _announce(setup, note, folder, checkpoints, progress, publisher)
-            predictions = train(setup, progress, checkpoints, evaluator, publisher)
+            predictions = train(setup, progress, checkpoints, evaluator, publisher, signals)
             publisher.finish(evaluator, progress.state, predictions)
             barrier("finish")
     return progress.state
@@ -97,7 +98,12 @@ def start_or_resume(setup: Setup, initial: InitialParams | None, checkpoints: Ch
 
 
 def train(
-    setup: Setup, progress: Progress, checkpoints: Checkpoints, evaluator: Evaluator, publisher: Publisher
+    setup: Setup,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    evaluator: Evaluator,
+    publisher: Publisher,
+    signals: DeferredSignals,
 ) -> Predictions | None:
     """Runs the remaining steps, with logging, checkpoints and evaluations. Updates `progress.state`.
 
@@ -124,18 +130,18 @@ def train(
         nonlocal predictions
         with signals.let_through():
             metrics, predictions = evaluator.evaluate(progress.state, is_last=step == run.steps)
-            try:
-                check_finite_metrics(step, metrics)
-            except RunStopped:
-                checkpoints.drop(step)  # A run that resumes from it would stop in the same way.
-                raise
+        try:
+            check_finite_metrics(step, metrics)
+        except RunStopped:
+            checkpoints.drop(step)  # A run that resumes from it would stop in the same way.
+            raise
         publisher.test_line(step, metrics)
         checkpoints.scores[step] = metrics[task.best]
 
     def is_due(step: int, every: int) -> bool:
         return step == run.steps or step % every == 0
 
-    with DeferredSignals() as signals, closing(train_calls(setup, progress.state, progress.done)) as calls:
+    with signals.deferred(), closing(train_calls(setup, progress.state, progress.done)) as calls:
         if progress.done and is_due(progress.done, run.eval_every) and progress.done not in checkpoints.scores:
             evaluate(progress.done)  # An earlier process ended after it saved this checkpoint, before the evaluation.
         for progress.state, step, count, metrics in calls:
@@ -161,9 +167,9 @@ def train(
                 if step != run.steps:
                     publisher.report(evaluator, progress.state)
             window.resume()
-    if (failure := checkpoints.failure(wait=True)) is not None:
-        raise failure
-    publisher.sync()
+        if (failure := checkpoints.failure(wait=True)) is not None:
+            raise failure
+        publisher.sync()
     if predictions is None and task.probabilities is not None:
         predictions = evaluator.evaluate(progress.state).predictions  # A finished run has no step left that evaluates.
     return predictions
@@ -204,8 +210,8 @@ def _announce(
 
 
 @contextmanager
-def _what_is_saved(folder: RunFolder, checkpoints: Checkpoints) -> Iterator[None]:
-    """Adds the step of the last checkpoint to an error that ends the run."""
+def _what_is_saved(folder: RunFolder, checkpoints: Checkpoints, signals: DeferredSignals) -> Iterator[None]:
+    """Adds the step of the last checkpoint to an error that ends the run, after a save in progress."""
 
     def saved() -> str:
         step = checkpoints.latest_step()
@@ -221,7 +227,12 @@ def _what_is_saved(folder: RunFolder, checkpoints: Checkpoints) -> Iterator[None
         place = error.filename or folder.path
         raise RunStopped(f"cannot write {place}: {error.strerror}. {saved()}") from error
     except Interrupted as error:
-        failure = checkpoints.failure(wait=True)
+        signals.defer_after(error)
+        failure = None
+        with suppress(Interrupted):  # the third signal, while the run waits for a save
+            failure = checkpoints.failure(wait=not signals.is_urgent)
+        if signals.is_urgent:
+            checkpoints.abandon()
         prefix = "" if failure is None else f"{failure}. "
         raise Interrupted(error.number, f"{prefix}{saved()}. Run the same command to resume") from None
 

@@ -65,7 +65,8 @@ class MetricWindow:
     def add(self, step: int, metrics: Metrics, count: int = 1) -> None:
         """Adds the metrics of the last `count` steps up to `step`. The device may still compute them.
 
-        If `count` is above 1, the metrics are stacked.
+        The metrics of one step may be scalars. The metrics of several steps have an axis of at least `count` rows. The
+        rows after the first `count` are not used.
 
         Raises:
             RunStopped: if a metric or gradient of an earlier step is not finite and `on_nonfinite` is "stop".
@@ -87,7 +88,7 @@ class MetricWindow:
     def _fetch(self) -> None:
         last, device_metrics, count = self._pending.popleft()
         metrics = jax.device_get(device_metrics)
-        nonfinite = metrics.pop(NONFINITE, np.zeros((count, 0), bool)).reshape(count, -1)
+        nonfinite = np.atleast_2d(metrics.pop(NONFINITE, np.zeros((count, 0), bool)))
         stacked = {name: np.atleast_1d(value) for name, value in metrics.items()}
         self._timed_steps += count
         now = time.perf_counter()

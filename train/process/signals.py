@@ -1,10 +1,11 @@
 """Handles the signals that end a program: immediately, or in training after the current step."""
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -14,12 +15,20 @@ from train.process.errors import Interrupted
 # A closed terminal sends SIGHUP; schedulers, containers and preempted machines send SIGTERM.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_SECOND = b"Saving. Send the signal again to stop without saving.\n"
+
 
 def raise_on_signals() -> None:
     """Makes each of the signals raise Interrupted. A signal that is ignored, as under nohup, stays ignored."""
     for number in _not_ignored():
         signal.signal(number, _raise_interrupted)
     sys.unraisablehook = partial(_resend_if_swallowed, sys.unraisablehook)
+
+
+def ignore_signals() -> None:
+    """Makes the signals have no effect, so that a program that a signal ends can print its message."""
+    for number in _not_ignored():
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _raise_interrupted(number: int, _: FrameType | None) -> None:
@@ -46,22 +55,27 @@ def _not_ignored() -> list[signal.Signals]:
 
 
 class DeferredSignals:
-    """A context that delays signals until the loop calls `after`, between two steps.
+    """A context in which a training run handles its signals.
 
-    A second signal raises Interrupted immediately. With several processes, a SIGTERM to one of them stops all of them
-    after the same step. JAX's handler does this, so it is not replaced.
+    At first each signal raises Interrupted immediately. Within `deferred`, the first signal waits until the loop calls
+    `after`, between two steps. The second one has no effect, so that the run can save. The third one raises Interrupted
+    immediately.
+
+    With several processes, a SIGTERM to one of them stops all of them after the same step. JAX's handler does this, so
+    it is not replaced.
     """
 
     def __init__(self) -> None:
         self._number: int | None = None
+        self._count = 0
         self._deferring = False
 
     def __enter__(self) -> "DeferredSignals":
         import jax  # Late import, as in `after`: programs that only read files also handle signals, but need no JAX.
 
         handled = [number for number in _not_ignored() if jax.process_count() == 1 or number != signal.SIGTERM]
+        self._can_defer = jax.process_count() == 1
         self._previous = {number: signal.signal(number, self._handle) for number in handled}
-        self._deferring = jax.process_count() == 1
         return self
 
     def __exit__(self, *_) -> None:
@@ -69,9 +83,38 @@ class DeferredSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        if self._number is not None or not self._deferring:
+        if not self._deferring:
             raise Interrupted(number)
-        self._number = number
+        self._count += 1
+        self._number = self._number or number
+        if self._count == 2:
+            with suppress(OSError):
+                os.write(2, _SECOND)  # sys.stderr raises an error if the signal interrupts one of its own writes.
+        if self.is_urgent:
+            raise Interrupted(number)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether a third signal came, so that the run must end without waiting for a save."""
+        return self._count > 2
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A context that defers signals. At its end a deferred signal raises Interrupted.
+
+        If an exception ends the context, signals stay deferred until the end of the run, so that it can save and close
+        its files.
+        """
+        self._deferring = self._can_defer
+        yield
+        self._deferring = self._number is not None
+        if self._number is not None:
+            raise Interrupted(self._number)
+
+    def defer_after(self, first: Interrupted) -> None:
+        """Defers signals from now on. The signal that raised `first` counts as the first."""
+        self._number, self._count = first.number, max(self._count, 1)
+        self._deferring = self._can_defer
 
     def after(self, step: int, count: int) -> int | None:
         """Returns the signal that ends the run after `step`, the last of a call's `count` steps; None if none came."""
@@ -87,11 +130,17 @@ class DeferredSignals:
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """A context in which signals, also delayed ones, raise Interrupted immediately. Use it to only read state."""
+        """A context in which signals, also deferred ones, raise Interrupted immediately. Use it to only read state.
+
+        Afterwards they are deferred again.
+        """
         deferring, self._deferring = self._deferring, False
         try:
             if self._number is not None:
                 raise Interrupted(self._number)
             yield
+        except Interrupted as error:
+            self.defer_after(error)
+            raise
         finally:
             self._deferring = deferring

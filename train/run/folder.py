@@ -46,9 +46,10 @@ class RunFolder:
 
         Raises:
             UserError: if the folder is a file, cannot be written, is in use, belongs to another config, contains a
-                symbolic link, or is not visible to every process.
+                symbolic link, is not visible to every process, or has a path that is not UTF-8.
         """
         self.path = Path(str(config.run.dir))
+        _check_utf8(self.path.absolute())
         self.metrics = self.path / METRICS
         self.timing = self.path / TIMING
         self.checkpoints = self.path / CHECKPOINTS
@@ -154,6 +155,14 @@ class RunFolder:
 def has_checkpoint(config: Config) -> bool:
     """Returns whether `config.run.dir` has a checkpoint to resume from."""
     return bool(checkpoint_steps(Path(str(config.run.dir), CHECKPOINTS)))
+
+
+def _check_utf8(path: Path) -> None:
+    """Raises UserError if the path is not UTF-8. The library that writes checkpoints accepts no other paths."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--run.dir must be a UTF-8 path, got {str(path)!a}. Choose another --run.dir") from None
 
 
 def _is_leftover(path: Path) -> bool:

@@ -1,7 +1,9 @@
 """Writes the checksums of a checkpoint before it counts as saved, and verifies them before it is read."""
 
+import errno
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ VERSION = 2
 
 _MANIFEST = "manifest.json"
 _PROGRESS = "progress/metadata"  # JSON of the training loop; orbax chose the file name
+_STATE = "state/"
 _LATE = "_CHECKPOINT_METADATA"  # orbax writes the time into it after it renames the checkpoint folder
 
 
@@ -25,7 +28,12 @@ def write_manifest(checkpoint: Path, finished: bool) -> None:
     """Lists each file of a checkpoint with its size and SHA-256. Files in an existing manifest are not read again.
 
     Before orbax has `finished` the checkpoint, one file may still change and is left out.
+
+    Raises:
+        FileNotFoundError: if the checkpoint does not exist. It is not created.
     """
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(checkpoint))
     manifest = checkpoint / _MANIFEST
     files = read_json(manifest)["files"] if manifest.exists() else {}
     for path in sorted(checkpoint.rglob("*")):
@@ -58,6 +66,8 @@ def damage(checkpoint: Path) -> str | None:
     if first == _PROGRESS:
         return None if version == 1 else f"{_MANIFEST} is missing"
     try:
+        if not any(name.startswith(_STATE) for name in content["files"]):
+            return f"{_MANIFEST} lists no file of the state"
         for name, entry in content["files"].items():
             if (fault := _fault(checkpoint / name, entry)) is not None:
                 return f"{name} {fault}"

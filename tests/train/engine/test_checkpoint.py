@@ -4,6 +4,8 @@ import json
 import random
 import resource
 import shutil
+import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +16,8 @@ import pytest
 from orbax.checkpoint.type_handlers import get_type_handler, supported_types
 
 from train.engine.checkpoint import Checkpoints
-from train.process.errors import RunStopped, UserError
-from train.run.manifest import damage
+from train.process.errors import Interrupted, RunStopped, UserError
+from train.run.manifest import damage, write_manifest
 from train.task import State
 
 LIKE = State(jnp.zeros((), jnp.int32), {"kernel": jnp.zeros((30, 70)), "bias": jnp.zeros(70)}, ())
@@ -115,12 +117,78 @@ def test_a_damaged_checkpoint_is_moved_and_the_previous_one_is_used(saved):
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "{", "[]", '{"version": 2}', '{"version": 2, "files": {"state/_METADATA": 3}}', "[" * 10**5]
+    "content",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        '{"version": 2}',
+        '{"version": 2, "files": {"state/_METADATA": 3}}',
+        '{"version": 2, "files": {}}',
+        '{"version": 2, "files": {"manifest.ocdbt": {"bytes": 0, "sha256": ""}}}',
+        "[" * 10**5,
+    ],
 )
 def test_without_a_complete_manifest_a_checkpoint_is_damaged(saved, content):
     manifest = saved / "7" / "manifest.json"
     manifest.unlink() if content is None else manifest.write_text(content)
     assert str(damage(saved / "7")).startswith("manifest.json ")
+
+
+def test_a_checkpoint_without_state_is_put_aside_and_the_one_before_it_is_used(saved):
+    """Version 0.1.0 wrote such a checkpoint after a second signal during a save."""
+    (saved / "9").mkdir()
+    (saved / "9" / "manifest.json").write_text('{"version": 2, "files": {}}')
+    (note,) = assert_restores(saved, 7)
+    aside = saved.parent / "damaged" / "9"
+    assert note.endswith(f"step 9 is damaged and was moved to {aside}: manifest.json lists no file of the state")
+
+
+def test_a_manifest_creates_no_folder(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_manifest(tmp_path / "9", finished=True)
+    assert not (tmp_path / "9").exists()
+
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", [Interrupted(signal.SIGINT), RuntimeError("no disk")], ids=repr)
+def test_an_exception_before_a_save_leaves_the_other_checkpoints(saved, error):
+    """The save does not begin, and the end of the run writes no manifest."""
+    before = tree(saved)
+    with pytest.raises(type(error)), Checkpoints(saved) as checkpoints:
+        checkpoints.save(9, state(9), {"seconds": 9.0}, before=failing(error))
+    assert tree(saved) == before
+
+
+# A thread of orbax ends with an exception, because the save is abandoned.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("error", [Interrupted(signal.SIGINT), RuntimeError("no disk")], ids=repr)
+def test_an_exception_while_the_run_waits_for_a_save_abandons_it(saved, monkeypatch, error):
+    """The run ends at once, although the files are not complete. The checkpoint does not appear later."""
+    end = threading.Event()
+
+    class Slow(Checkpoints):
+        def _list_files(self):
+            assert end.wait(20)
+            super()._list_files()
+
+    with pytest.raises(type(error)), Slow(saved) as checkpoints:
+        checkpoints.save(9, state(9), {"seconds": 9.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "wait_until_finished", failing(error))
+            checkpoints.failure(wait=True)
+    assert checkpoints.latest_step() == 7
+    end.set()
+    with pytest.raises(RuntimeError, match="the save was abandoned"):
+        checkpoints._manager.wait_until_finished()
+    assert_restores(saved, 7)
 
 
 @pytest.mark.slow

@@ -5,16 +5,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from runs import interrupted_at, lines, small, with_run
 
-from train.engine.loop import fit
-from train.process.errors import Interrupted
-from train.process.signals import SIGNALS
+from train.engine.checkpoint import Checkpoints
+from train.engine.loop import _what_is_saved, fit
+from train.process.errors import Interrupted, RunStopped
+from train.process.signals import SIGNALS, DeferredSignals
+from train.run.manifest import checkpoint_steps, damage
 from train.vit import make_task
 
 ROOT = Path(__file__).parents[3]
@@ -62,6 +66,183 @@ def test_an_interrupted_run_is_saved_and_resumes_to_the_same_bits(whole, tmp_pat
         np.testing.assert_array_equal(a, b)
     assert lines(config) == lines(expected_config)
     assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_a_second_signal_is_held_and_a_third_ends_the_run(capfd):
+    with pytest.raises(Interrupted) as error, DeferredSignals() as signals, signals.deferred():
+        signal.raise_signal(signal.SIGTERM)
+        assert capfd.readouterr().err == "" and signals.after(1, 1) == signal.SIGTERM
+        signal.raise_signal(signal.SIGINT)
+        assert capfd.readouterr().err == "Saving. Send the signal again to stop without saving.\n"
+        assert not signals.is_urgent and signals.after(1, 1) == signal.SIGTERM
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGINT)
+        assert signals.is_urgent
+    assert error.value.number == signal.SIGTERM
+
+
+def test_a_signal_that_no_step_follows_ends_the_run():
+    with pytest.raises(Interrupted) as error, DeferredSignals() as signals, signals.deferred():
+        signal.raise_signal(signal.SIGTERM)
+    assert error.value.number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("end", [RunStopped("a step is not finite"), Interrupted(signal.SIGINT)], ids=repr)
+def test_a_run_that_ends_with_an_error_holds_signals_until_its_files_are_closed(end):
+    closed = []
+    with pytest.raises(type(end)) as error, DeferredSignals() as signals, file(closed), signals.deferred():
+        raise end
+    assert error.value is end and closed == ["file"]
+
+
+@contextmanager
+def file(closed):
+    """A file that gets a signal while it is closed."""
+    try:
+        yield
+    finally:
+        signal.raise_signal(signal.SIGTERM)
+        closed.append("file")
+
+
+class Saving:
+    """Checkpoints with a save in progress, and so many signals that come while the run waits for it."""
+
+    def __init__(self, signals=0):
+        self.signals, self.abandoned, self.waited = signals, False, False
+
+    def failure(self, wait):
+        for _ in range(self.signals if wait else 0):
+            signal.raise_signal(signal.SIGTERM)
+        self.waited = wait
+
+    def abandon(self):
+        self.abandoned = True
+
+    def latest_step(self):
+        return 7
+
+
+@pytest.mark.parametrize(
+    ("before", "during", "saves"),
+    [(1, 0, True), (1, 1, True), (2, 0, True), (3, 0, False), (2, 1, False), (1, 2, False)],
+)
+def test_a_run_waits_for_its_save_until_the_third_signal(before, during, saves):
+    """In both cases it prints what is saved."""
+    checkpoints = Saving(during)
+    with (
+        pytest.raises(
+            Interrupted, match=r"^SIGTERM\. Last checkpoint: step 7 in run\. Run the same command to resume$"
+        ),
+        DeferredSignals() as signals,
+        _what_is_saved(SimpleNamespace(path="run"), checkpoints, signals),
+        signals.deferred(),
+    ):
+        for _ in range(before):
+            signal.raise_signal(signal.SIGTERM)
+    assert (checkpoints.waited, checkpoints.abandoned) == (saves, not saves)
+
+
+def test_a_second_signal_at_the_start_of_a_run_does_not_hide_what_is_saved():
+    closed = []
+    with (
+        pytest.raises(Interrupted, match=r"^Ctrl-C\. Last checkpoint: step 7 in run"),
+        DeferredSignals() as signals,
+        file(closed),
+        _what_is_saved(SimpleNamespace(path="run"), Saving(), signals),
+    ):
+        signal.raise_signal(signal.SIGINT)
+    assert closed == ["file"]
+
+
+def test_an_evaluation_ends_at_the_first_signal_and_the_second_is_held(capfd):
+    with pytest.raises(Interrupted), DeferredSignals() as signals, signals.deferred():
+        try:
+            with signals.let_through():
+                signal.raise_signal(signal.SIGINT)
+                pytest.fail("the first signal had no effect")
+        except Interrupted:
+            signal.raise_signal(signal.SIGINT)
+            assert not signals.is_urgent and capfd.readouterr().err.startswith("Saving. ")
+            raise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [("step", 1), ("test", 1)], ids=str)
+def test_a_run_that_gets_a_signal_twice_is_saved(whole, tmp_path, monkeypatch, moment):
+    """Also before its first checkpoint."""
+    expected_config, expected = whole
+    config = with_run(expected_config, tmp_path / "run", save_every=8)
+    with monkeypatch.context() as patch:
+        interrupted_at(patch, moment, signal.SIGINT)
+        patch.setattr(Checkpoints, "save", signalled_first(signal.SIGINT))
+        with pytest.raises(Interrupted) as error:
+            fit(config, make_task)
+    assert f"Last checkpoint: step {1 if moment[0] == 'step' else 4} in" in str(error.value)
+    for a, b in zip(jax.tree.leaves(fit(config, make_task)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert lines(config) == lines(expected_config)
+
+
+def signalled_first(number, save=Checkpoints.save):
+    def signalled_save(*arguments, **options):
+        signal.raise_signal(number)
+        save(*arguments, **options)
+
+    return signalled_save
+
+
+SIGNALLED = """
+import os, signal, sys, time
+import train.engine.loop
+from train.config.cli import run_main
+from train.lstm import main
+
+times = int(sys.argv.pop(1))
+
+class Signalled(train.engine.loop.Checkpoints):
+    \"""Sends the signals before the checkpoint of step 20 gets its name. After three signals it takes for ever.\"""
+
+    def _list_files(self):
+        if self._saving == 20:
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)
+            time.sleep(1000 * (times == 3))
+        super()._list_files()
+
+train.engine.loop.Checkpoints = Signalled
+run_main(main)
+"""
+
+
+def signalled_run(folder, times, steps):
+    options = ["tiny", "--run.dir", str(folder), "--run.steps", steps, "--run.save-every", "10"]
+    command = [sys.executable, "-c", SIGNALLED, str(times), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.mark.slow
+def test_two_signals_during_a_save_leave_a_whole_checkpoint(tmp_path):
+    first = signalled_run(tmp_path / "run", 2, "40")
+    assert first.returncode == 143
+    saved = max(checkpoint_steps(tmp_path / "run" / "checkpoints"))
+    message, end = first.stderr.splitlines()
+    assert message == "Saving. Send the signal again to stop without saving."
+    assert saved >= 20 and end.startswith(f"interrupted by SIGTERM. Last checkpoint: step {saved} in ")
+    assert damage(tmp_path / "run" / "checkpoints" / str(saved)) is None
+    again = signalled_run(tmp_path / "run", 0, "40")
+    assert f"Resumed from step {saved} in" in again.stdout
+
+
+@pytest.mark.slow
+def test_a_third_signal_ends_a_run_without_its_save(tmp_path):
+    first = signalled_run(tmp_path / "run", 3, "40")
+    assert first.returncode == 143
+    assert first.stderr.splitlines()[-1].startswith("interrupted by SIGTERM. Last checkpoint: step 10 in ")
+    again = signalled_run(tmp_path / "run", 0, "40")
+    assert again.returncode == 0 and "Resumed from step 10 in" in again.stdout
+    assert not (tmp_path / "run" / "damaged").exists()
 
 
 @pytest.mark.slow

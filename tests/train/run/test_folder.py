@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -49,6 +50,13 @@ def test_a_run_of_the_first_layout_resumes(tmp_path, capsys):
     assert [json.loads(line)["step"] for line in after] == [json.loads(line)["step"] for line in before]
     assert after[:3] == before[:3]
     assert (tmp_path / "run" / "checkpoints" / "4" / "manifest.json").exists()
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path):
+    """Tensorstore could write no checkpoint there."""
+    with pytest.raises(UserError, match=r"^--run\.dir must be a UTF-8 path, got '.*/run\\udcff'\. Choose another"):
+        RunFolder(config(os.fsdecode(bytes(tmp_path) + b"/run\xff")))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
