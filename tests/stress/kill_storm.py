@@ -3,20 +3,12 @@
     python -m tests.stress.kill_storm [TASK...] [--kills 50] [--seed 0] [--signal KILL|TERM|INT|mixed] [--times 1]
         [--run.X ...]
 
-<<<<<<< HEAD
 Each task (default: all) trains its preset `tiny` once without interruption. Then the same command runs in a new folder.
 Signals end it at random moments, and it is restarted after each signal until it finishes. This repeats with new folders
 until all signals are sent. Every run must end with the first run's State bit for bit, the same bytes in metrics.jsonl
 and the same files. After SIGTERM or SIGINT, a run that has finished its start-up must end within 10 s, with status 143
-or 130, and lose no step. This program only reads the files of a run.
-=======
-Each task (default: all) trains its preset `tiny` once without interruption. Then the same command is started, ended by
-a signal at a random moment and started again until it finishes, in one new folder after another, until all signals are
-sent. Every run must end with the first run's State to the bit, the same bytes in metrics.jsonl and the same files.
-After SIGTERM or SIGINT a run that is past its start must end within 10 s, with status 143 or 130, and lose no step.
-`--times 2` sends each of these signals twice, at most 50 ms apart, with the same demands. After three times a run may
-lose steps. The program sees nothing of a run but its files.
->>>>>>> i23
+or 130, and lose no step. `--times 2` sends each of these signals twice, at most 50 ms apart, with the same
+requirements. With `--times 3` a run may lose steps. This program only reads the files of a run.
 
 The moment of a signal is random: during the start (a quarter), among the steps (three eighths), within 50 ms after a
 save begins (a quarter), after the last step (an eighth). The table counts the phases that the signals hit, which are
@@ -72,13 +64,9 @@ class Aim(NamedTuple):
     delay: float
     kind: signal.Signals = signal.SIGKILL
     group: bool = True
-<<<<<<< HEAD
     """True: send the signal to the process and its workers; False: to the process only."""
-=======
-    """To the process with its workers, or to the process alone."""
     pauses: tuple[float, ...] = ()
     """Seconds before each further signal of the same kind."""
->>>>>>> i23
 
 
 class Durations(NamedTuple):
@@ -258,14 +246,10 @@ def strike(command: Command, folder: Path, aim: Aim) -> Hit | None:
         else:
             process.send_signal(aim.kind)
             if aim.kind is signal.SIGKILL:
-<<<<<<< HEAD
                 os.killpg(process.pid, signal.SIGCONT)  # The workers must detect that it died.
-=======
-                os.killpg(process.pid, signal.SIGCONT)  # The workers must notice by themselves.
         for pause in aim.pauses:
             time.sleep(pause)
             process.send_signal(aim.kind)  # Python sends nothing to a process that has ended.
->>>>>>> i23
         what = f"{aim.kind.name} in phase {phase}"
         try:
             process.wait(GRACE)
@@ -329,16 +313,12 @@ def read_state(folder: Path) -> dict[str, np.ndarray]:
 
 
 def files(folder: Path) -> set[str]:
-<<<<<<< HEAD
-    """Returns all files of a run folder, except those with random names from orbax."""
-=======
-    """All files of a run folder except those that orbax names at random, and the earlier checkpoints.
+    """Returns the files of a run folder, except those with random names from orbax and those of earlier checkpoints.
 
-    SIGTERM and SIGINT save other steps than those that are due, and the latest two checkpoints are kept.
+    SIGTERM and SIGINT save steps that are not due, and a run keeps its latest two checkpoints.
     """
     saved = {name for name in names(folder / "checkpoints") if name.isdigit()}
     others = {"d", "ocdbt.process_0", *(saved - {max(saved, key=int)})}
->>>>>>> i23
     found = (path.relative_to(folder) for path in folder.rglob("*"))
     return {str(path) for path in found if not others & set(path.parts)}
 
@@ -409,13 +389,8 @@ def kill_until_done(command: Command, folder: Path, aims: Sequence[Aim]) -> tupl
     return hits, fell_back
 
 
-<<<<<<< HEAD
-def draw(rng: random.Random, took: Durations, signals: Sequence[signal.Signals]) -> Aim:
-    """Draws a random moment for a signal."""
-=======
 def draw(rng: random.Random, took: Durations, signals: Sequence[signal.Signals], times: int) -> Aim:
-    """A random moment for a signal."""
->>>>>>> i23
+    """Draws a random moment for a signal."""
     event = rng.choices(("start", "line", "save", "end"), (2, 3, 2, 1))[0]
     # At most half of the steps, so that a run gets several signals.
     longest = {"start": took.start, "line": took.steps / 2, "save": 0.05, "end": took.end}[event]
@@ -426,15 +401,10 @@ def draw(rng: random.Random, took: Durations, signals: Sequence[signal.Signals],
     return Aim(event, rng.randint(1, 4), rng.uniform(0, longest), chosen, group, tuple(pauses))
 
 
-<<<<<<< HEAD
-def stress(task: str, options: Sequence[str], kills: int, seed: int, signals: Sequence[signal.Signals]) -> bool:
-    """Prints the failures and the task's row of the table; returns True if nothing failed."""
-=======
 def stress(
     task: str, options: Sequence[str], kills: int, seed: int, signals: Sequence[signal.Signals], times: int
 ) -> bool:
-    """Prints what went wrong and the task's line of the table; returns whether nothing went wrong."""
->>>>>>> i23
+    """Prints the failures and the task's row of the table; returns True if nothing failed."""
     rng = random.Random(f"{task} {seed}")
     hits: list[Hit] = []
     runs, fell_back, wrong = 0, 0, []
@@ -481,13 +451,7 @@ def main() -> None:
     parser.add_argument(
         "--signal", choices=("KILL", "TERM", "INT", "mixed"), default="KILL", help="signal to send (default: KILL)"
     )
-<<<<<<< HEAD
-=======
-    parser.add_argument("--kills", type=int, default=50, help="signals for each task (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: 0)")
-    parser.add_argument("--signal", choices=("KILL", "TERM", "INT", "mixed"), default="KILL", help="(default: KILL)")
-    parser.add_argument("--times", type=int, default=1, help="how often each TERM or INT is sent (default: 1)")
->>>>>>> i23
+    parser.add_argument("--times", type=int, default=1, help="how often to send each TERM or INT (default: 1)")
     options, of_run = parser.parse_known_args()
     silence_libraries()
     kinds = ("KILL", "TERM", "INT") if options.signal == "mixed" else (options.signal,)

@@ -89,7 +89,7 @@ class DeferredSignals:
         self._number = self._number or number
         if self._count == 2:
             with suppress(OSError):
-                os.write(2, _SECOND)  # sys.stderr raises an error if the signal interrupts one of its own writes.
+                os.write(2, _SECOND)  # sys.stderr raises an error if the signal interrupts another write to it.
         if self.is_urgent:
             raise Interrupted(number)
 

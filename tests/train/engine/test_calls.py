@@ -57,7 +57,7 @@ def program(steps_per_call, on_nonfinite):
 
 
 class Recorder:
-    """Stands in for the checkpoints, the evaluator and the publisher, and records what the loop gives them.
+    """Replaces the checkpoints, the evaluator and the publisher, and records what the loop gives them.
 
     It copies the state and the sums, because the next step changes them.
     """

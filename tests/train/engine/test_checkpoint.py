@@ -136,7 +136,7 @@ def test_without_a_complete_manifest_a_checkpoint_is_damaged(saved, content):
     assert str(damage(saved / "7")).startswith("manifest.json ")
 
 
-def test_a_checkpoint_without_state_is_put_aside_and_the_one_before_it_is_used(saved):
+def test_a_checkpoint_without_state_is_moved_and_the_previous_one_is_used(saved):
     """Version 0.1.0 wrote such a checkpoint after a second signal during a save."""
     (saved / "9").mkdir()
     (saved / "9" / "manifest.json").write_text('{"version": 2, "files": {}}')

@@ -223,7 +223,7 @@ def signalled_run(folder, times, steps):
 
 
 @pytest.mark.slow
-def test_two_signals_during_a_save_leave_a_whole_checkpoint(tmp_path):
+def test_two_signals_during_a_save_leave_a_complete_checkpoint(tmp_path):
     first = signalled_run(tmp_path / "run", 2, "40")
     assert first.returncode == 143
     saved = max(checkpoint_steps(tmp_path / "run" / "checkpoints"))
