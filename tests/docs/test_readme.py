@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import shutil
@@ -85,6 +86,7 @@ def test_each_python_block_runs_and_gives_the_shapes_in_its_comments(block):
             assert len(value) == int(times[0])
             value = value[0]
         assert str(list(value.shape)) == f"[{second_shape}]"
+    assert names.get("accuracy", 1) > 0.87  # of the training loop, which reaches 0.90 on our machine
 
 
 def weights_give_the_same_logits(names):
@@ -99,14 +101,15 @@ def pieces_give_the_whole(names):
     assert jnp.ptp(expected) > 0.01
 
 
-def loop_reaches_its_accuracy(names):
-    """The README says 90 %. Rounding on another machine may change the accuracy slightly."""
-    assert np.mean(names["logits"].argmax(-1) == names["test"]["label"]) > 0.87
+def ten_lines_train(_):
+    """The README says 92 %. The last bits of another machine may change it a little."""
+    rows = [json.loads(row) for row in Path("runs/my-vit/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 500 and rows[-1]["accuracy"] > 0.88
 
 
 # Checks of a page's variables, after all blocks of the page have run.
 THEN = {
-    "README.md": loop_reaches_its_accuracy,
+    "README.md": ten_lines_train,
     "docs/convert.md": weights_give_the_same_logits,
     "docs/scale.md": pieces_give_the_whole,
 }
@@ -114,8 +117,9 @@ THEN = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in ALONE and python_blocks(name)])
-def test_the_python_blocks_of_a_page_run_and_give_the_stated_results(name):
+def test_the_python_blocks_of_a_page_run_and_give_the_stated_results(name, tmp_path, monkeypatch):
     """The blocks run one after the other, as a reader would run them."""
+    monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in python_blocks(name):
         exec(block, names)
