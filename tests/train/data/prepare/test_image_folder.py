@@ -104,7 +104,7 @@ def test_damaged_images_are_found_and_other_files_are_skipped(tmp_path: Path) ->
 def test_a_folder_without_classes_or_with_too_few_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"--from must be a folder with one folder of images for each class, but .*absent is not a folder",
+        match=r'--from must be a folder with one folder of images for each class, but ".*absent" is not a folder',
     ):
         scan(tmp_path / "absent", 0.25, 0)
     classes(tmp_path, {"cat": 4})
