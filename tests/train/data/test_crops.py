@@ -168,7 +168,9 @@ def test_crops_depend_only_on_seed_step_and_row(photos: Data) -> None:
 
 def test_a_crop_needs_a_size_and_a_fraction_of_the_area(photos: Data) -> None:
     for make in (open_source, abstract_source):
-        with pytest.raises(UserError, match=r"--data.crop needs --data.image-size, the size of the resized crops. Set it"):
+        with pytest.raises(
+            UserError, match=r"--data.crop needs --data.image-size, the size of the resized crops. Set it"
+        ):
             make(replace(photos, image_size=None), "train")
         for crop in (0.0, 1.5, float("nan")):
             with pytest.raises(
