@@ -194,7 +194,8 @@ class Options:
     attention: Path | None = None
     """PNG file to write: each image with the attention of a ViT's last block in red (mean over heads)."""
     out: Path | None = None
-    """PNG file to write for an autoencoder: each image above its reconstruction, or with --sample the samples."""
+    """PNG file to write for an autoencoder: each image with its reconstruction below it.
+    With --sample: the generated images."""
     sample: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of images to sample from an autoencoder's prior, instead of reading images."""
 

@@ -4,9 +4,9 @@
     python -m train.prepare folder --from DIR --name NAME [--test-fraction 0.2] [--seed 0] [--skip-corrupt]
                                    [--data-dir DIR] [--overwrite]
 
-The first form downloads the published files, or reads them from the folder --from.
-The second form prepares your own JPEG and PNG images. The folder --from contains one folder of images per class. Or it
-contains the folders train and test, each with one folder per class.
+The first form downloads the published files. With --from DIR, it reads them from the folder DIR instead.
+The second form prepares your own JPEG and PNG images. DIR contains one folder of images per class. Or it contains the
+folders train and test, each with one folder per class.
 Run `python -m train.prepare mnist --help` or `python -m train.prepare folder --help` for the options.
 """
 

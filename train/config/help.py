@@ -45,7 +45,7 @@ def _presets(presets: Mapping[str, Preset]) -> list[str]:
         rows.append((name + " (default)" * (name == "sample"), config.data.name, length, about))
     names, data, lengths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     table = [f"{name:{names}}  {of:{data}}  {length:>{lengths}}  {about}" for name, of, length, about in rows]
-    return [*table, "* Test results, and times on 2 CPU cores, partly busy. See docs/results.md."]
+    return [*table, "* Results on the test set, and times on 2 CPU cores (docs/results.md)."]
 
 
 def _option(option: Option) -> list[str]:

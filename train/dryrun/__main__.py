@@ -1,4 +1,5 @@
-"""Compiles the train step of a config for a TPU, and reports the memory and time that it needs. No TPU is required.
+"""Compiles the training step of a config for a TPU. Reports the memory that the step needs and the least time that it
+takes. No TPU is required.
 
     python -m train.dryrun TASK [PRESET] --topology v5e:2x2 [--slices N] [--hbm GIB] [--search] [--json FILE]
                            [--options of the task]
@@ -44,7 +45,7 @@ TRIES = 12  # Most compilations in a search; each takes a minute or more.
 
 @dataclass(frozen=True)
 class Options:
-    """Compiles the train step of a config, and reports the memory and time that it needs. No TPU is required."""
+    """Compiles the training step of a config. Reports the memory that it needs and the least time that it takes."""
 
     topology: str
     """Devices to compile for: a TPU topology such as v5e:2x2, cpu:8 (8 simulated devices), or gpu."""

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--format",
         help=f"library whose tensor names and layouts DST gets: {', '.join(families)}; or a variant: {variants}. "
-        "Default: timm, or google if DST is an .npz file; for models other than the ViT torch (the names of torch.nn)",
+        "Default: timm, or google if DST is an .npz file. If the model is not a ViT: torch (the names of torch.nn)",
     )
     parser.add_argument(
         "--check",
@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         "--num-heads",
         type=int,
         metavar="N",
-        help="number of attention heads. Default: the number of the published size, or width / 64",
+        help="number of attention heads. Default: that of the published ViT of this width, else width / 64",
     )
     unknown.add_argument(
         "--activation", choices=get_args(Activation), help="activation of the MLPs. Default: the library's"
