@@ -34,9 +34,10 @@ def init(broken):
 
 def step(state, batch):
     mean = batch["image"].astype(jnp.float32).mean()
-    params = jax.tree.map(lambda x: 0.9 * x + mean, state.params)
+    # Halving is exact, so the result does not depend on whether XLA fuses the product with the sum.
+    params = jax.tree.map(lambda x: 0.5 * x + mean, state.params)
     metrics = {
-        "loss": params["a"].sum() + params["b"].sum(),
+        "loss": params["a"][0] + params["b"][0],
         NONFINITE: jnp.array([False, state.opt_state[state.step]]),
     }
     return state.replace(step=state.step + 1, params=params), metrics
