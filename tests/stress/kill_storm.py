@@ -312,15 +312,14 @@ def read_state(folder: Path) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
-def files(folder: Path) -> set[str]:
-    """Returns the files of a run folder, except those with random names from orbax and those of earlier checkpoints.
-
-    SIGTERM and SIGINT save steps that are not due, and a run keeps its latest two checkpoints.
-    """
-    saved = {name for name in names(folder / "checkpoints") if name.isdigit()}
-    others = {"d", "ocdbt.process_0", *(saved - {max(saved, key=int)})}
+def files(folder: Path, last_checkpoint_only: bool) -> set[str]:
+    """Returns all files of a run folder, except those with random names from orbax."""
+    skipped = {"d", "ocdbt.process_0"}
+    if last_checkpoint_only:
+        steps = {name for name in names(folder / "checkpoints") if name.isdigit()}
+        skipped |= steps - {max(steps, key=int)}
     found = (path.relative_to(folder) for path in folder.rglob("*"))
-    return {str(path) for path in found if not others & set(path.parts)}
+    return {str(path) for path in found if not skipped & set(path.parts)}
 
 
 def timed(folder: Path) -> list[int]:
@@ -328,8 +327,12 @@ def timed(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "timing.jsonl").read_text().splitlines()]
 
 
-def differences(whole: Path, killed: Path) -> list[str]:
-    """Returns the differences between two finished runs of one command; there must be none."""
+def differences(whole: Path, killed: Path, last_checkpoint_only: bool = False) -> list[str]:
+    """Returns the differences between two finished runs of one command; there must be none.
+
+    SIGTERM and SIGINT save steps that are not due, and a run keeps its latest two checkpoints. After these signals the
+    earlier checkpoints differ, so compare the `last_checkpoint_only`.
+    """
     found = []
     one, other = read_state(whole), read_state(killed)
     if one.keys() != other.keys():
@@ -344,8 +347,8 @@ def differences(whole: Path, killed: Path) -> list[str]:
         found.append("metrics.jsonl")
     if timed(whole) != timed(killed):
         found.append("steps of timing.jsonl")
-    if files(whole) != files(killed):
-        found.append(f"files {sorted(files(whole) ^ files(killed))}")
+    if differing := files(whole, last_checkpoint_only) ^ files(killed, last_checkpoint_only):
+        found.append(f"files {sorted(differing)}")
     found += [
         f"pictures/{name}"
         for name in names(whole / "pictures")
@@ -422,7 +425,8 @@ def stress(
                     command, folder, [draw(rng, took, signals, times) for _ in range(kills - len(hits))]
                 )
                 fell_back += back
-                wrong += [f"run {runs}: {what} after {describe(more)}" for what in differences(whole, folder)]
+                differing = differences(whole, folder, last_checkpoint_only=signals != [signal.SIGKILL])
+                wrong += [f"run {runs}: {what} after {describe(more)}" for what in differing]
             except Broken as error:
                 more = error.args[1]
                 wrong.append(f"run {runs}: {error.args[0]}; before it: {describe(more)}")
