@@ -11,6 +11,8 @@ from pathlib import Path
 
 import tyro
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
 # The page's sections (0: title and results, 1: curves, 2: confusion matrix, 3: mistakes, 4: attention) by column.
 _ARRANGE = """() => {
   const sections = [[]];
@@ -42,9 +44,8 @@ def main(run_dir: Path, out: Path, /) -> None:
     """
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1560, "height": 846}, device_scale_factor=1.25)
         page.goto((run_dir.resolve() / "report.html").as_uri())
         page.evaluate(_ARRANGE)

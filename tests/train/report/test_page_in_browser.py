@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from pictures import DIGITS, a_grid, a_plane, a_run_folder, a_scatter, pixels
 
+from benchmarks.makers.report_picture import CHROMIUM
 from train.report.mistakes import Predictions, write_mistakes
 from train.report.page import comparison, run_page, write_report
 from train.report.pictures import write_pictures
 from train.report.reproduce import command
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")]
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 
