@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from configs.base import DIGITS, AdamW, Augment, Data, Preset, RunConfig
 from configs.base import Config as BaseConfig
-from configs.options import Count, Decay, Natural, NonNegative, Rule
+from configs.options import Count, Decay, Natural, NonNegative, Range, Rule
 from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.priors import Prior
 
@@ -56,7 +56,7 @@ class Config(BaseConfig):
     """Minimum distance between cluster heads. Closer heads are pushed apart. 0: off."""
     validation_split: str = "train[90%:]"
     """Validation split, in TFDS notation. It selects the Parzen window width and each cluster's label."""
-    metric_examples: Count = 10_000
+    metric_examples: Annotated[int, Range(2, 2**31 - 1)] = 10_000
     """Number of samples drawn for the final metrics, and the maximum number of images used from each split."""
 
 

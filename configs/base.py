@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Generic, Literal, TypeVar
 
-from configs.options import Count, Decay, Fraction, Natural, NonNegative, Rule
+from configs.options import Count, Decay, Fraction, Natural, NonNegative, Positive, Range, Rule, Seed
+from w2jax.image_spec import Interpolation
 
 COMMON, CHANGEABLE, PER_PROCESS = Rule.COMMON, Rule.CHANGEABLE_ON_RESUME, Rule.PER_PROCESS
 
@@ -26,9 +27,15 @@ class Data:
     """Smallest area of a random training crop, as a fraction of the image's area, such as 0.05.
     Test images are centre-cropped. Set --data.image-size too.
     None: no crops, and images are stretched to --data.image-size."""
+    resize: Count | tuple[Count, Count] | None = None
+    """Length in pixels that the shorter side is resized to, or a height and width to stretch images to.
+    Then --data.image-size is cut from the centre. This replaces stretching and centre crops, but not random crops.
+    None: as --data.crop says."""
+    interpolation: Interpolation | None = None
+    """Interpolation for all resizing. None: bilinear."""
     memory_limit: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 1024
     """Size limit, in MiB of decoded images, for keeping a split in memory. Larger splits are streamed from disk."""
-    workers: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 2
+    workers: Annotated[int, Range(0, 256), CHANGEABLE, PER_PROCESS] = 2
     """Number of processes that decode a streamed split. 0: decode in the training process."""
 
 
@@ -40,7 +47,7 @@ class Augment:
     """Largest vertical and largest horizontal shift, in pixels. Pixels from outside the image are 0."""
     rotate: NonNegative = 0.0
     """Largest rotation in degrees, in either direction."""
-    scale: NonNegative = 0.0
+    scale: Decay = 0.0
     """Largest relative change of the image's size. 0.1 draws scale factors from 0.9 to 1.1."""
     shear: NonNegative = 0.0
     """Largest shear, in pixels of horizontal shift per row."""
@@ -72,7 +79,7 @@ class AdamW:
     """Decay rate of Adam's second moment (β₂)."""
     weight_decay: NonNegative = 0.05
     """Decoupled weight decay. It applies only to weight matrices (not biases, norms, positions, class tokens)."""
-    clip: NonNegative | None = 1.0
+    clip: Positive | None = 1.0
     """Clip gradients to this global norm. None: no clipping."""
 
 
@@ -85,6 +92,15 @@ class Optim(AdamW):
     accumulate: Count = 1
     """Gradient accumulation: number of parts of each batch, computed one after the other to save memory.
     The gradients are averaged, so the result of the step is the same."""
+    layer_decay: Annotated[float, Range(0, 1, includes_low=False)] = 1.0
+    """Layer-wise learning rates, for fine-tuning: block i (from 0) of n blocks has layer-decay ** (n - i) times
+    the learning rate. The embeddings have layer-decay ** (n + 1) times the rate.
+    1: the same learning rate everywhere."""
+    head_lr_factor: Positive = 1.0
+    """Factor of the learning rate of the head, the last layer. A new head may learn faster than pretrained layers."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that are not trained: patterns of their paths, such as patch_embed, encoder/block_0 or '*/norm?/*'.
+    all-but-head: train only the head (a linear probe)."""
 
 
 @dataclass(frozen=True)
@@ -93,17 +109,24 @@ class RunConfig:
 
     steps: Annotated[Count, COMMON] = 1000
     """Number of optimizer steps in the run."""
+    epochs: Annotated[Positive | None, COMMON] = None
+    """Length of the run in epochs, instead of --run.steps.
+    An epoch is one pass over the training split: steps = epochs × training images / batch size, rounded up.
+    None: --run.steps sets the length."""
+    extend: Annotated[bool, CHANGEABLE] = False
+    """Continue the run in --run.dir up to a higher number of --run.steps.
+    The learning rate jumps to the schedule of the new number of steps."""
     batch_size: Annotated[Count, COMMON] = 128
     """Examples per step, summed over all devices."""
-    seed: Annotated[int, COMMON] = 0
+    seed: Annotated[Seed, COMMON] = 0
     """Random seed of the run: initial weights, batch order, dropout, augmentation."""
     dir: Annotated[str | None, COMMON, CHANGEABLE] = None
     """Run folder; default: runs/TASK-PRESET plus the changed options. Run the same command again to resume."""
-    log_every: Count = 50
+    log_every: Annotated[Count, CHANGEABLE] = 50
     """Number of steps between two training rows in metrics.jsonl."""
-    eval_every: Count = 500
+    eval_every: Annotated[Count, CHANGEABLE] = 500
     """Number of steps between two evaluations on the test split. The last step is always evaluated."""
-    save_every: Count = 500
+    save_every: Annotated[Count, CHANGEABLE] = 500
     """Number of steps between two checkpoints. The last step is always saved."""
     steps_per_call: Annotated[Count, CHANGEABLE] = 1
     """Training steps per device call.
@@ -113,13 +136,15 @@ class RunConfig:
     on_nonfinite: Annotated[Literal["stop", "skip"], CHANGEABLE] = "stop"
     """What to do if a loss or gradient is NaN or infinite.
     stop: stop the run; skip: leave the parameters unchanged and continue. The metrics count the skipped steps."""
+    max_skipped_steps: Annotated[Count | None, CHANGEABLE] = 100
+    """With --run.on-nonfinite skip: number of skipped steps in a row after which the run stops. None: no limit."""
     on_save_error: Annotated[Literal["stop", "retry"], CHANGEABLE] = "stop"
     """What to do if a checkpoint cannot be written, for example on a full disk.
     stop: stop the run; retry: continue, and try again at the next checkpoint."""
     tensorboard: Annotated[bool, COMMON, CHANGEABLE] = False
     """Also log metrics, pictures and config to TensorBoard files in tensorboard/ in the run folder."""
     wandb: Annotated[str | None, COMMON, CHANGEABLE] = None
-    """Also log metrics, pictures and config to this Weights & Biases project.
+    """Also log to this project of Weights & Biases. It gets metrics, pictures and config.
     To log without a network, set WANDB_MODE=offline in the environment."""
     compilation_cache: Annotated[Literal["auto", "on", "off"], CHANGEABLE] = "auto"
     """Cache compiled programs for later runs, in $JAX_COMPILATION_CACHE_DIR or ~/.cache/w2jax.
@@ -175,13 +200,17 @@ class Config:
 class ClassifierConfig(Config):
     """The options that every classifier of images has."""
 
-    mesh: Annotated[Mesh, CHANGEABLE] = field(
-        default_factory=lambda: Mesh(cpu_devices=8)
-    )  # up to a third less time on two cores
+    # Eight CPU devices take up to a third less time on two cores. The blank line keeps this out of the help.
+
+    mesh: Annotated[Mesh, CHANGEABLE] = field(default_factory=lambda: Mesh(cpu_devices=8))
     optim: Optim = field(default_factory=Optim)
     augment: Augment = field(default_factory=Augment)
     label_smoothing: Fraction = 0.0
     """Label smoothing: fraction of each target that is spread evenly over all classes."""
+    class_weights: Literal["balanced"] | None = None
+    """Weights of the classes in the training loss, for classes of unequal sizes. balanced: N / (K · n) for a class with
+    n of the N training images and K classes. As in torch, the weighted sum is divided by the sum of the weights.
+    A streamed training split is read once to count its labels. None: all classes have the same weight."""
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)

@@ -1,7 +1,7 @@
 """Vision Transformers for digits, clothes and photographs. Measured results: docs/results.md."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Literal
 
 from configs.base import ADAMW, CLOTHES, COMMON, DIGITS, Augment, ClassifierConfig, Data, Mesh, Optim, Preset, RunConfig
 from w2jax import ViT
@@ -16,13 +16,23 @@ class Config(ClassifierConfig):
 
     model: ViT = SMALL
     init_from: Annotated[str | None, COMMON] = None
-    """Initial weights: a file or folder from timm, Hugging Face, torchvision, Google or w2jax, or a run folder.
+    """Initial weights: a file, a folder or a model on the Hugging Face hub.
+    A folder is a run folder, or one that w2jax.convert reads. A model on the hub is OWNER/NAME or OWNER/NAME@REVISION.
+    None: all weights are random.
     The model is built to match the weights. Position embeddings are resized to the images.
-    If the number of classes differs, the head gets random weights. None: all weights are random."""
+    If the number of classes differs, the head gets random weights.
+    If the files of the weights say how to prepare images, this sets --normalize, --data.resize and
+    --data.interpolation, unless you do. If the images differ in size, it also sets --data.image-size.
+    If no preset is named, this option selects the preset finetune. There, the number of classes is that of the
+    dataset, all images get the size of the weights, and the learning rate is proportional to the batch size."""
+    normalize: Annotated[Literal["auto", "half", "imagenet", "clip", "none"] | tuple[float, ...], COMMON] = "auto"
+    """Normalization of the pixels, which are in [0, 1]. half: to [-1, 1]. imagenet, clip: by these mean values and
+    standard deviations of RGB. none: no change. You can also pass 2, 6 or 8 numbers: the means, then the deviations.
+    auto: that of --init-from, else half."""
 
 
-# A 32×32 colour image becomes 8×8 patches of 4 pixels. The model has 4 M parameters and is meant for a GPU or TPU.
-COLOUR = ViT(
+# A 32×32 color image becomes 8×8 patches of 4 pixels. The model has 4 M parameters and is meant for a GPU or TPU.
+COLOR = ViT(
     10,
     patch_size=4,
     embed_dim=192,
@@ -67,6 +77,17 @@ SCRATCH = Config(
     run=RunConfig(steps=93_800, batch_size=4096, log_every=100, eval_every=3000, save_every=1000),
 )
 
+# For few photographs, after the recipes that fine-tune BEiT and MAE: small learning rates that decay by layer, and a
+# higher one for the new head. `train.engine.finetuning` fills in the classes and the image size.
+FINETUNE = Config(
+    data=Data(crop=0.25),
+    model=SMALL.clone(num_classes=0, drop_path=0.1),
+    optim=Optim(learning_rate=1e-4, warmup_fraction=0.1, ema=0.99, layer_decay=0.75, head_lr_factor=10.0),
+    augment=Augment(flip=True),
+    label_smoothing=0.1,
+    run=RunConfig(epochs=20.0, batch_size=32, log_every=10, eval_every=100, save_every=100),
+)
+
 PRESETS = {
     "tiny": Preset(
         Config(
@@ -84,6 +105,7 @@ PRESETS = {
         ),
         "accuracy 98.2 %, 60 s",
     ),
+    "finetune": Preset(FINETUNE, "default with --init-from"),
     "mnist": Preset(
         Config(
             data=Data("mnist"),
@@ -107,7 +129,7 @@ PRESETS = {
     "cifar10": Preset(
         Config(
             data=Data("cifar10"),
-            model=COLOUR,
+            model=COLOR,
             optim=Optim(learning_rate=1e-3, ema=0.999),
             augment=PHOTOS,
             run=RunConfig(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),
@@ -117,7 +139,7 @@ PRESETS = {
     "cifar100": Preset(
         Config(
             data=Data("cifar100"),
-            model=COLOUR.clone(num_classes=100),
+            model=COLOR.clone(num_classes=100),
             optim=Optim(learning_rate=1e-3, ema=0.999),
             augment=PHOTOS,
             run=RunConfig(steps=78_000, batch_size=128, log_every=200, eval_every=3900, save_every=3900),

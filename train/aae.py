@@ -25,7 +25,7 @@ from train.engine.sharding import gathered_by_layer
 from train.engine.step import nonfinite, squared_norms, update_ema
 from train.evaluation.aae_apply import apply_eval, model_range_to_unit, pixels_to_model_range, sample_images
 from train.evaluation.aae_figures import make_figures
-from train.evaluation.aae_metrics import METRIC_DESCRIPTIONS, make_final_metrics
+from train.evaluation.aae_metrics import METRIC_DESCRIPTIONS, MIN_EXAMPLES, make_final_metrics
 from train.process.errors import UserError
 from train.task import NONFINITE, Batch, Metrics, Params, State, Task
 from w2jax.aae import AAE, Code
@@ -122,6 +122,7 @@ def make_task(config: Config, source: Source) -> Task:
         best=best,
         best_mode=mode,
         final_metrics=make_final_metrics(config, source),
+        min_examples=MIN_EXAMPLES,
         metric_descriptions=METRIC_DESCRIPTIONS,
         figure_examples=2000,
         # A decoder with the label as input cannot reconstruct an image without a label.

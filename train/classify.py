@@ -1,6 +1,7 @@
 """Training of image classifiers, shared by several tasks. A task adds its input format and its pictures."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Protocol
 
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float
 from configs.base import ClassifierConfig
 from train.data import Source
 from train.data.augment import augment
+from train.data.labels import balanced_weights
 from train.engine.optim import make_optimizer
 from train.engine.sharding import gathered_by_layer
 from train.engine.step import init_state, make_train_step
@@ -73,10 +75,17 @@ def classification_task(
         params = model.init(jax.random.key(config.run.seed), prepare(images))["params"]
         return init_state({**params, **(initial or {})}, optimizer, config.optim)
 
+    @cache  # A step is traced more than once.
+    def class_weights():
+        return balanced_weights(source)  # Not read for predictions, which have no training split.
+
     def augmented(batch, key):
         targets = jax.nn.one_hot(batch["label"], model.num_classes)
         images, targets = augment(key, batch["image"] / 255.0, targets, config.augment)
-        targets = optax.smooth_labels(targets, config.label_smoothing)
+        smoothed = optax.smooth_labels(targets, config.label_smoothing)
+        targets = (
+            smoothed if config.class_weights is None else weighted(smoothed, targets, jnp.asarray(class_weights()))
+        )
         return {"image": images, "label": batch["label"], "target": targets}
 
     def loss(params, batch, key):
@@ -86,10 +95,14 @@ def classification_task(
 
     def evaluate(state, batch):
         logits, _ = forward(state.eval_params, batch["image"] / 255.0)
-        return {
+        values = {
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
         }
+        if model.num_classes >= 10:
+            _, likely = jax.lax.top_k(logits, 5)
+            values["top5_accuracy"] = (likely == batch["label"][:, None]).any(-1).astype(jnp.float32)
+        return values
 
     def trained(state: State) -> Forward:
         return lambda images, **options: forward(state.eval_params, images, **options)
@@ -104,6 +117,18 @@ def classification_task(
     step = make_train_step(loss, optimizer, config.optim, seed, augmented, micro_batch)
     shown = None if overlay is None else lambda state, images: overlay(trained(state), images / 255.0)
     return Task(init, step, evaluate, draw, probabilities=probabilities, overlay=shown)
+
+
+def weighted(
+    smoothed: Float[Array, "B V"], targets: Float[Array, "B V"], weights: Float[Array, "V"]
+) -> Float[Array, "B V"]:
+    """Returns targets whose mean cross-entropy over the batch is the loss with these weights of the classes.
+
+    With smoothed targets s, targets t before smoothing and weights w of classes k, the loss of examples i is
+    Σᵢₖ wₖ sᵢₖ (-log pᵢₖ) / Σᵢₖ wₖ tᵢₖ. For labels this is torch's `CrossEntropyLoss(weight=…, label_smoothing=…)`.
+    For soft targets of mixup, torch divides by the number of examples instead.
+    """
+    return smoothed * weights / (targets @ weights).mean()
 
 
 def rows(images: Images) -> Float[Array, "B h I"]:

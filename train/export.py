@@ -1,6 +1,6 @@
 """Exports a trained model to files for other programs: python -m train.export RUN_DIR [--format FORMAT] [--out PATH]
 
-`model.stablehlo` contains the model and its weights as a function of images, for any batch size, on CPU, GPU and TPU.
+`model.stablehlo` contains the model and its weights as a function of 1 or more images, on CPU, GPU and TPU.
 It needs neither this project nor Flax. Run `pip install jax flatbuffers`, with the same or a newer version of jax than
 the exporting program. Then, in Python:
 
@@ -17,6 +17,7 @@ With `--format`, the program writes only the weights, with the names and layouts
     python -m train.export runs/vit-sample --format timm --out vit.safetensors
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +27,22 @@ import jax
 import tyro
 from jax import export
 
+from configs.vit import Config
 from train.config.cli import read_options, run_main
-from train.predict import Predictor, load
+from train.engine.image_options import run_spec
+from train.predict import Predictor, run_predictor
 from train.process.errors import UserError, as_user_error
 from train.process.setup import silence_libraries
-from train.run.atomic import write_atomic
+from train.run.atomic import check_no_link, write_atomic
+from train.run.choose import LAST
 from train.run.files import IMAGES, read_config_tree
-from train.run.folder import read_image_info
+from train.run.folder import ImageInfo, read_config, read_image_info
 from train.run.weights import load_run
 from w2jax import convert
-from w2jax.convert.load_save import save_described
+from w2jax.convert.files import has_weights, read_weights
+from w2jax.convert.load_save import METADATA, save_described
+from w2jax.image_spec import ImageSpec
+from w2jax.text import one_line, printable
 
 PROGRAM, WEIGHTS = "model.stablehlo", "model.safetensors"
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -65,37 +72,41 @@ def stablehlo(predictor: Predictor) -> bytes:
         ) from error
 
 
-def export_run(run_dir: Path, out: Path) -> Predictor:
-    """Writes a run's last valid checkpoint into `out` as the three files; returns the model as a Predictor.
+def export_run(run_dir: Path, out: Path, checkpoint: str = LAST) -> Predictor:
+    """Writes a run's checkpoint ("last", "best" or a step) into `out` as the three files; returns a Predictor.
 
     Raises:
-        UserError: it is not a run folder, it has no checkpoint yet, `stablehlo` cannot export its model, or `out`
+        UserError: it is not a run folder, it has no such checkpoint, `stablehlo` cannot export its model, or `out`
             cannot be written.
     """
-    predictor = load(run_dir)
+    check_no_link(out, run_dir)
+    predictor = run_predictor(run_dir, checkpoint)
     program = stablehlo(predictor)
+    images = ImageInfo(predictor.image_shape, predictor.label_names)
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / PROGRAM, program)
         # "torch" is the only format that supports every model.
-        convert.save(out / WEIGHTS, predictor.config.model, predictor.state.eval_variables, "torch")
-        write_atomic(out / IMAGES, (run_dir / IMAGES).read_bytes())
+        spec = _spec(run_dir, images)
+        convert.save(out / WEIGHTS, predictor.config.model, predictor.state.eval_variables, "torch", spec=spec)
+        write_atomic(out / IMAGES, json.dumps(images._asdict(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}. Choose another --out") from error
     return predictor
 
 
-def export_weights(run_dir: Path, format: str, out: Path | None = None) -> dict[str, str]:
-    """Writes the weights of a run's last valid checkpoint in another library's format; returns a table for the user.
+def export_weights(run_dir: Path, format: str, out: Path | None = None, checkpoint: str = LAST) -> dict[str, str]:
+    """Writes the weights of a run's checkpoint in another library's format; returns a table for the user.
 
     Args:
         run_dir: the run folder.
         format: "torch"; for a ViT, any format of `w2jax.convert.to_torch`.
         out: a weights file, or a folder for model.safetensors. The default is a file in RUN_DIR/exported, named
             after the format.
+        checkpoint: "last", "best" (by the test metric that ranks runs) or a step.
 
     Raises:
-        UserError: it is not a run folder, it has no checkpoint yet, the format does not support its model, or `out`
+        UserError: it is not a run folder, it has no such checkpoint, the format does not support its model, or `out`
             cannot be written.
     """
     suffixes = {
@@ -103,15 +114,35 @@ def export_weights(run_dir: Path, format: str, out: Path | None = None) -> dict[
         "huggingface": "",
     }  # the usual files of these libraries; a folder also gets a config.json
     out = out or run_dir / "exported" / f"{format}{suffixes.get(format, '.safetensors')}"
+    check_no_link(out, run_dir)
     read_config_tree(run_dir)
-    size = read_image_info(run_dir).image_shape[:2] if (run_dir / IMAGES).is_file() else None
-    with as_user_error():
-        module, variables, notes = load_run(run_dir)
+    _check_not_of_others(out)
+    info = read_image_info(run_dir) if (run_dir / IMAGES).is_file() else None
+    with as_user_error({"checkpoint": "--checkpoint"}):
+        module, variables, notes = load_run(run_dir, checkpoint=checkpoint)
         try:
-            saved = save_described(out, module, variables, format, image_size=size)
+            size = None if info is None else info.image_shape[:2]
+            names = None if info is None or len(info.label_names) != module.num_classes else info.label_names
+            spec = None if info is None else _spec(run_dir, info)
+            saved = save_described(out, module, variables, format, image_size=size, label_names=names, spec=spec)
         except (OSError, ImportError) as error:
             raise UserError(f"{out} cannot be written: {error}. Choose another --out") from error
     return {"read": f"{run_dir}: {'; '.join(notes)}"} | saved.rows(out)
+
+
+def _spec(run_dir: Path, images: ImageInfo) -> ImageSpec | None:
+    """Returns how a run of train.vit prepares images; None for other runs, whose models normalize in another way."""
+    return run_spec(read_config(run_dir, Config), images) if read_config_tree(run_dir)["task"] == "vit" else None
+
+
+def _check_not_of_others(out: Path) -> None:
+    """Raises UserError if `out` is a folder with a model that w2jax did not write, which would be lost."""
+    try:
+        of_others = out.is_dir() and has_weights(out) and METADATA not in read_weights(out).metadata
+    except (OSError, ImportError, ValueError):
+        of_others = True
+    if of_others:
+        raise UserError(f"{out} has weights that w2jax did not write. Choose another --out")
 
 
 @dataclass(frozen=True)
@@ -127,26 +158,28 @@ class Options:
     torch (torch.nn) works for every model. All other formats need a ViT."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Output folder; default: RUN_DIR/exported. With --format, also a .safetensors, .npz, .pt or .pth file."""
+    checkpoint: Annotated[str, tyro.conf.arg(metavar="last|best|STEP")] = LAST
+    """Checkpoint to export: the last one, the one with the best test metric, or the one of a step."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(Options, "train.export", arguments)
     silence_libraries()
     if options.format is not None:
-        for name, text in export_weights(options.run_dir, options.format, options.out).items():
-            print(f"{name:<12}{text}")
+        for name, text in export_weights(options.run_dir, options.format, options.out, options.checkpoint).items():
+            print(printable(f"{name:<12}{text}"))
         return
     out = options.out or options.run_dir / "exported"
     if out.suffix and not out.is_dir():
         raise UserError(f"--out must be a folder, got {out}. Add --format to write one file of weights")
-    predictor = export_run(options.run_dir, out)
+    predictor = export_run(options.run_dir, out, options.checkpoint)
     path, shape = str((out / PROGRAM).absolute()), ", ".join(map(str, predictor.image_shape))
     what = "probabilities" if predictor.classifies else "reconstructions"
-    print(f"wrote {PROGRAM}, {WEIGHTS} and {IMAGES} into {out} ({predictor.note})")
+    print(one_line(f"wrote {PROGRAM}, {WEIGHTS} and {IMAGES} into {out} ({predictor.note})"))
     print(f'To run it elsewhere: pip install "jax>={jax.__version__}" flatbuffers. In Python, with a black image:\n')
     print("import jax.export, numpy")
     print(f"model = jax.export.deserialize(bytearray(open({path!r}, 'rb').read()))")
-    print(f"images = numpy.zeros((1, {shape}), 'uint8')  # [B, h, w, C], any B")
+    print(f"images = numpy.zeros((1, {shape}), 'uint8')  # [B, h, w, C], any B above 0")
     print(f"print(model.call(images))  # {what}")
 
 

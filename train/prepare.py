@@ -5,12 +5,13 @@
                                    [--data-dir DIR] [--overwrite]
 
 The first form downloads the published files. With --from DIR, it reads them from the folder DIR instead.
-The second form prepares your own JPEG and PNG images. DIR contains one folder of images per class. Or it contains the
-folders train and test, each with one folder per class.
+The second form prepares your own images. DIR contains one folder of images per class. Or it contains the folders train
+and test or val (or all three), each with one folder per class.
 Run `python -m train.prepare mnist --help` or `python -m train.prepare folder --help` for the options.
 """
 
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from train.config.cli import read_options, run_main
-from train.data.locate import PREPARABLE, data_dir, prepared_versions
+from train.data.locate import PREPARABLE, data_dir, prepared_versions, version_numbers
 from train.process.errors import UserError
-from w2jax.text import nearest, one_line
+from w2jax.text import nearest, one_line, printable
 
 if TYPE_CHECKING:
     from train.data.prepare.tfds_writer import Dataset, DatasetMetadata
@@ -45,18 +46,18 @@ class DownloadOptions:
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """Prepares your own images: one folder per class, or folders train and test that contain one folder per class."""
+    """Prepares your own images: one folder per class, or folders train, val and test with one folder per class."""
 
     source: Annotated[Path, tyro.conf.arg(name="from")]
-    """Folder with the images: one folder per class, or folders train and test that contain one folder per class."""
+    """Folder with the images: one folder per class, or folders train, val and test with one folder per class."""
     name: str
     """Name of the new dataset: lower-case letters, digits and underscores. --data.name uses it."""
     test_fraction: float = 0.2
-    """Fraction of each class's images in the test split. Not used if there are folders train and test."""
+    """Fraction of each class's images in the test split. Not used if there are folders for the splits."""
     seed: int = 0
     """Random seed for choosing the images of the test split."""
     skip_corrupt: bool = False
-    """Skip files that are not complete images, and list them. Otherwise the command stops with an error."""
+    """Skip files that cannot be read as images, and list them. Otherwise the command stops with an error."""
     data_dir: str | None = None
     """Folder for the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
     overwrite: bool = False
@@ -64,25 +65,32 @@ class FolderOptions:
 
 
 def dataset_from_folder(options: FolderOptions) -> "Dataset":
-    """Reads a folder of images as a dataset, and prints the files that are skipped.
+    """Reads a folder of images as a dataset, and prints what it contains and which files are left out.
 
     Raises:
-        UserError: for the reasons of `image_folder.scan`, or if a file is not a complete image.
+        UserError: for the reasons of `image_folder.scan`, or if a file cannot be read as an image.
     """
+    from train.data.image_files import describe
     from train.data.prepare import image_folder
 
+    if options.seed < 0:
+        raise UserError(f"--seed must be at least 0, got {options.seed}")
     folder = image_folder.scan(options.source, options.test_fraction, options.seed)
     if folder.corrupt and not options.skip_corrupt:
         more = f" and {len(folder.corrupt) - 9} more" if len(folder.corrupt) > 9 else ""
         raise UserError(
-            f"{len(folder.corrupt)} files are not complete images: {', '.join(folder.corrupt[:9])}{more}. "
+            f"files that cannot be read as images: {len(folder.corrupt)}, {', '.join(folder.corrupt[:9])}{more}. "
             "Repair or remove them, or skip them with --skip-corrupt."
         )
     for file in folder.corrupt:
-        print(f"skipped, not a complete image: {file}")
-    if folder.ignored:
-        example = one_line(str(folder.ignored[0]))
-        print(f"skipped, neither .jpg nor .png: {len(folder.ignored)} files such as {example}")
+        print(printable(f"skipped, cannot be read as an image: {file}"))
+    for split, root in folder.roots.items():
+        print(printable(f"split {split}: the folder {root}"))
+    print(printable("\n".join(folder.table())))
+    for line in describe(folder.left_out):
+        print(printable(f"left out, {line}"))
+    for line in folder.copies:
+        print(printable(f"warning: {line}"))
     return image_folder.dataset(options.name, folder)
 
 
@@ -101,6 +109,16 @@ def _writable_root(name: str, directory: str | None, overwrite: bool) -> Path:
     if not overwrite and (existing := prepared_versions(root / name)):
         raise UserError(f"dataset {name} is already prepared in {existing[-1]}. Replace it with --overwrite.")
     return root
+
+
+def _check_is_highest(name: str, version: str, root: Path) -> None:
+    """Raises UserError if training would read another version of the dataset than the one that is written."""
+    existing = prepared_versions(root / name)
+    if existing and version_numbers(existing[-1].name) > version_numbers(version):
+        raise UserError(
+            f"dataset {name} is also prepared in {existing[-1]}, and training reads the highest version, but this "
+            f"command writes version {version}. Remove {existing[-1]}, or use another name or --data-dir."
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -127,30 +145,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     if isinstance(options, FolderOptions):
+        from train.data.prepare.image_folder import VERSION
+
+        _check_is_highest(name, VERSION, root)
         metadata, splits = dataset_from_folder(options)
     else:
         metadata, splits = DOWNLOADS[name].read(open_raw_files(DOWNLOADS[name], options.source, root))
+        _check_is_highest(name, metadata.version, root)
     target = write(metadata, splits, root)
-    print(f"wrote {target}. To train on it: {training_command(metadata, options.data_dir)}")
+    print(one_line(f"wrote {target}. To train on it: {training_command(metadata, options.data_dir)}"))
 
 
 def training_command(metadata: "DatasetMetadata", directory: str | None) -> str:
     """The command that trains a Vision Transformer on a prepared dataset."""
     from configs.vit import PRESETS
 
-    words = ["python -m train.vit"]
+    words = ["python", "-m", "train.vit"]
     if metadata.name in PRESETS:
         words.append(metadata.name)
     else:
         model, features = PRESETS["sample"].config.model, metadata.features
         sides: Any = features["image"].shape
         label: Any = features["label"]
-        words.append(f"--data.name {metadata.name}")
+        words += ["--data.name", metadata.name]
         if any(side is None or side % model.patch_size for side in sides[:2]):
-            words.append(f"--data.image-size {8 * model.patch_size} {8 * model.patch_size}")
+            words += ["--data.image-size", *2 * [str(8 * model.patch_size)]]
         if label.num_classes != model.num_classes:
-            words.append(f"--model.num-classes {label.num_classes}")
-    return " ".join([*words, *([f"--data.dir {directory}"] if directory else [])])
+            words += ["--model.num-classes", str(label.num_classes)]
+    return shlex.join([*words, *(["--data.dir", directory] if directory else [])])
 
 
 if __name__ == "__main__":

@@ -131,12 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs = sort_runs([run for folder in dict.fromkeys(options.dirs) for run in find_runs(folder)], options.sort)
     if not runs:
         where = ", ".join(map(str, options.dirs))
-        print(_one_line(f"there is no run in {where}. {_HINT}"), file=sys.stderr)
+        print(one_line(f"there is no run in {where}. {_HINT}"), file=sys.stderr)
     elif options.json:
-        try:
-            print("\n".join(json.dumps(asdict(run)) for run in runs), flush=True)
-        except BrokenPipeError:  # The reader, such as head, has closed the pipe.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print("\n".join(json.dumps(asdict(run)) for run in runs))
     else:
         print_table(runs)
 
@@ -170,18 +167,11 @@ def print_table(runs: Sequence[ListedRun]) -> None:
             "took": None if run.seconds is None else format_duration(run.seconds),
             "seed": None if run.seed is None else str(run.seed),
         }
-        table.add_row(*(_one_line(cells[name] or "") for name in columns))
+        table.add_row(*(one_line(cells[name] or "") for name in columns))
     console.print(table, soft_wrap=False)
     for run in runs:
         if run.note is not None:
-            console.print(_one_line(f"{run.path}: {run.state}: {run.note}"))
-
-
-def _one_line(text: str) -> str:
-    """`w2jax.text.one_line`, but printable text does not import w2jax, which would import JAX."""
-    if text.isprintable():
-        return text
-    return one_line(text)
+            console.print(one_line(f"{run.path}: {run.state}: {run.note}"))
 
 
 def _ago(seconds: float) -> str:

@@ -49,7 +49,7 @@ class Grid(struct.PyTreeNode):
 
 
 class Scatter(struct.PyTreeNode):
-    """A scatter plot of labelled points, coloured by label. Points that are NaN are not drawn."""
+    """A scatter plot of labelled points, colored by label. Points that are NaN are not drawn."""
 
     points: Float[Array, "N 2"]
     labels: Int[Array, "N"]
@@ -83,6 +83,8 @@ class InitialParams(NamedTuple):
     """Sub-trees of the parameters by top-level name, on the host. `Task.init` initializes all other sub-trees."""
     note: str
     """Where the parameters come from, in one line."""
+    adapted: str = ""
+    """How they were changed for images with another number of channels, in one line; "" if they were not."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Task:
     """Whether a higher or a lower value of `best` is better."""
     final_metrics: Callable[[State, Source], dict[str, float]] | None = None
     """Metrics on the test split that are not means over examples, computed once, after the last step."""
+    min_examples: int = 1
+    """Minimum number of training examples, and of test examples, that `final_metrics` needs."""
     metric_descriptions: Mapping[str, str] = field(default_factory=dict)
     """Explanations of the task's own metrics for the report. `train.report.metric_descriptions` has the common ones."""
     figure_examples: int = 8
@@ -136,3 +140,23 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 def named_leaves(tree: PyTree) -> dict[str, Any]:
     """The leaves of a tree by path, in the order of the tree."""
     return {leaf_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def array_differences(found: PyTree, expected: PyTree) -> str | None:
+    """Describes the arrays of two trees that differ in name, shape or dtype; None if none do. Lists at most six."""
+
+    def arrays(tree: PyTree) -> dict[str, str]:
+        return {
+            name: f"{leaf.dtype} [{', '.join(map(str, leaf.shape))}]"
+            for name, leaf in named_leaves(tree).items()
+            if hasattr(leaf, "shape")
+        }
+
+    theirs, ours = arrays(found), arrays(expected)
+    different = [
+        f"{name} must be {ours.get(name, 'absent')}, got {theirs.get(name, 'none')}"
+        for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (not name.startswith("params/"), name))
+        if theirs.get(name) != ours.get(name)
+    ]
+    more = f" and {len(different) - 6} more" if len(different) > 6 else ""
+    return f"{'; '.join(different[:6])}{more}" if different else None

@@ -10,6 +10,7 @@ from configs.vit import PRESETS, Config
 from train.classify import classification_task
 from train.config.cli import parse, run_main
 from train.data import Source
+from train.data.normalize import input_channels, normalized
 from train.engine.init_from import read_initial_params, resolve
 from train.engine.main import train_program
 from train.task import Grid, Task
@@ -20,6 +21,7 @@ PIXELS = 2**20  # limit for an attention picture; fewer images are drawn if they
 def make_task(config: Config, source: Source) -> Task:
     """The task of training a Vision Transformer on images like those of `source`."""
     model = config.model
+    input_channels(config.normalize, source.image_shape[-1])  # Checks the option.
 
     def figures(forward, params, images):
         _, attentions = forward(images, return_attention=True)
@@ -36,7 +38,7 @@ def make_task(config: Config, source: Source) -> Task:
                 "Attention through all blocks (rollout): each image, and below it a copy, red where the model attends.",
             ),
             "patch_filters": Grid(
-                patch_filters(params["patch_embed"]["projection"]["kernel"], size, images.shape[-1]),
+                patch_filters(params["patch_embed"]["projection"]["kernel"], size),
                 "Principal components of the patch embedding's filters, the largest first.",
             ),
         }
@@ -56,15 +58,11 @@ def make_task(config: Config, source: Source) -> Task:
             images, attention_maps(images, attentions[-1], model.patch_size, model.class_token).mean(axis=1)
         )
 
-    task = classification_task(config, source, model, to_model_range, figures, overlay)
+    prepare = partial(normalized, normalize=config.normalize)
+    task = classification_task(config, source, model, prepare, figures, overlay)
     if config.init_from is None:
         return task
     return replace(task, initial_params=partial(read_initial_params, config, source))
-
-
-def to_model_range(images):
-    """Images in [0, 1] as pixels in [-1, 1]."""
-    return 2.0 * images - 1.0
 
 
 def attention_grid(images, weights, patch_size: int, class_token: bool):
@@ -77,13 +75,16 @@ def attention_grid(images, weights, patch_size: int, class_token: bool):
 def attention_maps(images, weights, patch_size: int, class_token: bool):
     """Where each head of a block attends in the images [B, H, h, w]. The largest value of each map is 1.
 
-    A map is the class token's attention to the patches. Without a class token, it is the mean over all queries.
+    A map is the class token's attention to the patches. Without a class token, it is the mean over all queries. It is 0
+    where the model drops partial patches.
     """
     height, width = images.shape[1] // patch_size, images.shape[2] // patch_size
     received = weights[:, :, 0] if class_token else reduce(weights, "b h t s -> b h s", "mean")
     received = received[..., -height * width :]
     received = received / received.max(axis=-1, keepdims=True)
-    return repeat(received, "b h (n m) -> b h (n p1) (m p2)", n=height, p1=patch_size, p2=patch_size)
+    maps = repeat(received, "b h (n m) -> b h (n p1) (m p2)", n=height, p1=patch_size, p2=patch_size)
+    dropped = [(0, all_ - kept) for all_, kept in zip(images.shape[1:3], maps.shape[2:], strict=True)]
+    return jnp.pad(maps, [(0, 0), (0, 0), *dropped])
 
 
 def red_overlay(images, maps):
@@ -103,12 +104,12 @@ def rollout(attentions):
     return through
 
 
-def patch_filters(kernel, patch_size: int, channels: int):
+def patch_filters(kernel, patch_size: int):
     """Gray principal components [r, c, P, P] of the patch embedding's filters, as in figure 7 of the ViT paper."""
     components = jnp.linalg.svd(kernel.T - kernel.mean(axis=1), full_matrices=False)[2]
     columns = min(8, len(components))
     shown = components[: min(2, len(components) // columns) * columns]
-    gray = reduce(shown, "k (p q c) -> k p q", "mean", p=patch_size, q=patch_size, c=channels)
+    gray = reduce(shown, "k (p q c) -> k p q", "mean", p=patch_size, q=patch_size)
     low, high = gray.min(axis=(1, 2), keepdims=True), gray.max(axis=(1, 2), keepdims=True)
     return rearrange((gray - low) / jnp.maximum(high - low, 1e-12), "(r k) p q -> r k p q", k=columns)
 

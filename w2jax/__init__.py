@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from w2jax import convert
     from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
     from w2jax.attention import MultiHeadAttention, scaled_dot_product_attention
+    from w2jax.image_spec import ImageSpec
     from w2jax.lstm import LSTM
+    from w2jax.pretrained import Pretrained, load_pretrained
     from w2jax.rnn import GRU, RNN
     from w2jax.seq2seq import Seq2Seq
     from w2jax.transformer import Transformer, TransformerDecoder, TransformerEncoder
@@ -23,13 +25,16 @@ __all__ = [
     "AAEDecoder",
     "AAEDiscriminator",
     "AAEEncoder",
+    "ImageSpec",
     "MultiHeadAttention",
+    "Pretrained",
     "Seq2Seq",
     "Transformer",
     "TransformerDecoder",
     "TransformerEncoder",
     "ViT",
     "convert",
+    "load_pretrained",
     "scaled_dot_product_attention",
 ]
 
@@ -37,7 +42,9 @@ __all__ = [
 _MODULES = {
     "aae": ("AAE", "AAEDecoder", "AAEDiscriminator", "AAEEncoder"),
     "attention": ("MultiHeadAttention", "scaled_dot_product_attention"),
+    "image_spec": ("ImageSpec",),
     "lstm": ("LSTM",),
+    "pretrained": ("Pretrained", "load_pretrained"),
     "rnn": ("GRU", "RNN"),
     "seq2seq": ("Seq2Seq",),
     "transformer": ("Transformer", "TransformerDecoder", "TransformerEncoder"),

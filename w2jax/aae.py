@@ -18,7 +18,7 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from w2jax.module import Inputs, Size, abstract, check_rates
+from w2jax.module import Dtype, Inputs, Size, abstract, at_least_float32, check_rates, check_sizes, compute_dtype
 from w2jax.priors import Prior, check_prior, sample_prior
 from w2jax.recurrent import uniform_init
 
@@ -53,7 +53,7 @@ class AAEEncoder(nn.Module):
     stochastic: bool = True  # Draw z from a Gaussian in training; False: z depends only on the image.
     categories: int = 0  # K, number of categories of an additional categorical code; 0: no categorical code.
     normalize_categories: bool = False  # Batch normalization of the category logits, which keeps every category in use.
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
+    dtype: Dtype = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, images: Float[Array, "B h w C"], train: bool = False) -> Code:
@@ -66,20 +66,18 @@ class AAEEncoder(nn.Module):
         Raises:
             ValueError: an option is outside its range.
         """
-        if self.latent_size < 1 or self.categories < 0:
-            raise ValueError(
-                f"latent_size must be at least 1 and categories at least 0, got {self.latent_size}, {self.categories}"
-            )
+        check_sizes(latent_size=self.latent_size)
+        check_sizes(at_least=0, categories=self.categories)
         x = rearrange(images, "b h w c -> b (h w c)")
         x = hidden_layers(x, self.hidden_sizes, self.dropout, self.batch_norm, self.dtype, train)
-        mean = linear(x, self.latent_size, self.dtype, "mean").astype(jnp.float32)
+        mean = at_least_float32(linear(x, self.latent_size, self.dtype, "mean"))
         z, log_variance, logits = mean, None, None
         if self.stochastic:
-            log_variance = linear(x, self.latent_size, self.dtype, "log_variance").astype(jnp.float32)
+            log_variance = at_least_float32(linear(x, self.latent_size, self.dtype, "log_variance"))
             if train:
                 z = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(self.make_rng("sample"), mean.shape)
         if self.categories:
-            logits = linear(x, self.categories, self.dtype, "logits").astype(jnp.float32)
+            logits = at_least_float32(linear(x, self.categories, self.dtype, "logits"))
             if self.normalize_categories:
                 logits = BatchNorm(name="logits_norm")(logits, train)
         return Code(z, mean, log_variance, logits)
@@ -103,7 +101,7 @@ class AAEDecoder(nn.Module):
     dropout: float = 0.2  # Dropout rate after each hidden layer.
     batch_norm: tuple[int, ...] = (1,)  # Indices of the hidden layers (from 0) that have batch normalization.
     activation: Literal["tanh", "sigmoid"] = "tanh"  # Output activation; tanh: pixels in [-1, 1]; sigmoid: in [0, 1].
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
+    dtype: Dtype = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, z: Float[Array, "B Z"], train: bool = False) -> Float[Array, "B h w C"]:
@@ -116,8 +114,10 @@ class AAEDecoder(nn.Module):
         Raises:
             ValueError: an option is outside its range.
         """
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(f"image_shape must be (height, width, channels), each at least 1, got {self.image_shape}")
         x = hidden_layers(z, self.hidden_sizes, self.dropout, self.batch_norm, self.dtype, train)
-        x = linear(x, prod(self.image_shape), self.dtype, "output").astype(jnp.float32)
+        x = at_least_float32(linear(x, prod(self.image_shape), self.dtype, "output"))
         height, width, channels = self.image_shape
         x = rearrange(x, "b (h w c) -> b h w c", h=height, w=width, c=channels)
         return nn.tanh(x) if self.activation == "tanh" else nn.sigmoid(x)
@@ -136,7 +136,7 @@ class AAEDiscriminator(nn.Module):
 
     hidden_sizes: tuple[int, ...] = (512, 256)  # Number of units in each hidden layer.
     dropout: float = 0.2  # Dropout rate after each hidden layer.
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
+    dtype: Dtype = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, z: Float[Array, "B Z"], train: bool = False) -> Float[Array, "B"]:
@@ -146,7 +146,7 @@ class AAEDiscriminator(nn.Module):
             ValueError: an option is outside its range.
         """
         x = hidden_layers(z, self.hidden_sizes, self.dropout, (), self.dtype, train)
-        return rearrange(linear(x, 1, self.dtype, "output").astype(jnp.float32), "b 1 -> b")
+        return rearrange(at_least_float32(linear(x, 1, self.dtype, "output")), "b 1 -> b")
 
     def predict(self, z: Float[Array, "B Z"]) -> Float[Array, "B"]:
         """Return the probability that each code is a sample of the prior."""
@@ -311,7 +311,7 @@ class BatchNorm(nn.Module):
         Raises:
             ValueError: `train` is True and the batch has a single example, whose variance is 0.
         """
-        (count, width), x = x.shape, x.astype(jnp.float32)
+        (count, width), x = x.shape, at_least_float32(x)
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (width,))
@@ -345,8 +345,8 @@ def hidden_layers(
     Raises:
         ValueError: a size, the dropout rate or an index in `batch_norm` is outside its range.
     """
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"hidden_sizes must be at least 1, got {tuple(sizes)}")
+    for size in sizes:
+        check_sizes(hidden_sizes=size)
     check_rates(dropout=dropout)
     if not set(batch_norm) <= set(range(len(sizes))):
         raise ValueError(
@@ -371,4 +371,4 @@ def linear(x: Float[Array, "B I"], features: int, dtype: str, name: str) -> Floa
     Call this function only inside a Flax `compact` method.
     """
     init = uniform_init(x.shape[-1])
-    return nn.Dense(features, kernel_init=init, bias_init=init, dtype=jnp.dtype(dtype), name=name)(x)
+    return nn.Dense(features, kernel_init=init, bias_init=init, dtype=compute_dtype(dtype), name=name)(x)

@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from w2jax.kernels.attention import chunked_attention, cudnn_attention, xla_attention
 from w2jax.layer_norm import LayerNorm
-from w2jax.module import Inputs, Size, abstract
+from w2jax.masks import check_bias, check_lengths, check_masks
+from w2jax.module import Inputs, Size, abstract, check_sizes, compute_dtype
 
 Causal = bool | Literal["top_left", "bottom_right"]
 Implementation = Literal["auto", "xla", "chunked", "cudnn"]
@@ -75,12 +76,16 @@ def scaled_dot_product_attention(
               (1 GiB), else "xla". A symbolic size of `jax.export` counts as 1.
 
     Returns:
-        (output [..., T, V], weights [..., T, S] or None). The softmax is always computed in float32.
+        (output [..., T, V], weights [..., T, S] or None). The softmax is computed in float32, or in
+        float64 for float64 inputs.
 
     Raises:
-        ValueError: widths or lengths do not match, `dropout_key` is missing, or the implementation is unknown or does
-            not support an argument.
+        ValueError: widths or lengths do not match, `dropout_key` is missing, the implementation is unknown or does not
+            support an argument, or a mask, a bias or lengths have the wrong dtype.
     """
+    check_masks(bias_name="bias", mask=mask)
+    check_bias(bias)
+    check_lengths(key_lengths=key_lengths)
     queries, keys = query.shape[-2], key.shape[-2]
     if query.shape[-1] != key.shape[-1]:
         raise ValueError(f"query and key must have the same width, got query {query.shape} and key {key.shape}")
@@ -223,14 +228,16 @@ class MultiHeadAttention(nn.Module):
             overflowed.
 
         Raises:
-            ValueError: a width is not divisible by the number of heads, an argument does not fit `decode`, or (outside
-                `jit`) the cache overflows.
+            ValueError: a width is not divisible by the number of heads, an argument does not fit `decode`, a mask, a
+                bias or lengths have the wrong dtype, or (outside `jit`) the cache overflows.
         """
         if decode is not None:
             self._check_decode(decode, query, key, value, causal, key_lengths)
             causal = "bottom_right" if causal else False
         embed_dim = query.shape[-1] if self.embed_dim is None else self.embed_dim
         kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        check_sizes(num_heads=self.num_heads, num_kv_heads=kv_heads, embed_dim=embed_dim)
+        check_sizes(qk_dim=self.qk_dim, v_dim=self.v_dim)
         if self.num_heads % kv_heads:
             raise ValueError(
                 f"num_heads must be divisible by num_kv_heads, got num_heads {self.num_heads} and "
@@ -238,7 +245,7 @@ class MultiHeadAttention(nn.Module):
             )
         qk_width = self._head_width("qk_dim", self.qk_dim, embed_dim)
         v_width = self._head_width("v_dim", self.v_dim, embed_dim)
-        dtype = jnp.dtype(self.dtype)
+        dtype = compute_dtype(self.dtype)
 
         def heads(x, count: int, width: int, name: str):
             return HeadProjection(count, width, self.use_bias and self.qkv_bias, self.dtype, name=name)(x)

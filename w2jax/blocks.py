@@ -14,15 +14,18 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from w2jax.attention import MultiHeadAttention
 from w2jax.layer_norm import LayerNorm
-from w2jax.module import submodule
+from w2jax.masks import check_lengths, check_masks
+from w2jax.module import check_sizes, compute_dtype, submodule
 
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
-"""Name of an activation function.
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "swiglu"]
+"""Name of an activation function of `Mlp`.
 
 - "gelu": exact GELU, as in torch and timm (Hendrycks & Gimpel 2016 <https://arxiv.org/abs/1606.08415>).
 - "gelu_tanh": tanh approximation of GELU, as in Google's ViTs.
 - "quick_gelu": x · σ(1.702 x), as in CLIP.
 - "relu": ReLU.
+- "swiglu": silu(a) · b, where a and b are the two halves of the first layer's outputs. The first layer then has
+  2 · `mlp_dim` outputs (Shazeer 2020, "GLU Variants Improve Transformer" <https://arxiv.org/abs/2002.05202>).
 """
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
@@ -30,6 +33,7 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "relu": nn.relu,
+    "swiglu": lambda x: nn.silu(x[..., : x.shape[-1] // 2]) * x[..., x.shape[-1] // 2 :],
 }
 
 
@@ -42,7 +46,7 @@ class Mlp(nn.Module):
         ValueError: the activation is unknown.
     """
 
-    mlp_dim: int  # Hidden width, between the two layers.
+    mlp_dim: int  # Hidden width, after the activation.
     dropout: float = 0.0  # Dropout rate after the activation and on the output.
     activation: Activation = "gelu"  # Activation function between the two layers.
     use_bias: bool = True  # Biases in both layers.
@@ -53,10 +57,11 @@ class Mlp(nn.Module):
         """Apply the MLP to each vector. With `train`, dropout needs the rng "dropout"."""
         if self.activation not in ACTIVATIONS:
             raise ValueError(f'activation must be one of {", ".join(ACTIVATIONS)}, got "{self.activation}"')
+        check_sizes(mlp_dim=self.mlp_dim)
         kernel_init = nn.initializers.xavier_uniform()
-        dense = {"use_bias": self.use_bias, "kernel_init": kernel_init, "dtype": jnp.dtype(self.dtype)}
+        dense = {"use_bias": self.use_bias, "kernel_init": kernel_init, "dtype": compute_dtype(self.dtype)}
         width = x.shape[-1]
-        x = nn.Dense(self.mlp_dim, name="fc1", **dense)(x)
+        x = nn.Dense(self.mlp_dim * (2 if self.activation == "swiglu" else 1), name="fc1", **dense)(x)
         x = ACTIVATIONS[self.activation](x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         x = nn.Dense(width, name="fc2", **dense)(x)
@@ -105,7 +110,7 @@ class EncoderBlock(nn.Module):
         z = LN(MLP(z') + z')
 
     Raises:
-        ValueError: `residual_from_norm` is True and `pre_norm` is False.
+        ValueError: `residual_from_norm` is True and `pre_norm` is False, or the mask is not bool.
     """
 
     num_heads: int  # H, number of attention heads; must divide D.
@@ -148,6 +153,8 @@ class EncoderBlock(nn.Module):
         """
         if self.residual_from_norm and not self.pre_norm:
             raise ValueError("pre_norm must be True if residual_from_norm is True, got False")
+        check_masks(mask=mask)
+        check_lengths(lengths=lengths)
 
         def branch(y, scale_name: str):
             if self.layer_scale is not None:
@@ -176,7 +183,7 @@ class DecoderBlock(nn.Module):
     3.1 of "Attention Is All You Need" <https://arxiv.org/abs/1706.03762>).
 
     Raises:
-        ValueError: the memory is None and `cache` is False.
+        ValueError: the memory is None and `cache` is False, or a mask is not bool.
     """
 
     num_heads: int  # H, number of attention heads; must divide D.
@@ -212,6 +219,9 @@ class DecoderBlock(nn.Module):
             raise ValueError(
                 "memory must be the encoder's output, got None. Pass it; only with cache=True may later parts omit it"
             )
+
+        check_masks(mask=mask, memory_mask=memory_mask)
+        check_lengths(lengths=lengths, memory_lengths=memory_lengths)
 
         def attention(name: str):
             return submodule(MultiHeadAttention, self, dropout=self.attention_dropout, name=name)

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from w2jax.kernels.layer_norm import standardize
+from w2jax.module import check_sizes
 
 
 class LayerNorm(nn.Module):
@@ -26,6 +27,7 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         """Normalise each vector along the last axis."""
+        check_sizes(at_least=0, eps=self.eps)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         y = standardize(x.astype(jnp.promote_types(x.dtype, jnp.float32)), self.eps) * scale
         if self.use_bias:

@@ -2,14 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+from jaxtyping import Array
+
+Dtype = Literal["float32", "bfloat16", "float64"]
+"""Name of a data type of activations and matrix products. "float64" needs JAX's option jax_enable_x64."""
 
 Size = Callable[[str, int, int], int]
 """A function (parameter path, axis, default) → size of that axis, or the default if the parameter is unknown."""
+
+MAX_LAYERS = 10_000
+"""Largest depth of a model. Tracing more layers would take hours, and no published model has more."""
 
 Inputs = tuple[jax.ShapeDtypeStruct | None, ...]
 """Shapes and dtypes of the positional arguments of `__call__`. None: the argument is not passed."""
@@ -39,6 +47,38 @@ def submodule(cls: type[M], owner: nn.Module, **own: Any) -> M:
 def abstract(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
     """Describe an example input by its shape and dtype, without values."""
     return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def compute_dtype(name: str) -> np.dtype:
+    """Return the data type with this name.
+
+    Raises:
+        ValueError: the name is "float64", but JAX would compute in float32.
+    """
+    dtype = jnp.dtype(name)
+    if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise ValueError(
+            "dtype must be float32 or narrower while jax_enable_x64 is off, got float64. "
+            'Call jax.config.update("jax_enable_x64", True) first'
+        )
+    return dtype
+
+
+def at_least_float32(x: Array) -> Array:
+    """Convert narrower floats to float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def check_sizes(at_least: int = 1, at_most: int = 2**30, **sizes: int | float | None) -> None:
+    """Raise a ValueError that names the first size outside its range, or the first NaN. None is no size.
+
+    The default is small enough that the sum of two sizes is an int32.
+    """
+    for name, size in sizes.items():
+        if size is not None and not size >= at_least:
+            raise ValueError(f"{name} must be at least {at_least}, got {size}")
+        if size is not None and size > at_most:
+            raise ValueError(f"{name} must be at most {at_most}, got {size}")
 
 
 def check_rates(**rates: float) -> None:

@@ -5,7 +5,7 @@ Axis names: B batch, T time, I input width, H hidden width, G gates. Internally 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from w2jax.module import Inputs, Size, abstract
+from w2jax.module import MAX_LAYERS, Dtype, Inputs, Size, abstract, check_sizes, compute_dtype
 
 Lengths = Int[Array, "..."] | np.ndarray | Sequence[int]
 States = tuple[Array, ...]
@@ -39,7 +39,7 @@ class Recurrent(nn.Module):
     dropout: float = 0.0  # Dropout rate on the output of every layer except the last.
     bidirectional: bool = False  # Also run each layer backwards, with other parameters, and concatenate the outputs.
     time_major: bool = False  # Input and output are [T, B, ·] instead of [B, T, ·].
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of the matrix products; the rest uses float32.
+    dtype: Dtype = "float32"  # Data type of the matrix products; the rest uses float32 or wider.
 
     def run_layers(
         self,
@@ -64,7 +64,7 @@ class Recurrent(nn.Module):
             (output of the last layer, final states).
         """
         self._check(x.shape)
-        x, (batch,) = pack([x.astype(self.dtype)], "t * i" if self.time_major else "* t i")
+        x, (batch,) = pack([x.astype(compute_dtype(self.dtype))], "t * i" if self.time_major else "* t i")
         x = x if self.time_major else rearrange(x, "b t i -> t b i")
         directions = ("forward", "backward")[: 1 + self.bidirectional]
         states = self._initial_states(initial, widths, len(directions), tuple(batch))
@@ -111,11 +111,8 @@ class Recurrent(nn.Module):
                 "the input must be [B, T, I], [T, B, I] (with time_major) or [T, I], without empty axes, "
                 f"got the shape {shape}"
             )
-        if self.hidden_size < 1 or self.num_layers < 1:
-            raise ValueError(
-                f"hidden_size and num_layers must be at least 1, got hidden_size {self.hidden_size} and "
-                f"num_layers {self.num_layers}"
-            )
+        check_sizes(hidden_size=self.hidden_size)
+        check_sizes(at_most=MAX_LAYERS, num_layers=self.num_layers)
         if not 0.0 <= self.dropout <= 1.0:
             raise ValueError(f"dropout must be from 0 to 1, got {self.dropout}")
 

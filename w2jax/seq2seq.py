@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from w2jax.blocks import Activation
-from w2jax.module import Inputs, Size, abstract, submodule
+from w2jax.module import Inputs, Size, abstract, at_least_float32, check_sizes, compute_dtype, submodule
 from w2jax.transformer import Transformer
 
 
@@ -46,13 +46,15 @@ class Seq2Seq(nn.Module):
     pre_norm: bool = False  # LayerNorm before each residual branch; False: after each residual sum.
     norm_eps: float = 1e-5  # Epsilon of every LayerNorm, added to the variance.
     use_bias: bool = True  # Biases in the linear layers and in the LayerNorms.
-    dtype: str = "float32"  # Data type of activations and matrix products; parameters and logits stay float32.
+    dtype: str = "float32"  # Data type of activations and matrix products; parameters and logits stay float32 or wider.
     remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
     scan_layers: bool = False  # Compile one block per stack and scan over depth; parameters are stacked along depth.
 
     def setup(self):
-        dtype = jnp.dtype(self.dtype)
+        dtype = compute_dtype(self.dtype)
         # The factor √D scales the standard deviation 1/√D to 1. A tied output layer then starts with small logits.
+        check_sizes(vocab_size=self.vocab_size, embed_dim=self.embed_dim, max_length=self.max_length)
+        check_sizes(source_vocab_size=self.source_vocab_size)
         embed = partial(
             nn.Embed, features=self.embed_dim, embedding_init=nn.initializers.normal(self.embed_dim**-0.5), dtype=dtype
         )
@@ -89,7 +91,7 @@ class Seq2Seq(nn.Module):
             return_attention: also return the attention weights.
 
         Returns:
-            (logits [B, T, V] in float32, attention weights as `Transformer` returns them, or None).
+            (logits [B, T, V] in float32 or wider, attention weights as `Transformer` returns them, or None).
         """
         memory, encoder = self.encode(source_tokens, source_lengths, train, return_attention)
         logits, decoder = self.decode(
@@ -139,8 +141,8 @@ class Seq2Seq(nn.Module):
             return_attention: also return the attention weights.
 
         Returns:
-            (logits [B, T, V] in float32, attention weights under "decoder" and "cross", or None). Under `jit`, where
-            `start` is traced and no error can be raised, logits at positions past `max_length` are NaN.
+            (logits [B, T, V] in float32 or wider, attention weights under "decoder" and "cross", or None). Under `jit`,
+            where `start` is traced and no error can be raised, logits at positions past `max_length` are NaN.
 
         Raises:
             ValueError: the tokens end past `max_length`.
@@ -156,7 +158,7 @@ class Seq2Seq(nn.Module):
             return_attention=return_attention,
         )
         logits = self.embedding.attend(x) if self.tie_output else self.head(x)
-        return logits.astype(jnp.float32), attentions
+        return at_least_float32(logits), attentions
 
     def generate(
         self,
@@ -241,4 +243,4 @@ def sinusoidal_positions(length: int, dim: int) -> Float[Array, "{length} {dim}"
     # Computed in float64 with NumPy: in float32 the angle at position 10,000 would be wrong by up to 0.0005.
     angles = np.arange(length)[:, None] / 10_000.0 ** (np.arange(0, dim, 2) / dim)
     waves = np.stack([np.sin(angles), np.cos(angles)], axis=-1).reshape(length, -1)
-    return jnp.asarray(waves[:, :dim], jnp.float32)
+    return jnp.asarray(waves[:, :dim])  # float32, or float64 if jax_enable_x64 is on

@@ -3,16 +3,23 @@
 Axis names: B batch, T steps, I width of a step, D model width, H heads, V classes.
 """
 
-from typing import Literal
-
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
 from w2jax.blocks import EncoderBlock
 from w2jax.layer_norm import LayerNorm
 from w2jax.lstm import LSTM
-from w2jax.module import Inputs, Size, abstract, check_rates, submodule
+from w2jax.module import (
+    Dtype,
+    Inputs,
+    Size,
+    abstract,
+    at_least_float32,
+    check_rates,
+    check_sizes,
+    compute_dtype,
+    submodule,
+)
 from w2jax.recurrent import uniform_init
 from w2jax.transformer import TransformerEncoder
 
@@ -32,7 +39,7 @@ class AttentionClassifier(nn.Module):
     dropout: float = 0.0  # Dropout rate on embeddings, on attention outputs and in the MLPs.
     attention_dropout: float = 0.0  # Dropout rate on the attention weights.
     drop_path: float = 0.0  # Stochastic depth rate of the last block; the rate grows linearly from 0 at the first.
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of activations and products; parameters stay float32.
+    dtype: Dtype = "float32"  # Data type of activations and products; parameters stay float32.
 
     @nn.compact
     def __call__(
@@ -46,13 +53,14 @@ class AttentionClassifier(nn.Module):
             return_attention: also return the attention weights.
 
         Returns:
-            (logits [B, V] in float32, attention weights of each block or None).
+            (logits [B, V] in float32 or wider, attention weights of each block or None).
 
         Raises:
             ValueError: embed_dim is not divisible by num_heads, or a rate is outside [0, 1).
         """
+        check_sizes(embed_dim=self.embed_dim, num_classes=self.num_classes)
         check_rates(dropout=self.dropout, attention_dropout=self.attention_dropout, drop_path=self.drop_path)
-        dtype = jnp.dtype(self.dtype)
+        dtype = compute_dtype(self.dtype)
         x = nn.Dense(self.embed_dim, dtype=dtype, name="embed")(x)
         positions = self.param("positions", nn.initializers.normal(0.02), (1, *x.shape[1:]))
         x = nn.Dropout(self.dropout)(x + positions.astype(x.dtype), deterministic=not train)
@@ -61,7 +69,7 @@ class AttentionClassifier(nn.Module):
         x, attentions = encoder(x, train=train, return_attention=return_attention)
         x = submodule(LayerNorm, self, eps=1e-6, name="norm")(x).mean(axis=1)
         x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, dtype=dtype, name="head")(x)
-        return x.astype(jnp.float32), attentions
+        return at_least_float32(x), attentions
 
     def example_inputs(self, size: Size) -> Inputs:
         """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
@@ -80,7 +88,7 @@ class LSTMClassifier(nn.Module):
     num_layers: int = 1  # Number of stacked LSTM layers.
     dropout: float = 0.0  # Dropout rate on the output of every layer except the last.
     proj_size: int = 0  # Width to which the output of each layer is projected; 0: no projection.
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of matrix products; parameters stay float32.
+    dtype: Dtype = "float32"  # Data type of matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(
@@ -94,17 +102,18 @@ class LSTMClassifier(nn.Module):
             return_steps: also return the logits after each step.
 
         Returns:
-            (logits [B, V], logits after each step [B, T, V] or None), in float32.
+            (logits [B, V], logits after each step [B, T, V] or None), in float32 or wider.
 
         Raises:
             ValueError: an option is outside its range.
         """
         out, _ = submodule(LSTM, self, name="lstm")(x, train=train)
-        init = uniform_init(out.shape[-1])
-        head = nn.Dense(self.num_classes, kernel_init=init, bias_init=init, dtype=jnp.dtype(self.dtype), name="head")
+        init, dtype = uniform_init(out.shape[-1]), compute_dtype(self.dtype)
+        check_sizes(num_classes=self.num_classes)
+        head = nn.Dense(self.num_classes, kernel_init=init, bias_init=init, dtype=dtype, name="head")
         if not return_steps:
-            return head(out[:, -1]).astype(jnp.float32), None
-        steps = head(out).astype(jnp.float32)
+            return at_least_float32(head(out[:, -1])), None
+        steps = at_least_float32(head(out))
         return steps[:, -1], steps
 
     def example_inputs(self, size: Size) -> Inputs:

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -10,8 +11,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from flax import linen as nn
 
 import w2jax
+from w2jax.image_spec import ImageSpec
 from w2jax.module import field_names
-from w2jax.text import nearest
+from w2jax.text import nearest, shorten
 
 # Class names in files written before version 0.1.0, and their names today.
 _RENAMED = {"Encoder": "AAEEncoder", "Decoder": "AAEDecoder", "Discriminator": "AAEDiscriminator"}
@@ -98,6 +100,24 @@ def module_from_json(tree: Mapping[str, Any]) -> nn.Module:
     except TypeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"a field of {cls.__name__} is missing in its JSON description: {reason}") from error
+
+
+def spec_from_json(tree: Mapping[str, Any]) -> ImageSpec:
+    """Build the `ImageSpec` whose fields are in a JSON object. Missing fields get their default values.
+
+    Raises:
+        ValueError: a field is unknown or missing, or has a wrong value.
+    """
+    types = get_type_hints(ImageSpec)
+    names = [field.name for field in fields(ImageSpec)]
+    required = [field.name for field in fields(ImageSpec) if field.default is MISSING]
+    wrong = [name for name in tree if name not in names] + [name for name in required if name not in tree]
+    if wrong:
+        raise ValueError(
+            f"the description of images must have {' and '.join(required)}, and may have {', '.join(names)}, got "
+            f"{shorten(', '.join(tree))}"
+        )
+    return ImageSpec(**{name: _field_value(name, value, types[name]) for name, value in tree.items()})
 
 
 def _field_value(field: str, value: Any, expected: Any) -> Any:

@@ -1,6 +1,6 @@
 """Helpers for messages: text on one line, shortened text, sizes with units, and the most similar known name."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -9,14 +9,29 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def printable(text: str) -> str:
+    """Return `text` with its lines, but without control characters: a file could change the terminal with them."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 def shorten(text: str, limit: int = 1000) -> str:
     """Return `text` without its middle if it is longer than `limit` characters."""
     return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"
 
 
-def nearest(name: str, known: Iterable[str], count: int = 1) -> list[str]:
+def first_few(names: Sequence[str], separator: str = ", ") -> str:
+    """Return the first five names."""
+    return separator.join(names[:5]) + (" and others" if len(names) > 5 else "")
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or the plural, such as "1 tensor" or "2,000 tensors"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "es" if noun.endswith("s") else "s")
+
+
+def nearest(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.5) -> list[str]:
     """Return up to `count` known names with a spelling similar to `name`, the most similar first."""
-    return get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return get_close_matches(name, list(known), n=count, cutoff=cutoff)
 
 
 def format_bytes(count: int | float) -> str:

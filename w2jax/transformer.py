@@ -15,7 +15,8 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from w2jax.blocks import Activation, DecoderBlock, EncoderBlock, is_valid, layer_norm
-from w2jax.module import Inputs, Size, abstract, submodule
+from w2jax.masks import check_lengths, check_masks
+from w2jax.module import MAX_LAYERS, Inputs, Size, abstract, check_sizes, submodule
 
 
 class TransformerEncoder(nn.Module):
@@ -51,6 +52,11 @@ class TransformerEncoder(nn.Module):
 
         x, attentions = _layers(run, self.block, self.depth, x, rates, self.remat, self.scan)
         return x, attentions if return_attention else None
+
+    def example_inputs(self, size: Size) -> Inputs:
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
+        width = _width(self.block, size)
+        return (abstract(1, 1, width),)
 
 
 class TransformerDecoder(nn.Module):
@@ -89,6 +95,11 @@ class TransformerDecoder(nn.Module):
 
         x, attentions = _layers(run, self.block, self.depth, x, None, self.remat, self.scan)
         return x, attentions if return_attention else None
+
+    def example_inputs(self, size: Size) -> Inputs:
+        """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
+        width = _width(self.block, size)
+        return abstract(1, 1, width), abstract(1, 1, width)
 
 
 class Transformer(nn.Module):
@@ -155,6 +166,9 @@ class Transformer(nn.Module):
             (output [B, T, D], weights or None). The weights are lists with one entry per block, under the keys
             "encoder", "decoder" and "cross". Outputs after `target_lengths` have no meaning. NaN in the padding does
             not change other positions or gradients.
+
+        Raises:
+            ValueError: a mask is not bool, or lengths are not integers.
         """
         memory, encoder = self.encode(source, source_mask, source_lengths, train, return_attention)
         out, decoder = self.decode(
@@ -187,6 +201,8 @@ class Transformer(nn.Module):
 
         The arguments are those of `__call__`.
         """
+        check_masks(source_mask=source_mask)
+        check_lengths(source_lengths=source_lengths)
         x = _without_broken_padding(source, source_lengths)
         x, attentions = self.encoder(x, source_mask, source_lengths, train, return_attention)
         return self.encoder_norm(x), attentions
@@ -220,6 +236,8 @@ class Transformer(nn.Module):
         Returns:
             (output [B, T, D], attention weights under "decoder" and "cross", or None).
         """
+        check_masks(target_mask=target_mask, memory_mask=memory_mask)
+        check_lengths(source_lengths=source_lengths, target_lengths=target_lengths)
         if not cache:
             target = _without_broken_padding(target, target_lengths)
         x, attentions = self.decoder(
@@ -239,14 +257,20 @@ class Transformer(nn.Module):
         return self.decoder_norm(x), {"decoder": [a for a, _ in attentions], "cross": [a for _, a in attentions]}
 
 
-def _layers(run: Callable, block: nn.Module, depth: int, x, per_layer, remat: bool, scan: bool) -> tuple[Array, list]:
+def _layers(
+    run: Callable, block: EncoderBlock | DecoderBlock, depth: int, x, per_layer, remat: bool, scan: bool
+) -> tuple[Array, list]:
     """Call run(block, x, per_layer[i]) → (x, attention) for `depth` copies of `block`: return (x, all attentions)."""
+    check_sizes(at_least=0, at_most=MAX_LAYERS, depth=depth)
     if remat:
         run = nn.remat(run)
     if scan:
+        # A scan cannot change the dtype of x, so x gets the dtype of a block's output here.
+        adds_to_x = block.pre_norm and not getattr(block, "residual_from_norm", False)
+        x = x.astype(jnp.promote_types(x.dtype, block.dtype) if adds_to_x else block.dtype)
         layers = nn.scan(
             run,
-            variable_axes={"params": 0, "cache": 0},
+            variable_axes={"params": 0, "cache": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             length=depth,
         )
@@ -257,6 +281,11 @@ def _layers(run: Callable, block: nn.Module, depth: int, x, per_layer, remat: bo
         x, attention = run(block.copy(name=f"block_{i}"), x, None if per_layer is None else per_layer[i])
         attentions.append(attention)
     return x, attentions
+
+
+def _width(block: EncoderBlock | DecoderBlock, size: Size) -> int:
+    """Return the width of the tokens, from the first block or from the stacked blocks."""
+    return size("block_0/norm1/scale", 0, size("blocks/norm1/scale", 1, block.num_heads))
 
 
 def _without_broken_padding(x: Float[Array, "B N D"], lengths: Int[Array, " B"] | None) -> Float[Array, "B N D"]:

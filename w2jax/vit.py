@@ -5,7 +5,8 @@ Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", section 3.1 <https://a
 Axis names: B batch, h image height, w image width, C channels, N tokens, D width, H heads, V classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -16,7 +17,18 @@ from jaxtyping import Array, Float
 
 from w2jax.attention import MultiHeadAttention
 from w2jax.blocks import Activation, EncoderBlock, Mlp, layer_norm
-from w2jax.module import Inputs, Size, abstract, check_rates, submodule
+from w2jax.layer_norm import LayerNorm
+from w2jax.module import (
+    Dtype,
+    Inputs,
+    Size,
+    abstract,
+    at_least_float32,
+    check_rates,
+    check_sizes,
+    compute_dtype,
+    submodule,
+)
 from w2jax.transformer import TransformerEncoder
 
 SIZES = {
@@ -47,7 +59,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, images: Float[Array, "B h w C"]) -> Float[Array, "B N D"]:
         """Return one token per patch; N = h · w / patch_size²."""
         patches = rearrange(images, "b (n p1) (m p2) c -> b (n m) (p1 p2 c)", p1=self.patch_size, p2=self.patch_size)
-        dense = nn.Dense(self.embed_dim, use_bias=self.use_bias, dtype=jnp.dtype(self.dtype), name="projection")
+        dense = nn.Dense(self.embed_dim, use_bias=self.use_bias, dtype=compute_dtype(self.dtype), name="projection")
         return dense(patches)
 
 
@@ -81,18 +93,22 @@ class ViT(nn.Module):
     """
 
     num_classes: int  # V, number of classes; 0: return the pooled features instead of logits.
-    patch_size: int  # Height and width of a patch in pixels; must divide the height and width of the image.
+    patch_size: int  # Height and width of a patch in pixels; must divide those of the image (see partial_patches).
     embed_dim: int  # D, width of every token.
     depth: int  # Number of encoder blocks.
     num_heads: int  # Number of attention heads; must divide embed_dim.
     mlp_dim: int  # Hidden width of the MLP in each block.
-    pool: Literal["cls", "gap", "map"] = "cls"  # cls: class token; gap: mean of the patches; map: attention pooling
+    pool: Literal["cls", "gap", "cls_gap", "map"] = "cls"  # Class token, mean of the patches, both, attention pooling.
     norm_after_pool: bool = False  # Apply the last LayerNorm after pooling (timm's fc_norm); False: before pooling.
+    final_norm: bool = True  # Apply a last LayerNorm; False: no such norm, as in RADIO.
+    head_bias: bool = True  # Add a bias to the classifier; False for the projection of CLIP.
+    distilled: bool = False  # DeiT: a classifier on the first register too; the logits are the mean of both.
     class_token: bool = True  # Add a learned class token; False is possible only with pool gap or map.
     positions: Literal["learned", "sincos2d"] = "learned"  # Learned, or fixed sines and cosines of row and column.
     class_position: bool = True  # Learned position for the class token; big_vision's models have False.
     num_registers: int = 0  # Number of extra learned tokens ("registers", arXiv:2309.16588); 0: none.
     register_positions: bool = False  # Learned positions for the registers, stored after that of the class token.
+    partial_patches: Literal["error", "drop"] = "error"  # If patch_size does not divide the image; drop: cut the image.
     patch_bias: bool = True  # Add a bias to the patch projection.
     embed_norm: bool = False  # LayerNorm before the first block, as in CLIP.
     dropout: float = 0.0  # Dropout rate on embeddings, on attention outputs and in the MLPs.
@@ -104,9 +120,9 @@ class ViT(nn.Module):
     attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width).
     residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z, as in the course's code.
     pre_logits_dim: int | None = None  # Width of an extra tanh layer before the head; None: no such layer.
-    activation: Activation = "gelu"  # Activation of MLPs: exact GELU, its tanh approximation, x·σ(1.702 x), or ReLU.
+    activation: Activation = "gelu"  # Activation of the MLPs: gelu, gelu_tanh, quick_gelu, relu or swiglu.
     norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance.
-    dtype: Literal["float32", "bfloat16"] = "float32"  # Data type of activations and products; parameters stay float32.
+    dtype: Dtype = "float32"  # Data type of activations and products; parameters stay float32.
     remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
     scan_layers: bool = False  # Compile one block and scan over depth; parameters are stacked along depth.
 
@@ -143,17 +159,19 @@ class ViT(nn.Module):
             return_attention: also return the attention weights.
 
         Returns:
-            (logits [B, V] in float32, attention weights [B, H, N, N] of each block or None). With `num_classes` 0, the
-            pooled features [B, D] replace the logits.
+            (logits [B, V] in float32 or wider, attention weights [B, H, N, N] of each block or None). With
+            `num_classes` 0, the pooled features [B, D] replace the logits.
 
         Raises:
             ValueError: the options do not fit each other or the image size.
         """
         self._check(images)
-        dtype = jnp.dtype(self.dtype)
+        dtype = compute_dtype(self.dtype)
 
+        grid = images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
+        images = images[:, : grid[0] * self.patch_size, : grid[1] * self.patch_size]
         x = submodule(PatchEmbed, self, use_bias=self.patch_bias, name="patch_embed")(images)
-        x = self._prepend_and_position(x, (images.shape[1] // self.patch_size, images.shape[2] // self.patch_size))
+        x = self._prepend_and_position(x, grid)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         if self.embed_norm:
             x = layer_norm(self, "embed_norm")(x)
@@ -162,20 +180,31 @@ class ViT(nn.Module):
         encoder = submodule(TransformerEncoder, self, block=block, scan=self.scan_layers, name="encoder")
         x, attentions = encoder(x, train=train, return_attention=return_attention)
 
-        x = x[:, 0] if self.pool == "cls" else x[:, self.class_token + self.num_registers :]
-        if not self.norm_after_pool:
+        patches = slice(self.class_token + self.num_registers, None)
+        if self.pool == "cls":
+            x = x[:, : 1 + self.distilled]
+        elif self.pool != "cls_gap":
+            x = x[:, patches]
+        if self.final_norm and not self.norm_after_pool:
             x = layer_norm(self, "norm")(x)
-        if self.pool == "gap":
-            x = x.mean(axis=1)
-        elif self.pool == "map":
-            x = submodule(AttentionPool, self, name="pool")(x)
-        if self.norm_after_pool:
+        distilled = x[:, 1] if self.distilled else None
+        if self.pool == "cls":
+            x = x[:, 0]
+        elif self.pool == "cls_gap":
+            x = jnp.concatenate([x[:, 0], x[:, patches].mean(axis=1)], axis=-1)
+        else:
+            x = submodule(AttentionPool, self, name="pool")(x) if self.pool == "map" else x.mean(axis=1)
+        if self.final_norm and self.norm_after_pool:
             x = layer_norm(self, "pool_norm")(x)
         if self.pre_logits_dim is not None:
             x = jnp.tanh(nn.Dense(self.pre_logits_dim, dtype=dtype, name="pre_logits")(x))
+        zeros = nn.initializers.zeros
+        heads = partial(nn.Dense, self.num_classes, use_bias=self.head_bias, kernel_init=zeros, dtype=dtype)
         if self.num_classes:
-            x = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, dtype=dtype, name="head")(x)
-        return x.astype(jnp.float32), attentions
+            x = heads(name="head")(x)
+        if distilled is not None:
+            x = (x + (heads(name="head_distilled")(distilled) if self.num_classes else distilled)) / 2
+        return at_least_float32(x), attentions
 
     def _prepend_and_position(self, x: Array, grid: tuple[int, int]) -> Array:
         """Add positions to the patches, and prepend the class token and the registers."""
@@ -216,16 +245,65 @@ class ViT(nn.Module):
         if images.ndim != 4:
             raise ValueError(f"images must have the shape [B, height, width, C], got {images.shape}")
         _, height, width, _ = images.shape
-        if height % self.patch_size or width % self.patch_size:
+        check_sizes(patch_size=self.patch_size, embed_dim=self.embed_dim, pre_logits_dim=self.pre_logits_dim)
+        check_sizes(at_least=0, num_classes=self.num_classes, num_registers=self.num_registers, norm_eps=self.norm_eps)
+        is_partial = height % self.patch_size or width % self.patch_size
+        if min(height, width) < self.patch_size or (is_partial and self.partial_patches == "error"):
             raise ValueError(
                 f"patch_size must divide the image's height and width, got patch_size {self.patch_size} and an image "
-                f"of {height}×{width} pixels"
+                f'of {height}×{width} pixels. Resize the images, or set partial_patches to "drop"'
+            )
+        if self.distilled and (self.pool != "cls" or not self.num_registers or self.pre_logits_dim is not None):
+            raise ValueError(
+                'distilled needs pool "cls", at least one register and pre_logits_dim None, got '
+                f'pool "{self.pool}", num_registers {self.num_registers} and pre_logits_dim {self.pre_logits_dim}'
             )
         check_rates(dropout=self.dropout, attention_dropout=self.attention_dropout, drop_path=self.drop_path)
-        if self.pool == "cls" and not self.class_token:
-            raise ValueError('class_token must be True for pool "cls", got False. Set it or choose pool "gap" or "map"')
+        if self.pool in ("cls", "cls_gap") and not self.class_token:
+            raise ValueError(
+                f'class_token must be True for pool "{self.pool}", got False. Set it or choose pool "gap" or "map"'
+            )
         if self.positions == "sincos2d" and self.embed_dim % 4:
             raise ValueError(f'embed_dim must be divisible by 4 for positions "sincos2d", got {self.embed_dim}')
+
+    def features(
+        self,
+        variables: Mapping[str, Any],
+        images: Float[Array, "B h w C"],
+        blocks: Sequence[int] = (-1,),
+        norm: bool = True,
+    ) -> list[Float[Array, "B N D"]]:
+        """Return the tokens after some of the blocks, for example as features of each patch.
+
+        Args:
+            variables: variables of this model.
+            images: as in `__call__`.
+            blocks: numbers of the blocks, from 0; negative ones count from the last block.
+            norm: apply the last LayerNorm to the tokens, if the model applies it before pooling.
+
+        Returns:
+            For each number in `blocks`, in this order, all tokens: class token, registers, patches (row by row).
+
+        Raises:
+            ValueError: the model has no block of this number.
+        """
+        if wrong := [i for i in blocks if not -self.depth <= i < self.depth]:
+            raise ValueError(f"blocks must be from {-self.depth} to {self.depth - 1}, got {', '.join(map(str, wrong))}")
+
+        def is_block(module: nn.Module, method: str) -> bool:
+            return isinstance(module, EncoderBlock) and method == "__call__"
+
+        _, captured = self.apply(variables, images, capture_intermediates=is_block, mutable=["intermediates"])
+        outputs: Any = captured["intermediates"]["encoder"]
+        last_norm = LayerNorm(self.norm_eps, dtype=self.dtype, parent=None)
+        tokens = []
+        for i in (i % self.depth for i in blocks):
+            x = outputs["blocks" if self.scan_layers else f"block_{i}"]["__call__"][0][0]
+            x = x[i] if self.scan_layers else x
+            if norm and self.final_norm and not self.norm_after_pool:
+                x = last_norm.apply({"params": variables["params"]["norm"]}, x)
+            tokens.append(x)
+        return tokens
 
     def resize(
         self, variables: Mapping[str, Any], old_size: tuple[int, int], new_size: tuple[int, int]

@@ -26,21 +26,48 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "bv_scan_tok_sincos_rep": ("big_vision", {}),
     "bv_sincos_gap_rect": ("big_vision", {}),
     "bv_tok_params_full": ("big_vision", {}),
+    "facebook_deit3": ("facebook_deit3", {"num_heads": 2}),
+    "facebook_swiglu": ("facebook_swiglu", {"num_heads": 2}),
     "google_npz": ("google", {}),
     "google_oldidx_gap_rep20": ("google_old", {}),
     "google_opttarget_full_oldidx": ("google_old", {}),
     "hf_bf16": ("huggingface", {}),
+    "hf_clip": ("clip_vision", {}),
+    "hf_clip_projection": ("clip_vision_projection", {}),
     "hf_combo": ("huggingface", {}),
+    "hf_deit": ("deit", {}),
+    "hf_deit_model": ("deit_model", {}),
+    "hf_deit_teacher": ("deit_teacher", {}),
+    "hf_dinov2": ("dinov2", {}),
+    "hf_dinov2_model": ("dinov2_model", {}),
+    "hf_dinov2_registers": ("dinov2_registers", {}),
+    "hf_dinov2_registers_model": ("dinov2_registers_model", {}),
+    "hf_dinov2_swiglu_model": ("dinov2_swiglu_model", {}),
+    "hf_ijepa": ("ijepa", {}),
     "hf_inmemory_noqkvbias_rect": ("huggingface_memory", {}),
+    "hf_mae": ("huggingface_model", {}),
     "hf_model_inmemory_nopool": ("huggingface_model_memory", {}),
     "hf_model_sharded": ("huggingface_model", {}),
+    "hf_msn": ("msn", {}),
+    "hf_msn_model": ("huggingface_model", {}),
+    "hf_siglip": ("siglip_vision", {}),
     "hf_vit": ("huggingface", {}),
+    "open_clip": ("open_clip", {}),
+    "open_clip_average": ("open_clip", {}),
+    "open_clip_trunk": ("open_clip_trunk", {}),
+    "openai_clip": ("openai_clip", {"num_heads": 2}),
     "timm_avg_fcnorm": ("timm", {"num_heads": 3}),
+    "timm_clip": ("timm", {}),
+    "timm_clip_quickgelu": ("timm", {}),
     "timm_cls": ("timm", {"num_heads": 3}),
     "timm_combo_rect": ("timm", {"pool": "gap", "activation": "gelu_tanh", "image_size": (24, 40)}),
+    "timm_dinov2_giant": ("timm", {}),
+    "timm_distilled": ("timm_distilled", {}),
     "timm_hub_reg4_gap": ("timm", {}),
     "timm_map_cls_reg": ("timm", {"num_heads": 4, "image_size": (24, 40)}),
     "timm_quickgelu_prenorm": ("timm", {"num_heads": 5, "activation": "quick_gelu"}),
+    "timm_radio": ("timm", {}),
+    "timm_siglip2": ("timm", {}),
     "torchvision_vit": ("torchvision", {"num_heads": 3}),
     "tv_oldnames_rep20": ("torchvision_old", {"num_heads": 4}),
 }
@@ -52,9 +79,9 @@ def peer(name: str) -> Loaded:
 
 
 def tensors_of(name: str) -> dict[str, np.ndarray]:
-    """Returns the parameters in a fixture's file. Stacked layers are split and get the names of single layers."""
+    """Returns the parameters of the ViT in a fixture's file. Stacked layers are split and named like single layers."""
     found = {key: tensor.read() for key, tensor in read_weights(FIXTURES / name).tensors.items()}
-    for prefix in ("opt/target/", "params/"):
+    for prefix in ("opt/target/", "params/", "visual."):
         if any(key.startswith(prefix) for key in found):
             found = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
     for key in [key for key in found if "encoderblock/" in key]:

@@ -110,7 +110,7 @@ def test_the_list_of_runs_and_the_report_know_the_new_task(tree):
 def test_the_new_task_predicts_and_samples(tree):
     Image.fromarray(np.full((28, 28), 77, np.uint8)).save(tree.folder / "digit.png")
     if tree.task == "mixer":
-        (row,) = tree.run("-m", "train.predict", "runs/mine", "digit.png", "--json").splitlines()
+        row, *_ = tree.run("-m", "train.predict", "runs/mine", "digit.png", "--json").splitlines()
         assert 0.1 < json.loads(row)["probability"] <= 1
         assert "--sample needs a generative model" in tree.run(
             *("-m", "train.predict", "runs/mine", "--sample", "3"), status=2

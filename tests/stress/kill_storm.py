@@ -16,8 +16,6 @@ read from the run folder. A process is stopped before SIGKILL, so that the folde
 """
 
 import argparse
-import contextlib
-import json
 import os
 import random
 import re
@@ -27,31 +25,36 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax
-import numpy as np
+from typing import NamedTuple
 
 from tests.helpers.tasks import TASKS
+from tests.stress.comparing import differences
+from tests.stress.running import (
+    PHASES,
+    Broken,
+    Command,
+    Durations,
+    Run,
+    View,
+    after,
+    cleared,
+    finish,
+    let_programs_be_signalled,
+    time_whole,
+    wait,
+)
 from train.process.setup import silence_libraries
 
-ROOT = Path(__file__).parents[2]
 # Saves come between two rows of metrics.jsonl, so a checkpoint contains the sums of an unfinished window.
 OPTIONS = (
     *("--run.steps", "80", "--run.log-every", "4", "--run.eval-every", "20", "--run.save-every", "10"),
     *("--data.train-split", "train[:300]", "--data.test-split", "test[:100]", "--optim.ema", "0.9"),
     *("--run.compilation-cache", "on"),
 )
-PHASES = ("start-up", "steps", "save", "evaluation", "end")
 MOST_WRONG = 10  # after so many failures, stop testing a task
-GRACE, PATIENCE = 10.0, 300.0  # seconds to wait: after a signal, and otherwise
-
-
-class Broken(Exception):
-    """A run broke a promise."""
+GRACE = 10.0  # seconds to wait after a signal
 
 
 class Aim(NamedTuple):
@@ -59,160 +62,14 @@ class Aim(NamedTuple):
 
     event: str
     """start: the process starts; line: it writes its first row of metrics.jsonl; save: a temporary folder appears in
-    checkpoints/; end: it writes the last row of metrics.jsonl."""
+    checkpoints/; evaluation: one is due; report: an evaluation's row is written; end: it writes the last row."""
     nth: int
     delay: float
     kind: signal.Signals = signal.SIGKILL
     group: bool = True
     """True: send the signal to the process and its workers; False: to the process only."""
-    pauses: tuple[float, ...] = ()
-    """Seconds before each further signal of the same kind."""
-
-
-class Durations(NamedTuple):
-    """Seconds until a run's first row of metrics.jsonl, from there to its last row, and from there to its end."""
-
-    start: float
-    steps: float
-    end: float
-
-
-@dataclass(frozen=True)
-class Command:
-    """A training command without its run folder."""
-
-    task: str
-    options: tuple[str, ...]
-    environment: dict[str, str] = field(default_factory=dict)
-
-    def start(self, folder: Path) -> subprocess.Popen:
-        """Starts the command in a new process group; appends its output to FOLDER.txt."""
-        with folder.with_suffix(".txt").open("a") as output:
-            return subprocess.Popen(
-                [sys.executable, "-m", f"train.{self.task}", "tiny", *self.options, "--run.dir", str(folder)],
-                cwd=ROOT,
-                env=os.environ | self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-
-class View:
-    """The progress of the last started process, read from the files of its run folder."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._before = self._stamp()
-
-    def began(self) -> bool:
-        """Whether the process has opened metrics.jsonl, which ends its start-up."""
-        return self._stamp() not in (None, self._before)
-
-    def saving(self) -> set[str]:
-        """Names of the unfinished saves."""
-        return {name for name in names(self.folder / "checkpoints") if not name.isdigit()}
-
-    def saved(self) -> int:
-        """The newest saved step, or 0."""
-        return max((int(name) for name in names(self.folder / "checkpoints") if name.isdigit()), default=0)
-
-    def last_line(self) -> dict[str, Any]:
-        """Returns the last complete row of metrics.jsonl, or a row of step 0."""
-        with contextlib.suppress(FileNotFoundError):
-            lines = (self.folder / "metrics.jsonl").read_bytes().split(b"\n")
-            if len(lines) > 1:
-                return json.loads(lines[-2])
-        return {"step": 0, "split": "train"}
-
-    def ended(self) -> bool:
-        """Whether the run's last row of metrics.jsonl is written."""
-        last = self.last_line()
-        return last["split"] == "test" and last["step"] == self._run["steps"]
-
-    def phase(self) -> str:
-        """Returns the current phase, one of PHASES."""
-        if not self.began():
-            return "start-up"
-        if self.saving():
-            return "save"
-        if self.ended():
-            return "end"
-        last = self.last_line()
-        due = last["step"] % self._run["eval_every"] == 0 or last["step"] == self._run["steps"]
-        return "evaluation" if last["step"] and last["split"] == "train" and due else "steps"
-
-    @property
-    def _run(self) -> dict[str, Any]:
-        return json.loads((self.folder / "config.json").read_text())["run"]
-
-    def _stamp(self) -> tuple[int, int] | None:
-        try:
-            found = (self.folder / "metrics.jsonl").stat()
-        except FileNotFoundError:
-            return None
-        return found.st_ino, found.st_mtime_ns
-
-
-def names(folder: Path) -> list[str]:
-    """Returns the names in a folder; empty if the folder does not exist."""
-    try:
-        return os.listdir(folder)  # noqa: PTH208 — called every millisecond; Path objects would be too slow
-    except FileNotFoundError:
-        return []
-
-
-def wait(process: subprocess.Popen, seen: Callable[[], bool], patience: float = PATIENCE) -> bool:
-    """Polls every millisecond: True once `seen` is true, False once the process has ended.
-
-    Raises:
-        Broken: if neither happens in time.
-    """
-    until = time.monotonic() + patience
-    while not seen():
-        if process.poll() is not None:
-            return False
-        if time.monotonic() > until:
-            raise Broken(f"it hung for {patience:.0f} s")
-        time.sleep(0.001)
-    return True
-
-
-@contextlib.contextmanager
-def cleared(process: subprocess.Popen):
-    """Kills the process and its group at the end."""
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def time_whole(command: Command, folder: Path) -> Durations:
-    """Runs the command to its end without a signal.
-
-    Raises:
-        Broken: if it fails.
-    """
-    view, begin = View(folder), time.monotonic()
-    process = command.start(folder)
-    with cleared(process):
-        wait(process, view.began)
-        began = time.monotonic()
-        wait(process, view.ended)
-        ended = time.monotonic()
-        finish(process, folder)
-    return Durations(began - begin, ended - began, time.monotonic() - ended)
-
-
-def finish(process: subprocess.Popen, folder: Path) -> None:
-    """Waits for the end; raises Broken with the end of the output unless the status is 0."""
-    wait(process, lambda: False)
-    if process.returncode:
-        output = folder.with_suffix(".txt").read_text()[-1500:]
-        raise Broken(f"it ended without a signal, with status {process.returncode}: {output.strip()}")
+    more: tuple[tuple[float, signal.Signals], ...] = ()
+    """The further signals to the main process: seconds before each, and its kind."""
 
 
 class Hit(NamedTuple):
@@ -238,18 +95,18 @@ def strike(command: Command, folder: Path, aim: Aim) -> Hit | None:
             return None
         if aim.kind is signal.SIGKILL:
             # Stop the process first, so that the folder does not change while we read it.
-            os.killpg(process.pid, signal.SIGSTOP)
+            process.send_group(signal.SIGSTOP)
             os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         phase, line = view.phase(), view.last_line()["step"]
         if aim.group:
-            os.killpg(process.pid, aim.kind)
+            process.send_group(aim.kind)
         else:
             process.send_signal(aim.kind)
             if aim.kind is signal.SIGKILL:
-                os.killpg(process.pid, signal.SIGCONT)  # The workers must detect that it died.
-        for pause in aim.pauses:
+                process.send_group(signal.SIGCONT)  # The workers must detect that it died.
+        for pause, kind in aim.more:
             time.sleep(pause)
-            process.send_signal(aim.kind)  # Python sends nothing to a process that has ended.
+            process.send_signal(kind)  # Python sends nothing to a process that has ended.
         what = f"{aim.kind.name} in phase {phase}"
         try:
             process.wait(GRACE)
@@ -259,21 +116,23 @@ def strike(command: Command, folder: Path, aim: Aim) -> Hit | None:
             return None  # It finished first.
         wait_alone(process, what)
         if aim.kind is not signal.SIGKILL and phase in ("steps", "save", "evaluation"):
-            if process.returncode != 128 + aim.kind:
-                raise Broken(f"{what}: it ended with status {process.returncode}, not {128 + aim.kind}")
-            if view.saved() < line and len(aim.pauses) < 2:
+            # Python may see two signals that come at once in either order.
+            expected = {128 + kind for kind in (aim.kind, *(kind for _, kind in aim.more))}
+            if process.returncode not in expected:
+                raise Broken(f"{what}: it ended with status {process.returncode}, not {expected}")
+            if view.saved() < line and len(aim.more) < 2:
                 raise Broken(f"{what}: it had done step {line} and saved only step {view.saved()}")
         return Hit(aim, phase, view.saved())
 
 
-def wait_for(process: subprocess.Popen, view: View, aim: Aim) -> bool:
+def wait_for(process: Run, view: View, aim: Aim) -> bool:
     """Waits for the aim's event; False if the process ends first."""
     if aim.event == "start":
         return True
     if not wait(process, view.began):
         return False
-    if aim.event == "end":
-        return wait(process, view.ended)
+    if aim.event in ("evaluation", "report", "end"):
+        return wait(process, {"evaluation": view.evaluating, "report": view.reporting, "end": view.ended}[aim.event])
     if aim.event == "save":
         for _ in range(aim.nth):
             if not (wait(process, lambda: not view.saving()) and wait(process, lambda: bool(view.saving()))):
@@ -281,13 +140,7 @@ def wait_for(process: subprocess.Popen, view: View, aim: Aim) -> bool:
     return True
 
 
-def after(seconds: float) -> Callable[[], bool]:
-    """Returns a condition that becomes true after `seconds`."""
-    until = time.monotonic() + seconds
-    return lambda: time.monotonic() >= until
-
-
-def wait_alone(process: subprocess.Popen, what: str) -> None:
+def wait_alone(process: Run, what: str) -> None:
     """Raises Broken unless the workers of an ended process end too."""
     until = time.monotonic() + GRACE
     while time.monotonic() < until:
@@ -297,64 +150,6 @@ def wait_alone(process: subprocess.Popen, what: str) -> None:
             return
         time.sleep(0.01)
     raise Broken(f"{what}: after {GRACE:.0f} s processes that it had started were still running")
-
-
-def read_state(folder: Path) -> dict[str, np.ndarray]:
-    """Returns every leaf of the last checkpoint's State, by path."""
-    from orbax import checkpoint as ocp
-
-    step = max(int(name) for name in names(folder / "checkpoints") if name.isdigit())
-    place = (folder / "checkpoints" / str(step) / "state").absolute()
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(place).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        state = checkpointer.restore(place, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
-
-
-def files(folder: Path, last_checkpoint_only: bool) -> set[str]:
-    """Returns all files of a run folder, except those with random names from orbax."""
-    skipped = {"d", "ocdbt.process_0"}
-    if last_checkpoint_only:
-        steps = {name for name in names(folder / "checkpoints") if name.isdigit()}
-        skipped |= steps - {max(steps, key=int)}
-    found = (path.relative_to(folder) for path in folder.rglob("*"))
-    return {str(path) for path in found if not skipped & set(path.parts)}
-
-
-def timed(folder: Path) -> list[int]:
-    """Returns the steps in timing.jsonl. Its seconds differ between runs."""
-    return [json.loads(line)["step"] for line in (folder / "timing.jsonl").read_text().splitlines()]
-
-
-def differences(whole: Path, killed: Path, last_checkpoint_only: bool = False) -> list[str]:
-    """Returns the differences between two finished runs of one command; there must be none.
-
-    SIGTERM and SIGINT save steps that are not due, and a run keeps its latest two checkpoints. After these signals the
-    earlier checkpoints differ, so compare the `last_checkpoint_only`.
-    """
-    found = []
-    one, other = read_state(whole), read_state(killed)
-    if one.keys() != other.keys():
-        found.append(f"leaves of the State {sorted(one.keys() ^ other.keys())}")
-    same = {name for name in one.keys() & other.keys() if one[name].dtype == other[name].dtype}
-    found += [
-        f"State{name}"
-        for name in sorted(one.keys() & other.keys())
-        if name not in same or one[name].tobytes() != other[name].tobytes()
-    ]
-    if (whole / "metrics.jsonl").read_bytes() != (killed / "metrics.jsonl").read_bytes():
-        found.append("metrics.jsonl")
-    if timed(whole) != timed(killed):
-        found.append("steps of timing.jsonl")
-    if differing := files(whole, last_checkpoint_only) ^ files(killed, last_checkpoint_only):
-        found.append(f"files {sorted(differing)}")
-    found += [
-        f"pictures/{name}"
-        for name in names(whole / "pictures")
-        if (whole / "pictures" / name).read_bytes() != (killed / "pictures" / name).read_bytes()
-    ]
-    return found
 
 
 def resumed_from(folder: Path) -> list[int]:
@@ -400,8 +195,8 @@ def draw(rng: random.Random, took: Durations, signals: Sequence[signal.Signals],
     chosen = rng.choice(signals)
     # Ctrl-C reaches all processes of a terminal.
     group = chosen is signal.SIGINT or rng.random() < 0.5
-    pauses = [rng.uniform(0, 0.05) for _ in range(times - 1) if chosen is not signal.SIGKILL]
-    return Aim(event, rng.randint(1, 4), rng.uniform(0, longest), chosen, group, tuple(pauses))
+    more = [(rng.uniform(0, 0.05), chosen) for _ in range(times - 1) if chosen is not signal.SIGKILL]
+    return Aim(event, rng.randint(1, 4), rng.uniform(0, longest), chosen, group, tuple(more))
 
 
 def stress(
@@ -458,6 +253,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1, help="how often to send each TERM or INT (default: 1)")
     options, of_run = parser.parse_known_args()
     silence_libraries()
+    let_programs_be_signalled()
     kinds = ("KILL", "TERM", "INT") if options.signal == "mixed" else (options.signal,)
     signals = [signal.Signals[f"SIG{kind}"] for kind in kinds]
     print(f"task  runs  kills  {'  '.join(f'{phase:>10}' for phase in PHASES)}  fell back  verdict", flush=True)

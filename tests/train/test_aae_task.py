@@ -25,6 +25,7 @@ from configs.base import Augment, RunConfig
 from train.aae import KEYS, PHASES, head_distance_loss, make_task
 from train.data.labels import UNKNOWN, known_labels
 from train.data.source import InMemorySource
+from train.engine.setup import set_up
 from train.process.errors import UserError
 from train.task import NONFINITE, named_leaves
 from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
@@ -325,3 +326,15 @@ def test_nonfinite_gradients_are_reported_over_all_phases():
     # The two adversarial phases differentiate through the discriminator; the reconstruction phase does not.
     assert {"discriminator/output/kernel", "discriminator/output/bias"} <= broken
     assert not any(name.startswith("decoder/") for name in broken)
+
+
+@pytest.mark.parametrize(("option", "split"), [("train_split", "train[3:4]"), ("test_split", "test[:1]")])
+def test_a_split_too_small_for_the_final_metrics_is_refused_at_the_start(option, split):
+    tiny = PRESETS["tiny"].config
+    config = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, **{option: split}))
+    with pytest.raises(UserError) as caught:
+        set_up(config, make_task)
+    assert str(caught.value) == (
+        "the metrics at the end of this training need at least 2 examples of dataset mnist_sample, "
+        f"split {split}, got 1. Choose a larger split"
+    )

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_the_export_writes_weights_and_the_image_shape_next_to_it(run):
 
 def test_the_weights_include_statistics_of_batch_norm(monkeypatch, run, tmp_path):
     predictor = untrained("aae_semi")
-    monkeypatch.setattr(export, "load", lambda _: predictor)
+    monkeypatch.setattr(export, "run_predictor", lambda *_: predictor)
     export.export_run(run, tmp_path)
     _, variables = convert.load(tmp_path / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, variables["batch_stats"], predictor.state.batch_stats)
@@ -174,9 +175,15 @@ def test_with_a_format_only_the_weights_are_written(form, name, tmp_path, capfd)
     module = VIT.clone(depth=1, pool="gap", class_token=False) if form == "google" else VIT.clone(depth=1)
     variables = random_variables(module, np.zeros((1, *GRAY), np.float32))
     run = write_run(tmp_path / "run", module, variables)
+    names = [f"name {i}" for i in range(module.num_classes)]
+    (run / "images.json").write_text(json.dumps({"image_shape": GRAY, "label_names": names}))
     export.main([str(run), "--format", form])
     written = sorted(path.relative_to(run / "exported") for path in (run / "exported").rglob("*") if path.is_file())
-    assert written == sorted(map(Path, [name, *["huggingface/config.json"] * (form == "huggingface")]))
+    described = ["huggingface/config.json", "huggingface/preprocessor_config.json"] if form == "huggingface" else []
+    assert written == sorted(map(Path, [name, *described]))
+    if form == "huggingface":
+        config = json.loads((run / "exported" / "huggingface" / "config.json").read_text())
+        assert list(config["id2label"].values()) == names
     out = capfd.readouterr().out
     assert "the parameters of step 3" in out and str(run / "exported") in out
     found, weights = convert.load(run / "exported" / name)
@@ -190,6 +197,37 @@ def test_weights_are_exported_to_the_given_path(tmp_path, capfd):
     export.main([str(run), "--format", "timm", "--out", str(tmp_path / "new" / "vit.pt")])
     assert (tmp_path / "new" / "vit.pt").is_file() and not (run / "exported").exists()
     assert "VisionTransformer(img_size=(28, 28), patch_size=7, in_chans=1" in capfd.readouterr().out
+
+
+def test_a_model_of_someone_else_is_not_overwritten(tmp_path):
+    run = write_run(tmp_path / "run", VIT, random_variables(VIT, np.zeros((1, *GRAY), np.float32)))
+    out = tmp_path / "out"
+    for _ in range(2):  # Its own export may be replaced.
+        export.main([str(run), "--format", "timm", "--out", str(out)])
+    shutil.copy(Path(__file__).parents[1] / "fixtures/vit/timm_cls/model.safetensors", out)
+    before = (out / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"out has weights that w2jax did not write\. Choose another --out"):
+        export.main([str(run), "--format", "timm", "--out", str(out)])
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("options", [[], ["--format", "torch"], ["--format", "huggingface"]])
+def test_nothing_is_written_through_a_link_in_the_run_folder(options, run, tmp_path, capfd):
+    copy = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("exported")))
+    (tmp_path / "outside").mkdir()
+    (copy / "exported").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match=r"run/exported.* must be a folder inside .*/run, got a symbolic link"):
+        export.main([str(copy), *options])
+    assert not any((tmp_path / "outside").iterdir())
+
+
+def test_a_linked_file_is_not_copied(run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (copy / "images.json").rename(tmp_path / "secret")
+    (copy / "images.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"images\.json must be a regular file, got a symbolic link"):
+        export.main([str(copy), "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib
 import json
+import os
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,11 +12,12 @@ import numpy as np
 import pytest
 from einops import rearrange
 from PIL import Image
+from runs import small, with_run
 
 from configs.base import Mesh
 from train.data import open_source
 from train.engine.loop import fit
-from train.predict import load, main
+from train.predict import Options, _print_classes, check_options, load, main
 from train.process.errors import UserError
 from train.run.folder import read_config
 from train.vit import make_task
@@ -138,6 +141,99 @@ def test_the_table_has_top_k_classes_and_each_files_name(vit, files, capsys, mon
     assert "\x1b" not in printed and r"other\x1b[2J" in printed
 
 
+def test_a_run_of_two_classes_prints_both_and_refuses_three(vit, files, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    predictor = dataclasses.replace(load(vit.run.dir), label_names=["cat", "dog"])
+    options = Options(Path("run"), (files / "a_gray.png",))
+    check_options(options, predictor)
+    _print_classes(predictor, [files / "a_gray.png"], np.array([[0.25, 0.75]]), options)
+    printed = capsys.readouterr().out
+    assert " 2. " in printed and " 3. " not in printed and printed.index("dog  75.0%") < printed.index("cat  25.0%")
+    with pytest.raises(UserError, match="--top-k must be from 1 to 2, the number of classes, got 3"):
+        check_options(dataclasses.replace(options, top_k=3), predictor)
+
+
+def test_a_checkpoint_is_chosen_by_name_and_the_choice_is_printed(tmp_path, files, capsys, monkeypatch):
+    """The run's only evaluations are at steps 2 and 4, and the accuracy of step 2 is made the better one."""
+    tiny = small(tmp_path / "run", workers=0)
+    config = with_run(tiny, tmp_path / "run", steps=4, save_every=1, eval_every=2)
+    fit(config, make_task)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if line["split"] == "test" and line["step"] == 4:
+            line["accuracy"] = -1.0
+    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setenv("COLUMNS", "300")
+    capsys.readouterr()
+    rows = {}
+    for name, step in (("best", 2), ("2", 2), ("3", 3), ("last", 4)):
+        main([config.run.dir, str(files), "--json", "--checkpoint", name])
+        rows[name], note = capsys.readouterr()
+        assert note.startswith(f"read the parameters of step {step}")
+    assert rows["best"] == rows["2"] and len(set(rows.values())) == 3
+    main([config.run.dir, str(files), "--checkpoint", "best"])
+    assert "the parameters of step 2 (best accuracy, 0." in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^--checkpoint must be the step of a checkpoint in .* \(2, 3, 4\), got 1$"):
+        main([config.run.dir, str(files), "--checkpoint", "1"])
+
+
+def test_by_default_three_classes_are_printed(vit, files, capsys):
+    assert main([vit.run.dir, str(files / "a_gray.png"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["top"]) == 3
+
+
+def test_bad_files_are_listed_and_the_others_are_answered(vit, files, capsys):
+    """The exit status is 1, or 0 with --skip-corrupt."""
+    (files / "a_text.png").write_text("text")
+    (files / "b_cut.gif").write_bytes((files / "c_palette.gif").read_bytes()[:60])
+    (files / "broken.png").symlink_to(files / "nothing.png")
+    (files / "g_folder.png").mkdir()
+    (files / "phone.heic").write_text("")
+    (files / "elsewhere").mkdir()
+    (files / "f_other.png").rename(files / "elsewhere/f_other.png")
+    (files / "photos").mkdir()
+    (files / "photos/linked").symlink_to(files / "elsewhere")
+    places = [str(place) for place in (*sorted(files.glob("*.*")), files / "photos", files / "absent.png")]
+    assert main([vit.run.dir, *places, "--json"]) == 1
+    told = capsys.readouterr()
+    names = ["a_gray.png", "b_rgba.png", "c_palette.gif", "d_sixteen_bits.png", "e_larger.bmp", "f_other.png"]
+    assert [Path(json.loads(line)["image"]).name for line in told.out.splitlines()] == names
+    bad = ["g_folder.png contains no", "broken.png does not exist", "absent.png does not exist", "a_text.png cannot be"]
+    bad += ["b_cut.gif cannot be", "phone.heic cannot be"]
+    checkpoint, *lines = told.err.splitlines()
+    assert checkpoint == "read the parameters of step 6"
+    assert len(lines) == len(bad) and all(line.startswith(f"not read: {files}/") for line in lines)
+    assert all(f"/{part}" in told.err for part in bad)
+    assert main([vit.run.dir, *places, "--json", "--skip-corrupt"]) == 0
+    assert capsys.readouterr().out == told.out
+
+
+def test_a_folder_gives_its_images_and_names_the_others(vit, files, capsys):
+    (files / "a_text.png").write_text("text")
+    (files / "phone.heic").write_text("")
+    (files / "g_folder.png").mkdir()
+    for name in ("._a_gray.png", ".ipynb_checkpoints/a_gray.png", "__MACOSX/a_gray.png", "@eaDir/a_gray.png"):
+        (files / name).parent.mkdir(exist_ok=True)
+        (files / name).write_bytes((files / "a_gray.png").read_bytes())
+    (files / "b_circle").symlink_to(files)
+    assert main([vit.run.dir, str(files), "--json"]) == 1
+    told = capsys.readouterr()
+    assert [Path(json.loads(line)["image"]).name[0] for line in told.out.splitlines()] == list("abcdef")
+    _, heic, link, hidden, text = told.err.splitlines()
+    assert heic.startswith("left out, HEIC and AVIF are not read, convert them to JPEG ")
+    assert link.startswith("left out, a link to a folder that is listed already: ")
+    assert hidden.startswith("left out, hidden: 4 .png, such as ")
+    assert text.startswith(f"not read: {files}/a_text.png cannot be read as an image")
+
+
+def test_if_no_image_can_be_read_each_is_listed(vit, tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("text")
+    with pytest.raises(UserError, match="none of the 2 images can be read"):
+        main([vit.run.dir, str(tmp_path), "--skip-corrupt"])
+    assert capsys.readouterr().err.count("not read: ") == 2
+
+
 def test_the_attention_image_is_red_where_the_vit_attends(vit, files, digits):
     """It shows each image above the same image with the report's attention."""
     many = files / "many"
@@ -150,7 +246,7 @@ def test_the_attention_image_is_red_where_the_vit_attends(vit, files, digits):
     cells = rearrange(shown[::zoom, ::zoom] / 255, "(r k h) (n w) c -> k (r n) h w c", h=28, k=2, n=10)
     np.testing.assert_allclose(cells[0, :12], np.repeat(digits[0][:12], 3, axis=-1) / 255, atol=1e-6)
     assert not cells[:, 12:].any()
-    # Where the digit is black, the colour shows how much each head attends there: the mean of the report's picture.
+    # Where the digit is black, the color shows how much each head attends there: the mean of the report's picture.
     config = dataclasses.replace(vit, data=dataclasses.replace(vit.data, test_split="test[:12]"))
     source = open_source(config.data, "test[:12]")
     report = make_task(config, source).figures(load(vit.run.dir).state, {"image": jnp.asarray(digits[0][:12])})
@@ -162,11 +258,11 @@ def test_the_attention_image_is_red_where_the_vit_attends(vit, files, digits):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["{none}", "{image}"], "must be a run folder"),
-        (["{vit}"], "images are missing. Add image files or folders after RUN_DIR"),
+        (["{none}", "{image}"], "does not exist. Pass a run folder"),
+        (["{vit}"], "images are missing. Add image files or folders after RUN_OR_WEIGHTS"),
         (["{vit}", "{none}"], r"none does not exist\. Pass images"),
         (["{vit}", "{empty}"], r"empty contains no image\. Pass images"),
-        (["{vit}", "{text}"], "text.png must be a complete image file"),
+        (["{vit}", "{text}"], "text.png cannot be read as an image"),
         (["{vit}", "{image}", "--top-k", "11"], "--top-k must be from 1 to 10, the number of classes, got 11"),
         (["{vit}", "--sample", "3", "--out", "x.png"], "--sample needs a generative model"),
         (["{vit}", "{image}", "--out", "x.png"], "--out needs an autoencoder, such as a run of train.aae, got a ViT"),
@@ -214,3 +310,56 @@ def test_every_presets_config_is_restored_from_its_json(task, tmp_path):
     for config in (preset.config for preset in presets.values()):
         (tmp_path / "config.json").write_text(json.dumps(config_to_tree(config)))
         assert read_config(tmp_path, type(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "told"),
+    [
+        ("config.json", {"model": {"depth": 3}}, "the parameters must be those of the model in config.json, but "),
+        ("config.json", {"model": {"embed_dim": 16}}, "the parameters must be those of the model in config.json, but "),
+        ("config.json", {"model": {"num_heads": 3}}, "must describe a model that can be built: "),
+        ("images.json", {"image_shape": [35, 28, 1]}, "params/positions must be float32 [1, 21, 8], got float32 "),
+        ("images.json", {"image_shape": [10**6, 10**6, 1]}, "image_shape must be [height, width, channels], got ["),
+        ("images.json", {"image_shape": [2**14 + 1, 28, 1]}, "image_shape must be [height, width, channels], got ["),
+        ("config.json", {"model": {"depth": 2**31 - 1}}, "depth in config.json must be at most "),
+        ("config.json", {"task": 3}, "must be a run of one of the tasks"),
+        ("images.json", {"image_shape": [28, 28, 2]}, "image_shape must be [height, width, channels], got ["),
+        ("images.json", {"image_shape": None}, "image_shape must be [height, width, channels], got None"),
+        ("images.json", {"label_names": [1, 2]}, "label_names must be a list of names, got [1, 2]"),
+    ],
+)
+def test_a_folder_whose_files_contradict_each_other_is_refused(file, change, told, vit, files, tmp_path):
+    run = Path(shutil.copytree(vit.run.dir, tmp_path / "run"))
+    content = json.loads((run / file).read_text())
+    for name, value in change.items():
+        content[name] = content[name] | value if isinstance(value, dict) else value
+    (run / file).write_text(json.dumps(content))
+    with pytest.raises(UserError) as error:
+        load(run)
+    assert told in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "images.json"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "device", "nested"])
+def test_files_that_cannot_be_read_safely_are_refused(name, kind, vit, tmp_path):
+    run = Path(shutil.copytree(vit.run.dir, tmp_path / "run"))
+    path = run / name
+    path.rename(tmp_path / "moved")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "nested":
+        path.write_text('{"model":' * 900 + "1" + "}" * 900)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else tmp_path / "moved")
+    with pytest.raises(UserError, match=name) as error:
+        load(run)
+    assert "\n" not in str(error.value)
+
+
+def test_a_picture_is_not_written_through_a_link_in_the_run_folder(vit, files, tmp_path):
+    run = shutil.copytree(vit.run.dir, tmp_path / "run")
+    (tmp_path / "outside").mkdir()
+    (run / "linked").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match=r"linked must be a folder inside .*, got a symbolic link"):
+        main([str(run), str(files / "a_gray.png"), "--attention", str(run / "linked" / "a.png")])
+    assert not any((tmp_path / "outside").iterdir())

@@ -43,6 +43,13 @@ def test_a_map_highlights_the_attended_patch(class_token):
         np.testing.assert_array_equal(bright, expected)
 
 
+def test_a_map_is_zero_where_the_model_drops_partial_patches():
+    weights = jnp.ones((1, 3, 2, 2))
+    maps = np.asarray(attention_maps(jnp.zeros((1, 7, 9, 3)), weights, 4, False))
+    assert maps.shape == (1, 3, 7, 9)
+    assert maps[:, :, :4, :8].min() == 1 and not maps[:, :, 4:].any() and not maps[:, :, :, 8:].any()
+
+
 def test_digits_are_red_where_a_head_attends_and_unchanged_elsewhere():
     images = np.random.default_rng(0).uniform(size=(2, 4, 6, 3)).astype(np.float32)
     weights = np.zeros((2, 1, 6, 6), np.float32)
@@ -96,7 +103,7 @@ def test_the_filters_are_the_principal_components_of_the_embedding():
     rng = np.random.default_rng(0)
     strong, weak = np.linalg.qr(rng.normal(size=(3 * 3 * 2, 2)))[0].T
     kernel = np.outer(strong, 5 * rng.normal(size=40)) + np.outer(weak, rng.normal(size=40))  # [P P C, D]
-    shown = np.asarray(patch_filters(jnp.asarray(kernel, jnp.float32), 3, 2))
+    shown = np.asarray(patch_filters(jnp.asarray(kernel, jnp.float32), 3))
     assert shown.shape == (2, 8, 3, 3)
     assert shown.min() == 0 and shown.max() == 1
     for place, filter_ in enumerate((strong, weak)):
@@ -121,7 +128,7 @@ def test_every_vit_has_its_pictures(scan, positions):
     model = ViT(3, patch_size=4, embed_dim=8, depth=2, num_heads=2, mlp_dim=8, positions=positions, scan_layers=scan)
     config = dataclasses.replace(PRESETS["tiny"].config, model=model)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 12, 3), np.uint8)
-    source = InMemorySource("colours", "train", images.shape[1:], 3, [], images, np.arange(5) % 3)
+    source = InMemorySource("colors", "train", images.shape[1:], 3, [], images, np.arange(5) % 3)
     task = make_task(config, source)
     params = random_variables(model, jnp.zeros((1, 8, 12, 3)))["params"]
     pictures = jax.jit(task.figures)(State(jnp.zeros((), jnp.int32), params, None), source.gather(np.arange(5)))

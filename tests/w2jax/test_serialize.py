@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import w2jax
 from w2jax.aae import AAEDecoder
+from w2jax.blocks import DecoderBlock, EncoderBlock
 from w2jax.serialize import module_class, module_classes, module_from_json, module_to_json, with_fields
 from w2jax.vit import ViT
 
@@ -27,7 +28,9 @@ JSON = st.recursive(
 @pytest.mark.parametrize("name", NAMES)
 def test_a_module_is_read_back_equal(name: str) -> None:
     cls = module_class(name)
-    module = cls(**{field: value for field, value in NEEDED.items() if field in cls.__dataclass_fields__})
+    blocks = {"TransformerEncoder": EncoderBlock(2, 4), "TransformerDecoder": DecoderBlock(2, 4)}
+    needed = NEEDED | ({"block": blocks[name]} if name in blocks else {})
+    module = cls(**{field: value for field, value in needed.items() if field in cls.__dataclass_fields__})
     assert module_from_json(json.loads(json.dumps(module_to_json(module)))) == module
 
 

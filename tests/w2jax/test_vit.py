@@ -10,6 +10,7 @@ from models import random_variables, run
 from torch_vit import TorchViT, state_dict
 
 from w2jax import ViT
+from w2jax.blocks import Mlp
 from w2jax.vit import AttentionPool, resize_positions, sincos2d_positions
 
 SIZES = {"num_classes": 5, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3, "mlp_dim": 20}
@@ -82,6 +83,9 @@ def test_the_order_of_patches_matters_only_through_positions(options):
         {"pre_logits_dim": 7},
         {"activation": "gelu_tanh", "norm_eps": 1e-3, "attention_scale": 12**-0.5},
         {"remat": True, "scan_layers": True},
+        {"pool": "cls_gap", "num_registers": 2, "head_bias": False},
+        {"activation": "swiglu", "final_norm": False},
+        {"num_registers": 1, "register_positions": True, "distilled": True},
     ],
     ids=str,
 )
@@ -148,6 +152,46 @@ def test_pools_read_the_class_token_or_the_patches(pool, after):
     np.testing.assert_allclose(features, norm(pooled(x)) if after else pooled(norm(x)), rtol=1e-4, atol=1e-5)
 
 
+def test_cls_gap_is_the_class_token_and_then_the_mean_of_the_patches():
+    both = vit(num_classes=0, num_registers=2, pool="cls_gap")
+    variables = init(both)
+    features, _ = run(both, variables, images())
+    for pool, part in (("cls", features[:, :12]), ("gap", features[:, 12:])):
+        np.testing.assert_allclose(run(both.clone(pool=pool), variables, images())[0], part, rtol=1e-5, atol=1e-6)
+
+
+def test_the_logits_of_a_distilled_vit_are_the_mean_of_two_classifiers():
+    """The second classifier reads the first register. Without classes the features are the mean of both tokens."""
+    model = vit(num_registers=1, register_positions=True, distilled=True)
+    variables = init(model)
+    params = dict(variables["params"])
+    second = params.pop("head_distilled")
+    plain = model.clone(distilled=False)
+    of_class, _ = run(plain, {"params": params}, images())
+    tokens, _ = run(plain.clone(num_classes=0), {"params": params}, images())
+    mean, _ = run(model.clone(num_classes=0), {"params": params}, images())
+    of_register = (2 * mean - tokens) @ second["kernel"] + second["bias"]
+    np.testing.assert_allclose(run(model, variables, images())[0], (of_class + of_register) / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_swiglu_is_silu_of_the_first_half_times_the_second_half():
+    x = jax.random.normal(jax.random.key(1), (3, 4))
+    mlp = Mlp(5, activation="swiglu")
+    params = mlp.init(jax.random.key(2), x)["params"]
+    hidden = torch.tensor(np.asarray(x @ params["fc1"]["kernel"]))
+    first, second = hidden.chunk(2, dim=-1)
+    expected = (torch.nn.functional.silu(first) * second).numpy() @ np.asarray(params["fc2"]["kernel"])
+    assert params["fc1"]["kernel"].shape == (4, 10) and params["fc2"]["kernel"].shape == (5, 4)
+    np.testing.assert_allclose(mlp.apply({"params": params}, x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_partial_patches_are_dropped_as_in_torchs_convolution():
+    model = vit(partial_patches="drop")
+    variables = init(model)
+    cut = images(11, 15)
+    np.testing.assert_array_equal(run(model, variables, cut)[0], run(vit(), variables, cut[:, :8, :12])[0])
+
+
 def test_pre_logits_are_the_tanh_of_a_dense_layer_on_the_pooled_features():
     model = vit(num_classes=0, pre_logits_dim=7)
     variables = init(model)
@@ -209,7 +253,10 @@ def test_named_sizes_have_the_published_parameter_counts():
     ("options", "size", "message"),
     [
         ({"drop_path": 1.0}, (8, 12), "drop_path must be at least 0 and below 1, got 1.0"),
-        ({}, (10, 12), "patch_size 4 and an image of 10×12 pixels"),
+        ({}, (10, 12), "patch_size 4 and an image of 10×12 pixels. Resize the images, or set partial_patches to "),
+        ({"partial_patches": "drop"}, (3, 12), "patch_size 4 and an image of 3×12 pixels"),
+        ({"distilled": True}, (8, 12), 'distilled needs pool "cls", at least one register'),
+        ({"class_token": False, "pool": "cls_gap"}, (8, 12), 'class_token must be True for pool "cls_gap"'),
         ({"num_heads": 5}, (8, 12), "got embed_dim 12 and num_heads 5"),
         ({"class_token": False}, (8, 12), "class_token"),
         (

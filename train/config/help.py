@@ -41,7 +41,9 @@ def _presets(presets: Mapping[str, Preset]) -> list[str]:
     rows = [("PRESET", "data", "steps × batch", "description*")]
     for name, preset in presets.items():
         config, about = preset.config, preset.about
-        length = f"{config.run.steps:,} × {config.run.batch_size:,}"
+        run = config.run
+        length = f"{run.steps:,}" if run.epochs is None else f"{run.epochs:g} epochs"
+        length += f" × {run.batch_size:,}"
         rows.append((name + " (default)" * (name == "sample"), config.data.name, length, about))
     names, data, lengths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
     table = [f"{name:{names}}  {of:{data}}  {length:>{lengths}}  {about}" for name, of, length, about in rows]

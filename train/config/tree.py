@@ -61,4 +61,4 @@ def _build(kind: Any, value: Any) -> Any:
             return module_from_json(value)
         hints = get_type_hints(kind)
         return kind(**{name: _build(hints[name], part) for name, part in value.items()})
-    return tuple(value) if get_origin(kind) is tuple else value
+    return tuple(value) if isinstance(value, list) else value  # JSON has no tuples, and options are never lists.

@@ -97,16 +97,16 @@ def mixup(
 def rand_augment(
     key: Key[Array, ""], image: Float[Array, "h w C"], count: int, magnitude: float
 ) -> Float[Array, "h w C"]:
-    """Applies `count` random colour or geometry operations (after Cubuk et al. 2020, "RandAugment")."""
+    """Applies `count` random color or geometry operations (after Cubuk et al. 2020, "RandAugment")."""
     image = rearrange(image, "h w c -> c h w")  # Long contiguous rows use a CPU's vector units well.
     for each in jax.random.split(key, count):
         choice, sign_key = jax.random.split(each)
-        index = jax.random.randint(choice, (), 0, len(_COLOUR) + len(_GEOMETRY))
+        index = jax.random.randint(choice, (), 0, len(_COLOR) + len(_GEOMETRY))
         strength = magnitude * jax.random.rademacher(sign_key, (), jnp.float32)
-        # Under vmap, a switch computes every branch. So XLA fuses the colour operations into one pass, and all geometry
+        # Under vmap, a switch computes every branch. So XLA fuses the color operations into one pass, and all geometry
         # operations share the single function `three_shears`.
-        image = jax.lax.switch(jnp.minimum(index, len(_COLOUR)), [*_COLOUR, lambda x, s: x], image, strength)
-        kind = jnp.maximum(index - len(_COLOUR) + 1, 0)
+        image = jax.lax.switch(jnp.minimum(index, len(_COLOR)), [*_COLOR, lambda x, s: x], image, strength)
+        kind = jnp.maximum(index - len(_COLOR) + 1, 0)
         slants = jax.lax.switch(kind, [lambda s, shape: jnp.zeros(5), *_GEOMETRY], strength, image.shape[1:])
         image = three_shears(image, slants, magnitude)
     return rearrange(image, "c h w -> h w c")
@@ -205,7 +205,7 @@ def _autocontrast(image, strength):
     return jnp.where(high > low, (image - low) / jnp.where(high > low, high - low, 1), image)
 
 
-_COLOUR = [
+_COLOR = [
     lambda image, strength: jnp.clip(image * (1 + strength), 0, 1),  # brightness
     _contrast,
     _saturation,

@@ -1,13 +1,14 @@
 """Makes batches as a pure function of (seed, step), so a run can resume from the step number alone."""
 
 from collections.abc import Callable, Generator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from train.data.prefetch import Batch, MakeBatch, prefetch
-from train.data.source import Source, StreamingSource
+from train.data.source import Source, StreamingSource, tell_converted
 
 
 def batches(
@@ -104,7 +105,12 @@ def _make_batches(
     source: Source, make: MakeBatch, rows: np.ndarray, steps: range, workers: int
 ) -> Generator[Batch, None, None]:
     """Yields the batches in order. They are made in this process, or ahead of time by worker processes."""
-    if not workers or not isinstance(source, StreamingSource):
-        yield from (make(step, rows) for step in steps)
-        return
-    yield from prefetch(make, rows, source.image_shape, steps, workers)
+    if workers and isinstance(source, StreamingSource):
+        made = prefetch(make, rows, source.image_shape, steps, workers)
+    else:
+        made = (make(step, rows) for step in steps)
+    with closing(made):
+        for batch in made:
+            if batch.pop("converted", np.zeros(1, bool)).any():
+                tell_converted(source, "at least one image was")
+            yield batch

@@ -6,7 +6,8 @@ Box = tuple[float, float, float, float]
 
 _TRIES = 10
 _STRETCH = 4 / 3  # Largest factor between the aspect ratio of a random box and the aspect ratio of the target.
-_CENTRAL = 0.875
+CENTRAL = 0.875
+"""Side of a central box, as a fraction of the largest one."""
 
 UNIFORMS_PER_BOX = 2 + 2 * _TRIES
 """Number of uniform random numbers that determine a random box."""
@@ -14,7 +15,7 @@ UNIFORMS_PER_BOX = 2 + 2 * _TRIES
 
 def central_box(width: int, height: int, size: tuple[int, int]) -> Box:
     """Returns the central box with the aspect ratio of `size` (h, w), scaled to 0.875 of the largest such box."""
-    scale = _CENTRAL * min(height / size[0], width / size[1])
+    scale = CENTRAL * min(height / size[0], width / size[1])
     high, wide = size[0] * scale, size[1] * scale
     left, top = (width - wide) / 2, (height - high) / 2
     return left, top, left + wide, top + high

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from train.data.decode import MAX_PIXELS, MODES
 from train.data.locate import data_dir, locate_dataset, rewrite_hint
 from train.process.errors import UserError
-from w2jax.text import one_line, shorten
+from w2jax.text import count_of, one_line, shorten
 
 _FILE_WORD = re.compile(r"\w[\w.-]*", re.ASCII)
 # No path separators, so the file cannot be outside the dataset's folder. No format options.
@@ -90,7 +91,7 @@ def read_dataset_info(name: str, directory: str | None) -> DatasetInfo:
                 f"got {_excerpt(kinds)}."
             )
         features = tree.features_dict.features
-        image_shape, classes = _image_shape(features["image"].image), features["label"].class_label.num_classes
+        image_shape, classes = _image_shape(name, features["image"].image), features["label"].class_label.num_classes
         if not 1 <= classes <= _MAX_CLASSES:
             raise ValueError(f"the number of classes must be from 1 to {_MAX_CLASSES:,}, got {classes}")
     with _file_errors(name, folder / "label.labels.txt") as file:
@@ -118,10 +119,10 @@ def _parse(file: Path, message: Any) -> Any:
     """Fills a protobuf message from the JSON object in `file`. Fields that are not in the schema are ignored."""
     from google.protobuf import json_format
 
-    from w2jax.files import json_object
+    from w2jax.files import read_json
 
     try:
-        return json_format.ParseDict(json_object(file.name, file.read_bytes()), message, ignore_unknown_fields=True)
+        return json_format.ParseDict(read_json(file), message, ignore_unknown_fields=True)
     except json_format.ParseError as error:
         raise ValueError(str(error)) from error
 
@@ -136,24 +137,31 @@ def _shards(split: Any) -> Shards:
     return Shards(lengths, template)
 
 
-def _image_shape(image: Any) -> tuple[int | None, int | None, int]:
+def _image_shape(name: str, image: Any) -> tuple[int | None, int | None, int]:
     """Returns (h, w, C) of an ImageFeature message; h and w are None if images differ in size."""
     dtype, sizes = image.dtype or "uint8", list(image.shape.dimensions)
-    if dtype != "uint8" or len(sizes) != 3 or sizes[2] not in MODES:
-        raise ValueError(f"images must be uint8 with 1, 3 or 4 channels, got {dtype!r} of shape {sizes}")
+    if len(sizes) != 3:
+        raise ValueError(f"images must have 3 dimensions, got the shape {sizes}")
     height, width, channels = sizes
+    if dtype != "uint8" or channels not in MODES:
+        found = "any number of channels" if channels < 0 else count_of(channels, "channel")
+        raise UserError(
+            f"dataset {name} must have uint8 images with 1 (gray), 3 (RGB) or 4 (RGBA) channels, got {_excerpt(dtype)} "
+            f"and {found}. Convert the images to 8-bit gray or RGB, "
+            "and write the dataset again or run `python -m train.prepare folder`."
+        )
     if 0 in sizes or max(height, 1) * max(width, 1) > MAX_PIXELS:
         raise ValueError(f"images must have 1 to {MAX_PIXELS:,} pixels, got {height} x {width}")
     return None if height < 0 else height, None if width < 0 else width, channels
 
 
 def _label_names(file: Path, classes: int) -> list[str]:
-    """Reads one name per line. If there is no file, the names are numbers."""
+    """Reads one name per line, in Unicode's NFC form. If there is no file, the names are numbers."""
     try:
-        lines = file.read_text("utf-8").split("\n")
+        lines = file.read_text("utf-8-sig").split("\n")
     except FileNotFoundError:
         return _numbers(classes)
-    names = [line.strip() for line in lines if line.strip()]
+    names = [normalize("NFC", line.strip()) for line in lines if line.strip()]
     if len(names) != classes or len(set(names)) != classes:
         raise ValueError(f"the file must have {classes} lines with different label names, got {len(set(names))}")
     return names

@@ -1,7 +1,6 @@
 """Caches decoded splits on disk, because decoding takes most of the time when a split is opened again."""
 
 import hashlib
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -11,11 +10,13 @@ from typing import Any
 import numpy as np
 import PIL
 
+from train.process.home import user_cache
 from w2jax.convert.files.npz import read_npz
 from w2jax.files import write_files_atomic
 
 _MIN_SECONDS = 0.3  # Splits that decode faster are not cached.
 _MAX_BYTES = 4 * 2**30  # Limit of the whole cache.
+_NAMES = ("image", "label", "converted")
 _FORMAT = 1  # Increase this number when `decode` returns different values for the same file.
 
 
@@ -30,15 +31,17 @@ def cached(files: Sequence[Any], settings: Any, shape: Sequence[int], decode: Ca
         files: TFDS's file instructions for the split.
         settings: everything else that the decoded values depend on.
         shape: shape of the images, [N, h, w, C].
-        decode: function that returns "image" (uint8 of that shape) and "label" (int32 [N]).
+        decode: function that returns "image" (uint8 of that shape), "label" (int32 [N]) and "converted" (an int, the
+            number of converted images).
     """
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "w2jax" / "decoded"
-    path = folder / f"{_fingerprint(files, settings)}.npz"
+    cache = user_cache()
+    if cache is None:
+        return decode()
+    path = cache / "decoded" / f"{_fingerprint(files, settings)}.npz"
     with suppress(OSError, ValueError, KeyError):
         arrays, _ = read_npz(path)
-        image, label = arrays["image"], arrays["label"]
-        if (image.shape, label.shape) == (tuple(shape), tuple(shape[:1])):
-            split = {"image": image.read(), "label": label.read()}
+        if tuple(arrays[name].shape for name in _NAMES) == (tuple(shape), tuple(shape[:1]), ()):
+            split = {name: arrays[name].read() for name in _NAMES}
             path.touch()
             return split
     started = time.perf_counter()
@@ -59,7 +62,8 @@ def _fingerprint(files: Sequence[Any], settings: Any) -> str:
 
 
 def _store(path: Path, split: Mapping[str, np.ndarray]) -> None:
-    write_files_atomic({path: lambda file: np.savez(file, image=split["image"], label=split["label"])})
+    arrays = {name: split[name] for name in _NAMES}
+    write_files_atomic({path: lambda file: np.savez(file, allow_pickle=False, **arrays)})
     total = 0
     for entry in sorted(path.parent.iterdir(), key=lambda entry: entry.stat().st_mtime, reverse=True):
         total += entry.stat().st_size

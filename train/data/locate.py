@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from pathlib import Path
 
 from train.process.errors import UserError
@@ -17,8 +18,19 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+", re.ASCII)
 
 
 def data_dir(directory: str | None) -> Path:
-    """Returns the folder of prepared datasets: `directory`, or $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    return Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """Returns the folder of prepared datasets: `directory`, or $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+
+    Raises:
+        UserError: it begins with "~" and there is no such home, as for the user of some containers.
+    """
+    folder = Path(directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    try:
+        return folder.expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"the folder of datasets is {folder}, but this user has no such home. Pass --data.dir (or --data-dir for "
+            "train.prepare), or set the environment variable TFDS_DATA_DIR"
+        ) from None
 
 
 def locate_dataset(name: str, directory: str | None = None) -> Path:
@@ -33,9 +45,11 @@ def locate_dataset(name: str, directory: str | None = None) -> Path:
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"--data.name must be a dataset's name such as mnist or name/config, got {name!r}.")
+    bundled = prepared_versions(_BUNDLED / name)
+    if bundled and directory is None:
+        return bundled[-1]
     root = data_dir(directory)
-    bundled = prepared_versions(_BUNDLED / name) if directory is None or root.is_dir() else []
-    versions = bundled or prepared_versions(root / name)
+    versions = (bundled if root.is_dir() else []) or prepared_versions(root / name)
     if not versions:
         raise UserError(_not_found(name, root))
     return versions[-1]
@@ -49,7 +63,12 @@ def prepared_versions(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise UserError(f"--data.dir: {folder} cannot be read ({error.strerror}). Pass another folder.") from error
-    return sorted(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+    return sorted(versions, key=lambda path: version_numbers(path.name))
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """Returns the numbers of a version such as 3.0.1, so that versions can be compared."""
+    return tuple(map(int, version.split(".")))
 
 
 def _prepared_names(folder: Path) -> list[str]:
@@ -85,8 +104,12 @@ def _not_found(name: str, root: Path) -> str:
 
 def prepare_command(name: str, root: Path, *options: str) -> str:
     """Returns the shell command that prepares a dataset in `root`."""
-    place = () if root == data_dir(None) else ("--data-dir", str(root))
-    return " ".join(("python -m train.prepare", name, *place, *options))
+    try:
+        is_default = root == data_dir(None)
+    except UserError:
+        is_default = False
+    place = () if is_default else ("--data-dir", str(root))
+    return shlex.join(("python", "-m", "train.prepare", name, *place, *options))
 
 
 def rewrite_hint(name: str, root: Path) -> str:

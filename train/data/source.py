@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from train.data.crops import UNIFORMS_PER_BOX, central_box, random_box
-from train.data.decode import decode
+from train.data.decode import MODES, decode
 from train.process.errors import UserError
+from w2jax.image_spec import ImageSpec, Interpolation
+from w2jax.text import printable
 
 if TYPE_CHECKING:
     from train.data.records import Records
@@ -21,6 +23,20 @@ def _no_other_splits(split: str) -> "Source":
         f"a source must have open_split to open split {split!r}, got one without it. "
         "Make the source with `open_source`, or set its field open_split."
     )
+
+
+_TOLD: set[tuple[str, str]] = set()
+
+
+def tell_converted(source: "Source", which: str) -> None:
+    """Prints that the images `which` of a split were converted. Only the first call for a split prints."""
+    if (source.split, source.fingerprint) not in _TOLD:
+        _TOLD.add((source.split, source.fingerprint))
+        mode = MODES[source.image_shape[-1]]
+        dropped = "" if mode == "RGBA" else " without transparency"
+        print(
+            printable(f"dataset {source.name}, split {source.split}: {which} converted to {mode}{dropped}"), flush=True
+        )
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,8 @@ class Source(ABC):
     """label_names[k] is the name of label k."""
     open_split: Callable[[str], "Source"] = field(default=_no_other_splits, kw_only=True, repr=False)
     """Opens another split of the same dataset, for evaluation. An abstract source opens another abstract source."""
+    fingerprint: str = field(default="", kw_only=True)
+    """Changes if the files of the split change; "" for a source without files."""
 
     @property
     def uniforms_per_example(self) -> int:
@@ -61,6 +79,10 @@ class Source(ABC):
         Raises:
             UserError: a record is damaged or does not match the dataset's metadata. The message gives its number.
         """
+
+    def gather_labels(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the labels of the examples at `indices` as int32 [n]. A subclass may do so without their images."""
+        return self.gather(indices)["label"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +128,10 @@ class StreamingSource(Source):
     """Smallest fraction of an image's area in a random crop; None: no crops, the whole image is resized."""
     train: bool = False
     """Whether `batches` uses random crops."""
+    interpolation: Interpolation = "bilinear"
+    """The method of resizing."""
+    spec: ImageSpec | None = None
+    """How images without a random crop are resized and cut; None: as `resize` and `crop` say."""
 
     @property
     def uniforms_per_example(self) -> int:
@@ -115,25 +141,31 @@ class StreamingSource(Source):
         return len(self.records)
 
     def gather(self, indices: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """See `Source.gather`. "converted" (bool [n]) says which images lost colors, transparency or bits."""
         images = np.empty((len(indices), *self.image_shape), np.uint8)
-        labels = np.empty(len(indices), np.int32)
+        labels, converted = np.empty(len(indices), np.int32), np.empty(len(indices), bool)
         for row, (index, record) in enumerate(zip(indices, self.records.read(indices.tolist()), strict=True)):
-            images[row] = self._decode(record.image, index, None if uniforms is None else uniforms[row])
-            if not 0 <= record.label < self.num_classes:
-                raise UserError(
-                    f"{self._record_name(index)}: the label must be in 0..{self.num_classes - 1}, got {record.label}."
-                )
-            labels[row] = record.label
-        return {"image": images, "label": labels}
+            images[row], converted[row] = self._decode(record.image, index, None if uniforms is None else uniforms[row])
+            labels[row] = self._checked_label(record.label, index)
+        return {"image": images, "label": labels, "converted": converted}
 
-    def _decode(self, encoded: bytes, index: int, uniforms: np.ndarray | None) -> np.ndarray:
-        size, crop, crop_box = self.resize, self.crop, None
+    def gather_labels(self, indices: np.ndarray) -> np.ndarray:
+        records = zip(indices, self.records.read(indices.tolist()), strict=True)
+        return np.array([self._checked_label(record.label, index) for index, record in records], np.int32)
+
+    def _checked_label(self, label: int, index: int) -> int:
+        if not 0 <= label < self.num_classes:
+            raise UserError(f"{self._record_name(index)}: the label must be in 0..{self.num_classes - 1}, got {label}.")
+        return label
+
+    def _decode(self, encoded: bytes, index: int, uniforms: np.ndarray | None) -> tuple[np.ndarray, bool]:
+        size, crop, crop_box, spec = self.resize, self.crop, None, self.spec
         if size is not None and crop is not None:
             crop_box = partial(central_box, size=size)
             if uniforms is not None:
-                crop_box = partial(random_box, size=size, min_area=crop, uniforms=uniforms)
+                crop_box, spec = partial(random_box, size=size, min_area=crop, uniforms=uniforms), None
         try:
-            image = decode(encoded, self.image_shape[-1], size, crop_box)
+            image, is_converted = decode(encoded, self.image_shape[-1], size, crop_box, self.interpolation, spec)
         except ValueError as error:
             raise UserError(f"{self._record_name(index)} {error}.") from error
         if image.shape != self.image_shape:
@@ -141,7 +173,7 @@ class StreamingSource(Source):
                 f"{self._record_name(index)}: the image must have shape {self.image_shape}, got {image.shape}. "
                 "Set --data.image-size to resize all images."
             )
-        return image
+        return image, is_converted
 
     def _record_name(self, index: int) -> str:
         return f"dataset {self.name}, split {self.split}, record {index}"

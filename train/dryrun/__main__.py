@@ -28,15 +28,18 @@ from rich.console import Console
 
 from configs.base import Config
 from train.config.checks import batch_unit, check_batch, check_ranges
-from train.config.cli import one_line_errors, parse, run_main
+from train.config.cli import one_line_errors, parse, preset_of, run_main
+from train.config.flags import flags_of, without_values
 from train.config.options import model_flags
-from train.config.tasks import check_task
+from train.config.tasks import check_task, task_presets
 from train.data import Source, abstract_source
 from train.dryrun.report import Report, measure, show
 from train.dryrun.target import FORMS, GIB, Target, open_target
+from train.engine.setup import with_steps
 from train.engine.sharding import batch_parts, make_mesh
 from train.process.errors import UserError, as_user_error
 from train.process.setup import silence_libraries
+from train.run.atomic import write_atomic
 from train.task import Task
 from w2jax.text import format_bytes
 
@@ -69,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with one_line_errors():
         options, rest = tyro.cli(
             Options,
-            args=rest,
+            args=without_values(rest, flags_of(Options), False),
             prog=f"python -m train.dryrun {task} [PRESET]",
             description=f"{Options.__doc__}\n\nOptions of the task: see python -m train.{task} --help.\n\n"
             f"Examples of topologies: {FORMS}.",
@@ -90,11 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True, stderr=options.json == "-")
     run = DryRun(config, make_task, target, limit, console)
     report = run.search() if options.search else run.once(config.run.batch_size)
-    report = {"task": task, "preset": preset_of(rest), **report}
+    report = {"task": task, "preset": preset_of(rest, task_presets(task)), **report}
     show(report, console)
     if options.json is not None:
         text = json.dumps(report, indent=2)
-        print(text) if options.json == "-" else Path(options.json).write_text(text + "\n")
+        print(text) if options.json == "-" else write_atomic(Path(options.json), text + "\n")
     return 0 if report["fits"] else 1
 
 
@@ -103,10 +106,6 @@ def read_task(name: str, arguments: Sequence[str]) -> tuple[Config, Callable[...
     module = importlib.import_module(f"train.{name}")
     resolve = {"resolve": module.resolve} if hasattr(module, "resolve") else {}
     return parse(name, module.PRESETS, arguments, **resolve), module.make_task
-
-
-def preset_of(arguments: Sequence[str]) -> str:
-    return arguments[0] if arguments and not arguments[0].startswith("-") else "sample"
 
 
 class DryRun:
@@ -129,6 +128,7 @@ class DryRun:
     def once(self, batch_size: int) -> Report:
         """Compiles the step for this batch size and returns the report."""
         config = replace(self.config, run=replace(self.config.run, batch_size=batch_size))
+        config = with_steps(config, len(self.source))
         patience = " (a minute or more)" if self.target.chip else ""
         self.console.print(f"compiling for {self.target.name}, batch size {batch_size:,} ...{patience}", markup=False)
         with as_user_error(model_flags(config)):

@@ -6,6 +6,7 @@ With one step per call, each batch comes from the host. With several, the traini
 from collections.abc import Generator
 from contextlib import closing
 
+import jax
 import numpy as np
 
 from train.data import batches, example_order
@@ -18,15 +19,21 @@ have a row for each step of a full call. If the call is shorter, its last rows a
 
 
 def train_calls(setup: Setup, state: State, done: int) -> Generator[Call]:
-    """Runs the steps after step `done`, where the state is `state`. Each yielded state is valid until the next call."""
-    if done == setup.config.run.steps:
-        return  # Nothing needs to be compiled.
-    yield from (_single_steps if setup.config.run.steps_per_call == 1 else _several_steps)(setup, state, done)
+    """Compiles the training step, and returns a generator that runs the steps after step `done`.
 
-
-def _single_steps(setup: Setup, state: State, done: int) -> Generator[Call]:
+    `state` is the state after step `done`. Each yielded state is valid until the next call.
+    """
     run, program = setup.config.run, setup.program
-    train_step, rows = program.lowered_step.compile(), program.rows(run.batch_size)
+    if done == run.steps:
+        return (call for call in ())  # Nothing needs to be compiled.
+    if run.steps_per_call == 1:
+        return _single_steps(setup, program.lowered_step.compile(), state, done)
+    return _several_steps(setup, program.lower_many(run.steps_per_call).compile(), state, done)
+
+
+def _single_steps(setup: Setup, train_step: jax.stages.Compiled, state: State, done: int) -> Generator[Call]:
+    run, program = setup.config.run, setup.program
+    rows = program.rows(run.batch_size)
     workers = setup.config.data.workers
     with closing(batches(setup.source, run.batch_size, run.seed, done, run.steps, rows, workers)) as feed:
         for step, batch in enumerate(feed, done + 1):
@@ -34,10 +41,9 @@ def _single_steps(setup: Setup, state: State, done: int) -> Generator[Call]:
             yield state, step, 1, metrics
 
 
-def _several_steps(setup: Setup, state: State, done: int) -> Generator[Call]:
+def _several_steps(setup: Setup, train_steps: jax.stages.Compiled, state: State, done: int) -> Generator[Call]:
     run, program, source = setup.config.run, setup.program, setup.source
     most = run.steps_per_call
-    train_steps = program.lower_many(most).compile()
     examples = source.gather(np.arange(len(source)))
     images, labels = (program.replicate(examples[name]) for name in ("image", "label"))
     order = example_order(len(source), run.batch_size, run.seed)

@@ -5,7 +5,9 @@ The latest two checkpoints and the best one are kept. A damaged checkpoint is mo
 checkpoint before it is used.
 """
 
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -18,14 +20,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from train.engine.save_errors import reporting
 from train.process.distributed import barrier, is_main_process
 from train.process.errors import RunStopped, UserError
 from train.run.manifest import VERSION, checkpoint_steps, damage, has_manifest, write_manifest
-from train.task import State, named_leaves
+from train.task import State, array_differences
+from w2jax.text import first_few, one_line, shorten
 
 # Orbax divides a replicated array among the devices that write it, into parts of at least this many bytes. Without this
 # limit orbax would divide small arrays too, and JAX would compile a program for each shape.
 _LEAST_PART = 2**20
+_TIMEOUT = 1200  # seconds
+_YEARS = 3 * 10**9  # seconds, 95 years; Python's threads wait for at most 292 years
 
 
 class Checkpoints:
@@ -50,6 +56,8 @@ class Checkpoints:
         self._saving: int | None = None
         """The step of the save in progress."""
         self._abandoned = False
+        self._reported: BaseException | None = None
+        """The first error of a save that this process has not raised yet."""
         if is_main_process():
             self._put_damaged_aside()
         barrier("checkpoints")
@@ -57,14 +65,19 @@ class Checkpoints:
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
-        async_options = ocp.options.AsyncOptions(post_finalization_callback=self._list_files)
+        # Orbax measures the timeout of a save with the clock, which someone may set meanwhile. Only several processes
+        # need a timeout, because they wait for each other.
+        timeout = _YEARS if jax.process_count() == 1 else _TIMEOUT
+        async_options = ocp.options.AsyncOptions(timeout_secs=timeout, post_finalization_callback=self._list_files)
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, async_options=async_options)
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=_LEAST_PART)
         # Orbax's global registry is shared by the whole process, so the handler gets a separate one.
         numpy = ocp.type_handlers.NumpyHandler()  # restores a state whose shapes have no shardings
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays), (np.ndarray, numpy))
-        state = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
-        handlers = {"state": state, "progress": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "state": reporting(ocp.PyTreeCheckpointHandler(type_handler_registry=registry), self._report),
+            "progress": reporting(ocp.JsonCheckpointHandler(), self._report),
+        }
         return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
     def save(
@@ -79,14 +92,14 @@ class Checkpoints:
         self._remove_leftovers()
         progress = deepcopy(progress) | {"version": VERSION}  # A thread of orbax writes it later.
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(state), progress=ocp.args.JsonSave(progress))
-        self._saving = step
+        self._saving, self._reported = step, None
         with self._ended_by_errors():
             before()
             self._manager.save(step, args=items, force=True)
 
     def failure(self, wait: bool = False) -> RunStopped | None:
         """Returns the error of a failed save, once; else None. With `wait`, waits for a save in progress."""
-        if wait or not self._manager.is_saving_in_progress():
+        if wait or self._reported is not None or not self._manager.is_saving_in_progress():
             self._wait()
         failure, self._failure = self._failure, None
         return failure
@@ -106,6 +119,10 @@ class Checkpoints:
         if self._saving is None:
             return
         with self._ended_by_errors():
+            while jax.process_count() > 1 and self._manager.is_saving_in_progress():
+                if self._reported is not None:  # The other processes wait for the files of this one.
+                    raise self._reported
+                time.sleep(0.01)
             self._manager.wait_until_finished()
             if is_main_process():
                 write_manifest(self._folder / str(self._saving), finished=True)
@@ -123,11 +140,15 @@ class Checkpoints:
             raise
 
     def _fail(self, error: Exception) -> None:
-        # tensorstore's long message ends with the error of the operating system.
-        reason = getattr(error, "strerror", None) or str(error).rsplit(": ", 1)[-1].split(" [os_error_code")[0]
-        self._failure = RunStopped(f"could not write the checkpoint of step {self._saving} to {self._folder}: {reason}")
-        self._saving = None
-        with suppress(OSError, ValueError):  # A thread may raise the same error again.
+        what = f"could not write the checkpoint of step {self._saving} to {self._folder}"
+        self._failure = RunStopped(f"{what}: {_reason(error)}")
+        self._saving = self._reported = None
+        # To close the manager, several processes would wait for each other. A new manager would create the run folder
+        # again if someone has moved it. In both cases the run ends.
+        if jax.process_count() > 1 or not self._folder.parent.is_dir():
+            self.abandon()
+            return
+        with suppress(OSError, ValueError, RuntimeError):  # A thread may raise the same error again.
             self._manager.close()
         self._remove_leftovers()
         # The old manager counts older checkpoints as deleted, and would raise this error again.
@@ -150,7 +171,14 @@ class Checkpoints:
             raise RuntimeError("the save was abandoned")
         if is_main_process():
             for folder in self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-                write_manifest(folder, finished=False)
+                try:
+                    write_manifest(folder, finished=False)
+                except OSError as error:
+                    self._report(error)
+                    raise
+
+    def _report(self, error: BaseException) -> None:
+        self._reported = self._reported or error
 
     def latest_step(self) -> int | None:
         """Returns the last step with a complete checkpoint, or None. Waits for a save in progress."""
@@ -161,20 +189,32 @@ class Checkpoints:
         """Returns the state and progress saved at `step`. `like` gives the shapes, dtypes and shardings.
 
         Raises:
-            UserError: if the arrays of the checkpoint differ from `like`. The message lists the differences.
+            UserError: if the arrays of the checkpoint differ from `like`, or its files cannot be read although their
+                checksums are right. The message lists the differences.
         """
-        differences = _differences(self._manager.item_metadata(step)["state"].tree, like)
-        if differences:
-            more = f" and {len(differences) - 6} more" if len(differences) > 6 else ""
+        try:
+            differences = array_differences(self._manager.item_metadata(step)["state"].tree, like)
+        except Exception as error:  # For wrong content, orbax may raise any exception.
+            raise self._unreadable(step, error) from error
+        if differences is not None:
             raise UserError(
-                f"the checkpoint {self._folder / str(step)} does not match this model and optimizer: "
-                f"{'; '.join(differences[:6])}{more}. Use the version of the code that saved it, or choose another "
-                "--run.dir"
+                f"the checkpoint {self._folder / str(step)} does not match this model and optimizer: {differences}. "
+                "Use the version of the code that saved it, or choose another --run.dir"
             )
         arrays = ocp.args.PyTreeRestore(like, restore_args=ocp.checkpoint_utils.construct_restore_args(like))
         items = ocp.args.Composite(state=arrays, progress=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:
+            raise self._unreadable(step, error) from error
         return restored["state"], restored["progress"]
+
+    def _unreadable(self, step: int, error: Exception) -> UserError:
+        reason = shorten(one_line(str(error) or type(error).__name__), 300)
+        return UserError(
+            f"cannot read the checkpoint {self._folder / str(step)}: {reason}. If its files are damaged, move it to "
+            "another folder, and the run resumes from the checkpoint before it"
+        )
 
     def _put_damaged_aside(self) -> None:
         damaged: dict[int, str] = {}
@@ -191,7 +231,7 @@ class Checkpoints:
             damaged[step] = fault
         else:
             if damaged:
-                faults = "; ".join(f"step {step}: {fault}" for step, fault in damaged.items())
+                faults = first_few([f"step {step}: {fault}" for step, fault in damaged.items()], "; ")
                 raise RunStopped(
                     f"every checkpoint in {self._folder} is damaged ({faults}). No file was changed. Restore the files "
                     "from a backup, or start a new run in another --run.dir"
@@ -226,22 +266,12 @@ class _LatestAndBest(preservation_policy.PreservationPolicy):
         return [step in preserved for step in steps]
 
 
-def _differences(saved: Any, like: State) -> list[str]:
-    """Describes each array that differs between a checkpoint and a state."""
-
-    def arrays(tree: Any) -> dict[str, str]:
-        return {
-            name: f"{leaf.dtype} [{', '.join(map(str, leaf.shape))}]"
-            for name, leaf in named_leaves(tree).items()
-            if hasattr(leaf, "shape")
-        }
-
-    theirs, ours = arrays(saved), arrays(like)
-    return [
-        f"{name} must be {ours.get(name, 'absent')}, got {theirs.get(name, 'none')}"
-        for name in sorted(theirs.keys() | ours.keys(), key=lambda name: (not name.startswith("params/"), name))
-        if theirs.get(name) != ours.get(name)
-    ]
+def _reason(error: Exception) -> str:
+    """Returns the error of the operating system, which is a part of tensorstore's long messages."""
+    if (reason := getattr(error, "strerror", None)) is not None:
+        return reason
+    found = re.search(r"([^:]+) \[os_error_code", str(error))
+    return found[1].strip() if found else shorten(one_line(str(error)), 200)
 
 
 def _unused(path: Path) -> Path:

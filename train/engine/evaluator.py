@@ -12,7 +12,7 @@ import numpy as np
 from train.data import eval_batches
 from train.engine.setup import Setup
 from train.engine.step import nonfinite_leaves
-from train.report.mistakes import Predictions
+from train.report.mistakes import Predictions, balanced_accuracy, confusion_matrix
 from train.task import Batch, Picture, State, Task, named_leaves
 
 
@@ -36,7 +36,7 @@ class Evaluator:
         self._figures = program.jit(task.figures, program.replicated, compiler_options=once)
 
     def evaluate(self, state: State, is_last: bool = False) -> Evaluation:
-        """Returns the mean metrics over the whole test split, and the predictions of a classifier.
+        """Returns the metrics of the whole test split, and the predictions of a classifier.
 
         With `is_last` the metrics include `Task.final_metrics`.
         """
@@ -50,7 +50,9 @@ class Evaluator:
             return Evaluation(metrics, None)
         labels, predicted, probability = map(np.concatenate, zip(*predictions, strict=True))
         is_real = predicted >= 0
-        return Evaluation(metrics, Predictions(*(x[is_real] for x in (labels, predicted, probability))))
+        made = Predictions(*(x[is_real] for x in (labels, predicted, probability)))
+        metrics["balanced_accuracy"] = balanced_accuracy(confusion_matrix(made, setup.test_source.num_classes))
+        return Evaluation(metrics, made)
 
     def figures(self, state: State) -> Mapping[str, Picture]:
         """Returns the pictures of the report, as arrays on the host."""

@@ -3,6 +3,7 @@
 The loop uses only the task, so a new model needs no change here.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -17,15 +18,17 @@ from train.engine.evaluator import Evaluator
 from train.engine.placement import show_placement
 from train.engine.publisher import Publisher
 from train.engine.setup import MakeTask, Setup, set_up
+from train.loggers.jsonl import checksum
 from train.loggers.trackers import Trackers
-from train.loggers.window import FINITE_REMEDY, MetricWindow, check_finite_metrics, first_few
+from train.loggers.window import FINITE_REMEDY, MetricWindow, check_finite_metrics
 from train.process.distributed import barrier, is_main_process
-from train.process.errors import Interrupted, RunStopped, cannot_write
+from train.process.errors import Interrupted, RunStopped, UserError
 from train.process.signals import DeferredSignals
 from train.report.mistakes import Predictions
 from train.run.files import RENAMED_METRICS
-from train.run.folder import RunFolder
+from train.run.folder import ImageInfo, RunFolder
 from train.task import InitialParams, State, named_leaves
+from w2jax.text import first_few, one_line, shorten
 
 
 @dataclass
@@ -38,10 +41,16 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     """Sums of the metrics over the `count` steps since the last training row of metrics.jsonl."""
     count: int = 0
+    skipped_in_a_row: int = 0
+    """Number of skipped steps in a row up to `done` (`--run.on-nonfinite skip`)."""
     seconds: float = 0.0
     """Wall time of earlier processes."""
     lines: int = 0
     """Number of rows in metrics.jsonl when the checkpoint was saved."""
+    checksum: str | None = None
+    """SHA-256 of these rows; None in a new run, and if an older version saved the checkpoint."""
+    scores: dict[int, float] = field(default_factory=dict)
+    """The metric that decides the best checkpoint, at each evaluated step up to the checkpoint."""
     devices: str | None = None
     """The devices of the process that saved the checkpoint; None in a new run."""
 
@@ -59,6 +68,7 @@ def fit(config: Config, make_task: MakeTask) -> State | None:
         Interrupted: if a signal ended the run. The completed steps are saved.
     """
     setup, initial = set_up(config, make_task)
+    config = setup.config  # with the number of steps
     if config.mesh.show:
         if is_main_process():
             show_placement(setup.program.state_shapes)
@@ -70,8 +80,10 @@ def fit(config: Config, make_task: MakeTask) -> State | None:
         Checkpoints(folder.checkpoints, setup.task.best_mode) as checkpoints,
         _what_is_saved(folder, checkpoints, signals),
     ):
-        folder.write_image_info(setup.source.image_shape, setup.source.label_names)
-        folder.write_task_info(setup.task.best, setup.task.best_mode, setup.task.metric_descriptions)
+        images = ImageInfo(setup.source.image_shape, list(setup.source.label_names))
+        folder.record_data(images, {"train": setup.source.fingerprint, "test": setup.test_source.fingerprint})
+        adapted = None if initial is None else initial.adapted
+        folder.write_task_info(setup.task.best, setup.task.best_mode, setup.task.metric_descriptions, adapted)
         progress, evaluator = start_or_resume(setup, initial, checkpoints), Evaluator(setup)
         note = None if initial is None else initial.note
         del initial  # Its parameters may be as large as the model.
@@ -88,13 +100,41 @@ def start_or_resume(setup: Setup, initial: InitialParams | None, checkpoints: Ch
     program = setup.program
     if (done := checkpoints.latest_step()) is not None:
         state, saved = checkpoints.restore(done, program.state_shapes)
-        sums = {RENAMED_METRICS.get(str(name), str(name)): value for name, value in saved["sums"].items()}
-        lines, devices = saved.get("lines", 0), saved.get("devices")
-        return Progress(state, done, sums, saved["count"], saved["seconds"], lines, devices)
+        if done > setup.config.run.steps:
+            raise UserError(
+                f"--run.steps must be at least {done}, the step of the last checkpoint, got {setup.config.run.steps}. "
+                "Choose another --run.dir"
+            )
+        return _saved_progress(state, done, saved)
     # The parameters are an argument, because arrays in the closure would be compiled into the program as constants.
     arguments = () if initial is None else (placed_params(initial.params, program.places),)
     init = jax.jit(setup.task.init, out_shardings=program.places, compiler_options=program.run_once)
     return Progress(init(*arguments))
+
+
+def _saved_progress(state: State, done: int, saved: dict[str, Any]) -> Progress:
+    """Raises UserError if `saved` is not what `train` saves. The checkpoint may come from someone else."""
+    try:
+        progress = Progress(
+            state,
+            done,
+            sums={RENAMED_METRICS.get(str(name), str(name)): float(value) for name, value in saved["sums"].items()},
+            count=int(saved["count"]),
+            skipped_in_a_row=int(saved.get("skipped_in_a_row", 0)),
+            seconds=float(saved["seconds"]),
+            lines=int(saved.get("lines", 0)),
+            checksum=saved.get("checksum"),
+            scores={int(step): float(score) for step, score in saved.get("scores", {}).items()},
+            devices=None if saved.get("devices") is None else shorten(one_line(str(saved["devices"])), 200),
+        )
+        numbers = [*progress.sums.values(), *progress.scores.values(), progress.seconds, progress.count]
+        if not all(map(math.isfinite, numbers)) or not 0 <= progress.count <= done:
+            raise ValueError("a number is negative, too large, NaN or infinite")
+        return progress
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UserError(
+            f"the progress in the checkpoint of step {done} is damaged ({error}). Choose another --run.dir"
+        ) from error
 
 
 def train(
@@ -113,17 +153,34 @@ def train(
     run, task = setup.config.run, setup.task
     parameters = list(named_leaves(setup.program.state_shapes.params))
     window = MetricWindow(
-        run.log_every, run.steps, publisher.train_line, progress.sums, progress.count, parameters, run.on_nonfinite
+        run.log_every,
+        run.steps,
+        publisher.train_line,
+        progress.sums,
+        progress.count,
+        parameters,
+        run.on_nonfinite,
+        run.max_skipped_steps,
+        progress.skipped_in_a_row,
     )
     tests = [line for line in publisher.lines.restored if line.get("split") == "test" and task.best in line]
-    checkpoints.scores.update({line["step"]: line[task.best] for line in tests})
+    # The checkpoint has a checksum, so its scores count more than those of metrics.jsonl.
+    checkpoints.scores.update({line["step"]: line[task.best] for line in tests} | progress.scores)
     predictions = None
 
     def save(step: int) -> None:
         if names := evaluator.nonfinite_names(progress.state):
             raise RunStopped(f"step {step}: NaN or infinite after the update: {first_few(names)}. {FINITE_REMEDY}")
-        saved = {"sums": window.sums, "count": window.count, "seconds": publisher.seconds}
-        saved |= {"devices": setup.program.devices, "lines": publisher.lines.count}
+        saved = {
+            "sums": window.sums,
+            "count": window.count,
+            "skipped_in_a_row": window.skipped_in_a_row,
+            "seconds": publisher.seconds,
+            "lines": publisher.lines.count,
+            "checksum": publisher.lines.checksum,
+            "scores": {str(evaluated): score for evaluated, score in checkpoints.scores.items()},
+            "devices": setup.program.devices,
+        }
         checkpoints.save(step, progress.state, saved, before=publisher.sync)
 
     def evaluate(step: int) -> None:
@@ -142,8 +199,10 @@ def train(
         return step == run.steps or step % every == 0
 
     with signals.deferred(), closing(train_calls(setup, progress.state, progress.done)) as calls:
-        if progress.done and is_due(progress.done, run.eval_every) and progress.done not in checkpoints.scores:
+        is_tested = any(line["step"] == progress.done for line in tests)
+        if progress.done and is_due(progress.done, run.eval_every) and not is_tested:
             evaluate(progress.done)  # An earlier process ended after it saved this checkpoint, before the evaluation.
+        window.resume()  # The time of the compilation and of the evaluation does not count.
         for progress.state, step, count, metrics in calls:
             window.add(step, metrics, count)
             publisher.console.step(step)
@@ -190,6 +249,9 @@ def _announce(
         f"{setup.source.name}: {len(setup.source):,} train and {len(setup.test_source):,} test images; "
         f"{parameters:,} parameters on {program.devices}"
     )
+    run = setup.config.run
+    if run.epochs is not None:
+        say(f"{run.steps:,} steps: {run.epochs:g} × {len(setup.source):,} images / {run.batch_size:,}, rounded up")
     if note is not None:
         say(note)
     if folder.left_by is not None:
@@ -199,14 +261,18 @@ def _announce(
     if not progress.done:
         return
     moved = "" if progress.devices in (None, program.devices) else f"; the checkpoint was saved on {progress.devices}"
-    is_finished = progress.done == setup.config.run.steps
+    is_finished = progress.done == run.steps
     start = "Training already finished at" if is_finished else "Resumed from"
     say(f"{start} step {progress.done:,} in {folder.path}{moved}")
-    kept = publisher.lines.restored
-    found = sum((line["step"], line.get("split")) != (progress.done, "test") for line in kept)
-    if found < progress.lines:
-        missing = f"{progress.lines - found} of the first {progress.lines} rows of {folder.metrics} are missing"
-        say(f"warning: {missing}. Training continues without them")
+    saved = [line for line in publisher.lines.restored if (line["step"], line.get("split")) != (progress.done, "test")]
+    rows = f"the first {progress.lines} rows of {folder.metrics}"
+    if len(saved) < progress.lines:
+        say(f"warning: {progress.lines - len(saved)} of {rows} are missing. Training continues without them")
+    elif progress.checksum not in (None, checksum(saved[: progress.lines])):
+        say(
+            f"warning: {rows} changed after the checkpoint was saved. The best checkpoint is chosen by the scores in "
+            "the checkpoint, not by these rows"
+        )
 
 
 @contextmanager
@@ -220,12 +286,12 @@ def _what_is_saved(folder: RunFolder, checkpoints: Checkpoints, signals: Deferre
     try:
         yield
     except RunStopped as error:
+        folder.check_in_place()
         raise RunStopped(f"{error}. {saved()}") from error.__cause__
     except OSError as error:
-        if not cannot_write(error):
-            raise
+        folder.check_in_place()
         place = error.filename or folder.path
-        raise RunStopped(f"cannot write {place}: {error.strerror}. {saved()}") from error
+        raise RunStopped(f"cannot use {place}: {error.strerror or error}. {saved()}") from error
     except Interrupted as error:
         signals.defer_after(error)
         failure = None

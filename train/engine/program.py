@@ -1,5 +1,6 @@
 """A task on a mesh: the sharding of its state and batches, and its training step, traced and ready to compile."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,6 +45,7 @@ class Program:
         }
         with as_user_error(model_flags(config)):
             shapes = jax.eval_shape(task.init)
+            _check_sizes(shapes)
             self.state_shapes: State = jax.tree.map(_placed, shapes, state_sharding(mesh, shapes))
             self.lowered_step = self._step_jit(self._step).lower(self.state_shapes, self.batch_shapes)
         if mesh.shape["tensor"] > 1 and _GROUPED.search(self.lowered_step.as_text()):
@@ -145,6 +147,16 @@ class Program:
         if jax.process_count() == 1:
             return state
         return jax.device_get(jax.jit(lambda x: x, out_shardings=self.replicated)(state))
+
+
+def _check_sizes(shapes: PyTree) -> None:
+    """Raises UserError if an array is so large that XLA would abort the process."""
+    for path, x in jax.tree_util.tree_leaves_with_path(shapes):
+        if math.prod(x.shape) * x.dtype.itemsize >= 2**63:
+            name, shape = jax.tree_util.keystr(path, simple=True, separator="."), "×".join(map(str, x.shape))
+            raise UserError(
+                f"an array must have less than 2**63 bytes, got {name} of {shape}. Set smaller sizes with --model.*"
+            )
 
 
 def _placed(x: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:

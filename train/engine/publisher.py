@@ -10,11 +10,11 @@ from train.loggers.console import RunConsole
 from train.loggers.jsonl import JsonLines
 from train.loggers.trackers import Trackers
 from train.process.distributed import is_main_process
-from train.process.errors import RunStopped, cannot_write
+from train.process.errors import RunStopped, UserError
 from train.report.mistakes import Predictions, write_mistakes
 from train.report.page import write_report
 from train.report.pictures import write_pictures
-from train.run.files import format_duration, read_lines
+from train.run.files import format_duration
 from train.run.folder import RunFolder
 from train.task import Picture, State
 
@@ -35,6 +35,9 @@ class Publisher:
         self.lines = JsonLines(folder.metrics, done, is_main_process())
         self._timing = JsonLines(folder.timing, done, is_main_process())
         self.console = RunConsole(setup.config.run.steps, done, is_main_process())
+        tests = [line for line in self.lines.restored if line.get("split") == "test"]
+        last = tests[-1] if tests else {}
+        self._tested = {name: value for name, value in last.items() if name not in ("step", "split")}
 
     def __enter__(self) -> "Publisher":
         with ExitStack() as stack:
@@ -66,12 +69,20 @@ class Publisher:
 
     def test_line(self, step: int, metrics: dict[str, float]) -> None:
         """Logs the metrics of the test split after a step."""
+        self._tested = metrics
         self.lines.write(step=step, split="test", **metrics)
         self._trackers.log_metrics(step, "test", metrics)
         self.console.line(step, "test", metrics)
 
     def sync(self) -> None:
-        """Waits until all rows are on disk. Raises OSError if they cannot be written."""
+        """Waits until all rows are on disk.
+
+        Raises:
+            OSError: if they cannot be written.
+            RunStopped: if the run folder is gone.
+        """
+        self._folder.check_in_place()
+        self._folder.restore_files()
         self.lines.sync()
         self._timing.sync()
 
@@ -87,11 +98,13 @@ class Publisher:
         """Writes the report of a run that is still training."""
         try:
             self._write_report(evaluator, state)
+        except UserError as error:  # Someone has changed a file that the report shows.
+            self.console.say(f"warning: {error}. Training continues without the report")
         except OSError as error:
-            if not cannot_write(error) or self._setup.config.run.on_save_error == "stop":
+            if self._setup.config.run.on_save_error == "stop":
                 raise
             place = error.filename or self._folder.path
-            self.console.say(f"warning: cannot write {place}: {error.strerror}. Training continues")
+            self.console.say(f"warning: cannot use {place}: {error.strerror}. Training continues without the report")
 
     def finish(self, evaluator: Evaluator, state: State, predictions: Predictions | None) -> None:
         """Writes mistakes.json, the pictures and report.html, and prints the table of results."""
@@ -103,14 +116,15 @@ class Publisher:
         self._trackers.log_pictures(pictures)
         is_new = self._done < self._setup.config.run.steps
         wall = self.seconds if is_new else self._setup.started - self._began
-        last = [line for line in read_lines(self._folder.metrics) if line.get("split") == "test"][-1]
-        metrics = {f"test {name}": f"{value:.4f}" for name, value in last.items() if name not in ("step", "split")}
-        rows = {"wall time": format_duration(wall), "run folder": str(self._folder.path)}
-        self.console.table(metrics | rows)
+        metrics = {f"test {name}": f"{value:.4f}" for name, value in self._tested.items()}
+        self.console.table(metrics | {"wall time": format_duration(wall)})
+        self.console.say(f"run folder: {self._folder.path}")  # A table would cut a long path on a narrow terminal.
 
     def _write_report(self, evaluator: Evaluator, state: State) -> Mapping[str, Picture]:
         pictures = evaluator.figures(state)
         if is_main_process():
+            self._folder.check_in_place()
+            self._folder.restore_files()
             write_pictures(self._folder.path, pictures, self._setup.source.label_names)
             write_report(self._folder.path)
         return pictures

@@ -1,15 +1,17 @@
 """Builds everything that a run needs before its first step, and checks it before any file is written."""
 
+import math
+import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import jax
 
 from configs.base import Config, Distributed
 from train.config.checks import check_batch, check_ranges, check_same
-from train.config.options import model_flags
+from train.config.options import model_flags, options_of
 from train.data import Source, open_source
 from train.data.source import InMemorySource
 from train.engine.program import Program
@@ -18,8 +20,10 @@ from train.loggers.trackers import check_trackers
 from train.process.errors import UserError, as_user_error
 from train.run.folder import has_checkpoint
 from train.task import InitialParams, Task
+from w2jax.text import format_bytes
 
 MakeTask = Callable[[Any, Source], Task]
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Setup:
     """A checked config, with the task, data and program built from it."""
 
     config: Config
+    """Its `run.steps` is resolved from `run.epochs`."""
     task: Task
     source: Source
     """The training split."""
@@ -63,14 +68,68 @@ def set_up(config: Config, make_task: MakeTask) -> tuple[Setup, InitialParams | 
     mesh = make_mesh(config.mesh)
     check_batch(config, batch_parts(mesh))
     source = open_source(config.data, config.data.train_split, train=True)
+    config = with_steps(config, len(source))
     test_source = open_source(config.data, config.data.test_split)
     _check_in_memory(config, source)
     with as_user_error(model_flags(config)):
         task = make_task(config, source)
+    _check_examples(task, source, test_source)
     # The file may be wrong, so it is read before the run folder is created. A run that resumes does not need the file.
     initial = None if task.initial_params is None or has_checkpoint(config) else task.initial_params()
     program = Program(config, task, source, mesh)
+    _check_memory(program)
     return Setup(config, task, source, test_source, program, started), initial
+
+
+def with_steps(config: AnyConfig, examples: int) -> AnyConfig:
+    """Returns the config with the number of steps that `config.run.epochs` gives for `examples` training images.
+
+    Without this option the config stays the same.
+
+    Raises:
+        UserError: if this is more steps than --run.steps can be.
+    """
+    run = config.run
+    if run.epochs is None:
+        return config
+    # Rounded first, because 0.07 · 100 is 7.000000000000001 in binary.
+    steps = max(1, math.ceil(round(run.epochs * examples / run.batch_size, 6)))
+    limit = options_of(config)["run.steps"].range
+    if limit is not None and steps not in limit:
+        raise UserError(
+            f"--run.epochs must give at most {limit.high:,} steps, got {run.epochs:g} ({steps:.3g} steps of "
+            f"{run.batch_size:,} of {examples:,} images). Set fewer epochs"
+        )
+    return replace(config, run=replace(run, steps=steps))
+
+
+def _check_examples(task: Task, *splits: Source) -> None:
+    """Raises UserError if a split is too small for the task's final metrics."""
+    for source in splits:
+        if len(source) < task.min_examples:
+            raise UserError(
+                f"the metrics at the end of this training need at least {task.min_examples} examples of dataset "
+                f"{source.name}, split {source.split}, got {len(source)}. Choose a larger split"
+            )
+
+
+def _check_memory(program: Program) -> None:
+    """Raises UserError if the state or a batch is larger than the memory; XLA would abort or fill the swap space."""
+    devices = program.mesh.local_devices
+    if devices[0].platform == "cpu":
+        limit, copies = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), len(devices)
+    else:
+        limit, copies = (devices[0].memory_stats() or {}).get("bytes_limit"), 1
+    for name, shapes, advice in (
+        ("the model with its optimizer", program.state_shapes, "Set smaller sizes with --model.*"),
+        ("a batch", program.batch_shapes, "Set a smaller --run.batch-size"),
+    ):
+        parts = [(x.sharding.shard_shape(x.shape), x.dtype.itemsize) for x in jax.tree.leaves(shapes)]
+        size = copies * sum(math.prod(shape) * width for shape, width in parts)
+        if limit and size > limit:
+            raise UserError(
+                f"{name} must fit in the {format_bytes(limit)} of memory, got {format_bytes(size)}. {advice}"
+            )
 
 
 def _check_in_memory(config: Config, source: Source) -> None:

@@ -57,21 +57,28 @@ def make_mesh(config: Mesh, devices: Sequence[Any] | None = None) -> jax.shardin
     requested = ", ".join(f"--mesh.{name} {size}" for name, size in sizes.items())
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size == 0 or size < -1 for size in sizes.values()):
-        raise UserError(f"mesh sizes must be positive, and one may be -1 (all remaining devices), got {requested}")
+        raise UserError(
+            f"mesh sizes must be positive, and one may be -1 (all remaining devices), got {requested}. "
+            "Set each of them to a number of devices"
+        )
     fixed = prod(size for size in sizes.values() if size != -1)
     if free:
         sizes[free[0]] = max(len(devices) // fixed, 1)
     count = prod(sizes.values())
     if count > len(devices) or (free and count != len(devices)):
         rule = "divide" if free else "be at most"
-        raise UserError(f"the product of the mesh sizes must {rule} the device count {len(devices)}, got {requested}")
+        raise UserError(
+            f"the product of the mesh sizes must {rule} the number of devices, {len(devices)}, got {requested}. "
+            "Set smaller sizes, or use more devices. A CPU is split into devices by --mesh.cpu-devices"
+        )
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(sizes)
     slices = {getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"}
     if len(slices) < 2:
         processes = {device.process_index for device in devices}
         if count != len(devices) and len(processes) > 1:
             raise UserError(
-                f"the mesh must use all {len(devices)} devices of the {len(processes)} processes, got {requested}"
+                f"the mesh must use all {len(devices)} devices of the {len(processes)} processes, got {requested}. "
+                "Set one of the sizes to -1"
             )
         return jax.make_mesh(shape, tuple(sizes), axis_types=types, devices=devices[:count])
     # The network between slices is slow, and data parallelism communicates least.

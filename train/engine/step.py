@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from configs.base import Optim
+from train.engine.freeze import merged, split
 from train.task import NONFINITE, Batch, Metrics, Params, State
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
@@ -29,7 +30,7 @@ AUTO_MICRO_BATCH = 8  # so few examples that their activations fit in a core's c
 def init_state(params: Params, optimizer: optax.GradientTransformation, config: Optim) -> State:
     """Returns the State before the first step."""
     ema = None if config.ema is None else jax.tree.map(jnp.copy, params)
-    return State(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema)
+    return State(jnp.zeros((), jnp.int32), params, optimizer.init(split(params, config.freeze)[0]), ema)
 
 
 def make_train_step(
@@ -45,7 +46,8 @@ def make_train_step(
     Args:
         loss: `loss(params, batch, key)` returns the mean loss over the batch, and metrics, which are also means.
         optimizer: the update rule.
-        config: the number of parts for gradient accumulation, and the decay of the moving average.
+        config: the number of parts for gradient accumulation, the decay of the moving average, and the frozen
+            parameters.
         seed: seed of all random numbers in the step.
         augment: `augment(batch, key)` changes a batch, or a part of one, before `loss` uses it.
         micro_batch: approximate number of examples that each of several CPU devices processes at a time. None: all
@@ -53,7 +55,9 @@ def make_train_step(
     """
 
     def gradient(params: Params, batch: Batch, key: Key[Array, ""]):
-        (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(params, batch, key)
+        trained, frozen = split(params, config.freeze)
+        loss_of = jax.value_and_grad(lambda trained: loss(merged(trained, frozen), batch, key), has_aux=True)
+        (value, metrics), gradients = loss_of(trained)
         return {"loss": value, **metrics}, gradients
 
     def augmented_gradient(params: Params, batch: Batch, key: Key[Array, ""]):
@@ -65,10 +69,14 @@ def make_train_step(
         metrics, gradients = _accumulated(augmented_gradient, state.params, batch, key, config.accumulate)
         squares = squared_norms(gradients)
         metrics["grad_norm"] = jnp.sqrt(sum(jax.tree.leaves(squares)))
-        metrics[NONFINITE] = nonfinite(squares)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return State(state.step + 1, params, opt_state, update_ema(state, params, config.ema)), metrics
+        trained, frozen = split(state.params, config.freeze)
+        metrics[NONFINITE] = nonfinite(merged(squares, jax.tree.map(lambda _: 0.0, frozen)))
+        updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+        params = merged(optax.apply_updates(trained, updates), frozen)
+        ema = update_ema(state, params, config.ema)
+        if ema is not None:
+            ema = merged(split(ema, config.freeze)[0], frozen)  # An average of equal values differs by rounding.
+        return State(state.step + 1, params, opt_state, ema), metrics
 
     return step
 

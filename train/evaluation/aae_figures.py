@@ -97,14 +97,14 @@ def _classes(aae: AAE) -> Grid:
 
 
 def _latent(aae: AAE, batch: Batch, points: Array) -> Scatter:
-    caption, heads = "Codes of the test images, coloured by class. Gray points are samples of the prior.", None
+    caption, heads = "Codes of the test images, colored by class. Gray points are samples of the prior.", None
     background = aae.sample_codes(PRIOR_POINTS)
     if aae.cluster_heads:
         clusters = aae.encoder.categories
         heads = aae.represent(jnp.zeros((clusters, 2)), jnp.eye(clusters))
         background = heads[jnp.arange(PRIOR_POINTS) % clusters] + background
         caption = (
-            "Codes of the test images, coloured by class. Crosses are cluster heads. "
+            "Codes of the test images, colored by class. Crosses are cluster heads. "
             "Gray points are samples of the prior around each head."
         )
     points = jnp.where(batch["mask"][:, None], points, jnp.nan)

@@ -36,6 +36,7 @@ METRIC_DESCRIPTIONS = {
 }
 """Descriptions of the autoencoder's own metrics."""
 
+MIN_EXAMPLES = 2  # smallest number of images of a split; the discrepancies compare pairs
 MAX_CODES = 4_000  # largest number of codes to compare with the prior
 DIGITS = ("mnist", "mnist_sample")  # the datasets that `digit_features` was trained for
 

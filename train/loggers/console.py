@@ -1,22 +1,29 @@
 """Terminal output of a run: a progress bar on a terminal, plain lines in a pipe, a table at the end."""
 
-import os
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from train.process.streams import lasting
+from w2jax.text import printable
 
 
 class RunConsole:
     """Prints the progress of a run of `steps` steps. Earlier processes completed `done` of them."""
 
     def __init__(self, steps: int, done: int, speaks: bool = True):
-        """If `speaks` is False, nothing is printed. Only the main process prints."""
+        """If `speaks` is False, nothing is printed. Only the main process prints.
+
+        If the terminal or pipe is closed, the run continues without output.
+        """
         self._steps = steps
         # A notebook is treated as a pipe. Otherwise rich would wrap each line in HTML.
         plain = {"force_jupyter": False, "force_terminal": sys.stdout.isatty()}
-        self._console = Console(highlight=False, soft_wrap=True, quiet=not speaks, **plain)
+        output = lasting(sys.stdout, discard=True)
+        self._console = Console(highlight=False, soft_wrap=True, quiet=not speaks, file=output, **plain)
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -36,12 +43,9 @@ class RunConsole:
         self._progress.stop()
 
     def say(self, text: str) -> None:
-        """Prints a message. If the terminal or pipe is closed, the run continues without output."""
-        try:
-            self._console.print(text, markup=False)
-            sys.stdout.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        """Prints a message."""
+        self._console.print(printable(text), markup=False)
+        self._console.file.flush()
 
     def step(self, step: int) -> None:
         """Moves the progress bar to this step."""
@@ -60,5 +64,5 @@ class RunConsole:
         """Prints the table at the end of the run, a row for each name."""
         table = Table(show_header=False)
         for name, value in rows.items():
-            table.add_row(name, value)
+            table.add_row(escape(printable(name)), escape(printable(value)))
         self._console.print(table)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,11 +30,14 @@ class WandB:
 
     def start(self, folder: RunFolder, config: Config, rows: Sequence[MetricRow], say: Callable[[str], None]) -> None:
         wandb = import_module("wandb")
+        try:  # Checks the name of the project.
+            settings = wandb.Settings(project=config.run.wandb, console="off", silent=True)
+        except wandb.errors.UsageError as error:
+            raise UserError(f"--run.wandb {config.run.wandb}: {error}") from error
         folder.wandb.mkdir(exist_ok=True)
         try:
             with _cache_in(folder.wandb):
                 self._run = wandb.init(
-                    project=config.run.wandb,
                     id=_run_id(folder.wandb / "run.json"),
                     resume="allow",
                     reinit="create_new",  # Does not change a run that the caller has started.
@@ -41,11 +45,11 @@ class WandB:
                     dir=str(folder.path.absolute()),  # W&B appends "wandb".
                     config=flatten(config_to_tree(config)),
                     allow_val_change=True,  # Some options may change when a run resumes.
-                    settings=wandb.Settings(console="off", silent=True),
+                    settings=settings,
                 )
-        except wandb.errors.UsageError as error:
-            raise UserError(
-                f"--run.wandb {config.run.wandb}: {error} Or set WANDB_MODE=offline, which needs no account"
+        except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+            raise RuntimeError(
+                f"{str(error).rstrip('.')}. To log without an account, set WANDB_MODE=offline"
             ) from error
         self._image = wandb.Image
         self._run.define_metric("*", step_metric="step")
@@ -53,7 +57,8 @@ class WandB:
         for row in rows:
             self.log_row(row)
         if self._run.offline:
-            say(f"Weights & Biases is offline; upload the run later with: wandb sync {folder.wandb / 'latest-run'}")
+            upload = shlex.join(["wandb", "sync", str(folder.wandb / "latest-run")])
+            say(f"Weights & Biases is offline; upload the run later with: {upload}")
         elif self._run.url:
             say(f"Weights & Biases: {self._run.url}")
 

@@ -11,14 +11,10 @@ import numpy as np
 
 from train.process.errors import RunStopped
 from train.task import NONFINITE, Metrics
+from w2jax.text import first_few
 
 RESTART_REMEDY = "start a new run in another --run.dir with a lower learning rate"
 FINITE_REMEDY = f"Pass --run.on-nonfinite skip to skip such steps, or {RESTART_REMEDY}"
-
-
-def first_few(names: Sequence[str]) -> str:
-    """Returns the first five names, separated by commas."""
-    return ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
 
 
 def check_finite_metrics(step: int, metrics: dict[str, float]) -> None:
@@ -44,6 +40,8 @@ class MetricWindow:
         count: int,
         parameter_names: Sequence[str] = (),
         on_nonfinite: Literal["stop", "skip"] = "stop",
+        max_skipped: int | None = None,
+        skipped_in_a_row: int = 0,
     ):
         """Starts measuring the time.
 
@@ -55,10 +53,13 @@ class MetricWindow:
             count: number of steps in `sums`.
             parameter_names: names of the parameters, in the order of the flags `NONFINITE`.
             on_nonfinite: "stop": a NaN or infinite value stops the run. "skip": that step is left out of the means.
+            max_skipped: number of skipped steps in a row that stops the run. None: no limit.
+            skipped_in_a_row: number of skipped steps before the first one, from the checkpoint; 0 in a new run.
         """
-        self.sums, self.count = dict(sums), count
+        self.sums, self.count, self.skipped_in_a_row = dict(sums), count, skipped_in_a_row
         self._every, self._last, self._emit = every, last, emit
         self._parameter_names, self._skips = parameter_names, on_nonfinite == "skip"
+        self._max_skipped = math.inf if max_skipped is None else max_skipped
         self._pending: deque[tuple[int, Metrics, int]] = deque()
         self._timed_steps, self._seconds, self._started = 0, 0.0, time.perf_counter()
 
@@ -69,7 +70,8 @@ class MetricWindow:
         rows after the first `count` are not used.
 
         Raises:
-            RunStopped: if a metric or gradient of an earlier step is not finite and `on_nonfinite` is "stop".
+            RunStopped: if a metric or gradient of an earlier step is not finite, and `on_nonfinite` is "stop" or
+                `max_skipped` steps in a row were skipped.
         """
         self._pending.append((step, metrics, count))
         if len(self._pending) > 2:
@@ -101,8 +103,16 @@ class MetricWindow:
                 for name, value in values.items():
                     self.sums[name] = self.sums.get(name, 0.0) + value
                 self.count += 1
+                self.skipped_in_a_row = 0
             elif self._skips:
                 self.sums["skipped"] = self.sums.get("skipped", 0.0) + 1
+                self.skipped_in_a_row += 1
+                if self.skipped_in_a_row >= self._max_skipped:
+                    raise RunStopped(
+                        f"step {step}: {fault}. {self.skipped_in_a_row} steps in a row were skipped. The limit is "
+                        f"--run.max-skipped-steps {self._max_skipped}. Set a higher limit to continue, or "
+                        f"{RESTART_REMEDY}"
+                    )
             else:
                 raise RunStopped(f"step {step}: {fault}. {FINITE_REMEDY}")
             if step % self._every == 0 or step == self._last:

@@ -1,10 +1,15 @@
 """Multi-process training: connects the processes, and ends all of them if one ends."""
 
 import ctypes
+import fcntl
+import hashlib
 import importlib.util
 import os
+import re
 import signal
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -30,7 +35,8 @@ def connect(config: Distributed) -> None:
     `config` names the processes. If it is empty, JAX detects the processes of a TPU pod, Slurm or Open MPI.
 
     Raises:
-        UserError: if `config` sets only some of its three options, or the coordinator does not answer.
+        UserError: if `config` sets only some of its three options, another process on this machine has the same id, or
+            the coordinator does not answer.
     """
     options = (config.coordinator, config.num_processes, config.process_id)
     if options == (None, None, None):
@@ -44,6 +50,7 @@ def connect(config: Distributed) -> None:
         )
     else:
         _check(config)
+        _reserve_id(str(config.coordinator), config.process_id or 0)
     address = config.coordinator or "the launcher's address"
     print(f"connecting to the other processes at {address} (timeout {START_TIMEOUT} s)", flush=True)
     _exit_cleanly_on_abort()
@@ -106,9 +113,37 @@ def _exit_cleanly_on_abort() -> None:
 def _check(config: Distributed) -> None:
     count, index = config.num_processes or 0, config.process_id or 0
     host, _, port = (config.coordinator or "").rpartition(":")
-    if not host or not port.isdigit():
-        raise UserError(f"--distributed.coordinator must be HOST:PORT of process 0, got {config.coordinator}")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"--distributed.coordinator must be HOST:PORT of process 0, got {config.coordinator}. Choose a free port "
+            "from 1 to 65535"
+        )
     if not 0 <= index < count:
         raise UserError(
-            f"--distributed.process-id must be from 0 to below --distributed.num-processes, got {index} of {count}"
+            f"--distributed.process-id must be from 0 to below --distributed.num-processes, got {index} of {count}. "
+            "Count the processes from 0"
         )
+
+
+@cache
+def _reserve_id(coordinator: str, process_id: int) -> None:
+    """Reserves a process id on this machine until this process ends.
+
+    JAX would wait for the missing process until `START_TIMEOUT`, or end all processes of the run.
+
+    Raises:
+        UserError: if another process has reserved it.
+    """
+    digest = hashlib.sha256(f"{coordinator} {process_id}".encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir(), f"w2jax-{os.getuid()}-{digest}.lock")
+    try:
+        # The file is never closed: the system frees the lock when this process ends.
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            "--distributed.process-id must be different in each process of a run, but another process on this machine "
+            f"has {process_id} too, with the coordinator {coordinator}. Give each process its own id"
+        ) from None
+    except OSError:
+        pass  # No temporary folder can be written or locked, so the id is not checked.

@@ -1,13 +1,9 @@
 """The three exceptions that end a program early. Each prints one line and no traceback."""
 
-import errno
 import re
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-
-# Full disk, exceeded quota, file too large, read-only file system, I/O error.
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class UserError(Exception):
@@ -43,8 +39,3 @@ def as_user_error(flags: Mapping[str, str] | None = None) -> Iterator[None]:
         for name, flag in (flags or {}).items():
             message = re.sub(rf"\b{name}\b" if "_" in name else rf"^{name}\b", flag, message)
         raise UserError(message) from error
-
-
-def cannot_write(error: OSError) -> bool:
-    """Returns whether an error comes from the disk, not from a bug in the program."""
-    return error.errno in _CANNOT_WRITE

@@ -43,7 +43,7 @@ def restart_with_huge_pages() -> None:
 
     `train/__init__.py` calls this before any other import. Set W2JAX_HUGE_PAGES=0 in the environment to turn it off.
     """
-    if _is_module_of_train() and (variables := huge_pages(os.environ)):
+    if sys.executable and _is_module_of_train() and (variables := huge_pages(os.environ)):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
 
 

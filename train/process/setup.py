@@ -3,11 +3,10 @@
 import contextlib
 import logging
 import os
-import sys
+import resource
 import threading
 from collections.abc import Callable
-from functools import cache, partial
-from pathlib import Path
+from functools import cache
 from typing import Any, Literal
 
 import jax
@@ -15,7 +14,10 @@ import jaxlib.version
 
 from configs.base import Config
 from train.process.distributed import connect
+from train.process.errors import UserError
+from train.process.home import user_cache
 from train.process.malloc import keep_freed_memory, trim_after_compiling
+from train.process.signals import add_unraisable_hook
 
 
 def prepare_process(config: Config) -> None:
@@ -27,6 +29,7 @@ def prepare_process(config: Config) -> None:
 
     - The logging of JAX, absl, asyncio and orbax, and the hooks for uncaught errors of threads and callbacks.
     - glibc's malloc keeps freed memory, and returns the compiler's memory after each long compilation.
+    - The soft limit of open files becomes the hard limit, because a dataset may have thousands of files.
     - The process connects to the other processes of the run, if `config.distributed` or a launcher names any.
     - JAX's number of CPU devices (`config.mesh.cpu_devices`) and its compilation cache.
 
@@ -39,6 +42,7 @@ def prepare_process(config: Config) -> None:
     silence_libraries()
     keep_freed_memory()
     trim_after_compiling()
+    raise_open_file_limit()
     connect(config.distributed)
     split_cpu_into_devices(config)
     enable_compilation_cache(config.run.compilation_cache)
@@ -59,7 +63,7 @@ def silence_libraries() -> None:
 @cache
 def _silence_orbax_threads() -> None:
     threading.excepthook = _thread_failed
-    sys.unraisablehook = partial(_callback_failed, sys.unraisablehook)
+    add_unraisable_hook(_callback_failed)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -73,6 +77,13 @@ def _callback_failed(next_hook: Callable[[Any], object], failure: Any) -> None:
         next_hook(failure)
 
 
+def raise_open_file_limit() -> None:
+    """Raises the soft limit of open files of this process and its later children to the hard limit."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS reports no hard limit, but has one. Some sandboxes refuse.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def enable_compilation_cache(option: Literal["auto", "on", "off"]) -> None:
     """Makes JAX cache compiled programs on disk. "auto" does this only on accelerators.
 
@@ -82,8 +93,14 @@ def enable_compilation_cache(option: Literal["auto", "on", "off"]) -> None:
     if option == "off":
         jax.config.update("jax_enable_compilation_cache", False)
     elif "JAX_COMPILATION_CACHE_DIR" not in os.environ and (option == "on" or jax.default_backend() != "cpu"):
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "w2jax" / f"jaxlib-{jaxlib.version.__version__}"))
+        cache = user_cache()
+        if cache is not None:
+            jax.config.update("jax_compilation_cache_dir", str(cache / f"jaxlib-{jaxlib.version.__version__}"))
+        elif option == "on":
+            raise UserError(
+                "--run.compilation-cache on needs a folder, but this user has no home. Set the environment variable "
+                "JAX_COMPILATION_CACHE_DIR to a folder"
+            )
 
 
 def split_cpu_into_devices(config: Config) -> None:

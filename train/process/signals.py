@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from train.process.errors import Interrupted
@@ -15,23 +15,46 @@ from train.process.errors import Interrupted
 # A closed terminal sends SIGHUP; schedulers, containers and preempted machines send SIGTERM.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+is_ending = False
+"""Whether the program is ending, so that its handlers raise nothing."""
+
+_hooks: set[CodeType] = set()
+"""The functions that `add_unraisable_hook` got."""
+
 _SECOND = b"Saving. Send the signal again to stop without saving.\n"
 
 
 def raise_on_signals() -> None:
     """Makes each of the signals raise Interrupted. A signal that is ignored, as under nohup, stays ignored."""
+    global is_ending
+    is_ending = False
     for number in _not_ignored():
         signal.signal(number, _raise_interrupted)
-    sys.unraisablehook = partial(_resend_if_swallowed, sys.unraisablehook)
+    add_unraisable_hook(_resend_if_swallowed)
 
 
-def ignore_signals() -> None:
-    """Makes the signals have no effect, so that a program that a signal ends can print its message."""
+def add_unraisable_hook(function: Callable[[Callable[[Any], object], Any], None]) -> None:
+    """Makes Python call `function(next_hook, failure)` for an exception that it cannot raise.
+
+    An exception of the function itself would print a traceback, so no signal raises Interrupted within it.
+    """
+    _hooks.add(function.__code__)
+    sys.unraisablehook = partial(function, sys.unraisablehook)
+
+
+def set_handlers(handler: signal.Handlers) -> None:
+    """Gives the signals one of the system's two handlers, SIG_IGN or SIG_DFL, when a program ends."""
     for number in _not_ignored():
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, handler)
 
 
-def _raise_interrupted(number: int, _: FrameType | None) -> None:
+def _raise_interrupted(number: int, frame: FrameType | None) -> None:
+    if is_ending:
+        return
+    while frame is not None:
+        if frame.f_code in _hooks:
+            return _resend(number)
+        frame = frame.f_back
     raise Interrupted(number)
 
 
@@ -41,10 +64,13 @@ def _resend_if_swallowed(next_hook: Callable[[Any], object], failure: Any) -> No
     JAX's garbage collector hook is such a callback.
     """
     if isinstance(failure.exc_value, Interrupted):
-        main = threading.main_thread().ident
-        threading.Timer(0.02, signal.pthread_kill, (main, failure.exc_value.number)).start()
+        _resend(failure.exc_value.number)
     else:
         next_hook(failure)
+
+
+def _resend(number: int) -> None:
+    threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, number)).start()
 
 
 def _not_ignored() -> list[signal.Signals]:
@@ -82,16 +108,16 @@ class DeferredSignals:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._deferring:
-            raise Interrupted(number)
+            return _raise_interrupted(number, frame)
         self._count += 1
         self._number = self._number or number
         if self._count == 2:
             with suppress(OSError):
                 os.write(2, _SECOND)  # sys.stderr raises an error if the signal interrupts another write to it.
         if self.is_urgent:
-            raise Interrupted(number)
+            _raise_interrupted(number, frame)
 
     @property
     def is_urgent(self) -> bool:

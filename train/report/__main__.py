@@ -1,14 +1,16 @@
 """Rewrites the report of a run, or writes a page that compares several runs.
 
-    python -m train.report RUN_DIR [RUN_DIR ...]
+    python -m train.report RUN_DIR [RUN_DIR ...] [--options]
 
-- python -m train.report runs/vit-sample                     # rewrites runs/vit-sample/report.html
-- python -m train.report runs/vit-sample runs/lstm-sample    # writes comparison.html
+- python -m train.report runs/vit-sample                       # rewrites runs/vit-sample/report.html
+- python -m train.report runs/vit-sample --checkpoint best     # writes runs/vit-sample/report-best.html
+- python -m train.report runs/vit-sample runs/lstm-sample      # writes comparison.html
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import tyro
@@ -16,7 +18,8 @@ import tyro
 from train.config.cli import read_options, run_main
 from train.process.errors import UserError
 from train.report.page import REPORT, comparison, run_page
-from train.run.atomic import write_atomic
+from train.run.atomic import check_no_link, write_atomic
+from w2jax.text import one_line
 
 
 @dataclass(frozen=True)
@@ -30,20 +33,39 @@ class Options:
     """One or more run folders, such as runs/vit-sample."""
     out: Path | None = None
     """File to write. Default: RUN_DIR/report.html for one run, comparison.html for several runs."""
+    checkpoint: Annotated[str | None, tyro.conf.arg(metavar="last|best|STEP")] = None
+    """Checkpoint to evaluate again: last, best (by the test metric) or a step. This takes the dataset and one RUN_DIR.
+    Default: show the results of the last evaluation."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(Options, "train.report", arguments, __doc__)
     if not options.run_dirs:
         raise UserError("RUN_DIR is missing. Pass at least one run folder, such as runs/vit-sample.")
-    single = len(options.run_dirs) == 1
-    page = run_page(options.run_dirs[0]) if single else comparison(options.run_dirs)
-    path = options.out or (options.run_dirs[0] / REPORT if single else Path("comparison.html"))
+    run_dir, *others = options.run_dirs
+    if others and options.checkpoint is not None:
+        raise UserError(f"--checkpoint must be used with one RUN_DIR, got {len(options.run_dirs)}. Pass one")
+    if others:
+        path, page = Path("comparison.html"), comparison(options.run_dirs)
+    elif options.checkpoint is not None:
+        path, page = run_dir / f"report-{options.checkpoint}.html", _checkpoint_page(run_dir, options.checkpoint)
+    else:
+        path, page = run_dir / REPORT, run_page(run_dir)
+    path = options.out or path
+    for run_dir in options.run_dirs:
+        check_no_link(path.parent, run_dir)
     try:
         write_atomic(path, page)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}). Set --out to another file.") from error
-    print(f"wrote {path}")
+    print(one_line(f"wrote {path}"))
+
+
+def _checkpoint_page(run_dir: Path, checkpoint: str) -> str:
+    from train.evaluate import evaluate  # Late import: a report from the files of a run needs no JAX.
+
+    with TemporaryDirectory() as folder:
+        return run_page(run_dir, evaluate(run_dir, checkpoint, Path(folder)))
 
 
 if __name__ == "__main__":

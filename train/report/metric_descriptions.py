@@ -2,6 +2,9 @@
 
 METRIC_DESCRIPTIONS = {
     "accuracy": "fraction of images whose most probable class is correct, from 0 to 1; higher is better",
+    "balanced_accuracy": "mean of the accuracies of the classes, so that each class counts the same, from 0 to 1; "
+    "higher is better",
+    "top5_accuracy": "fraction of images whose class is among the five most probable ones; higher is better",
     "loss": "cross-entropy in nats; lower is better",
     "grad_norm": "L2 norm of the gradient before clipping",
     "skipped": "number of training steps since the previous point that were skipped because of NaN or infinity",

@@ -29,11 +29,31 @@ class Predictions(NamedTuple):
     """The probability of that class."""
 
 
+def confusion_matrix(predictions: Predictions, classes: int) -> Int[np.ndarray, "V V"]:
+    """Returns the number of examples of each true label (row) with each prediction (column)."""
+    confusion = np.zeros((classes, classes), int)
+    np.add.at(confusion, (predictions.labels, predictions.predicted), 1)
+    return confusion
+
+
+def precision_and_recall(confusion: Int[np.ndarray, "V V"]) -> tuple[Float[np.ndarray, "V"], Float[np.ndarray, "V"]]:
+    """Returns the precision and the recall of each class. A precision without predictions, or a recall without
+    examples, is NaN.
+    """
+    right = confusion.diagonal()
+    with np.errstate(invalid="ignore"):
+        return right / confusion.sum(axis=0), right / confusion.sum(axis=1)
+
+
+def balanced_accuracy(confusion: Int[np.ndarray, "V V"]) -> float:
+    """Returns the mean recall of the classes that have examples."""
+    return float(np.nanmean(precision_and_recall(confusion)[1]))
+
+
 def write_mistakes(folder: Path, predictions: Predictions, source: Source) -> None:
     """Writes `mistakes.json` into the run folder. `source` is the split that `predictions` belong to."""
     labels, predicted, probability = predictions
-    confusion = np.zeros((source.num_classes, source.num_classes), int)
-    np.add.at(confusion, (labels, predicted), 1)
+    confusion = confusion_matrix(predictions, source.num_classes)
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(-probability[wrong], kind="stable")][:WORST]
     images = source.gather(worst)["image"] if len(worst) else []
@@ -65,12 +85,14 @@ def read_mistakes(folder: Path) -> dict[str, Any] | None:
     content = read_run_json(path)
     try:
         confusion = np.array(content["confusion"], int)
+        if any(type(count) is not int for row in content["confusion"] for count in row):
+            raise ValueError("the confusion matrix must contain integers")
         for mistake in content["worst"]:
             if "said" in mistake:
                 mistake["predicted"] = mistake.pop("said")
             base64.b64decode(mistake["png"], validate=True)
             numbers = [type(mistake[name]) for name in ("example", "label", "predicted", "probability")]
-            if numbers != [int, int, int, float]:
+            if numbers != [int, int, int, float] or min(mistake["label"], mistake["predicted"]) < 0:
                 raise ValueError(f"invalid mistake {mistake!r:.60}")
         if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or (confusion < 0).any():
             raise ValueError(

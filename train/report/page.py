@@ -8,15 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from train.config.flat import flatten
 from train.report.metric_descriptions import METRIC_DESCRIPTIONS
-from train.report.mistakes import read_mistakes
+from train.report.mistakes import precision_and_recall, read_mistakes
 from train.report.pictures import class_colors, picture_path, read_pictures
-from train.report.reproduce import command
+from train.report.reproduce import commands
 from train.run.atomic import write_atomic
-from train.run.files import format_duration, is_number
+from train.run.files import format_duration, is_number, read_run_file
 from train.run.folder import read_image_info
 from train.run.record import RunRecord, read_record
 from w2jax.text import one_line
@@ -31,22 +33,36 @@ _MAX_PAIRS = 20  # number of confused pairs that are listed instead
 _SPLIT_COLORS = {"train": "#f58a1f", "test": "#2f6de1"}
 
 
+class Evaluated(NamedTuple):
+    """A checkpoint that was evaluated again."""
+
+    note: str
+    """Which parameters, of which step."""
+    metrics: dict[str, float]
+    """The metrics of the test split."""
+    folder: Path
+    """A folder with the mistakes and pictures."""
+
+
 def write_report(folder: Path) -> None:
     """Writes `report.html` into a run folder, from its metrics, pictures and mistakes."""
     write_atomic(folder / REPORT, run_page(folder))
 
 
-def run_page(folder: Path) -> str:
-    """Returns the page of one run.
+def run_page(folder: Path, evaluated: Evaluated | None = None) -> str:
+    """Returns the page of one run. Its results, mistakes and pictures are those of the last evaluation.
+
+    If `evaluated` is given, they are those of this checkpoint.
 
     Raises:
         UserError: `folder` is not a run folder, or one of its files is damaged.
     """
     run = read_record(folder)
+    results = _results(run, run.test_metrics if evaluated is None else evaluated.metrics)
+    shown = folder if evaluated is None else evaluated.folder
     state = "Finished" if run.is_finished else "Not finished"
     of_total = "" if run.total_steps is None else f" of {run.total_steps:,}"
     subject = " on ".join(filter(None, (run.model_class, run.dataset)))
-    shell_command = command(run.config)
     charts = _Charts(_descriptions([run]))
     curves = [
         charts.add_curve(name, [(split, color, False, run.lines, split) for split, color in _SPLIT_COLORS.items()])
@@ -56,23 +72,21 @@ def run_page(folder: Path) -> str:
     curves.append(charts.add_curve("examples_per_second", throughput))
     body = (
         f"<p class=soft>{_escaped(subject)}. {state}: step {run.logged_step:,}{of_total}.</p>"
-        + (
-            ""
-            if shell_command is None
-            else f"<p>Command to reproduce this run:</p><pre>{_command(shell_command)}</pre>"
-        )
-        + f"<div class=results>{_table(_results(run))}</div>"
+        + (f"<p class=soft>Initial weights: {_escaped(adapted)}.</p>" if (adapted := run.task_info.adapted) else "")
+        + _reproduction(run)
+        + ("" if evaluated is None else f"<p>Results, mistakes and pictures of {_escaped(evaluated.note)}:</p>")
+        + f"<div class=results>{_table(results)}</div>"
         + _curves(
             curves,
             "A train value is the mean over the training batches since the previous point, after any augmentation.",
         )
-        + _mistakes(folder)
-        + "".join(_picture(folder, name, entry, charts) for name, entry in read_pictures(folder).items())
+        + _mistakes(shown)
+        + "".join(_picture(shown, name, entry, charts) for name, entry in read_pictures(shown).items())
         + "<details><summary>Config</summary>"
         + _table({name: (str(value), "") for name, value in flatten(run.config).items()})
         + "</details>"
     )
-    return _page(run.name, body, charts, refresh=not run.is_finished)
+    return _page(run.name, body, charts, refresh=not run.is_finished and evaluated is None)
 
 
 def comparison(folders: Sequence[Path]) -> str:
@@ -99,7 +113,7 @@ def comparison(folders: Sequence[Path]) -> str:
     ]
     throughput = [(label, color, False, run.timing, None) for run, label, color in styled]
     curves.append(charts.add_curve("examples_per_second", throughput))
-    results = [_results(run) for run in runs]
+    results = [_results(run, run.test_metrics) for run in runs]
     rows = list(dict.fromkeys(name for result in results for name in result))
     configs = [flatten(run.config) for run in runs]
     shared = set.intersection(*map(set, configs)) - {"run.dir"}
@@ -191,12 +205,28 @@ def _metric_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted(names, key=lambda name: (name not in tested, name))
 
 
-def _results(run: RunRecord) -> dict[str, tuple[str, str]]:
-    """Returns the rows of a run's table by title, each with a value and a description."""
+def _reproduction(run: RunRecord) -> str:
+    """Returns the section with the commands that reproduce a run."""
+    shell_commands = commands(run.config)
+    if not shell_commands:
+        return ""
+    about = "Command to reproduce this run:"
+    if extensions := run.config.get("extensions", []):
+        moments = ", ".join(f"at step {entry['done']:,} of {entry['steps']:,}" for entry in extensions)
+        about = f"This run was extended {moments}. Commands to reproduce it:"
+    lines = "\n".join(map(_command, shell_commands))
+    return f"<p>{about}</p><pre>{lines}</pre>"
+
+
+def _results(run: RunRecord, metrics: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Returns the rows of a run's table by title, each with a value and a description.
+
+    `metrics` are the metrics of the test split.
+    """
     words = _descriptions([run])
     rows = {
         f"test {_spaced(name)}": (f"{value:.4f}", words.get(name, ""))
-        for name, value in run.test_metrics.items()
+        for name, value in metrics.items()
         if is_number(value)
     }
     rows["steps"] = f"{run.logged_step:,}", ""
@@ -220,7 +250,7 @@ def _picture(folder: Path, name: str, entry: Mapping[str, Any], charts: _Charts)
     """Returns the section of a picture. A plane also has an interactive chart."""
     caption = _escaped(entry["caption"])
     kind = " class=on-white" if entry.get("on_white") else ""
-    content = base64.b64encode(picture_path(folder, name).read_bytes()).decode()
+    content = base64.b64encode(read_run_file(picture_path(folder, name))).decode()
     image = f"<img{kind} alt='{caption}' src='{_png(content)}'>"
     if "points" in entry:
         chart = charts.add_plane(entry, read_image_info(folder).label_names)
@@ -245,6 +275,7 @@ def _mistakes(folder: Path) -> str:
         shown = "<h2>Confusion matrix</h2>" + _matrix(confusion, label_name)
     else:
         shown = "<h2>Most confused classes</h2>" + _confused_pairs(confusion, label_name)
+    shown += "<h2>Precision and recall of each class</h2>" + _by_class(np.array(confusion), label_name)
     worst = "".join(
         f"<figure><img alt='test image {mistake['example']}' src='{_png(mistake['png'])}'>"
         f"<figcaption>true {label_name(mistake['label'])}, predicted {label_name(mistake['predicted'])} "
@@ -285,6 +316,26 @@ def _confused_pairs(confusion: Sequence[Sequence[int]], label_name: Callable[[in
     most = sorted(pairs, key=lambda pair: -pair[0])[:_MAX_PAIRS]
     cells = "".join(f"<tr><td>{label_name(a)}<td>{label_name(b)}<td>{times}" for times, a, b in most)
     return f"<div class=scroll><table><tr><th>true<th>predicted<th>test images{cells}</table></div>"
+
+
+def _by_class(confusion: np.ndarray, label_name: Callable[[int], str]) -> str:
+    """Returns a table of the precision and recall of each class, or of the classes with the lowest recall."""
+    precision, recall = precision_and_recall(confusion)
+    order = range(len(confusion))
+    about = "Precision: fraction of the images with this prediction that have this class. "
+    about += "Recall: fraction of the images of this class that have this prediction."
+    if len(confusion) > _MAX_MATRIX_CLASSES:
+        order = [int(label) for label in np.argsort(recall, kind="stable")[:_MAX_PAIRS]]  # NaN comes last.
+        about += f" These are the {_MAX_PAIRS} classes with the lowest recall."
+
+    def cell(value: float) -> str:
+        return "<td>" if np.isnan(value) else f"<td>{value:.3f}"
+
+    rows = "".join(
+        f"<tr><td>{label_name(k)}{cell(precision[k])}{cell(recall[k])}<td>{confusion[k].sum():,}" for k in order
+    )
+    head = "<tr><th>class<th>precision<th>recall<th>test images"
+    return f"<p class=soft>{about}</p><div class=scroll><table>{head}{rows}</table></div>"
 
 
 def _page(title: str, body: str, charts: _Charts, refresh: bool) -> str:

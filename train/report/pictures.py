@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from train.process.errors import UserError
-from train.run.atomic import write_atomic
+from train.run.atomic import check_no_link, write_atomic
 from train.run.files import PICTURES, read_run_json
 from train.task import Grid, Picture, Plane, Scatter
 from w2jax.text import one_line, shorten
@@ -27,7 +27,7 @@ MAX_WIDTH = 1400  # pixels
 _CELL, GAP = 96, 4  # pixels: size that small cells are enlarged to, and gap between cells
 _DPI = 250  # resolution; the figure itself is small, so its text is readable on a phone
 
-# Colours that differ clearly in hue or lightness, also from the gray background points and the black marks.
+# Colors that differ clearly in hue or lightness, also from the gray background points and the black marks.
 _PALETTE = [
     "#e6194b",
     "#2f6de1",
@@ -40,8 +40,9 @@ _PALETTE = [
     "#c9a800",
     "#0b2a7a",
 ]
+_MOST_CLASSES = 100_000  # in a file that someone else may have written
 _BACKGROUND_COLOR = "#d5d9e0"
-# Readers cannot distinguish more colours, and longer names would leave too little room for the points.
+# Readers cannot distinguish more colors, and longer names would leave too little room for the points.
 _MAX_LEGEND_ENTRIES, _MAX_LEGEND_LETTERS = 40, 24
 
 
@@ -64,6 +65,7 @@ def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: the file is damaged, or a picture is missing.
     """
+    check_no_link(folder / PICTURES, folder)
     path = folder / PICTURES / "pictures.json"
     entries = read_run_json(path) if path.exists() else {}
     try:
@@ -83,7 +85,7 @@ def _is_plane(entry: Mapping[str, Any]) -> bool:
     points, labels = np.array(entry["points"], np.float64).reshape(-1, 2), entry["labels"]
     counts = [entry["rows"], entry["columns"], *labels]
     is_complete = len(points) == len(labels) and bool(np.isfinite(points).all())
-    return is_complete and all(type(x) is int and x >= 0 for x in counts)
+    return is_complete and all(type(x) is int and 0 <= x < _MOST_CLASSES for x in counts)
 
 
 def picture_path(folder: Path, name: str) -> Path:
@@ -152,7 +154,7 @@ def tile_cells(cells: Float[np.ndarray, "rows columns h w *rgb"]) -> UInt8[np.nd
 
 
 def class_colors(count: int) -> list[str]:
-    """Returns a colour for each of `count` classes, as #rrggbb."""
+    """Returns a color for each of `count` classes, as #rrggbb."""
     if count <= len(_PALETTE):
         return _PALETTE[:count]
     mixed = [colorsys.hsv_to_rgb(k / count, 0.9, (0.95, 0.6)[k % 2]) for k in range(count)]

@@ -1,22 +1,40 @@
-"""Finds the command that reproduces a run, from the run's config."""
+"""Finds the commands that reproduce a run, from the run's config."""
 
 import shlex
 from collections.abc import Mapping
 from typing import Any
 
 from configs.options import Rule
+from train.config.flags import negation
 from train.config.flat import differing, flatten
 from train.config.options import changeable_groups, names_with
 from train.config.run_name import default_folder
 from train.config.tasks import task_names, task_presets
 from train.config.tree import flat_config
+from train.run.files import NO_OPTIONS
 
 
-def command(tree: Mapping[str, Any]) -> str | None:
+def commands(tree: Mapping[str, Any]) -> list[str]:
     """Returns `python -m train.TASK PRESET --options`, with the preset that differs least from the config.
 
+    A run that was continued with `--run.extend` has several commands. The result is empty if no command line gives
+    this config, for example if its task is unknown.
+    """
+    run = tree.get("run")
+    if not isinstance(run, dict) or "steps" not in run:
+        return []
+    steps = [*(entry["steps"] for entry in tree.get("extensions", [])), run["steps"]]
+    if len(steps) > 1 and "epochs" in run:
+        run = {**run, "epochs": None}  # Only the epochs of the last extension are known.
+    found = [_command({**tree, "run": {**run, "steps": count, "extend": i > 0}}) for i, count in enumerate(steps)]
+    return [command for command in found if command is not None] if all(found) else []
+
+
+def _command(tree: Mapping[str, Any]) -> str | None:
+    """Returns the command for a config, or None.
+
     The command omits options that depend on the machine (mesh, processes), because another machine may need other
-    values. The result is None if no command line gives this config, for example if its task is unknown.
+    values.
     """
     task = tree.get("task")
     if task not in task_names():
@@ -24,7 +42,7 @@ def command(tree: Mapping[str, Any]) -> str | None:
     presets = task_presets(task)
     sample = next(iter(presets.values())).config
     # With --init-from, the file determines the model.
-    ignored = (*changeable_groups(sample), "task", *(["model."] if tree.get("init_from") is not None else []))
+    ignored = (*changeable_groups(sample), *NO_OPTIONS, *(["model."] if tree.get("init_from") is not None else []))
 
     def options(flat: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in flat.items() if not name.startswith(ignored)}
@@ -33,6 +51,8 @@ def command(tree: Mapping[str, Any]) -> str | None:
     of_presets = {name: options(flat_config(preset.config)) for name, preset in presets.items()}
     preset = min(of_presets, key=lambda name: len(differing(wanted, of_presets[name])))
     values = of_presets[preset]
+    if wanted.get("run.epochs") is not None:
+        wanted["run.steps"] = values["run.steps"]  # It follows from the epochs.
     words = ["python", "-m", f"train.{task}", preset]
     changed = differing(wanted, values, ignored=names_with(sample, Rule.CHANGEABLE_ON_RESUME))
     for name in differing(wanted, values):
@@ -47,7 +67,7 @@ def command(tree: Mapping[str, Any]) -> str | None:
 
 
 def _words(name: str, value: Any) -> list[str]:
+    flag = f"--{name}"
     if isinstance(value, bool):
-        group, _, last = name.rpartition(".")
-        return [f"--{name}" if value else f"--{group}.no-{last}" if group else f"--no-{last}"]
-    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return [flag if value else negation(flag)]
+    return [flag, *map(str, value if isinstance(value, list) else [value])]

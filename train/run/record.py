@@ -9,7 +9,6 @@ from train.process.errors import UserError
 from train.run.files import (
     CHECKPOINTS,
     CONFIG,
-    LOCK,
     METRICS,
     TASK,
     TIMING,
@@ -38,6 +37,8 @@ class TaskInfo:
     """Direction of this metric: "max" if higher values are better, "min" if lower values are."""
     metric_descriptions: dict[str, str] = field(default_factory=dict)
     """A description of each metric of the task, by name."""
+    adapted: str = ""
+    """How `--init-from` changed the first parameters for images with another number of channels; "" if it did not."""
 
 
 @dataclass(frozen=True)
@@ -158,8 +159,6 @@ def read_record(folder: Path) -> RunRecord:
         UserError: if `folder` is not a run folder, or one of its files is damaged or cannot be read.
     """
     try:
-        for name in (TASK, METRICS, TIMING, LOCK):
-            _check_is_file(folder / name)
         lines = read_lines(folder / METRICS)
         return RunRecord(
             path=folder,
@@ -168,7 +167,7 @@ def read_record(folder: Path) -> RunRecord:
             lines=lines,
             timing=read_lines(folder / TIMING),
             saved_step=max(checkpoint_steps(folder / CHECKPOINTS), default=None),
-            process=holder(folder / LOCK),
+            process=holder(folder),
             written=max((folder / name).stat().st_mtime for name in _WRITTEN_BY_TRAINING if (folder / name).exists()),
         )
     except OSError as error:
@@ -188,17 +187,12 @@ def read_task_info(folder: Path, lines: list[dict[str, Any]]) -> TaskInfo:
         return TaskInfo(metric, _OLD_BEST_METRICS[metric])
     content = read_run_json(path)
     metric, mode, descriptions = (content.get(name) for name in ("best_metric", "best_mode", "metric_descriptions"))
+    adapted = content.get("adapted", "")
     if not (
         isinstance(metric, str)
         and mode in ("max", "min")
         and isinstance(descriptions, dict)
-        and all(isinstance(words, str) for words in descriptions.values())
+        and all(isinstance(words, str) for words in (*descriptions.values(), adapted))
     ):
         raise UserError(f"{path} is damaged. Delete it and run the training command again to rewrite it")
-    return TaskInfo(metric, mode, descriptions)
-
-
-def _check_is_file(path: Path) -> None:
-    """Raises UserError if `path` exists but is no regular file. Reading a pipe, for example, would never end."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} must be a regular file")
+    return TaskInfo(metric, mode, descriptions, adapted)

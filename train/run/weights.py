@@ -1,7 +1,8 @@
 """Loads the model and weights of a run folder, without its task and data."""
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +11,12 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from train.run.manifest import checkpoint_steps, damage
+from train.run.choose import LAST, choose_checkpoint
 from w2jax.convert.load_save import without_classes
-from w2jax.convert.state_dict import Head, write_tensors
+from w2jax.convert.schema import split_variables
+from w2jax.convert.state_dict import Head, variable_leaves, write_tensors
 from w2jax.convert.state_dict import read_variables as read_tensors
-from w2jax.files import read_json
+from w2jax.files import check_growth, read_json
 from w2jax.serialize import module_from_json, with_fields
 
 
@@ -32,23 +34,24 @@ def is_run_folder(path: Path) -> bool:
     return (path / "checkpoints").is_dir() and (path / "config.json").is_file()
 
 
-def load_run(path: Path, head: Head = None, **fields: Any) -> RunWeights:
-    """Loads the model of a run, with the weights of its last undamaged checkpoint.
+def load_run(path: Path, head: Head = None, checkpoint: str = LAST, **fields: Any) -> RunWeights:
+    """Loads the model of a run, with the weights of a checkpoint.
 
     If the run has a moving average of the parameters (EMA), these are the weights.
 
     Args:
         path: the run folder.
         head: "drop" removes the classification head; "reinit" makes a new head with `num_classes` classes.
+        checkpoint: "last", "best" or a step, as in `choose_checkpoint`.
         **fields: new values for fields of the module, such as num_classes, dropout or scan_layers.
 
     Raises:
-        ValueError: if the config does not describe a model, the module has no such field, or every checkpoint is
-            damaged or missing.
+        ValueError: if the config does not describe a model, the module has no such field, or the checkpoint is damaged
+            or missing.
         OSError: if the config cannot be read.
     """
     trained = describe_run(path)
-    variables, notes = read_variables(path)
+    variables, notes = read_variables(path, lambda shapes: _check_shapes(trained, shapes), checkpoint)
     tensors = write_tensors(trained, variables, "torch")
     module = with_fields(trained, fields)
     module = without_classes(module) if head == "drop" else module
@@ -64,47 +67,82 @@ def describe_run(path: Path, **fields: Any) -> nn.Module:
     """
     config = path / "config.json"
     try:
-        module = module_from_json(read_json(config)["model"])
+        module = module_from_json(read_json(config, follow_links=False)["model"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{config} must describe a model, got {error!r}") from error
     return with_fields(module, fields)
 
 
-def read_variables(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Returns the parameters of the last undamaged checkpoint as NumPy arrays, and messages for the user.
+def check_layers(module: nn.Module, shapes: Mapping[str, Any]) -> None:
+    """Raises ValueError if a module of config.json has far more layers than variables of these shapes can have.
+
+    Call this before you build the module, which would take hours.
+    """
+    arrays = jax.tree.leaves(shapes)
+    limit = len(arrays) + max((size for array in arrays for size in array.shape[:1]), default=0)
+    for name in ("depth", "num_layers"):
+        if (layers := getattr(module, name, 0)) > limit:
+            raise ValueError(f"{name} in config.json must be at most {limit} for this checkpoint, got {layers}")
+
+
+def _check_shapes(module: nn.Module, shapes: dict[str, Any]) -> None:
+    """Raises ValueError if variables of these shapes are not those of the module."""
+    check_layers(module, shapes)
+    split_variables(variable_leaves(module, shapes), shapes, f"the {type(module).__name__} in config.json")
+
+
+def read_variables(
+    path: Path, check: Callable[[dict[str, Any]], None], checkpoint: str = LAST
+) -> tuple[dict[str, Any], list[str]]:
+    """Returns the parameters of a checkpoint as NumPy arrays, and messages for the user.
 
     The parameters are the moving average (EMA) if the run has one. The optimizer state is not read.
 
+    Args:
+        path: the run folder. It may come from someone else, so its claims are checked before the memory is allocated.
+        check: receives the shapes and dtypes of the variables before they are read. It raises ValueError if these are
+            not the variables of the expected model.
+        checkpoint: "last", "best" or a step, as in `choose_checkpoint`.
+
     Raises:
-        ValueError: if there is no checkpoint yet, all are damaged, or one was saved by a later version.
+        ValueError: if there is no such checkpoint, it is damaged, a later version saved it, the arrays would need far
+            more memory than their files, or `check` raises ValueError.
     """
     from orbax import checkpoint as ocp  # Late import, so that `python -m train.vit --help` does not wait for orbax.
 
-    steps = checkpoint_steps(path / "checkpoints")
-    if not steps:
-        raise ValueError(f"{path} has no checkpoint yet. Train until the first checkpoint is saved")
-    damaged = []
-    while (fault := damage(path / "checkpoints" / str(steps[-1]))) is not None:
-        damaged.append(f"step {steps.pop()}: {fault}")
-        if not steps:
-            raise ValueError(f"every checkpoint in {path} is damaged: {'; '.join(damaged)}")
-    folder = (path / "checkpoints" / str(steps[-1]) / "state").absolute()
+    step, reason, skipped = choose_checkpoint(path, checkpoint)
+    folder = (path / "checkpoints" / str(step) / "state").absolute()
     try:
         with _no_absl_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
             params = "params" if tree.get("ema") is None else "ema"
             names = [params, "batch_stats"] if tree.get("batch_stats") else [params]
-            targets = {name: jax.tree.map(lambda x: np.zeros((), x.dtype), tree[name]) for name in names}
+            stored = {name: tree[name] for name in names}
+            check_growth(folder, _bytes_to_read(stored), sum(x.stat().st_size for x in folder.rglob("*")))
+            check({name.replace("ema", "params"): jax.tree.map(_shape, stored[name]) for name in names})
+            targets = jax.tree.map(lambda x: np.zeros((), x.dtype), stored)
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), targets)
             arguments = ocp.args.PyTreeRestore(targets, restore_args=as_numpy, partial_restore=True)
             state = checkpointer.restore(folder, args=arguments)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"cannot read the checkpoint {folder}: {error}") from error
+    except Exception as error:  # For wrong content, orbax may raise any exception.
+        reason = "; ".join(line.strip() for line in (str(error) or type(error).__name__).splitlines()[:5])
+        raise ValueError(f"cannot read the checkpoint {folder}: {reason}") from error
     what = "the parameters" if params == "params" else "the moving average (EMA) of the parameters"
     return {"params": state.pop(params), **state}, [
-        f"{what} of step {steps[-1]}",
-        *(f"skipped damaged checkpoint, {fault}" for fault in damaged),
+        f"{what} of step {step}" + (f" ({reason})" if reason else ""),
+        *(f"skipped damaged checkpoint, {fault}" for fault in skipped),
     ]
+
+
+def _shape(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _bytes_to_read(stored: dict[str, Any]) -> int:
+    """Returns the memory for arrays of a checkpoint. Reading an array decodes whole chunks, which may be larger."""
+    arrays = jax.tree.leaves(stored)
+    shapes = ((x.dtype, x.shape, x.storage.chunk_shape if x.storage else ()) for x in arrays)
+    return sum(np.dtype(dtype).itemsize * max(math.prod(shape), math.prod(chunk)) for dtype, shape, chunk in shapes)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """python -m w2jax.convert SRC DST --format F: convert a weight file to the names and layouts of another library."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,12 @@ from flax import linen as nn
 
 from w2jax.blocks import Activation
 from w2jax.convert.files import read_weights
+from w2jax.convert.hub import pinned
 from w2jax.convert.load_save import Loaded, load_described, parameters_in, save_described
 from w2jax.convert.schema import split_variables
 from w2jax.convert.state_dict import read_variables
 from w2jax.convert.vit_tables import FORMATS
+from w2jax.text import count_of, printable
 from w2jax.vit import ViT
 
 
@@ -28,18 +31,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = ("num_heads", "activation", "norm_eps", "pool", "image_size")
     fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:
-        source = load_described(options.src, options.head, **fields)
+        options.src = pinned(options.src)
+        source = load_described(options.src, options.head, average=not options.raw, prefix=options.prefix, **fields)
         _print_table(_source_rows(options.src, source))
         if options.format or not options.check:
-            shard_bytes, size = options.shard_bytes, options.image_size
             saved = save_described(
-                options.dst, source.module, source.variables, options.format, shard_bytes, size, source.leaves
+                options.dst,
+                source.module,
+                source.variables,
+                options.format,
+                options.shard_bytes,
+                options.image_size,
+                source.leaves,
+                source_config=source.config,
+                spec=source.spec,
             )
             _print_table(saved.rows(options.dst))
         if options.check:
             return _compare(source, options)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return 2
     return 0
 
@@ -55,9 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "src",
-        type=Path,
         metavar="SRC",
-        help="file to read: .safetensors, .safetensors.index.json, .npz, .pt or .pth; or a folder with one of them",
+        help="file to read: .safetensors, .safetensors.index.json, .npz, or torch's .pt, .pth, .ckpt, .tar or .bin; or "
+        "a folder with one of them; or a model on the Hugging Face hub, OWNER/NAME or OWNER/NAME@REVISION",
     )
     parser.add_argument(
         "dst",
@@ -76,6 +87,18 @@ def _parser() -> argparse.ArgumentParser:
         help="compare DST with SRC tensor by tensor; without --format, DST must exist and nothing is written",
     )
     parser.add_argument("--head", choices=["drop"], help="drop: convert without the classifier. Default: with it")
+    parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="read the raw weights of a torch file that also has averaged ones (state_dict_ema, model_ema). "
+        "Default: the averaged ones",
+    )
+    parser.add_argument(
+        "--prefix",
+        metavar="P",
+        help='start of the names of the tensors to convert, such as "teacher.backbone.", if SRC has several models. '
+        "Default: the prefix is found, and the other tensors are left out",
+    )
     parser.add_argument(
         "--shard-bytes",
         type=int,
@@ -114,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _source_rows(path: Path, source: Loaded) -> dict[str, str]:
+def _source_rows(path: str, source: Loaded) -> dict[str, str]:
     leaves = jax.tree.leaves(source.variables)
     dtypes = ", ".join(sorted({str(leaf.dtype) for leaf in leaves}))
     rows = {
@@ -139,7 +162,7 @@ def _architecture(module: nn.Module) -> str:
 def _compare(source: Loaded, options: argparse.Namespace) -> int:
     """Return 0 if every tensor of DST, read as SRC's model, is bit for bit equal to SRC's, else 1."""
     try:
-        target, _ = read_variables(source.module, parameters_in(read_weights(options.dst).tensors)[0])
+        target, _ = read_variables(source.module, parameters_in(read_weights(options.dst, not options.raw).tensors)[0])
     except ValueError as error:
         raise ValueError(f"{options.dst}: {error}") from error
     ours, theirs = (split_variables(source.leaves, side, "the file") for side in (source.variables, target))
@@ -152,15 +175,23 @@ def _compare(source: Loaded, options: argparse.Namespace) -> int:
             gap = np.abs(one.astype(np.float64) - other.astype(np.float64)).max()
             different.append(f"{path}: the values differ by at most {gap:.3g}")
     for line in different:
-        print(f"  {line}")
+        _print(f"  {line}")
     count = len(different) or "none"
-    _print_table({"compared": f"{len(ours)} tensors of {options.src} and {options.dst}: {count} differ"})
+    _print_table({"compared": f"{count_of(len(ours), 'tensor')} of {options.src} and {options.dst}: {count} differ"})
     return 1 if different else 0
 
 
 def _print_table(rows: dict[str, Any]) -> None:
     for name, text in rows.items():
-        print(f"{name:<12}{text}")
+        _print(f"{name:<12}{text}")
+
+
+def _print(text: str) -> None:
+    """Print a line. If nobody reads the output any longer, as after `| head`, the conversion continues."""
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

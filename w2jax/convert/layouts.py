@@ -1,6 +1,6 @@
 """Names and layouts that libraries use for parameters. The tables of single models are in other files."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,9 +88,19 @@ class Format:
     """Fields of the module that no tensor determines, with the default values in the library's code."""
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Fields of the module for which the library supports only some values, with these values."""
+    ignored: tuple[str, ...] = ()
+    """Starts of names of tensors that the module does not need, although they are part of the library's model."""
+    beside: str = ""
+    """A tensor outside the model that only this library's files have. It tells libraries apart."""
+    huggingface: tuple[str, str] | None = None
+    """"model_type" and the architecture in Hugging Face's config.json; None for other libraries."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
+
+    def count_ignored(self, keys: Iterable[str]) -> int:
+        """Count the tensors in `keys` that the module does not need."""
+        return sum(key.startswith(self.ignored) for key in keys)
 
     def pairs(self, leaves: Mapping[str, Shape], keys: Collection[str] = (), rename: Table = ()) -> list[Pair]:
         """Return the names of all leaves. The rules in `rename` are tried before the rules of the format."""

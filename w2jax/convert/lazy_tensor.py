@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,9 @@ TORCH_DTYPES = {"bfloat16": BFLOAT16} | {
 }
 
 
+MAX_TENSORS = 200_000  # in one file; a model of 671 billion parameters has 100,000
+
+
 class LazyTensor(NamedTuple):
     """An array that is loaded when `read` is called."""
 
@@ -36,6 +40,12 @@ def from_arrays(arrays: Mapping[str, Any]) -> dict[str, LazyTensor]:
         ValueError: a value is not such an array, or not a dense array of numbers in memory. The message has its key.
     """
     return {key: _tensor(key, value) for key, value in arrays.items()}
+
+
+def check_count(path: str | Path, count: int) -> None:
+    """Raise a ValueError if a file has more than `MAX_TENSORS` tensors, because to read them would take minutes."""
+    if count > MAX_TENSORS:
+        raise ValueError(f"{path} must have at most {MAX_TENSORS} tensors, got {count}")
 
 
 def byte_size(tensor: LazyTensor) -> int:

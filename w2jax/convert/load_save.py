@@ -1,7 +1,9 @@
 """Load a module with its variables from a weight file, and save them to a file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,25 +11,38 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 
 from w2jax.convert.files import Weights, read_weights, write_weights
+from w2jax.convert.hub import local_path
+from w2jax.convert.image_configs import (
+    PREPROCESSOR,
+    assumed_spec,
+    exported_spec,
+    huggingface_images,
+    image_spec,
+    timm_images,
+)
 from w2jax.convert.lazy_tensor import LazyTensor
+from w2jax.convert.prefixes import under, without_wrappers
 from w2jax.convert.schema import Leaf, module_leaves
-from w2jax.convert.state_dict import Head, Rename, read_variables, variable_leaves, write_tensors
-from w2jax.convert.vit_architecture import read_architecture, recognise, unstack_layers
-from w2jax.convert.vit_configs import huggingface_config, timm_constructor
+from w2jax.convert.state_dict import Head, Rename, format_of, prefix_of, read_variables, variable_leaves, write_tensors
+from w2jax.convert.timm_names import check_model
+from w2jax.convert.vit_architecture import join_chunks, known_pairs, read_architecture, recognise, unstack_layers
+from w2jax.convert.vit_configs import class_names, huggingface_config, timm_arguments, timm_config, timm_constructor
+from w2jax.convert.vit_heads import with_usual_head
 from w2jax.convert.vit_tables import different_defaults
-from w2jax.files import json_object
+from w2jax.files import json_object, read_json
+from w2jax.image_spec import ImageSpec
 from w2jax.module import field_names
-from w2jax.serialize import check_field_names, module_from_json, module_to_json, with_fields
-from w2jax.text import shorten
+from w2jax.serialize import check_field_names, module_from_json, module_to_json, spec_from_json, with_fields
+from w2jax.text import count_of, first_few, shorten
 from w2jax.vit import ViT
 
 METADATA = "w2jax"  # key in the metadata of a file written by `save`; its value describes the module as JSON
+IMAGE_METADATA = "w2jax_images"  # key whose value is an ImageSpec as JSON
+EXPORTED_IMAGES = "images.json"  # the file of train.export beside the weights
 
 # Prefixes of the parameters in a file with a complete training state, and prefixes of the rest of the state.
 _PARAMETERS = ("opt/target/", "params/", "target/")
 _TRAINING_STATE = ("opt/", "chrono/", "extra/")
-# Prefixes that DataParallel, torch.compile and a user's wrapper class add to the names of parameters.
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 _DEPTHS = ("depth", "num_layers", "encoder_depth", "decoder_depth")
 _LISTS = ("hidden_sizes", "batch_norm")  # fields that are lists with one entry per layer
@@ -51,6 +66,27 @@ class Loaded(NamedTuple):
     """Fields of the module that the file does not determine, with the default values of the library."""
     notes: list[str]
     """Other messages for the user."""
+    config: Mapping[str, Any] | None
+    """The config.json of the file, or None."""
+    spec: ImageSpec | None = None
+    """How images must be prepared for the module; None if the files do not say it or are not understood."""
+    spec_error: str = ""
+    """Why `spec` is None although the files describe images; else ""."""
+    image_size: tuple[int, int] | None = None
+    """(height, width) in pixels of the images that the position embeddings are for; None if unknown."""
+
+
+class _Found(NamedTuple):
+    """A module that a weight file describes, without its variables."""
+
+    module: nn.Module  # The module.
+    source: str  # The name of the file's format.
+    assumed: dict[str, Any]  # Fields that the file does not determine.
+    config: Mapping[str, Any] | None  # The config.json of the file.
+    tensors: dict[str, LazyTensor]  # The module's tensors.
+    notes: list[str]  # Messages for the user.
+    image_size: tuple[int, int] | None = None  # (height, width) in pixels, if known.
+    family: str = "w2jax"  # The library of the file's format.
 
 
 class Saved(NamedTuple):
@@ -59,18 +95,19 @@ class Saved(NamedTuple):
     names: list[str]
     """The names of the tensors."""
     different: str
-    """Fields that differ from the library's defaults, as text; "" if no field differs, or config.json contains them."""
+    """Fields that differ from the library's defaults, and what to do; "" if none differs or config.json has them."""
     constructor: str
-    """The Python call that builds the model in timm; "" for other formats."""
+    """The Python call that builds the model in timm; "" for other formats, or if config.json contains it."""
+    images: str = ""
+    """Why the folder does not say how to prepare images, although it is known; else ""."""
 
     def rows(self, path: Path) -> dict[str, str]:
         """Return a table for the user: the text of each row, by the row's name."""
-        rows = {"written": f"{path}: {len(self.names)} tensors, the first is {self.names[0]}"}
+        rows = {"written": f"{path}: {count_of(len(self.names), 'tensor')}, the first is {self.names[0]}"}
         if self.different:
-            rows["differs"] = (
-                f"{self.different}. Build the model in that library with these values, or its outputs will differ"
-            )
-        return rows | ({"in timm": self.constructor} if self.constructor else {})
+            rows["differs"] = self.different
+        rows |= {"in timm": self.constructor} if self.constructor else {}
+        return rows | ({"images": self.images} if self.images else {})
 
 
 def load(
@@ -78,20 +115,27 @@ def load(
     head: Head = None,
     module: nn.Module | None = None,
     rename: Rename | None = None,
+    average: bool = True,
+    prefix: str | None = None,
     **fields: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Load a module and its variables from a file or a folder.
 
-    The file can contain a ViT of timm, Hugging Face, torchvision or Google, or any module that `save` wrote.
+    The file can contain a ViT of timm, Hugging Face, torchvision, Google, Facebook or open_clip, or any module that
+    `save` wrote.
 
     Args:
-        path: a `.safetensors`, `.safetensors.index.json`, `.npz`, `.pt` or `.pth` file, or a folder with one of them
-            and optionally a config.json. `.pt` and `.pth` need torch.
+        path: a `.safetensors`, `.safetensors.index.json` or `.npz` file, torch's `.pt`, `.pth`, `.ckpt`, `.tar` or
+            `.bin`, which need torch, or a folder with one of them and optionally a config.json. Or a string, the name
+            of a model on the Hugging Face hub: OWNER/NAME or OWNER/NAME@REVISION. It needs huggingface_hub.
         head: "drop" loads the model without the classifier (`num_classes` is 0); "reinit" initialises a new classifier
             (pass `num_classes`). None: the classifier is loaded.
         module: the module of the parameters, if the file does not describe the module. `from_torch` lists the possible
             modules.
         rename: your own names of the parameters, as in `from_torch`. It needs `module`.
+        average: read the averaged weights of a torch file that has raw and averaged ones. False: read the raw ones.
+        prefix: the start of the names of the module's tensors, such as "teacher.backbone.". The other tensors are left
+            out. None: the prefix is found.
         **fields: fields of the ViT. Pass those that the tensors do not determine and that differ from the library's
             defaults, such as num_heads, activation, norm_eps or pool. You can also set fields for training, such as
             dropout or dtype. Pass `image_size`, (height, width) in pixels, if the images are not square. Without it,
@@ -101,13 +145,15 @@ def load(
         (module, variables).
 
     Raises:
-        FileNotFoundError: the file does not exist.
+        FileNotFoundError: the file or the model on the hub does not exist.
+        OSError: the model on the hub cannot be downloaded.
         ValueError: the file is broken, incomplete or of another kind. The message lists the tensors that are missing,
             unexpected or have a wrong shape (at most 200). A run folder is of another kind: `python -m train.export`
             writes it to a file.
-        ImportError: the file needs torch, and torch is not installed or too old to read files safely.
+        ImportError: the file needs torch, and torch is not installed or too old to read files safely. Or the hub needs
+            huggingface_hub.
     """
-    loaded = load_described(path, head, module, rename, **fields)
+    loaded = load_described(path, head, module, rename, average, prefix, **fields)
     return loaded.module, loaded.variables
 
 
@@ -118,6 +164,8 @@ def save(
     format: str | None = None,
     shard_bytes: int | None = None,
     image_size: tuple[int, int] | None = None,
+    label_names: Sequence[str] | None = None,
+    spec: ImageSpec | None = None,
 ) -> None:
     """Save a module's variables with the tensor names and layouts of another library.
 
@@ -127,19 +175,22 @@ def save(
     `.npz` files store all fields for `load`. In another library you must build the model with the same values.
 
     Args:
-        path: a `.safetensors`, `.npz`, `.pt` or `.pth` file; or a folder, which also gets a config.json if the format
-            is Hugging Face's.
+        path: a `.safetensors`, `.npz`, `.pt` or `.pth` file; or a folder, which also gets the config.json of Hugging
+            Face or timm, if it is their format.
         module: a module of w2jax.
         variables: its variables.
         format: as in `to_torch`. None: "google" for a ViT in an `.npz` file, else the default of `to_torch`.
         shard_bytes: maximum size in bytes of each file in a folder. None: one file.
         image_size: (height, width) in pixels for Hugging Face's config.json. None: the images are square.
+        label_names: names of the classes for Hugging Face's config.json. None: those of `spec`, else LABEL_0 ….
+        spec: how images must be prepared. `.safetensors` and `.npz` files store it for `load_pretrained`,
+            and folders of Hugging Face and timm in their own files.
 
     Raises:
         ValueError: the format cannot express the module, or the file type is unknown.
         ImportError: a `.pt` or `.pth` file needs torch, and torch is not installed.
     """
-    save_described(path, module, variables, format, shard_bytes, image_size)
+    save_described(path, module, variables, format, shard_bytes, image_size, label_names=label_names, spec=spec)
 
 
 def load_described(
@@ -147,6 +198,8 @@ def load_described(
     head: Head = None,
     module: nn.Module | None = None,
     rename: Rename | None = None,
+    average: bool = True,
+    prefix: str | None = None,
     **fields: Any,
 ) -> Loaded:
     """Load like `load`, and also return the file's format, the assumed fields and messages for the user."""
@@ -156,18 +209,38 @@ def load_described(
         raise ValueError(
             f"{', '.join(fields)} cannot be passed together with module. Set the fields of the module instead"
         )
-    weights = read_weights(path)
-    source, assumed = "your model", {}
+    weights = read_weights(local_path(path), average)
+    source, assumed, config = "your model", {}, None
+    spec, spec_error, image_size = None, "", None
     try:
         # With rename the user gives complete names, so no prefix is removed.
         tensors, notes = (weights.tensors, []) if rename is not None else parameters_in(weights.tensors)
+        left_out: list[str] = []
+        if prefix is not None:
+            tensors, left_out = under(tensors, prefix)
+        elif module is not None and rename is None:
+            tensors, left_out = under(tensors, prefix_of(module, tensors))
+        notes = notes + left_out
         if module is None:
-            module, source, assumed = _module_in(weights, tensors, fields)
+            found = _module_in(weights, tensors, head, fields)
+            module, source, assumed, config, tensors, left_out, image_size, family = found
+            notes += left_out
+            try:
+                spec = _spec(weights, found)
+            except ValueError as error:  # The weights can be used without it.
+                spec_error = str(error)
+                notes.append(f"how to prepare images is unknown, because {error}")
+            if spec is not None and family in ("torchvision", "google"):
+                notes.append(f"images are assumed to be prepared as for {family}'s published models")
         module = without_classes(module) if head == "drop" else module
         variables, leaves = read_variables(module, tensors, rename, head)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
-    return Loaded(module, variables, leaves, source, len(weights.tensors), assumed, notes)
+    notes = weights.notes + notes
+    if config is not None and source != "w2jax":
+        notes.append(f"{'open_clip_' if 'model_cfg' in config else ''}config.json was read too")
+    count = len(weights.tensors)
+    return Loaded(module, variables, leaves, source, count, assumed, notes, config, spec, spec_error, image_size)
 
 
 def save_described(
@@ -178,21 +251,62 @@ def save_described(
     shard_bytes: int | None = None,
     image_size: tuple[int, int] | None = None,
     leaves: Mapping[str, Leaf] | None = None,
+    label_names: Sequence[str] | None = None,
+    source_config: Mapping[str, Any] | None = None,
+    spec: ImageSpec | None = None,
 ) -> Saved:
-    """Save like `save`, and return information for the user. `leaves`: the module's leaves, if already computed."""
+    """Save like `save`, and return information for the user.
+
+    `leaves` are the module's leaves, if already computed. A config.json keeps the class names and the unknown fields of
+    `source_config`, the config.json of the file from which the module was read.
+    """
     path, format = Path(path), format or default_format(module, Path(path))
     leaves = leaves or variable_leaves(module, variables)
     tensors = write_tensors(module, variables, format, leaves=leaves)
     metadata = {"format": "pt", METADATA: json.dumps(module_to_json(module))}  # transformers requires "pt"
-    config, different, constructor = None, "", ""
-    if isinstance(module, ViT):
-        if format.startswith("huggingface") and not path.suffix:
-            architecture = "ViTModel" if "embeddings.cls_token" in tensors else "ViTForImageClassification"
-            config = huggingface_config(module, leaves, architecture, image_size)
-        different = different_defaults(format, module) if config is None else ""
-        constructor = timm_constructor(module, leaves, image_size) if format.startswith("timm") else ""
-    write_weights(path, tensors, metadata, config, shard_bytes)
-    return Saved(list(tensors), different, constructor)
+    if spec is not None:
+        metadata[IMAGE_METADATA] = json.dumps(asdict(spec))
+    if not isinstance(module, ViT):
+        write_weights(path, tensors, metadata, shard_bytes=shard_bytes)
+        return Saved(list(tensors), "", "")
+    fits = spec is not None and _fits(module, leaves, spec.image_size)
+    if image_size is None and spec is not None and fits:
+        image_size = spec.image_size
+    if label_names is None and spec is not None and len(spec.label_names or ()) == module.num_classes:
+        label_names = spec.label_names
+    is_timm = format.startswith("timm")
+    model = format_of(module, leaves, format).huggingface
+    configs: dict[str, Any] = {}
+    known: Any = None
+    if spec is not None:  # timm's models do not interpolate their position embeddings, as some of Hugging Face's do
+        known = huggingface_images(spec) if not is_timm else timm_images(spec) if fits else None
+    if model is not None and not path.suffix:
+        configs["config.json"] = huggingface_config(module, leaves, model, image_size, label_names, source_config)
+        configs |= {PREPROCESSOR: known} if known else {}
+    elif is_timm and not path.suffix:
+        names = label_names or class_names(source_config, module.num_classes)
+        arguments = timm_arguments(module, leaves, image_size)
+        config = timm_config(module, arguments, known or {}, names, source_config)
+        configs |= {} if config is None else {"config.json": config}
+    different = "" if configs else different_defaults(format, module)
+    if different:
+        different += ". Build the model in that library with these values, or its outputs will differ"
+    elif is_timm and configs and module.norm_eps < 1e-6:
+        different = f"norm_eps {module.norm_eps} here, 1e-06 in config.json. The outputs in timm differ slightly"
+    constructor = timm_constructor(module, leaves, image_size) if is_timm and not configs else ""
+    unknown = (
+        f"{format} cannot say how to prepare the images of this model, so no file says it: {spec}"
+        if configs and spec and not known
+        else ""
+    )
+    write_weights(path, tensors, metadata, configs, shard_bytes)
+    return Saved(list(tensors), different, constructor, unknown)
+
+
+def _fits(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int]) -> bool:
+    """Return True if the position embeddings are those of images of this size."""
+    patches = prod(side // module.patch_size for side in image_size)
+    return "positions" in leaves and leaves["positions"].shape[1] == module.prefix_positions + patches
 
 
 def default_format(module: nn.Module, path: Path) -> str:
@@ -204,13 +318,37 @@ def default_format(module: nn.Module, path: Path) -> str:
 
 def describe(path: str | Path, **fields: Any) -> tuple[nn.Module, dict[str, Any]]:
     """Return the module that `load` would return and its assumed fields, without reading a tensor."""
-    weights = read_weights(path)
+    with _header(path, fields) as (_, found):
+        module_leaves(found.module)
+    return found.module, found.assumed
+
+
+def describe_spec(path: str | Path, **fields: Any) -> ImageSpec | None:
+    """Return how images must be prepared for the weights in a file or folder, without reading a tensor.
+
+    Args:
+        path: as in `load`.
+        **fields: as in `load`.
+
+    Returns:
+        The description. For the formats of torchvision and Google, whose files do not have one, it is that of their
+        published models. None: the file is of another kind and has no description.
+
+    Raises:
+        ValueError: the file is broken, or a value in its description is not understood.
+    """
+    with _header(path, fields) as (weights, found):
+        return _spec(weights, found)
+
+
+@contextmanager
+def _header(path: str | Path, fields: Mapping[str, Any]) -> Iterator[tuple[Weights, _Found]]:
+    """A context with the header of a weight file and the module that it describes. A ValueError names the file."""
+    weights = read_weights(local_path(path))
     try:
-        module, _, assumed = _module_in(weights, parameters_in(weights.tensors)[0], fields)
-        module_leaves(module)
+        yield weights, _module_in(weights, parameters_in(weights.tensors)[0], None, fields)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
-    return module, assumed
 
 
 def without_classes(module: nn.Module) -> nn.Module:
@@ -218,17 +356,47 @@ def without_classes(module: nn.Module) -> nn.Module:
     return module.clone(num_classes=0) if hasattr(module, "num_classes") else module
 
 
-def _module_in(
-    weights: Weights, tensors: Mapping[str, LazyTensor], fields: Mapping[str, Any]
-) -> tuple[nn.Module, str, dict[str, Any]]:
-    """Return the module in a file, the format of the tensor names, and the assumed fields."""
+def _module_in(weights: Weights, tensors: dict[str, LazyTensor], head: Head, fields: Mapping[str, Any]) -> _Found:
+    """Find the module that a file describes."""
     changes = {name: value for name, value in fields.items() if name != "image_size"}
     if METADATA in weights.metadata:
-        return with_fields(_described_module(weights.metadata[METADATA], tensors), changes), "w2jax", {}
-    form, by_path = recognise(tensors)
+        module = with_fields(_described_module(weights.metadata[METADATA], tensors), changes)
+        return _Found(module, "w2jax", {}, weights.config if weights.own_config else None, tensors, [])
+    if weights.config is not None and weights.own_config:
+        check_model(weights.config.get("architecture"))  # Some of these models have other names of tensors.
+    tensors = join_chunks(tensors)
+    form, prefix = recognise(tensors)
     check_field_names(ViT, changes)
-    module, assumed = read_architecture(form, by_path, tensors, weights.config, fields)
-    return module, form.name, assumed
+    tensors, left_out = under(tensors, prefix)
+    tensors, notes = with_usual_head(form, tensors, keep=head is None)
+    found = read_architecture(form, known_pairs(form, tensors), tensors, weights.config, fields, weights.own_config)
+    if unneeded := [key for key in tensors if key.startswith(form.ignored)]:
+        names = first_few([*map(shorten, unneeded)])
+        left_out.append(f"left out {count_of(len(unneeded), 'tensor')} (not needed by the ViT): {names}")
+    if form.family == "open_clip" and "activation" in found.assumed:
+        notes.append(
+            "OpenAI's CLIP and some models of open_clip have the same names, but the activation quick_gelu. If this is "
+            "such a model, pass activation (--activation quick_gelu)"
+        )
+    notes = left_out + notes
+    return _Found(found.module, form.name, found.assumed, found.config, tensors, notes, found.image_size, form.family)
+
+
+def _spec(weights: Weights, found: _Found) -> ImageSpec | None:
+    """Return how images must be prepared for the module that was found in a file."""
+    if IMAGE_METADATA in weights.metadata:
+        return spec_from_json(json_object("the description of images", weights.metadata[IMAGE_METADATA].encode()))
+    exported = weights.path.with_name(EXPORTED_IMAGES)
+    if found.source == "w2jax" and exported.is_file():
+        return exported_spec(read_json(exported)) if isinstance(found.module, ViT) else None
+    classes = getattr(found.module, "num_classes", 0)
+    assumed = assumed_spec(found.family, found.image_size, classes)
+    if assumed is not None:
+        return assumed
+    file = weights.path.with_name(PREPROCESSOR)
+    is_huggingface = found.config is not None and "model_type" in found.config
+    preprocessor = read_json(file) if is_huggingface and file.is_file() else None
+    return image_spec(found.config, preprocessor, classes)
 
 
 def parameters_in(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTensor], list[str]]:
@@ -240,13 +408,10 @@ def parameters_in(tensors: Mapping[str, LazyTensor]) -> tuple[dict[str, LazyTens
             rest = [key for key in params if not key.startswith(prefix)]
             state = [key for key in rest if key.startswith(_TRAINING_STATE)]
             if state:
-                notes.append(f"the optimizer state was ignored ({len(state)} tensors, such as {state[0]})")
+                notes.append(f"the optimizer state was ignored ({count_of(len(state), 'tensor')}, such as {state[0]})")
             params = {key.removeprefix(prefix): params[key] for key in params if key not in set(state)}
             break
-    for prefix in _WRAPPERS:
-        if params and all(key.startswith(prefix) for key in params):
-            params = {key.removeprefix(prefix): tensor for key, tensor in params.items()}
-    return unstack_layers(params), notes
+    return unstack_layers(without_wrappers(params)), notes
 
 
 def _described_module(text: str, tensors: Mapping[str, LazyTensor]) -> nn.Module:

@@ -33,8 +33,11 @@ def module_leaves(module: nn.Module, size: Size = lambda path, axis, default: de
     Raises:
         ValueError: the module cannot be converted, or its options do not fit each other.
     """
-    # With scan_layers only one layer is traced, which saves most of the time. The leaves are the same.
-    traced = module.clone(scan_layers=True) if hasattr(module, "scan_layers") else module
+    # With a scan only one layer is traced, which saves most of the time. The leaves are the same.
+    scan = next((name for name in ("scan_layers", "scan") if hasattr(module, name)), None)
+    scanned: dict[str, Any] = {} if scan is None else {scan: True}
+    traced = module.clone(**scanned)
+    stacked = scan is not None and getattr(module, scan)
     if isinstance(module, Seq2Seq) and module.positions == "sinusoidal":
         traced = traced.clone(max_length=1)  # the sinusoidal table is not a parameter: skip its computation on the CPU
     try:
@@ -57,7 +60,6 @@ def module_leaves(module: nn.Module, size: Size = lambda path, axis, default: de
         at, (count, *shape) = names.index("blocks"), leaf.shape
         for i in range(count):
             single = [*names[:at], f"block_{i}", *names[at + 1 :]]
-            stacked = getattr(module, "scan_layers", False)
             place, index = (names, i) if stacked else (single, None)
             leaves["/".join(single)] = Leaf(
                 tuple(shape), np.dtype(leaf.dtype), (collection, *place), index, count if stacked else 1

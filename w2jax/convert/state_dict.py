@@ -12,12 +12,17 @@ from flax import linen as nn
 
 from w2jax.convert.layouts import Format, torch_layout
 from w2jax.convert.lazy_tensor import LazyTensor, from_arrays
+from w2jax.convert.prefixes import check_single, parents, under, without_wrappers
 from w2jax.convert.rules import Pair, Rule, Shape, Table, flat, groups, instances, our_size, read, write
 from w2jax.convert.schema import Leaf, Size, assemble, example_inputs, module_leaves, split_variables
 from w2jax.convert.torch_modules import torch_formats
+from w2jax.convert.vit_architecture import vit_prefixes
 from w2jax.convert.vit_tables import FORMATS, inexpressible
 from w2jax.text import nearest
 from w2jax.vit import ViT
+
+HEADS = ("head", "head_distilled")
+"""The names of the classifiers in a module with `num_classes`."""
 
 Rename = Mapping[str, str | tuple[str, str | Table]]
 Head = Literal["drop", "reinit"] | None
@@ -31,10 +36,14 @@ def from_torch(
     Args:
         module: a module of w2jax. The names that are recognised depend on the module:
 
-            - ViT: names of timm, Hugging Face, torchvision and Google.
-            - LSTM, GRU, RNN, MultiHeadAttention and Transformer: names of the torch.nn module.
+            - ViT: names of timm, Hugging Face, torchvision, Google, Facebook's releases, CLIP and open_clip.
+            - LSTM, GRU, RNN, MultiHeadAttention, Transformer, TransformerEncoder and TransformerDecoder: names of the
+              torch.nn module.
             - AAEEncoder, AAEDecoder and AAEDiscriminator: names of a `torch.nn.Sequential`.
             - every module: its w2jax paths in the style of torch, such as "head.weight" for "head/kernel".
+
+            Settings without parameters are not in a state_dict, so they are not checked: activations (an autoencoder
+            of w2jax has ReLU), `add_zero_attn` (w2jax has none), dropout, epsilons and the order of the norms.
         state_dict: torch tensors, NumPy arrays or JAX arrays, by name. Their dtypes are kept.
         rename: your own names. Each key is the name of a parameter or layer in `state_dict`, with `{i}` for the layer
             number. Each value is the path in w2jax, such as "encoder/block_{i}/norm1", or a pair (path, einops pattern
@@ -83,8 +92,18 @@ def read_variables(
     module = _as_root(module)
     smallest = _shapes(module_leaves(module))  # leaves for the smallest inputs; the paths are the same for all inputs
     rows = _rename_rows(module, smallest, rename)
+    named = tensors
+    if rename is None:
+        named = without_wrappers(tensors)
+        tensors, _ = under(named, "")
     form, pairs = _best_format(_formats(module, tensors), smallest, tensors, rows)
+    if rename is None and 2 * _matches(form, pairs, tensors) < len(named):
+        prefix = prefix_of(module, named)
+        if prefix and all(key.startswith(prefix) for key in named):  # Otherwise the other tensors are errors.
+            tensors, _ = under(named, prefix)
+            form, pairs = _best_format(_formats(module, tensors), smallest, tensors, rows)
     by_path = {path: pair for pair in pairs for path in pair.ours}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(form.ignored)}
 
     def size(path: str, axis: int, default: int) -> int:
         pair = by_path.get(path)
@@ -96,7 +115,7 @@ def read_variables(
     shapes = _shapes(leaves)
     new_head: Iterable[tuple[str, np.ndarray]] = ()
     if head is not None:
-        shapes = {path: shape for path, shape in shapes.items() if not path.startswith("head/")}
+        shapes = {path: shape for path, shape in shapes.items() if path.split("/")[0] not in HEADS}
         tensors = _without_head(module, tensors, form, rows)
     if head == "drop" and shapes.keys() != leaves.keys():
         raise ValueError(
@@ -132,6 +151,35 @@ def write_tensors(
     if form.layout is torch_layout:
         tensors = {name: _as_torch_counts(tensor) for name, tensor in tensors.items()}
     return tensors
+
+
+def prefix_of(module: nn.Module, tensors: Mapping[str, LazyTensor]) -> str:
+    """Return the prefix of the tensors that have the names of a module; "" if the names have none.
+
+    Raises:
+        ValueError: the file has several such modules.
+    """
+    shapes = _shapes(module_leaves(_as_root(module)))
+
+    def known(prefix: str) -> int:
+        inside, _ = under(tensors, prefix)
+        return _matches(*_best_format(_formats(module, inside), shapes, inside, ()), inside)
+
+    without = known("")
+    if 2 * without >= len(tensors):
+        return ""
+    counts = {prefix: known(prefix) for prefix in (vit_prefixes if isinstance(module, ViT) else parents)(tensors)}
+    most = max(counts.values(), default=0)
+    if without >= most:
+        return ""
+    best = [prefix for prefix, count in counts.items() if count == most]
+    check_single(best)
+    return best[0]
+
+
+def format_of(module: nn.Module, leaves: Mapping[str, Leaf], name: str | None) -> Format:
+    """Return the format in which `write_tensors` writes a module. `name` is a format or a family."""
+    return _format_to_write(_formats(module, ()), module, _shapes(leaves), name, ())[0]
 
 
 def variable_leaves(module: nn.Module, variables: Mapping[str, Any]) -> dict[str, Leaf]:
@@ -191,7 +239,12 @@ def _best_format(
 ) -> tuple[Format, list[Pair]]:
     """Return the format that has names for most of the tensors, and its pairs."""
     candidates = [(form, form.pairs(shapes, tensors.keys(), rows)) for form in formats]
-    return max(candidates, key=lambda candidate: sum(pair.theirs in tensors for pair in candidate[1]))
+    return max(candidates, key=lambda candidate: _matches(*candidate, tensors))
+
+
+def _matches(form: Format, pairs: Iterable[Pair], tensors: Mapping[str, LazyTensor]) -> int:
+    """Count the tensors that the format knows."""
+    return sum(pair.theirs in tensors for pair in pairs) + form.count_ignored(tensors)
 
 
 def _format_to_write(
@@ -202,7 +255,7 @@ def _format_to_write(
     name = name or formats[0].name
     candidates = [form for form in formats if name in (form.name, form.family)]
     if not candidates:
-        known = ", ".join(dict.fromkeys(form.name for form in formats))
+        known = ", ".join(dict.fromkeys(form.family for form in formats))
         raise ValueError(f'the format for {type(module).__name__} must be one of {known}, got "{name}"')
     obstacles = []
     for form in candidates:
@@ -224,7 +277,7 @@ def _without_head(
     """Return the tensors without the classifier; raise a ValueError if the module has no field `num_classes`."""
     if not hasattr(module, "num_classes"):
         raise ValueError(f"head must be None for {type(module).__name__}, which has no classifier (num_classes)")
-    classifier = {"head/kernel": (1, 1), "head/bias": (1,)}
+    classifier = {f"{head}/{name}": (1,) * rank for head in HEADS for name, rank in (("kernel", 2), ("bias", 1))}
     names = {pair.theirs for pair in form.pairs(classifier, tensors.keys(), rows)}
     return {name: tensor for name, tensor in tensors.items() if name not in names}
 
@@ -235,10 +288,11 @@ def _new_head(module: nn.Module, leaves: Mapping[str, Leaf], size: Size) -> list
 
     def init() -> Any:
         images = (None if x is None else jnp.zeros(x.shape, x.dtype) for x in inputs)
-        return module.init(jax.random.key(0), *images)["params"]["head"]
+        params: Any = module.init(jax.random.key(0), *images)["params"]
+        return {f"{head}/{name}": x for head in HEADS for name, x in params.get(head, {}).items()}
 
-    head = jax.jit(init)()
-    return [(path, np.asarray(head[path[len("head/") :]])) for path in leaves if path.startswith("head/")]
+    heads = jax.jit(init)()
+    return [(path, np.asarray(heads[path])) for path in leaves if path in heads]
 
 
 def _check_dtype(pair: Pair, tensor: LazyTensor, leaf: Leaf) -> None:
@@ -248,8 +302,8 @@ def _check_dtype(pair: Pair, tensor: LazyTensor, leaf: Leaf) -> None:
         raise ValueError(f"{pair.theirs} must be {'integers' if counts else 'floats'}, got {tensor.dtype}")
     if tensor.dtype == np.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(
-            f"{pair.theirs} must not be float64, because JAX would round it to float32. Convert it to float32 first, "
-            'or call jax.config.update("jax_enable_x64", True)'
+            f"{pair.theirs} must not be float64, because JAX would round it to float32. Convert it to float32 first. "
+            'Or call jax.config.update("jax_enable_x64", True), and set dtype="float64" in the module'
         )
 
 

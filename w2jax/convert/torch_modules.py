@@ -12,20 +12,26 @@ from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.attention import MultiHeadAttention
 from w2jax.convert.layouts import MULTIHEAD, MULTIHEAD_SEPARATE, Format
 from w2jax.convert.rules import Rule, Table
-from w2jax.transformer import Transformer
+from w2jax.transformer import Transformer, TransformerDecoder, TransformerEncoder
 
+ENCODER = (  # torch.nn.TransformerEncoder without its norm
+    Rule("layers.{i}.self_attn", "block_{i}/attention", MULTIHEAD),
+    Rule("layers.{i}.linear1", "block_{i}/mlp/fc1"),
+    Rule("layers.{i}.linear2", "block_{i}/mlp/fc2"),
+    Rule("layers.{i}", "block_{i}"),  # norm1, norm2
+)
+DECODER = (  # torch.nn.TransformerDecoder without its norm
+    Rule("layers.{i}.self_attn", "block_{i}/self_attention", MULTIHEAD),
+    Rule("layers.{i}.multihead_attn", "block_{i}/cross_attention", MULTIHEAD),
+    Rule("layers.{i}.linear1", "block_{i}/mlp/fc1"),
+    Rule("layers.{i}.linear2", "block_{i}/mlp/fc2"),
+    Rule("layers.{i}", "block_{i}"),  # norm1, norm2, norm3
+)
 TRANSFORMER = (  # torch.nn.Transformer
-    Rule("encoder.layers.{i}.self_attn", "encoder/block_{i}/attention", MULTIHEAD),
-    Rule("encoder.layers.{i}.linear1", "encoder/block_{i}/mlp/fc1"),
-    Rule("encoder.layers.{i}.linear2", "encoder/block_{i}/mlp/fc2"),
-    Rule("encoder.layers.{i}", "encoder/block_{i}"),  # norm1, norm2
     Rule("encoder.norm", "encoder_norm"),
-    Rule("decoder.layers.{i}.self_attn", "decoder/block_{i}/self_attention", MULTIHEAD),
-    Rule("decoder.layers.{i}.multihead_attn", "decoder/block_{i}/cross_attention", MULTIHEAD),
-    Rule("decoder.layers.{i}.linear1", "decoder/block_{i}/mlp/fc1"),
-    Rule("decoder.layers.{i}.linear2", "decoder/block_{i}/mlp/fc2"),
-    Rule("decoder.layers.{i}", "decoder/block_{i}"),  # norm1, norm2, norm3
     Rule("decoder.norm", "decoder_norm"),
+    Rule("encoder", "encoder", ENCODER),
+    Rule("decoder", "decoder", DECODER),
 )
 
 
@@ -39,6 +45,10 @@ def torch_formats(module: nn.Module, keys: Collection[str] = ()) -> tuple[Format
         return Format("torch", MULTIHEAD), Format("torch", MULTIHEAD_SEPARATE), paths
     if isinstance(module, Transformer):
         return Format("torch", TRANSFORMER), paths
+    if isinstance(module, TransformerEncoder):
+        return Format("torch", ENCODER), paths
+    if isinstance(module, TransformerDecoder):
+        return Format("torch", DECODER), paths
     if isinstance(module, AAE):
         parts = {
             "encoder": module.encoder,

@@ -4,6 +4,8 @@ from typing import Any
 
 from w2jax.convert.layouts import CONV, MULTIHEAD, QKV, Format, flax_layout
 from w2jax.convert.rules import Rule, Table
+from w2jax.convert.vit_huggingface import CLASS_TOKEN, EVERYWHERE, EXACT, HUGGINGFACE_FORMATS, PLAIN
+from w2jax.convert.vit_open_clip import OPEN_CLIP_FORMATS
 from w2jax.vit import ViT
 
 TIMM = (
@@ -32,40 +34,19 @@ TIMM = (
     Rule("head", "head"),
 )
 
-HUGGINGFACE_EMBEDDINGS = (
-    Rule("cls_token", "cls"),
-    Rule("position_embeddings", "positions"),
-    Rule("patch_embeddings.projection", "patch_embed/projection", CONV),
-)
-HUGGINGFACE_BODY = (
-    Rule("embeddings", "", HUGGINGFACE_EMBEDDINGS),
-    Rule("encoder.layer.{i}.layernorm_before", "encoder/block_{i}/norm1"),
-    Rule("encoder.layer.{i}.attention.output.dense", "encoder/block_{i}/attention/out"),
-    Rule("encoder.layer.{i}.attention.attention", "encoder/block_{i}/attention"),  # query, key, value
-    Rule("encoder.layer.{i}.layernorm_after", "encoder/block_{i}/norm2"),
-    Rule("encoder.layer.{i}.intermediate.dense", "encoder/block_{i}/mlp/fc1"),
-    Rule("encoder.layer.{i}.output.dense", "encoder/block_{i}/mlp/fc2"),
-    Rule("layernorm", "norm"),
-    Rule("pooler.dense", "pre_logits"),
-)
-# The names in a model's state_dict since transformers 5. Its files still have the names above.
-HUGGINGFACE_MEMORY_BODY = (
-    Rule("embeddings", "", HUGGINGFACE_EMBEDDINGS),
-    Rule("layers.{i}.layernorm_before", "encoder/block_{i}/norm1"),
-    Rule("layers.{i}.attention.q_proj", "encoder/block_{i}/attention/query"),
-    Rule("layers.{i}.attention.k_proj", "encoder/block_{i}/attention/key"),
-    Rule("layers.{i}.attention.v_proj", "encoder/block_{i}/attention/value"),
-    Rule("layers.{i}.attention.o_proj", "encoder/block_{i}/attention/out"),
-    Rule("layers.{i}.layernorm_after", "encoder/block_{i}/norm2"),
-    Rule("layers.{i}.mlp", "encoder/block_{i}/mlp"),
-    Rule("layernorm", "norm"),
-    Rule("pooler.dense", "pre_logits"),
+TIMM_DISTILLED = (
+    Rule("dist_token", "registers"),
+    Rule("head_dist", "head_distilled"),
+    *(rule for rule in TIMM if rule.ours != "registers"),
 )
 
+# A tower of timm in open_clip, whose projection is not a part of timm's model.
+_TRUNK = (Rule("trunk", "", tuple(rule for rule in TIMM if rule.ours != "head")), Rule("head.proj", "head"))
 
-def huggingface(body: Table) -> Table:
-    """Return the table of ViTForImageClassification: a ViTModel without pooler, and a classifier."""
-    return Rule("vit", "", tuple(rule for rule in body if rule.ours != "pre_logits")), Rule("classifier", "head")
+
+def _facebook(*rules: Rule) -> Table:
+    """Return the table of Facebook's releases, whose names differ from timm's only in the given rules."""
+    return (*rules, Rule("register_tokens", "registers"), *(rule for rule in TIMM if rule.ours != "registers"))
 
 
 def torchvision(fc1: str, fc2: str) -> Table:
@@ -114,23 +95,28 @@ def google(positions: str, norm1: int, attention: int, norm2: int, mlp: int) -> 
     )
 
 
-_EVERYWHERE: dict[str, tuple[Any, ...]] = {"residual_from_norm": (False,), "attention_scale": (None,)}
-_PLAIN = _EVERYWHERE | {
-    **dict.fromkeys(("norm_after_pool", "register_positions", "qk_norm"), (False,)),
-    "num_registers": (0,),
-    "patch_bias": (True,),
+_TIMM = EVERYWHERE | {
+    "positions": ("learned",),
+    "distilled": (False,),
+    "head_bias": (True,),
+    "pool": ("cls", "gap", "map"),
 }
-_TIMM = _EVERYWHERE | {"positions": ("learned",)}
-_CLASS_TOKEN = _PLAIN | {"pool": ("cls",), "class_position": (True,), "positions": ("learned",)}
-_TORCHVISION = _CLASS_TOKEN | {"qkv_bias": (True,)}
-_GOOGLE = _PLAIN | {"qkv_bias": (True,)}
+_WITH_POSITIONS: dict[str, tuple[Any, ...]] = {"class_position": (True,), "register_positions": (True,)}
+# The registers of DINOv2 have no positions.
+_FACEBOOK = {field: values for field, values in CLASS_TOKEN.items() if field != "num_registers"} | {
+    "class_token": (True, False),
+    "embed_norm": (False,),
+    "norm_after_pool": (False, True),
+    "pool": ("cls", "gap"),
+    "activation": ("gelu",),
+}
+_TORCHVISION = CLASS_TOKEN | {"qkv_bias": (True,)}
+_GOOGLE = PLAIN | {"qkv_bias": (True,)}
 _VIT_JAX: dict[str, tuple[Any, ...]] = {
     "class_position": (True,),
     "positions": ("learned",),
     "pool": ("cls", "gap"),
 }
-_EXACT: dict[str, Any] = {"activation": "gelu", "norm_eps": 1e-6}
-_HUGGINGFACE: dict[str, Any] = {"activation": "gelu", "norm_eps": 1e-12}
 _TANH: dict[str, Any] = {"activation": "gelu_tanh", "norm_eps": 1e-6}
 _POSITIONS_WITH_CLASS = "Transformer/posembed_input/pos_embedding"
 
@@ -139,44 +125,63 @@ def _google(name: str, table: Table, fixed: dict[str, tuple[Any, ...]]) -> Forma
     return Format(name, table, "google", flax_layout, "/", _TANH, _GOOGLE | fixed)
 
 
+def _facebook_format(name: str, table: Table, fixed: dict[str, tuple[Any, ...]]) -> Format:
+    """Return a format of the family "facebook". Only pretraining uses the mask token and MAE's decoder."""
+    return Format(name, table, "facebook", assumed=EXACT, fixed=_FACEBOOK | fixed, ignored=("mask_token", "decoder_"))
+
+
+TIMM_FAMILIES = ("timm", "open_clip_trunk")
+"""The families whose models have the options of timm's VisionTransformer."""
+
 # A module is written in the first format of a family that supports all its options.
 FORMATS = (
-    Format("timm", TIMM, assumed=_EXACT, fixed=_TIMM | {"class_position": (True,), "register_positions": (True,)}),
+    Format("timm", TIMM, assumed=EXACT, fixed=_TIMM | _WITH_POSITIONS),
     Format(
         "timm_no_embed_class",
         TIMM,
         "timm",
-        assumed=_EXACT,
+        assumed=EXACT,
         fixed=_TIMM | {"class_position": (False,), "register_positions": (False,)},
     ),
-    Format("huggingface", huggingface(HUGGINGFACE_BODY), assumed=_HUGGINGFACE, fixed=_CLASS_TOKEN),
-    Format("huggingface_model", HUGGINGFACE_BODY, "huggingface", assumed=_HUGGINGFACE, fixed=_CLASS_TOKEN),
     Format(
-        "huggingface_memory",
-        huggingface(HUGGINGFACE_MEMORY_BODY),
-        "huggingface",
-        assumed=_HUGGINGFACE,
-        fixed=_CLASS_TOKEN,
+        "timm_distilled",
+        TIMM_DISTILLED,
+        "timm",
+        assumed=EXACT,
+        fixed=_TIMM | _WITH_POSITIONS | {"distilled": (True,), "num_registers": (1,)},
     ),
-    Format(
-        "huggingface_model_memory",
-        HUGGINGFACE_MEMORY_BODY,
-        "huggingface",
-        assumed=_HUGGINGFACE,
-        fixed=_CLASS_TOKEN,
-    ),
-    Format("torchvision", torchvision("mlp.0", "mlp.3"), assumed=_EXACT, fixed=_TORCHVISION),
+    *HUGGINGFACE_FORMATS,
+    Format("torchvision", torchvision("mlp.0", "mlp.3"), assumed=EXACT, fixed=_TORCHVISION),
     Format(
         "torchvision_old",
         torchvision("mlp.linear_1", "mlp.linear_2"),
         "torchvision",
-        assumed=_EXACT,
+        assumed=EXACT,
         fixed=_TORCHVISION,
     ),
     _google("google", google(_POSITIONS_WITH_CLASS, 0, 0, 1, 0), _VIT_JAX),
     _google("big_vision", google("pos_embedding", 0, 0, 1, 0), {"class_position": (False,)}),
     _google("google_old", google(_POSITIONS_WITH_CLASS, 0, 1, 2, 3), _VIT_JAX),
-    Format("torch", assumed=_EXACT),
+    _facebook_format("facebook", _facebook(), {}),
+    _facebook_format(
+        "facebook_swiglu",
+        _facebook(
+            Rule("blocks.{i}.mlp.w12", "encoder/block_{i}/mlp/fc1"),
+            Rule("blocks.{i}.mlp.w3", "encoder/block_{i}/mlp/fc2"),
+        ),
+        {"activation": ("swiglu",)},
+    ),
+    _facebook_format(
+        "facebook_deit3",
+        _facebook(
+            Rule("blocks.{i}.gamma_1", "encoder/block_{i}/scale1/gamma"),
+            Rule("blocks.{i}.gamma_2", "encoder/block_{i}/scale2/gamma"),
+        ),
+        {"class_position": (False,), "num_registers": (0,)},
+    ),
+    *OPEN_CLIP_FORMATS,
+    Format("open_clip_trunk", _TRUNK, assumed=EXACT, fixed=_TIMM | _WITH_POSITIONS | {"head_bias": (False,)}),
+    Format("torch", assumed=EXACT),
 )
 
 
@@ -185,10 +190,12 @@ def inexpressible(form: Format, module: ViT) -> list[str]:
     irrelevant = set()
     if not module.class_token or module.positions != "learned":
         irrelevant.add("class_position")
+    if not module.num_classes:
+        irrelevant.add("head_bias")
     if not module.num_registers:
         irrelevant.add("register_positions")
     together: list[tuple[str, str]] = []
-    if form.family == "timm" and module.patch_bias == module.embed_norm:  # timm sets both with one option, pre_norm
+    if form.family in TIMM_FAMILIES and module.patch_bias == module.embed_norm:  # one option, pre_norm
         together.append(("patch_bias", "embed_norm"))
     if form.family == "google" and module.class_token != (module.pool == "cls"):
         together.append(("class_token", "pool"))

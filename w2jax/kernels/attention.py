@@ -34,7 +34,8 @@ def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropou
         key, value, finite = _without_nan(key, value)
         nan_rows = (visible & ~finite[..., None, :]).any(-1, keepdims=True)
 
-    logits = jnp.einsum("...tk,...sk->...ts", query * factor, key, preferred_element_type=jnp.float32)
+    exact = _exact_dtype(query, key, value)
+    logits = jnp.einsum("...tk,...sk->...ts", query * factor, key, preferred_element_type=exact)
     logits = logits if bias is None else logits + bias
     if visible is None:
         weights = nn.softmax(logits)
@@ -56,7 +57,7 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
     Staats 2021, "Self-attention Does Not Need O(n²) Memory" <https://arxiv.org/abs/2112.05682>).
     """
     queries, keys, width = query.shape[-2], key.shape[-2], value.shape[-1]
-    dtype = value.dtype
+    dtype, exact = value.dtype, _exact_dtype(query, key, value)
     lengths = keys if lengths is None else lengths  # masks the padding of the last block
     shapes = [jnp.shape(x)[:-2] for x in (query, key, value, mask, bias, lengths) if x is not None]
     batch = jnp.broadcast_shapes(*shapes)
@@ -85,9 +86,9 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
 
             def add_block(state):
                 top, total, output, nan_rows = state
-                logits = jnp.einsum("...tk,...ks->...ts", query, x["key"], preferred_element_type=jnp.float32)
+                logits = jnp.einsum("...tk,...ks->...ts", query, x["key"], preferred_element_type=exact)
                 if x["bias"] is not None:
-                    logits = logits + x["bias"].astype(jnp.float32)
+                    logits = logits + x["bias"].astype(exact)
                 logits = jnp.where(visible, logits, LOWEST)
                 # new_top cancels out in the final result, so its gradient is not needed.
                 new_top = jnp.maximum(top, jax.lax.stop_gradient(logits).max(-1, keepdims=True))
@@ -98,7 +99,7 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
                     own_key = jax.random.fold_in(jax.random.fold_in(dropout_key, i), j)
                     weights = _dropout(own_key, dropout, weights)
                 added = jnp.einsum(
-                    "...ts,...vs->...tv", weights.astype(dtype), x["value"], preferred_element_type=jnp.float32
+                    "...ts,...vs->...tv", weights.astype(dtype), x["value"], preferred_element_type=exact
                 )
                 nan_rows = nan_rows | (visible & ~x["finite"]).any(-1, keepdims=True)
                 return new_top, total, output * shrink + added, nan_rows
@@ -106,7 +107,7 @@ def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dr
             return jax.lax.cond(visible.any(), add_block, lambda state: state, state), None
 
         one = (*batch, row_size, 1)
-        zeros = partial(jnp.zeros, dtype=jnp.float32)
+        zeros = partial(jnp.zeros, dtype=exact)
         start = zeros(one) + LOWEST, zeros(one), zeros((*batch, row_size, width)), jnp.zeros(one, bool)
         blocks = jnp.arange(column_count), {**by_column, **own_by_column}
         (_, total, output, nan_rows), _ = jax.lax.scan(attend_to, start, blocks)
@@ -202,6 +203,11 @@ def _without_nan(key, value) -> tuple[Array, Array, Array]:
     """
     finite = jnp.isfinite(key).all(-1) & jnp.isfinite(value).all(-1)
     return jnp.where(finite[..., None], key, 0), jnp.where(finite[..., None], value, 0), finite
+
+
+def _exact_dtype(query, key, value):
+    """Return the dtype of logits and sums: float32, or the dtype of the inputs if that is wider."""
+    return jnp.promote_types(jnp.result_type(query, key, value), jnp.float32)
 
 
 def _dropout(key, rate: float, weights):

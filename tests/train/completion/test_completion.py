@@ -63,11 +63,11 @@ def presets_of(task):
         ("python -m train.aae cl", ["clusters_16", "clusters_30"]),
         ("python -m train.lstm sample --model.num-l", ["--model.num-layers"]),
         ("python -m train.vit --run.steps", ["--run.steps", "--run.steps-per-call"]),
-        ("python -m train.vit sample --model.pool ", ["cls", "gap", "map"]),
+        ("python -m train.vit sample --model.pool ", ["cls", "gap", "cls_gap", "map"]),
         ("python -m train.vit sample --model.pool g", ["gap"]),
         ("python -m train.vit sample --run.steps ", []),
         ("python -m train.vit sample --run.dir ru", ["runs"]),
-        ("python -m train.mha tiny --run.tensorboard --run.no-", ["--run.no-tensorboard"]),
+        ("python -m train.mha tiny --run.tensorboard --run.no-", ["--run.no-extend", "--run.no-tensorboard"]),
         ("python -m train.predict runs/vit-sample --att", ["--attention"]),
         ("python -m train.predict ru", []),  # no offers: bash then completes file names
         ("python -m train.prepare f", ["fashion_mnist", "folder"]),

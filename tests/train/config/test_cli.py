@@ -13,6 +13,7 @@ from tasks import TASKS
 from configs.base import Mesh
 from configs.options import Rule
 from configs.vit import PRESETS
+from train.config import options
 from train.config.cli import parse
 from train.config.options import names_with, options_of
 from train.config.tree import flat_config
@@ -52,7 +53,7 @@ def test_options_change_the_preset_and_nothing_else(tmp_path):
             'the preset must come first and only once, got "tiny" after other arguments. Run python -m train.vit tiny',
         ),
         (["--run.steps", "abc"], "--run.steps must be a whole number, got 'abc'"),
-        (["--model.pool", "sum"], "--model.pool must be one of 'cls', 'gap', 'map', got 'sum'"),
+        (["--model.pool", "sum"], "--model.pool must be one of 'cls', 'gap', 'cls_gap', 'map', got 'sum'"),
         (["--data.image-size", "28"], "--data.image-size must be None or two whole numbers, got '28'"),
         (["--augment.shift", "x"], "--augment.shift must be a number, got 'x'"),
         (["--run.steps"], "--run.steps must have a value, got none"),
@@ -70,18 +71,37 @@ def test_a_wrong_word_on_the_command_line_is_a_one_line_error(arguments, message
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run.steps", "0"], "--run.steps must be at least 1, got 0"),
+        (["--run.steps", "0"], "--run.steps must be from 1 to 2147483647, got 0"),
         (["--augment.rotate", "-3"], "--augment.rotate must be at least 0, got -3.0"),
-        (["--optim.clip", "nan"], "--optim.clip must be at least 0, got nan"),
-        (["--run.steps", "-5"], "--run.steps must be at least 1, got -5"),
-        (["--run.eval-every", "0"], "--run.eval-every must be at least 1, got 0"),
-        (["--optim.accumulate", "0"], "--optim.accumulate must be at least 1, got 0"),
+        (["--optim.clip", "nan"], "--optim.clip must be a finite number, above 0, got nan"),
+        (["--optim.clip", "0"], "--optim.clip must be above 0, got 0.0"),
+        (["--optim.learning-rate", "inf"], "--optim.learning-rate must be a finite number, at least 0, got inf"),
+        (["--augment.scale", "1"], "--augment.scale must be at least 0 and below 1, got 1.0"),
+        (["--run.seed", "-1"], "--run.seed must be from 0 to 4294967295, got -1"),
+        (["--run.seed", str(2**32)], "--run.seed must be from 0 to 4294967295, got 4294967296"),
+        (["--run.steps", "-5"], "--run.steps must be from 1 to 2147483647, got -5"),
+        (["--run.eval-every", "0"], "--run.eval-every must be from 1 to 2147483647, got 0"),
+        (["--optim.layer-decay", "0"], "--optim.layer-decay must be above 0 and at most 1, got 0.0"),
+        (["--optim.head-lr-factor", "0"], "--optim.head-lr-factor must be above 0, got 0.0"),
+        (["--optim.freeze", "cls", "body"], "--optim.freeze must match parameters of the model, but body matches none"),
+        (["--run.epochs", "0"], "--run.epochs must be above 0, got 0.0"),
+        (["--optim.accumulate", "0"], "--optim.accumulate must be from 1 to 2147483647, got 0"),
         (["--run.batch-size", "30"], "--run.batch-size must be divisible by 8 (devices)"),
         (["--optim.accumulate", "3"], "× --optim.accumulate 3, got 64. Set it to 72"),
         (["--augment.magnitude", "1.5"], "--augment.magnitude must be from 0 to 1, got 1.5"),
-        (["--data.workers", "-1"], "--data.workers must be at least 0, got -1"),
-        (["--run.steps-per-call", "0"], "--run.steps-per-call must be at least 1, got 0"),
-        (["--mesh.data", "16"], "must be at most the device count 8, got --mesh.data 16"),
+        (["--data.workers", "-1"], "--data.workers must be from 0 to 256, got -1"),
+        (["--run.steps-per-call", "0"], "--run.steps-per-call must be from 1 to 2147483647, got 0"),
+        (["--mesh.data", "16"], "must be at most the number of devices, 8, got --mesh.data 16"),
+        (["--model.mlp-dim", "1000000000"], "the model with its optimizer must fit in the "),
+        (["--model.mlp-dim", "10000000000"], "--model.mlp-dim must be from -2147483648 to 2147483647, got 10000000000"),
+        (
+            [
+                *("--model.embed-dim", "1000000000", "--model.mlp-dim", "1000000000"),
+                *("--model.depth", "4", "--model.scan-layers"),
+            ],
+            "must have less than 2**63 bytes, got ",
+        ),
+        (["--run.batch-size", "1000000000", "--mesh.data", "8"], "a batch must fit in the "),
         (["--model.patch-size", "5"], "--model.patch-size 5 and an image of 28×28"),
         (
             ["--model.num-heads", "3"],
@@ -128,7 +148,7 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(argume
         (
             "lstm",
             ["--model.hidden-size", "0"],
-            "--model.hidden-size and --model.num-layers must be at least 1, got --model.hidden-size 0",
+            "--model.hidden-size must be at least 1, got 0",
         ),
         (
             "lstm",
@@ -181,7 +201,7 @@ def test_a_finished_run_repeats_no_step_and_prints_its_result(tmp_path, capsys):
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     again = capsys.readouterr().out
     assert "Training already finished at step 3 " in again
-    assert len(first) == 2 and [line for line in again.splitlines() if "│ test" in line] == first
+    assert len(first) == 4 and [line for line in again.splitlines() if "│ test" in line] == first
 
 
 def test_a_run_whose_loss_is_nan_stops_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -198,10 +218,31 @@ def test_a_run_whose_loss_is_nan_stops_and_keeps_the_last_good_checkpoint(tmp_pa
     assert kept == saved < broken
 
 
+@pytest.mark.slow
+def test_a_run_that_skips_too_many_steps_in_a_row_stops_at_the_same_step_after_resuming(tmp_path):
+    config = small(tmp_path / "run", steps=40, save_every=4, eval_every=40)
+    run = {"on_nonfinite": "skip", "max_skipped_steps": 10, "steps_per_call": 3}
+    config = dataclasses.replace(
+        config,
+        optim=dataclasses.replace(config.optim, learning_rate=1e38, clip=None, warmup_fraction=0.5),
+        run=dataclasses.replace(config.run, **run),
+    )
+    told = []
+    for _ in range(2):
+        with pytest.raises(
+            RunStopped, match=r"10 steps in a row were skipped\. .*\. Last checkpoint: step \d+ in"
+        ) as error:
+            fit(config, make_task)
+        told.append(str(error.value))
+    assert told[0] == told[1]
+    stopped, saved = map(int, re.findall(r" step (\d+)", f" {told[0]}"))
+    assert stopped - 10 < saved < stopped  # the skipped steps are on both sides of the checkpoint
+
+
 def test_the_program_exits_2_with_one_line_and_no_traceback():
     result = run("vit", "tiny", "--run.steps", "0")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    assert result.stderr.startswith("error: --run.steps must be at least 1")
+    assert result.stderr.startswith("error: --run.steps must be from 1 to 2147483647")
 
 
 @pytest.mark.slow
@@ -214,6 +255,24 @@ def test_help_all_lists_presets_and_explains_every_option(task):
     assert f"PRESET: {', '.join(presets)} (default: sample)" in " ".join(result.stdout.split())
     for name in set(flat_config(presets["sample"].config)) - {"model.category_discriminator"}:
         assert f"--{name.replace('_', '-')}" in result.stdout
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_section_of_help_all_begins_with_the_text_of_its_group(task, capsys):
+    """A comment at a field must not be taken for the text of its group."""
+    presets = importlib.import_module(f"configs.{task}").PRESETS
+    with pytest.raises(SystemExit):
+        parse(task, presets, ["--help-all"])
+    _, *parts = re.split(r"^\W*([a-z.-]+) options\W*$", capsys.readouterr().out, flags=re.MULTILINE)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert sections.keys() >= {"data", "run", "mesh", "distributed", "optim", "model", "augment"}
+    for name, section in sections.items():
+        if "." in name:  # The field of a group in a group has its own text.
+            continue
+        config = presets["sample"].config
+        expected = options._texts(type(config)).get(name) or str(type(getattr(config, name)).__doc__)
+        text = " ".join(re.sub("[│─]|-{9,}", " ", section).split())
+        assert text.startswith(" ".join(expected.partition("\n\n")[0].split())), name
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -249,9 +308,13 @@ def test_help_shows_the_presets_values_and_the_text_of_each_field(capsys):
         parse("vit", PRESETS, ["cifar10", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert (
-        "options, with their values in preset cifar10: --init-from STR Initial weights: a file or folder from" in text
+        "options, with their values in preset cifar10: --init-from STR Initial weights: a file, a folder or a" in text
     )
-    assert "--run.steps 78000 Number of optimizer steps in the run --run.batch-size 128 Examples per step" in text
+    assert (
+        "--run.steps 78000 Number of optimizer steps in the run "
+        "--run.epochs FLOAT Length of the run in epochs, instead of --run.steps --run.batch-size 128 Examples per"
+        in text
+    )
     assert (
         "--optim.ema 0.999 Evaluate an exponential moving average of the parameters with this decay rate; None:" in text
     )
@@ -290,7 +353,8 @@ def test_the_rules_of_an_option_are_at_its_field():
     groups = {name for name in options if name.startswith(("mesh.", "distributed."))}
     assert changeable == groups | {
         *("run.dir", "run.steps_per_call", "run.compilation_cache", "run.on_nonfinite", "run.on_save_error"),
-        *("run.tensorboard", "run.wandb", "data.dir", "data.workers", "data.memory_limit"),
+        *("run.extend", "run.log_every", "run.eval_every", "run.save_every"),
+        *("run.max_skipped_steps", "run.tensorboard", "run.wandb", "data.dir", "data.workers", "data.memory_limit"),
     }
     own = {name for name, option in options.items() if Rule.PER_PROCESS in option.rules}
     assert own == {"distributed.process_id", "data.dir", "data.workers", "data.memory_limit"}
@@ -315,11 +379,12 @@ def _presets(task):
         ("vit", ["--model.qk-norm", "--model.no-patch-bias"], "vit-sample-no_patch_bias-qk_norm"),
         ("vit", ["--model.pool", "map", "--data.image-size", "14", "21"], "vit-sample-image_size14x21-pool_map"),
         ("vit", ["--data.name", "my_images"], "vit-sample-name_my_images"),
-        ("vit", ["--init-from", "vit.npz"], "vit-sample-init_from_vit.npz"),
+        ("vit", ["--init-from", "vit.npz"], "vit-finetune-init_from_vit.npz"),
         ("vit", ["--data.train-split", "train[:90%]"], "vit-sample-train_split_train_90_[0-9a-f]{6}"),
-        ("vit", ["--init-from", "/a/b c/vit.npz"], "vit-sample-init_from_vit.npz_[0-9a-f]{6}"),
-        ("vit", ["--init-from", "/a/weights/"], "vit-sample-init_from_weights_[0-9a-f]{6}"),
-        ("vit", ["--init-from", "../.."], "vit-sample-init_from_.._[0-9a-f]{6}"),
+        ("vit", ["sample", "--init-from=vit.npz"], "vit-sample-init_from_vit.npz"),
+        ("vit", ["--init-from", "/a/b c/vit.npz"], "vit-finetune-init_from_vit.npz_[0-9a-f]{6}"),
+        ("vit", ["--init-from", "/a/weights/"], "vit-finetune-init_from_weights_[0-9a-f]{6}"),
+        ("vit", ["--init-from", "../.."], "vit-finetune-init_from_.._[0-9a-f]{6}"),
         ("vit", ["--data.name", "猫"], "vit-sample-name_[0-9a-f]{6}"),
         ("vit", ["--data.name", "x" * 300], "vit-sample-name_x{24}_[0-9a-f]{6}"),
         ("vit", ["--run.dir", "runs/mine", "--model.depth", "6"], "mine"),
@@ -331,7 +396,7 @@ def _presets(task):
     ids=lambda x: " ".join(x)[:60] if isinstance(x, list) else None,
 )
 def test_a_run_folder_is_named_after_the_changed_options(task, arguments, folder):
-    named = parse(task, _presets(task).PRESETS, arguments, resolve=lambda config, default: config).run.dir
+    named = parse(task, _presets(task).PRESETS, arguments, resolve=lambda config, *_: config).run.dir
     assert named is not None and re.fullmatch(f"runs/{folder}", named)
 
 

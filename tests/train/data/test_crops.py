@@ -110,7 +110,7 @@ def test_the_central_box_is_the_middle_of_the_scaled_image() -> None:
     ],
 )
 def test_a_box_is_cut_out_and_resized(form: str, width: int, height: int, box: Box) -> None:
-    image = decode(encoded(ramps(width, height), form, quality=98, subsampling=0), 3, SIZE, lambda *found: box)
+    image, _ = decode(encoded(ramps(width, height), form, quality=98, subsampling=0), 3, SIZE, lambda *found: box)
     left, top, right, bottom = box
     x, y = ((np.arange(side) + 0.5) / side for side in (SIZE[1], SIZE[0]))
     x, y = 255 * (left + x * (right - left)) / width, 255 * (top + y * (bottom - top)) / height
@@ -125,9 +125,9 @@ def test_the_box_is_chosen_from_the_size_of_the_full_image() -> None:
     assert seen == [(645, 403)]
 
 
-def test_gray_photographs_are_cropped_among_colour_ones() -> None:
+def test_gray_photographs_are_cropped_among_color_ones() -> None:
     gray = ramps(645, 403)[..., 0]
-    image = decode(encoded(gray, "JPEG"), 3, SIZE, lambda *found: (100.5, 20.0, 500.0, 390.5))
+    image, _ = decode(encoded(gray, "JPEG"), 3, SIZE, lambda *found: (100.5, 20.0, 500.0, 390.5))
     assert image.shape == (*SIZE, 3)
     assert (np.ptp(image, axis=-1) == 0).all()
     assert 40 < image[:, 0].min() < image[:, -1].max() < 200
@@ -177,3 +177,47 @@ def test_a_crop_needs_a_size_and_a_fraction_of_the_area(photos: Data) -> None:
                 UserError, match=r"--data.crop must be a fraction of the image area, above 0 and at most 1, got"
             ):
                 make(replace(photos, crop=crop), "train")
+
+
+def as_resized(photo: np.ndarray) -> np.ndarray:
+    """Pillow's result for a JPEG of a photo: the shorter side becomes 24 pixels, then the centre is cut out."""
+    file = Image.open(io.BytesIO(encoded(photo, "JPEG", quality=95)))
+    width, height = (24 * side // min(file.size) for side in file.size)
+    top, left = round((height - SIZE[0]) / 2), round((width - SIZE[1]) / 2)
+    resized = file.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized)[top : top + SIZE[0], left : left + SIZE[1]]
+
+
+@pytest.mark.parametrize("memory_limit", [0, 1024])
+def test_with_resize_the_shorter_side_is_resized_and_the_centre_cut_out(photos: Data, memory_limit: int) -> None:
+    """Training images are prepared like test images, unless they get random crops."""
+    config = replace(photos, crop=None, resize=24, interpolation="bicubic", memory_limit=memory_limit)
+    expected = {as_resized(ramps(40 + 9 * k, 90 - 5 * k)).tobytes() for k in range(5)}
+    for train in (False, True):
+        source = open_source(config, "test", train=train)
+        assert {image.tobytes() for image in source.gather(np.arange(5))["image"]} == expected
+    cropped = open_source(replace(config, crop=0.1), "test", train=True)
+    (batch,) = batches(cropped, 5, 3, 0, 1)
+    assert not expected & {image.tobytes() for image in batch["image"]}
+    assert {image.tobytes() for image in cropped.gather(np.arange(5))["image"]} == expected
+
+
+def test_the_interpolation_is_that_of_random_crops_too(photos: Data) -> None:
+    found = []
+    for interpolation in (None, "bilinear", "nearest"):
+        source = open_source(replace(photos, interpolation=interpolation), "train", train=True)
+        (batch,) = batches(source, 4, 3, 0, 1)
+        found.append(batch["image"])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[1], found[2])
+
+
+@pytest.mark.parametrize("resize", [20, (13, 30), (30, 20), 2**14 + 1])
+def test_a_resized_image_must_cover_the_image_size(photos: Data, resize: int | tuple[int, int]) -> None:
+    for make in (open_source, abstract_source):
+        with pytest.raises(
+            UserError, match=r"--data.resize must be at least --data.image-size, and at most 16384, got"
+        ):
+            make(replace(photos, resize=resize), "train")
+        with pytest.raises(UserError, match=r"--data.resize needs --data.image-size, the size that is cut from the"):
+            make(replace(photos, crop=None, resize=resize, image_size=None), "train")

@@ -17,6 +17,7 @@ from train.data import open_source
 from train.data.dataset_info import read_dataset_info
 from train.data.prepare.tfds_writer import DatasetMetadata, encode_png, write
 from train.process.errors import UserError
+from train.run.folder import read_image_info
 
 CLASS = "tensorflow_datasets.core.features.class_label_feature.ClassLabel"
 
@@ -169,16 +170,41 @@ def test_impossible_splits_are_refused(dataset: tuple[Data, Path], change: dict[
 
 def test_a_split_without_records_has_no_examples(dataset: tuple[Data, Path]) -> None:
     changed(dataset[1] / "dataset_info.json", lambda info: train_split(info).update(shardLengths=[]))
-    refused(dataset[0], "split 'train' has no examples. Its splits are train, test")
+    refused(dataset[0], "each part of a split must select at least 1 example, but 'train' selects none")
 
 
-@pytest.mark.parametrize("dimensions", [["11", "7"], ["11", "7", "2"], ["0", "7", "3"], [str(2**40)] * 2 + ["3"], [{}]])
+@pytest.mark.parametrize("dimensions", [["11", "7"], ["0", "7", "3"], [str(2**40)] * 2 + ["3"], [{}]])
 def test_impossible_image_shapes_are_refused(dataset: tuple[Data, Path], dimensions: list[Any]) -> None:
     def change(features: dict[str, Any]) -> None:
         features["featuresDict"]["features"]["image"]["image"]["shape"]["dimensions"] = dimensions
 
     changed(dataset[1] / "features.json", change)
     refused(dataset[0], r"features.json cannot be read \((images must|Failed to parse)")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "told"),
+    [
+        ("uint16", "1", "uint16 and 1 channel"),
+        ("float32", "3", "float32 and 3 channels"),
+        ("uint8", "2", "uint8 and 2 channels"),
+        ("uint8", "-1", "uint8 and any number of channels"),
+    ],
+)
+def test_images_that_are_not_supported_are_not_called_damaged(
+    dataset: tuple[Data, Path], dtype: str, channels: str, told: str
+) -> None:
+    def change(features: dict[str, Any]) -> None:
+        image = features["featuresDict"]["features"]["image"]["image"]
+        image["dtype"], image["shape"]["dimensions"] = dtype, ["11", "7", channels]
+
+    changed(dataset[1] / "features.json", change)
+    with pytest.raises(UserError) as caught:
+        open_source(dataset[0], "train")
+    assert str(caught.value) == (
+        f"dataset tiny must have uint8 images with 1 (gray), 3 (RGB) or 4 (RGBA) channels, got {told}. "
+        "Convert the images to 8-bit gray or RGB, and write the dataset again or run `python -m train.prepare folder`."
+    )
 
 
 @pytest.mark.parametrize("classes", ["0", "-1", str(2**62), "4.5", None, ["4"]])
@@ -194,6 +220,24 @@ def test_impossible_numbers_of_classes_are_refused(dataset: tuple[Data, Path], c
 def test_label_names_that_do_not_match_the_classes_are_refused(dataset: tuple[Data, Path], content: bytes) -> None:
     (dataset[1] / "label.labels.txt").write_bytes(content)
     refused(dataset[0], r"label.labels.txt cannot be read .*\. Prepare the dataset again")
+
+
+def test_descriptions_may_begin_with_a_byte_order_mark(dataset: tuple[Data, Path]) -> None:
+    """As editors on Windows write it."""
+    for name in ("label.labels.txt", "features.json", "dataset_info.json"):
+        (dataset[1] / name).write_bytes(b"\xef\xbb\xbf" + (dataset[1] / name).read_bytes())
+    assert open_source(dataset[0], "train").label_names == list("abcd")
+
+
+def test_names_of_a_dataset_and_of_a_run_are_in_nfc(dataset: tuple[Data, Path], tmp_path: Path) -> None:
+    """A run resumes if only the code points of a name changed."""
+    (dataset[1] / "label.labels.txt").write_text("a\nb\ncafe\u0301\nd\n")
+    source = open_source(dataset[0], "train")
+    assert source.label_names == ["a", "b", "caf\xe9", "d"]
+    (tmp_path / "images.json").write_text(json.dumps({"image_shape": SHAPE, "label_names": ["a", "cafe\u0301"]}))
+    assert read_image_info(tmp_path).label_names == ["a", "caf\xe9"]
+    (dataset[1] / "label.labels.txt").write_text("caf\xe9\nb\ncafe\u0301\nd\n")
+    refused(dataset[0], "the file must have 4 lines with different label names, got 3")
 
 
 def test_no_code_named_in_a_description_is_run(

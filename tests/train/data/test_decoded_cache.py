@@ -54,6 +54,9 @@ def test_a_second_opening_gives_the_same_bits_and_decodes_nothing(tiny: Data, de
 def test_other_records_and_other_sizes_have_their_own_entries(tiny: Data) -> None:
     asked = [(tiny, "train"), (tiny, "test"), (tiny, "train[:9]"), (tiny, "train[3:12]"), (tiny, "train+test[:2]")]
     asked += [(replace(tiny, image_size=(5, 13)), "train"), (replace(tiny, image_size=(13, 5)), "train")]
+    small = replace(tiny, image_size=(5, 4))
+    asked += [(small, "train"), (replace(small, resize=6), "train"), (replace(small, resize=(6, 7)), "train")]
+    asked += [(replace(small, interpolation="nearest"), "train")]
     for _ in range(2):
         assert all(same(read(config, split), streamed(config, split)) for config, split in asked)
 

@@ -44,12 +44,13 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("pixels", [MAX_PIXELS + 9_000, 3 * MAX_PIXELS])
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path: Path, pixels: int) -> None:
     bomb = png_header(pixels // 9_000, 9_000)
-    with pytest.raises(ValueError, match=r"is not a complete image .*pixels"):
+    told = f"has {pixels // 9_000 * 9_000:,} pixels, but at most 89,478,485 are read, so make the image smaller"
+    with pytest.raises(ValueError, match=f"^{told}$"):
         decode(bomb, 3)
     classes(tmp_path, {"cat": 2, "dog": 2})
     (tmp_path / "cat/bomb.png").write_bytes(bomb)
     (error,) = scan(tmp_path, 0.5, 0).corrupt
-    assert error.startswith(f"{tmp_path}/cat/bomb.png (Image size")
+    assert error == f"{tmp_path}/cat/bomb.png ({told})"
 
 
 def test_no_file_is_expanded_beyond_its_limit(tmp_path: Path) -> None:
@@ -229,4 +230,4 @@ def test_a_link_to_an_image_is_read_and_a_broken_link_is_named(tmp_path: Path) -
     assert error.startswith(f"{tmp_path}/raw/dog/broken.png (")
     files = [path for part in folder.splits.values() for path, _ in part]
     linked = next(path for path in files if path.name == "linked.png")
-    np.testing.assert_array_equal(decode(linked.read_bytes(), 3), pixels)
+    np.testing.assert_array_equal(decode(linked.read_bytes(), 3)[0], pixels)

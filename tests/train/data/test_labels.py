@@ -1,10 +1,14 @@
 """Which labels are known if only some are."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from train.data.labels import UNKNOWN, known_labels
-from train.data.source import InMemorySource
+from configs.base import Data
+from train.data import open_source
+from train.data.labels import UNKNOWN, balanced_weights, known_labels
+from train.data.source import InMemorySource, StreamingSource
 from train.process.errors import UserError
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(3), [10, 20, 30])).astype(np.int32)
@@ -33,3 +37,20 @@ def test_too_many_labels_or_an_uneven_number_is_refused(count):
         match=rf"must be a multiple of 3 \(the number of classes\) up to 30, got {count}.* shapes, split train, has 10",
     ):
         known_labels(SOURCE, count, seed=0)
+
+
+def test_the_weight_of_a_class_is_inverse_to_its_size():
+    np.testing.assert_allclose(balanced_weights(SOURCE), [60 / (3 * 10), 60 / (3 * 20), 60 / (3 * 30)])
+    rare = dataclasses.replace(SOURCE, labels=np.minimum(LABELS, 1))
+    with pytest.raises(UserError, match=r"needs an example of each class, but shapes, split train, has none of c"):
+        balanced_weights(rare)
+
+
+def test_the_labels_of_a_streamed_split_are_read_without_its_images(monkeypatch):
+    data = Data(memory_limit=0)
+    stream, whole = open_source(data, "train[:50]"), open_source(Data(), "train[:50]")
+    assert isinstance(stream, StreamingSource) and isinstance(whole, InMemorySource)
+    monkeypatch.setattr("train.data.source.decode", None)
+    indices = np.array([7, 3, 49, 7])
+    np.testing.assert_array_equal(stream.gather_labels(indices), whole.labels[indices])
+    np.testing.assert_array_equal(known_labels(stream, None, 0), whole.labels)

@@ -1,6 +1,7 @@
 """A dataset is found by name; for a missing one, the error quickly says what to do."""
 
 import json
+import pwd
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tiny import prepare
 from train.data.dataset_info import read_dataset_info
 from train.data.locate import locate_dataset
 from train.process.errors import UserError
+from train.process.home import user_cache
 
 
 def test_a_missing_dataset_is_reported_within_two_seconds_without_tfds(tmp_path: Path) -> None:
@@ -128,3 +130,26 @@ def test_the_bundled_sample_needs_no_folder_but_a_wrong_one_is_an_error(
     assert locate_dataset("mnist_sample") == locate_dataset("mnist_sample", str(tmp_path))
     with pytest.raises(UserError, match=r"the folder .*none does not exist. .* mnist_sample is bundled"):
         locate_dataset("mnist_sample", str(tmp_path / "none"))
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes this user one without an entry in the password database, as in a container with an arbitrary user id."""
+
+    def unknown(_: object) -> None:
+        raise KeyError
+
+    for name in ("HOME", "TFDS_DATA_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+def test_a_user_without_a_home_can_use_the_bundled_sample_and_must_name_other_folders(
+    homeless: None, tmp_path: Path
+) -> None:
+    assert locate_dataset("mnist_sample").parent.name == "mnist_sample"
+    with pytest.raises(UserError, match=r"~/tensorflow_datasets, but this user has no such home\. Pass --data\.dir"):
+        locate_dataset("mnist")
+    with pytest.raises(UserError, match=r"dataset mnist is not prepared in .* --data-dir "):
+        locate_dataset("mnist", str(tmp_path))
+    assert user_cache() is None

@@ -1,6 +1,7 @@
 """A source returns the prepared examples, in memory or streamed, and names what is wrong with a dataset."""
 
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from PIL import Image
 from tiny import COUNTS, SHAPE
 
 from configs.base import Data
-from train.data import open_source
+from train.data import Source, abstract_source, eval_batches, open_source
+from train.data.decode import MODES, read_image_bytes
 from train.data.prepare.tfds_writer import DatasetMetadata, encode_png, write
 from train.data.source import InMemorySource, StreamingSource
 from train.process.errors import UserError
@@ -73,16 +75,35 @@ def test_tfds_split_notation_selects_a_part_of_a_split(tiny: Data) -> None:
     np.testing.assert_array_equal(whole.gather(np.arange(23))["image"], np.concatenate(parts))
 
 
-@pytest.mark.parametrize("split", ["val", "train[:90", "train[50:]", ""])
+@pytest.mark.parametrize("split", ["val", "train[:90", "train[50:]", "all[:3]", ""])
 def test_for_an_unknown_split_the_error_lists_the_splits(tiny: Data, split: str) -> None:
     with pytest.raises(UserError, match=r"tiny: the split must be one of train, test .*, got") as caught:
         open_source(tiny, split)
     assert repr(split) in str(caught.value)
 
 
-def test_an_empty_split_is_refused(tiny: Data) -> None:
-    with pytest.raises(UserError, match=r"split 'train\[:0\]' has no examples"):
-        open_source(tiny, "train[:0]")
+@pytest.mark.parametrize("open_split", [open_source, abstract_source])
+@pytest.mark.parametrize(
+    ("split", "part"),
+    [
+        ("train[:0]", "train[:0]"),
+        ("train[:1%]", "train[:1%]"),
+        ("train[50%:10%]", "train[50%:10%]"),
+        ("test[4:2]", "test[4:2]"),
+        ("train + test[-2:-4]", "test[-2:-4]"),
+        ("train[100%:]+test", "train[100%:]"),
+    ],
+)
+def test_a_split_with_a_part_that_selects_nothing_is_refused(
+    tiny: Data, split: str, part: str, open_split: Callable[[Data, str], Source]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        open_split(tiny, split)
+    assert str(caught.value) == (
+        f"dataset tiny: each part of a split must select at least 1 example, but {part!r} selects none. The splits are "
+        "train (23 examples), test (5 examples). The second number of a part must be the larger one, as in "
+        "train[10%:50%]."
+    )
 
 
 def test_a_label_out_of_range_is_refused_with_its_record(broken_label: Data) -> None:
@@ -105,19 +126,65 @@ def test_an_image_of_another_size_than_declared_is_named(tmp_path: Path) -> None
         open_source(config, "train")
 
 
-def test_a_gray_image_among_colour_images_is_expanded(tmp_path: Path) -> None:
+def test_a_gray_image_among_color_images_is_expanded(tmp_path: Path) -> None:
     gray = np.arange(24, dtype=np.uint8).reshape(4, 6, 1)
     (found,) = open_source(images_only(tmp_path, [encode_png(gray)], (4, 6, 3)), "train").gather(np.array([0]))["image"]
     np.testing.assert_array_equal(found, np.repeat(gray, 3, axis=-1))
 
 
-def test_a_record_that_is_not_an_image_or_has_other_channels_is_named(tmp_path: Path) -> None:
+OTHERS = {"RGBA": "PNG", "LA": "PNG", "CMYK": "JPEG", "I;16": "PNG"}
+"""Pillow's modes that are neither RGB nor have the same pixels in RGB, and a format for each."""
+
+
+def in_mode(mode: str) -> bytes:
+    """Returns an encoded image of 4 x 6 pixels, of which some are half transparent if the mode has transparency."""
+    levels = np.arange(24, dtype=np.uint8).reshape(4, 6, 1) * 10 + list(OTHERS).index(mode)
+    image = Image.fromarray(np.concatenate([levels, levels[::-1], levels[:, ::-1], levels + 9], axis=-1), "RGBA")
+    if mode == "I;16":
+        image = Image.fromarray(levels[..., 0].astype(np.uint16) * 256 + 17)
     file = io.BytesIO()
-    Image.new("RGBA", (6, 4)).save(file, "PNG")
+    (image if image.mode == mode else image.convert(mode)).save(file, OTHERS[mode])
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_with_other_channels_become_what_prepare_folder_makes_of_them(
+    tmp_path: Path, channels: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In memory, streamed, and streamed by worker processes. Only the first such batch prints a message."""
+    mode = MODES[channels]
+    common = np.full((4, 6, channels), 100, np.uint8)
+    plain, encoded = io.BytesIO(), {other: in_mode(other) for other in OTHERS if other != mode}
+    Image.fromarray(common.squeeze(-1) if channels == 1 else common).save(plain, "PNG")
+    config = images_only(tmp_path, [plain.getvalue(), *encoded.values()], (4, 6, channels))
+    wanted = {common.tobytes()}
+    for other, content in encoded.items():
+        file = tmp_path / f"{other}.png"
+        file.write_bytes(content)
+        with Image.open(io.BytesIO(read_image_bytes(file, mode))) as image:
+            assert image.mode == mode
+            wanted.add(np.asarray(image).tobytes())
+    count, dropped = len(encoded), "" if channels == 4 else " without transparency"
+    assert len(wanted) == count + 1
+    held, streamed = open_source(config, "train"), open_source(replace(config, memory_limit=0), "train[0:]")
+    telling = f"dataset odd, split train: {count} of {count + 1} images are converted to {mode}{dropped}\n"
+    assert capfd.readouterr().out == telling
+    for source, workers in ((held, 0), (streamed, 0), (streamed, 2), (streamed, 2)):
+        (batch,) = eval_batches(source, count + 1, workers=workers)
+        assert {image.tobytes() for image in batch["image"]} == wanted
+        assert batch.keys() == {"image", "label", "mask"}
+        telling = f"dataset odd, split train[0:]: at least one image was converted to {mode}{dropped}\n"
+        said = capfd.readouterr().out
+        assert said == (telling if (source, workers) == (streamed, 0) else "")
+
+
+def test_a_record_that_cannot_be_an_image_is_named(tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("F", (6, 4)).save(file, "TIFF")
     for case, encoded, wrong in (
         ("cut", blank(4, 6)[:-30], "is not a complete image"),
         ("text", b"no image", "is not a complete image"),
-        ("rgba", file.getvalue(), "must be an image of mode RGB, got RGBA"),
+        ("float", file.getvalue(), "must have 8 or 16 bits per channel, and be gray or in color, got Pillow's mode F"),
     ):
         config = images_only(tmp_path / case, [encoded], (4, 6, 3))
         with pytest.raises(UserError, match=f"dataset odd, split train, record 0 {wrong}"):

@@ -65,7 +65,7 @@ class Recorder:
 
     def __init__(self):
         self.rows, self.saves, self.scores, self.seconds = [], {}, {}, 0.0
-        self.lines = SimpleNamespace(restored=[], count=0)
+        self.lines = SimpleNamespace(restored=[], count=0, checksum="")
         self.console = SimpleNamespace(step=lambda step: None)
 
     def train_line(self, step, means, _):
@@ -78,7 +78,7 @@ class Recorder:
         return {"accuracy": float(state.params["a"].sum())}, None
 
     def save(self, step, state, saved, before):
-        self.saves[step] = jax.tree.map(np.array, state), dict(saved["sums"]), saved["count"], len(self.rows)
+        self.saves[step] = jax.tree.map(np.array, state), dict(saved["sums"]), saved["count"], saved["skipped_in_a_row"]
 
     def nonfinite_names(self, state):
         return []
@@ -103,8 +103,8 @@ def run(options, broken, start=None):
     setup = SimpleNamespace(
         config=config, source=SOURCE, program=traced, task=SimpleNamespace(best="accuracy", probabilities=None)
     )
-    done, (state, sums, count, _) = start or (0, (init(broken), {}, 0, 0))
-    progress, error = Progress(jax.device_put(state, traced.places), done, sums, count), None
+    done, (state, *window) = start or (0, (init(broken), {}, 0, 0))
+    progress, error = Progress(jax.device_put(state, traced.places), done, *window), None
     try:
         with DeferredSignals() as signals:
             train(setup, progress, recorder, recorder, recorder, signals)
@@ -118,20 +118,23 @@ def assert_same(one, other):
 
 
 every = st.integers(1, 9)
+step_numbers = st.integers(0, MOST_STEPS - 1)
+on_nonfinite_values = st.sampled_from(["stop", "skip"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     st.integers(1, MOST_STEPS), st.sampled_from([2, 3, 5]), every, every, every,
-    st.frozensets(st.integers(0, MOST_STEPS - 1), max_size=4), st.sampled_from(["stop", "skip"]), st.data(),
+    st.frozensets(step_numbers, max_size=4) | st.builds(range, step_numbers, step_numbers), on_nonfinite_values,
+    st.sampled_from([None, 1, 2, 3]), st.data(),
 )  # fmt: skip
 def test_any_number_of_steps_per_call_gives_the_rows_saves_and_state_of_single_steps(
-    steps, steps_per_call, eval_every, save_every, log_every, broken, on_nonfinite, data
+    steps, steps_per_call, eval_every, save_every, log_every, broken, on_nonfinite, max_skipped_steps, data
 ):
     """Also if the run resumes from a step that is no multiple of the number of steps per call."""
     options = {
         "steps": steps, "eval_every": eval_every, "save_every": save_every, "log_every": log_every,
-        "on_nonfinite": on_nonfinite,
+        "on_nonfinite": on_nonfinite, "max_skipped_steps": max_skipped_steps,
     }  # fmt: skip
     single = run(options, broken)
     assert_same(run(options | {"steps_per_call": steps_per_call}, broken), single)

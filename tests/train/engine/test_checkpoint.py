@@ -1,11 +1,14 @@
 """Checkpoints: a damaged one is detected, named and replaced by the previous one; an unreadable one is an error."""
 
 import json
+import os
 import random
 import resource
 import shutil
 import signal
+import tempfile
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +20,8 @@ from orbax.checkpoint.type_handlers import get_type_handler, supported_types
 
 from train.engine.checkpoint import Checkpoints
 from train.process.errors import Interrupted, RunStopped, UserError
-from train.run.manifest import damage, write_manifest
+from train.run import manifest
+from train.run.manifest import checkpoint_steps, damage, write_manifest
 from train.task import State
 
 LIKE = State(jnp.zeros((), jnp.int32), {"kernel": jnp.zeros((30, 70)), "bias": jnp.zeros(70)}, ())
@@ -64,6 +68,20 @@ def flip(path):
 
 def test_a_checkpoint_is_restored_bit_for_bit(saved):
     assert assert_restores(saved, 7) == []
+
+
+@pytest.mark.parametrize("years", [20, -20])
+def test_a_clock_that_jumps_by_years_during_a_save_does_no_harm(tmp_path, monkeypatch, years):
+    clock, large = (
+        time.time,
+        State(jnp.asarray(3, jnp.int32), {"w": jax.random.normal(jax.random.key(0), (2**23,))}, ()),
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, large, {"seconds": 3.0})
+        monkeypatch.setattr(time, "time", lambda: clock() + years * 365 * 86400)
+        assert checkpoints._manager.is_saving_in_progress()
+        assert checkpoints.failure(wait=True) is None
+    assert damage(tmp_path / "3") is None
 
 
 def test_saving_does_not_change_orbaxs_global_registry(tmp_path):
@@ -131,9 +149,88 @@ def test_a_damaged_checkpoint_is_moved_and_the_previous_one_is_used(saved):
     ],
 )
 def test_without_a_complete_manifest_a_checkpoint_is_damaged(saved, content):
-    manifest = saved / "7" / "manifest.json"
-    manifest.unlink() if content is None else manifest.write_text(content)
+    path = saved / "7" / "manifest.json"
+    path.unlink() if content is None else path.write_text(content)
     assert str(damage(saved / "7")).startswith("manifest.json ")
+
+
+def test_a_flipped_bit_of_a_manifest_is_damage_or_changes_nothing(saved):
+    """Also in its version and in its own checksum: the checkpoint before it is used, and the run does not stop."""
+    path = saved / "7" / "manifest.json"
+    content = path.read_bytes()
+    tested = [*range(40), *range(len(content) - 80, len(content)), *range(40, len(content) - 80, 61)]
+    undetected = []
+    for position in tested:
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << bit
+            path.write_bytes(flipped)
+            if damage(saved / "7") is None:
+                undetected.append(bytes(flipped))
+    # White space may change, and without its checksum a manifest counts as an older one.
+    own = json.loads(content)
+    assert all(json.loads(each)["files"] == own["files"] for each in undetected)
+    assert all(json.loads(each)["version"] == 2 for each in undetected)
+    assert len(undetected) < len(tested)
+
+
+def test_a_manifest_of_older_code_without_its_own_checksum_is_valid(saved):
+    path = saved / "7" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    path.write_text(json.dumps(content))
+    assert damage(saved / "7") is None
+
+
+@pytest.mark.parametrize("name", ["state/_METADATA", "progress/metadata", "state/d/link"])
+def test_a_checkpoint_with_a_link_pipe_or_device_is_damaged(saved, name):
+    path = saved / "7" / name
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+    assert damage(saved / "7") == f"{name} must be a regular file or a folder"
+    path.unlink()
+    os.mkfifo(path)
+    assert_restores(saved, 3)
+
+
+def test_a_checkpoint_that_cannot_be_opened_is_damaged(saved):
+    with tempfile.TemporaryDirectory() as folder:  # tmp_path belongs to this user alone, and root may open all folders.
+        Path(folder).chmod(0o755)
+        checkpoint = shutil.copytree(saved / "7", Path(folder, "7"))
+        checkpoint.chmod(0)
+        user = os.geteuid()
+        os.seteuid(user or 65534)
+        try:
+            fault = damage(checkpoint)
+        finally:
+            os.seteuid(user)
+            checkpoint.chmod(0o700)
+    assert fault is not None and fault.startswith("its folders cannot be read (") and "Permission denied" in fault
+
+
+@pytest.mark.parametrize("name", ["0007", "٧", "7x", "-7", "9" * 30, "07"])
+def test_a_folder_with_another_name_than_a_step_is_no_checkpoint(saved, name):
+    (saved / name).mkdir()
+    assert checkpoint_steps(saved) == [3, 7]
+    assert assert_restores(saved, 7) == []
+
+
+@pytest.mark.parametrize("name", ["/proc/self/pagemap", "../7/state/_METADATA"])
+def test_a_manifest_that_lists_a_file_outside_is_damaged(saved, name):
+    path = saved / "7" / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["sha256"]
+    content["files"][name] = {"bytes": 0, "sha256": "0"}
+    path.write_text(json.dumps(content))
+    assert damage(saved / "7") == "manifest.json lists a file outside the checkpoint"
+
+
+def test_a_linked_checkpoint_is_damaged(saved, tmp_path):
+    """train.export would copy weights from outside the run folder."""
+    (tmp_path / "link").symlink_to(saved)
+    assert damage(tmp_path / "link" / "7") == "the checkpoint must not be in a symbolic link"
+    (saved / "9").symlink_to(saved / "7")
+    assert damage(saved / "9") == "the checkpoint must not be in a symbolic link"
 
 
 def test_a_checkpoint_without_state_is_moved_and_the_previous_one_is_used(saved):
@@ -233,9 +330,11 @@ def test_a_checkpoint_of_the_first_layout_is_read(saved):
     assert "step 7 was not verified: an older version saved it without checksums" in note
 
 
-def test_a_checkpoint_of_a_later_layout_is_unchanged(saved):
-    manifest = saved / "7" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
+def test_a_checkpoint_of_a_later_layout_is_unchanged(saved, monkeypatch):
+    (saved / "7" / "manifest.json").unlink()
+    with monkeypatch.context() as later:
+        later.setattr(manifest, "VERSION", 3)
+        write_manifest(saved / "7", finished=True)
     with pytest.raises(
         RunStopped, match=r"the format version of .*checkpoints/7 must be at most 2, got 3. Upgrade w2jax"
     ):

@@ -19,7 +19,9 @@ from train.data.source import InMemorySource
 from train.engine import init_from as pretrained
 from train.engine.loop import fit, placed_params
 from train.engine.sharding import make_mesh, state_sharding
+from train.predict import load
 from train.process.errors import UserError
+from train.report.page import run_page
 from train.run.weights import load_run
 from train.vit import main, make_task
 from w2jax import LSTM, ViT
@@ -32,6 +34,8 @@ SMALL = [
     *("--data.train-split", "train[:40]", "--data.test-split", "test[:24]", "--mesh.data", "1"),
     *("--run.batch-size", "8", "--run.eval-every", "9", "--run.save-every", "2"),
 ]
+UNKNOWN = "pixels in [-1, 1] (--normalize)"
+RUN = ["--run.steps", "4", "--run.log-every", "3", "--optim.ema", "0.9", "--run.dir"]
 UNTOLD = [
     "--model.num-heads",
     "2",
@@ -63,7 +67,7 @@ def nothing(shape=(28, 28, 1), classes=10):
 
 def begun(config, source=None):
     """Returns the task, its first State, and the printed note."""
-    task = make_task(config, source or nothing())
+    task = make_task(config, nothing() if source is None else source)
     start = task.initial_params()
     return task, jax.jit(task.init)(start.params), start.note
 
@@ -105,7 +109,7 @@ def test_options_known_neither_from_tensors_nor_the_user_are_assumed_and_printed
     note = make_task(config, nothing()).initial_params().note
     assert "(timm)" in note
     assert note.endswith(
-        "; not stated in the file, set from your options or usual values: "
+        "; not stated in the file, set from your options or usual values (to set others, convert the file first): "
         "num_heads 2, activation gelu, norm_eps 1e-06, pool cls"
     )
 
@@ -124,6 +128,23 @@ def test_options_that_contradict_the_file_are_refused_with_both_values(described
     )
 
 
+def test_an_option_that_is_typed_with_the_presets_value_must_match_the_file_too(tmp_path):
+    written(tmp_path / "vit.safetensors")
+    depth = str(PRESETS["tiny"].config.model.depth)
+    with pytest.raises(UserError, match=rf"^--model.depth must be 1, got {depth}: --init-from .* sets"):
+        parsed(tmp_path / "vit.safetensors", "--model.depth", depth)
+
+
+def test_the_classifier_that_replaces_a_projection_has_a_bias(tmp_path):
+    """A projection of CLIP has no bias, and its outputs are no classes."""
+    written(tmp_path / "vit.safetensors", model.clone(head_bias=False), format="torch")
+    config = parsed(tmp_path / "vit.safetensors")
+    assert config.model == model
+    _, state, note = begun(config)
+    assert state.params["head"]["bias"].shape == (10,) and not np.asarray(state.params["head"]["kernel"]).any()
+    assert "; new head with 10 classes (that of the file has no bias)" in note
+
+
 def test_a_config_made_in_python_must_match_the_file(tmp_path):
     written(tmp_path / "vit.safetensors")
     config = dataclasses.replace(PRESETS["tiny"].config, init_from=str(tmp_path / "vit.safetensors"))
@@ -139,7 +160,7 @@ def test_parameters_are_the_files_bit_for_bit(tmp_path):
     _, state, note = begun(parsed(path))
     count = sum(x.size for x in jax.tree.leaves(params))
     assert note == (
-        f"initialized from {path} (w2jax): {count:,} parameters; position embeddings 6×6, resized to 4×4; "
+        f"initialized from {path} (w2jax): {count:,} parameters; {UNKNOWN}; position embeddings 6×6, resized to 4×4; "
         "new head with 10 classes (the file has 7)"
     )
     assert params.pop("head")["kernel"].shape == (5, 7)
@@ -185,7 +206,18 @@ def test_pretrained_parameters_are_placed_like_the_state(tmp_path):
 @pytest.mark.parametrize(
     ("size", "channels", "shape", "message"),
     [
-        ((28, 28), 3, (28, 28, 1), r"needs images with 3 channel\(s\), but dataset images has 1"),
+        (
+            (28, 28),
+            3,
+            (28, 28, 4),
+            r"needs images with 3 channels, but dataset images has 4. Only gray \(1\) and RGB",
+        ),
+        (
+            (28, 28),
+            4,
+            (28, 28, 1),
+            r"needs images with 4 channels, but dataset images has 1. Only gray \(1\) and RGB",
+        ),
         ((28, 28), 1, (30, 40, 1), r"divisible by 7, the patch size of .*, got 30 40\. Add --data.image-size 28 42"),
         ((14, 21), 1, (28, 28, 1), r"must give 6 patches, got 4×4\. The 6 position .* do not form a square grid"),
     ],
@@ -197,14 +229,41 @@ def test_image_sizes_that_do_not_fit_the_model_are_refused(size, channels, shape
         make_task(parsed(tmp_path / "vit.safetensors"), nothing(shape)).initial_params()
 
 
+GRAY = "patch embedding summed over R, G and B for gray images"
+RGB = "patch embedding divided by 3 and repeated, so that it reads the mean of R, G and B"
+
+
+@pytest.mark.parametrize(("reads", "told"), [(3, GRAY), (1, RGB)])
+def test_a_model_of_color_images_starts_on_gray_images_and_a_gray_one_on_color_images(reads, told, tmp_path):
+    """The logits are those of the original model for images with repeated or averaged channels."""
+    variables, channels = written(tmp_path / "vit.safetensors", usual, channels=reads), 4 - reads
+    _, state, note = begun(parsed(tmp_path / "vit.safetensors"), nothing((28, 28, channels)))
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 28, 28, channels)).astype(np.float32)
+    as_read = np.repeat(images, 3, axis=-1) if reads == 3 else images.mean(axis=-1, keepdims=True)
+    logits, _ = run(usual, {"params": state.params}, images)
+    expected, _ = run(usual, variables, as_read)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+    assert f"parameters; {UNKNOWN}; {told}; position" in note
+
+
+def test_a_changed_patch_embedding_is_named_at_the_start_and_by_predict_and_the_report(tmp_path, capsys):
+    written(tmp_path / "vit.safetensors", channels=3)
+    folder = tmp_path / "run"
+    options = [*RUN, str(folder), "--run.compilation-cache", "off"]
+    fit(parsed(tmp_path / "vit.safetensors", *options), make_task)
+    assert f"; {GRAY}; " in capsys.readouterr().out
+    shutil.rmtree(folder / "checkpoints" / "4")
+    fit(parsed(tmp_path / "vit.safetensors", *options), make_task)
+    assert "Resumed from step 2 " in capsys.readouterr().out
+    assert load(folder).note == f"the moving average (EMA) of the parameters of step 4; {GRAY}"
+    assert f"Initial weights: {GRAY}." in run_page(folder)
+
+
 def test_nonsquare_positions_are_kept_for_images_with_as_many_patches(tmp_path):
     params = written(tmp_path / "vit.safetensors", size=(14, 21))["params"]
     start = make_task(parsed(tmp_path / "vit.safetensors"), nothing((14, 21, 1))).initial_params()
     np.testing.assert_array_equal(start.params["positions"], params["positions"])
     assert "; position embeddings 2×3;" in start.note
-
-
-RUN = ["--run.steps", "4", "--run.log-every", "3", "--optim.ema", "0.9", "--run.dir"]
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +305,21 @@ def test_a_run_starts_from_the_averaged_parameters_of_another(whole, tmp_path, m
     assert_same_trees(variables, {"params": state.ema})
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (saved["init_from"], saved["model"]["norm_eps"]) == (str(folder / "a"), 1e-4)
+
+
+def test_the_head_of_a_run_with_other_class_names_is_not_kept(whole, tmp_path, monkeypatch, capsys):
+    """The same number of classes is not enough."""
+    folder, state = whole
+    run = shutil.copytree(folder / "a", tmp_path / "a")
+    images = json.loads((run / "images.json").read_text())
+    (run / "images.json").write_text(json.dumps(images | {"label_names": list("abcdefghij")}))
+    options = ["--optim.learning-rate", "0", "--run.steps", "1", "--run.dir", tmp_path / "run"]
+    assert not command(monkeypatch, *options, "--init-from", run)
+    told = capsys.readouterr().out
+    assert f"new head with 10 classes (the classes of {run} have other names: a, b, c, d, e and others)" in told
+    _, variables, _ = load_run(tmp_path / "run")
+    assert not variables["params"]["head"]["kernel"].any() and state.ema["head"]["kernel"].any()
+    assert_same_trees(variables["params"]["encoder"], state.ema["encoder"])
 
 
 def test_an_error_names_the_file_before_a_run_folder_exists(tmp_path, monkeypatch):

@@ -4,7 +4,9 @@ import random
 
 import pytest
 
-from tests.stress.kill_storm import Aim, Command, differences, kill_until_done, time_whole
+from tests.stress.comparing import differences
+from tests.stress.kill_storm import Aim, kill_until_done
+from tests.stress.running import Command, time_whole
 
 pytestmark = pytest.mark.slow
 

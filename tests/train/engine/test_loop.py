@@ -2,7 +2,9 @@
 
 import dataclasses
 import errno
+import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -16,14 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from runs import lines, small
+from runs import lines, small, with_run
 
 from configs.base import Distributed, Mesh
 from train.data import open_source
-from train.engine.loop import fit
+from train.engine.loop import _saved_progress, fit
 from train.process.errors import RunStopped, UserError
 from train.report.mistakes import read_mistakes
 from train.report.page import write_report
+from train.run.record import read_record
 from train.task import Grid
 from train.vit import make_task
 
@@ -64,6 +67,10 @@ def test_the_test_metrics_are_the_mean_over_every_example_once(finished):
     assert lines(config)[-1]["split"] == "test"
     for name, value in values.items():
         np.testing.assert_allclose(lines(config)[-1][name], value.mean(), rtol=1e-5)
+    labels = np.asarray(whole["label"])
+    recalls = [np.mean(np.asarray(values["accuracy"])[labels == k]) for k in np.unique(labels)]
+    assert np.ptp(np.bincount(labels)) > 0  # The classes are uneven, so the means differ.
+    np.testing.assert_allclose(lines(config)[-1]["balanced_accuracy"], np.mean(recalls), rtol=1e-5)
 
 
 def test_metrics_are_logged_when_the_config_says_and_at_the_end(finished):
@@ -193,12 +200,106 @@ def test_without_disk_space_for_the_report_a_run_stops_unless_allowed(tmp_path, 
 
     monkeypatch.setattr("train.engine.publisher.write_report", write)
     if on_save_error == "stop":
-        with pytest.raises(RunStopped, match=r"cannot write report\.html: No space left"):
+        with pytest.raises(RunStopped, match=r"cannot use report\.html: No space left"):
             fit(config, make_task)
     else:
         fit(config, make_task)
-        assert "warning: cannot write report.html: No space left" in capsys.readouterr().out
+        assert "warning: cannot use report.html: No space left" in capsys.readouterr().out
         assert "Finished: step 5 of 5." in Path(config.run.dir, "report.html").read_text()
+
+
+def make_task_that(act):
+    """Returns a make_task whose first evaluation calls `act`."""
+
+    def make(config, source):
+        task = make_task(config, source)
+
+        def evaluate(state, batch):
+            act()  # only when JAX traces the function
+            return task.evaluate(state, batch)
+
+        return dataclasses.replace(task, evaluate=evaluate)
+
+    return make
+
+
+@pytest.mark.parametrize("act", [shutil.rmtree, lambda folder: folder.rename(folder.with_name("moved"))])
+def test_a_run_whose_folder_disappears_stops_and_creates_no_new_one(tmp_path, act):
+    folder = tmp_path / "run"
+    with pytest.raises(RunStopped, match=f"the run folder {folder} was deleted, moved or replaced while the run was "):
+        fit(small(folder), make_task_that(lambda: act(folder)))
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "timing.jsonl", "task.json", "config.json"])
+def test_a_run_writes_a_deleted_file_again(finished, tmp_path, name):
+    config = with_run(finished[0], tmp_path / "run")
+    fit(config, make_task_that(lambda: (tmp_path / "run" / name).unlink()))
+    assert lines(config) == lines(finished[0])
+    assert read_record(tmp_path / "run").state == "finished"
+    assert [row["step"] for row in lines(config, "timing")] == [2, 4, 5]
+
+
+def test_a_run_that_may_not_write_its_pictures_stops_in_one_line(tmp_path):
+    """A file instead of the folder gives the same kind of error as a folder of another user, also for root."""
+    folder = tmp_path / "run"
+    with pytest.raises(RunStopped, match=r"cannot use .*/pictures.*: .*\. No checkpoint in .*/run"):
+        fit(small(folder), make_task_that(lambda: (folder / "pictures").write_text("")))
+
+
+def test_the_best_checkpoint_is_the_best_by_the_scores_in_the_checkpoint(finished, tmp_path, capsys):
+    """A digit of metrics.jsonl that flips after the save is named and does not change which checkpoint is best."""
+    config = with_run(finished[0], tmp_path / "run", steps=9, save_every=3)
+    fit(config, make_task)
+    capsys.readouterr()
+    rows = lines(config)
+    assert [row["step"] for row in rows if row["split"] == "test"] == [3, 6, 9]
+    shutil.rmtree(Path(config.run.dir, "checkpoints", "9"))
+    path = Path(config.run.dir, "metrics.jsonl")
+    changed = [row | {"accuracy": 0.99} if (row["step"], row["split"]) == (3, "test") else row for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in changed))
+    fit(config, make_task)
+    told = capsys.readouterr().out
+    assert "rows of " in told and "changed after the checkpoint was saved. The best checkpoint is chosen" in told
+    progress = json.loads(Path(config.run.dir, "checkpoints", "9", "progress", "metadata").read_text())
+    assert progress["scores"]["3"] == next(
+        row["accuracy"] for row in rows if row["step"] == 3 and row["split"] == "test"
+    )
+
+
+SAVED = {"sums": {"loss": 3.0}, "count": 2, "seconds": 1.5, "lines": 4, "scores": {"3": 0.5}, "devices": "1 CPU"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": -5},
+        {"count": 10**30},
+        {"count": None},
+        {"seconds": math.inf},
+        {"sums": {"loss": math.nan}},
+        {"sums": [1]},
+        {"scores": {"3": math.nan}},
+        {"scores": {"x": 1.0}},
+    ],
+)
+def test_impossible_progress_in_a_checkpoint_is_refused(change):
+    """The checkpoint may come from someone else, with right checksums."""
+    assert _saved_progress(None, 9, SAVED).scores == {3: 0.5}
+    with pytest.raises(UserError, match="the progress in the checkpoint of step 9 is damaged"):
+        _saved_progress(None, 9, SAVED | change)
+
+
+def test_devices_in_a_checkpoint_cannot_print_lines():
+    assert _saved_progress(None, 9, SAVED | {"devices": "1 CPU\nstep 9"}).devices == r"1 CPU\nstep 9"
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(finished, tmp_path):
+    config = with_run(finished[0], tmp_path / "run")
+    shutil.copytree(finished[0].run.dir, config.run.dir)
+    (tmp_path / "run" / "checkpoints" / "5").rename(tmp_path / "run" / "checkpoints" / "4000")
+    with pytest.raises(UserError, match=r"--run\.steps must be at least 4000, the step of the last checkpoint, got 5"):
+        fit(config, make_task)
 
 
 def test_figures_receive_as_many_images_as_the_task_requests(finished, tmp_path):

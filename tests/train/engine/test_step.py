@@ -156,6 +156,15 @@ def test_the_learning_rate_warms_up_and_decays_to_its_final_fraction():
     np.testing.assert_allclose(rates[60], 0.2 + 1.8 / 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("fraction", "steps", "warmup"), [(0.29, 100, 29), (0.58, 50, 29), (0.05, 30, 1)])
+def test_a_fraction_of_the_steps_warms_up(fraction, steps, warmup):
+    """Rounded down. But 0.29 · 100 is 28.999999999999996 in binary."""
+    schedule = make_schedule(Optim(learning_rate=2.0, warmup_fraction=fraction), steps)
+    rates = np.array([schedule(step) for step in range(steps + 1)])
+    assert rates.argmax() == warmup
+    np.testing.assert_allclose(rates[: warmup + 1], np.linspace(0, 2.0, warmup + 1), rtol=1e-5)
+
+
 def first_moment(optimizer, gradients, params):
     """Returns Adam's first moment of the kernel after one update."""
     _, state = optimizer.update(gradients, optimizer.init(params), params)

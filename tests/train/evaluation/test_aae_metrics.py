@@ -11,7 +11,7 @@ from models import random_variables
 from configs.aae import Config
 from train.data.source import InMemorySource
 from train.evaluation.aae_figures import make_figures
-from train.evaluation.aae_metrics import METRIC_DESCRIPTIONS, make_final_metrics
+from train.evaluation.aae_metrics import METRIC_DESCRIPTIONS, MIN_EXAMPLES, make_final_metrics
 from train.evaluation.mmd import mmd
 from train.evaluation.parzen import parzen
 from train.task import State
@@ -189,6 +189,14 @@ def test_clusters_are_scored_on_images_not_used_to_label_them(labels):
     values = make_final_metrics(Config(model=model, labels=labels, metric_examples=60), TRAIN)(state, TEST)
     assert values["probe_accuracy"] == 1.0
     assert values.get("clustering_error") == (0.0 if labels == "unused" else None)
+
+
+def test_the_smallest_splits_have_finite_metrics():
+    model = autoencoder(categories=K)
+    train, test = (dataclasses.replace(source("any", MIN_EXAMPLES), name="mnist_sample") for _ in range(2))
+    train = dataclasses.replace(train, open_split=lambda _: source("valid", 1))
+    values = make_final_metrics(Config(model=model, metric_examples=MIN_EXAMPLES), train)(trained(model), test)
+    assert {"frechet", "clustering_error"} <= values.keys() and all(map(np.isfinite, values.values()))
 
 
 def test_the_frechet_distance_is_measured_of_digits_only():

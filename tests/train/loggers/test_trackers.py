@@ -247,7 +247,7 @@ def test_weights_and_biases_gets_only_the_rows_that_it_lacks(tracked, tmp_path, 
     monkeypatch.setattr(wandb, "init", lambda **_: run)
     shutil.copytree(tracked.run.dir, tmp_path / "run")
     fit(with_run(tracked, tmp_path / "run", tensorboard=False), make_task)
-    assert logged == [(4, 5, "test/loss"), (5, 5, "step"), 0]
+    assert logged == [(4, 5, "test/top5_accuracy"), (5, 5, "step"), 0]
 
 
 @pytest.mark.slow
@@ -302,6 +302,7 @@ def test_a_full_disk_ends_a_tracker_but_not_the_run(tracked, tmp_path, monkeypat
     )
     assert lines(config) == lines(tracked)
     assert (tmp_path / "run" / "checkpoints" / "5").exists() and (tmp_path / "run" / "report.html").exists()
+    (tmp_path / "run" / "tensorboard" / "events.out.tfevents.run").unlink()  # the link to /dev/full
     fit(config, make_task)
     assert_tensorboard_holds_the_run(config)
 
@@ -353,12 +354,38 @@ def test_an_offline_run_writes_only_in_its_folder(tmp_path):
     elsewhere.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "WANDB_"))}
     environment |= {"HOME": str(home), "TMPDIR": str(elsewhere), "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
-    options = ["tiny", "--run.steps", "2", "--run.dir", str(tmp_path / "run"), "--run.wandb", "project"]
+    options = ["tiny", "--run.steps", "2", "--run.dir", str(tmp_path / "my run"), "--run.wandb", "project"]
     done = subprocess.run(
         [sys.executable, "-m", "train.vit", *options],
         **{"cwd": elsewhere, "env": environment, "capture_output": True, "text": True, "check": True},
     )
     assert done.stderr == ""
-    assert f"upload the run later with: wandb sync {tmp_path / 'run' / 'wandb' / 'latest-run'}\n" in done.stdout
+    assert f"upload the run later with: wandb sync '{tmp_path / 'my run' / 'wandb' / 'latest-run'}'\n" in done.stdout
     assert not list(home.rglob("*wandb*")) and not list(elsewhere.iterdir())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "home", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "home", "my run"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ({}, "No API key configured. Use `wandb login` to log in"),
+        ({"WANDB_API_KEY": "bad"}, "WANDB_API_KEY invalid: API key must have 40+ characters, has 3"),
+    ],
+)
+def test_without_a_valid_key_the_run_prints_one_line_and_trains_without_weights_and_biases(key, reason, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "WANDB_"))}
+    environment |= {"HOME": str(tmp_path), **key}
+    options = ["tiny", "--run.steps", "2", "--run.dir", str(tmp_path / "run"), "--run.wandb", "project"]
+    done = subprocess.run(
+        [sys.executable, "-m", "train.vit", *options],
+        **{"cwd": ROOT, "env": environment, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    warnings = [line for line in done.stdout.splitlines() if "Weights & Biases" in line]
+    assert warnings == [
+        f"warning: Weights & Biases failed, and training continues without it: {reason}. "
+        "To log without an account, set WANDB_MODE=offline"
+    ]
+    assert "test accuracy" in done.stdout and (tmp_path / "run" / "checkpoints" / "2").is_dir()

@@ -74,3 +74,34 @@ def test_skipped_steps_are_counted_and_excluded_from_means():
         window.add(step, {"x": x, NONFINITE: broken})
     window.drain()
     assert lines == [(3, {"x": 1.5, "skipped": 1}), (6, {"skipped": 3})]
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_too_many_skipped_steps_in_a_row_stop_the_run(before):
+    """Steps before the window, from a checkpoint, count too. A step that is not skipped starts the count again."""
+    window = MetricWindow(100, 100, lambda *_: None, {}, 0, (), "skip", 3, before)
+    values = [math.nan] * (2 - before) + [1.0, math.nan, math.nan, math.inf, 1.0]
+    for step, x in enumerate(values, 1):
+        window.add(step, {"x": x})
+    with pytest.raises(
+        RunStopped,
+        match=rf"^step {6 - before}: x is inf\. 3 steps in a row were skipped\. The limit is "
+        r"--run\.max-skipped-steps 3\. Set a higher limit to continue, or start a new run",
+    ):
+        window.drain()
+
+
+def test_a_window_that_continues_a_row_of_skipped_steps_stops_at_its_end():
+    window = MetricWindow(100, 100, lambda *_: None, {}, 0, (), "skip", 3, 2)
+    window.add(1, {"x": math.nan})
+    with pytest.raises(RunStopped, match=r"^step 1: x is nan\. 3 steps in a row"):
+        window.drain()
+
+
+def test_without_a_limit_every_step_may_be_skipped():
+    lines = []
+    window = MetricWindow(1000, 1000, lambda step, means, _: lines.append((step, means)), {}, 0, (), "skip", None)
+    for step in range(1, 1001):
+        window.add(step, {"x": math.nan})
+    window.drain()
+    assert lines == [(1000, {"skipped": 1000})]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from train.engine.checkpoint import Checkpoints
 from train.engine.loop import fit
 from train.engine.program import Program
 from train.engine.sharding import make_mesh
-from train.process.distributed import connect, is_multi_process_launch
+from train.process.distributed import _reserve_id, connect, is_multi_process_launch
 from train.process.errors import UserError
 from train.vit import make_task
 
@@ -103,6 +104,19 @@ def test_only_the_main_process_prints_and_writes(of_two):
     assert "step" in first and "step" not in second and "test" not in second
     assert len((folder / "timing.jsonl").read_text().splitlines()) == 6
     assert (folder / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_save_ends_the_run_soon(tmp_path):
+    """Orbax alone would wait for it for 20 minutes."""
+    processes = start(tmp_path / "run", "--run.steps", "60", "--run.eval-every", "60")
+    size = 20_000  # bytes; enough for config.json and too few for the arrays of a checkpoint
+    resource.prlimit(processes[0].pid, resource.RLIMIT_FSIZE, (size, size))
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert "stopped: could not write the checkpoint of step 3 to " in outputs[0]
+    assert "File too large" in outputs[0] and "No checkpoint in " in outputs[0]
+    assert not any("Traceback" in output for output in outputs)
 
 
 @pytest.mark.slow
@@ -222,3 +236,25 @@ def test_a_launcher_is_detected_from_its_environment(environment, several):
 def test_options_of_an_impossible_process_are_refused(config, words):
     with pytest.raises(UserError, match=words):
         connect(config)
+
+
+def test_a_second_process_with_the_same_id_is_refused_at_once(tmp_path):
+    """Until the first process ends. Another id or coordinator is free."""
+    place = f"{tmp_path}:9"  # Other tests may run at the same time.
+    reserve = (
+        "import sys, train.process.distributed as d; d._reserve_id(sys.argv[1], 1); print('done'); sys.stdin.read()"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", reserve, place], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout.readline() == "done\n"
+        with pytest.raises(UserError, match=r"another process on this machine has 1 too, .*:9\. Give each"):
+            connect(Distributed(place, 2, 1))
+        _reserve_id(place, 0)
+        _reserve_id(f"{place}0", 1)
+    finally:
+        first.kill()
+        first.communicate()
+    _reserve_id(place, 1)
+    _reserve_id(place, 1)  # the same process again

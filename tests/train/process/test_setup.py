@@ -48,7 +48,7 @@ def test_the_cpu_is_split_into_the_requested_devices(settings, environment, devi
 
 
 PREPARE = """
-import logging, sys, threading
+import logging, resource, sys, threading
 from dataclasses import replace
 import jax
 from configs.base import Config, Mesh, Optim, RunConfig
@@ -61,9 +61,11 @@ config = replace(
     run=RunConfig(batch_size=6, compilation_cache="on"),
 )
 before = threading.excepthook
+_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
 prepare_process(config)
 print(jax.device_count(), jax.config.jax_compilation_cache_dir, logging.getLogger("orbax").level)
-print(threading.excepthook is before)
+print(threading.excepthook is before, resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard))
 """
 
 
@@ -76,12 +78,12 @@ def test_a_program_prepares_its_process_by_one_call(tmp_path, accumulate, device
     outer["XDG_CACHE_HOME"] = str(tmp_path)
     root = Path(__file__).parents[3]
     result = subprocess.run(command, cwd=root, env=outer, stdout=subprocess.PIPE, text=True, check=True)
-    count, folder, level, same_hook = result.stdout.split()
-    assert (int(count), int(level), same_hook) == (devices, 50, "False")
+    count, folder, level, same_hook, raised_limit = result.stdout.split()
+    assert (int(count), int(level), same_hook, raised_limit) == (devices, 50, "False", "True")
     assert Path(folder).parent == tmp_path / "w2jax"
 
 
 def test_without_any_device_there_is_an_error():
     config = replace(PRESETS["tiny"].config, mesh=Mesh(cpu_devices=0), run=RunConfig())
-    with pytest.raises(UserError, match=r"--mesh\.cpu-devices must be at least 1, got 0"):
+    with pytest.raises(UserError, match=r"--mesh\.cpu-devices must be from 1 to 2147483647, got 0"):
         check_ranges(config)

@@ -290,3 +290,56 @@ run_main(main)
 def test_a_signal_during_a_callback_ends_the_program_too():
     result = subprocess.run([sys.executable, "-c", SWALLOWED], cwd=ROOT, capture_output=True, text=True, timeout=50)
     assert (result.returncode, result.stderr) == (143, "interrupted by SIGTERM\n")
+
+
+@pytest.mark.parametrize("place", ["threading.Thread.start", "train.process.setup.str"])
+def test_a_signal_during_the_hook_for_callbacks_prints_no_traceback(place):
+    """The hook itself runs Python code, in which a second signal may come."""
+    module, name = place.rsplit(".", 1)
+    replacing = f"def main():\n    train.process.setup.silence_libraries(); {place} = signalled"
+    program = f"""
+import signal, threading, train.process.setup
+wrapped = getattr({module}, "{name}", str)
+
+def signalled(*arguments):
+    {module}.{name} = wrapped
+    signal.raise_signal(signal.SIGHUP)
+    return wrapped(*arguments)
+
+{SWALLOWED.replace("def main():", replacing)}
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert (result.returncode, result.stderr) in (
+        (143, "interrupted by SIGTERM\n"),
+        (129, "interrupted by SIGHUP\n"),
+    )
+
+
+AT_ONCE = """
+import os, signal
+from train.config.cli import run_main
+from train.process.signals import SIGNALS
+
+def main():
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    for number in SIGNALS:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+run_main(main)
+"""
+
+
+def test_three_signals_at_once_end_the_program_with_one_message():
+    """Python handles the second signal while the first one's exception ends the program."""
+    result = subprocess.run([sys.executable, "-c", AT_ONCE], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    # Python handles the signal of the lowest number first.
+    assert (result.returncode, result.stderr) == (129, "interrupted by SIGHUP\n")
+
+
+@pytest.mark.slow
+def test_a_keyboard_interrupt_of_a_library_ends_a_program_like_ctrl_c():
+    """W&B's prompt for a key raises one."""
+    program = "from train.config.cli import run_main\ndef main(): raise KeyboardInterrupt\nrun_main(main)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "interrupted by Ctrl-C\n")

@@ -23,10 +23,18 @@ from configs.vit import PRESETS
 from train.config.cli import parse
 from train.config.tree import config_to_tree
 from train.process.errors import UserError
-from train.report.mistakes import Predictions, read_mistakes, write_mistakes
+from train.report.__main__ import main as report
+from train.report.mistakes import (
+    Predictions,
+    balanced_accuracy,
+    confusion_matrix,
+    precision_and_recall,
+    read_mistakes,
+    write_mistakes,
+)
 from train.report.page import comparison, run_page, write_report
 from train.report.pictures import write_pictures
-from train.report.reproduce import command
+from train.report.reproduce import commands
 
 
 @pytest.fixture
@@ -139,6 +147,12 @@ class Images:
         return {"image": np.stack([np.full((2, 2, 1), 10 * index, np.uint8) for index in indices])}
 
 
+class Many(Images):
+    """A source with many classes."""
+
+    num_classes = 40
+
+
 def test_mistakes_are_counted_by_label_and_prediction(folder):
     """The most confident mistakes come first."""
     labels, predicted = np.array([0, 1, 1, 2, 2, 2]), np.array([0, 2, 1, 2, 0, 1])
@@ -156,7 +170,28 @@ def test_mistakes_are_counted_by_label_and_prediction(folder):
         ("&lt;c&gt;", "b", "50"),
     ]
     assert "3 of 6 test images" in page
+    rows = re.findall(r"<tr><td>([^<]+)<td>([\d.]*)<td>([\d.]*)<td>(\d+)", page)
+    assert rows == [("a", "0.500", "1.000", "1"), ("b", "0.500", "0.500", "2"), ("&lt;c&gt;", "0.500", "0.333", "3")]
     assert re.findall(r"style='--part:([\d.]+)'>(\d)", page)[1:3] == [("70.7", "1"), ("70.7", "1")]  # √(1/2)
+
+
+def test_precision_recall_and_balanced_accuracy_have_the_values_of_scikit_learn():
+    """The numbers are worked out by hand. A class without examples does not count, as in balanced_accuracy_score."""
+    labels, predicted = np.array([0, 1, 0, 0, 1, 0]), np.array([0, 1, 0, 0, 3, 1])
+    confusion = confusion_matrix(Predictions(labels, predicted, np.ones(6)), 4)
+    precision, recall = precision_and_recall(confusion)
+    np.testing.assert_allclose(precision, [1, 1 / 2, np.nan, 0])
+    np.testing.assert_allclose(recall, [3 / 4, 1 / 2, np.nan, np.nan])
+    assert balanced_accuracy(confusion) == pytest.approx(0.625)
+
+
+def test_the_classes_with_the_lowest_recall_are_listed_if_there_are_many(folder):
+    labels = np.repeat(np.arange(40), 2)
+    predicted = np.where(np.arange(80) == 2 * 37, 5, labels)
+    write_mistakes(folder, Predictions(labels, predicted, np.ones(80)), Many())
+    (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": []}))
+    rows = re.findall(r"<tr><td>(\d+)<td>([\d.]+)<td>([\d.]+)<td>2", run_page(folder))
+    assert len(rows) == 20 and rows[:2] == [("37", "1.000", "0.500"), ("0", "1.000", "1.000")]
 
 
 def test_mistakes_from_an_older_version_are_shown_too(folder):
@@ -192,12 +227,22 @@ def test_with_many_classes_the_most_confused_pairs_are_listed(folder):
         *[("mistakes.json", content) for content in ("[]", "{}", "{", '{"confusion": [1], "worst": []}')],
         ("mistakes.json", '{"confusion": [[-1]], "worst": []}'),
         ("mistakes.json", '{"confusion": [[1]], "worst": [{}]}'),
+        ("mistakes.json", '{"confusion": [["1"]], "worst": []}'),
+        (
+            "mistakes.json",
+            '{"confusion": [[1]], "worst": [{"example": 0, "label": -9, "predicted": 0, '
+            '"probability": 0.5, "png": ""}]}',
+        ),
         *[("pictures/pictures.json", content) for content in ("[]", '{"plane": {}}', '{"plane": 1}')],
         *[("pictures/pictures.json", f'{{"{name}": {{"caption": "A."}}}}') for name in ("gone", "../plane")],
         ("pictures/pictures.json", '{"plane": {"caption": "A.", "points": [[0, 1]]}}'),
         (
             "pictures/pictures.json",
             '{"plane": {"caption": "A.", "rows": 1, "columns": 1, "points": [[0, 1]], "labels": [0, 1]}}',
+        ),
+        (
+            "pictures/pictures.json",
+            '{"plane": {"caption": "A.", "rows": 1, "columns": 1, "points": [[0, 1]], "labels": [1000000000]}}',
         ),
     ],
 )
@@ -207,6 +252,19 @@ def test_damaged_mistakes_and_pictures_are_one_clear_line(folder, name, content)
     with pytest.raises(UserError, match=f"{Path(name).name} (is|must be) ") as error:
         run_page(folder)
     assert "\n" not in str(error.value)
+
+
+def test_a_report_shows_and_writes_nothing_through_a_link(folder, tmp_path):
+    write_pictures(folder, {"plane": a_plane()}, DIGITS)
+    (folder / "pictures").rename(tmp_path / "outside")
+    (folder / "pictures").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match=r"pictures must be a folder inside .*, got a symbolic link"):
+        run_page(folder)
+    (folder / "pictures").unlink()
+    (folder / "linked").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match=r"linked must be a folder inside .*, got a symbolic link"):
+        report([str(folder), "--out", str(folder / "linked" / "page.html")])
+    assert not (tmp_path / "outside" / "page.html").exists()
 
 
 PRESET_FILES = [configs.vit, configs.lstm, configs.mha, configs.aae]
@@ -226,24 +284,35 @@ def test_the_reports_command_recreates_the_config(module, tmp_path):
             options += ["--model.decoder.hidden-sizes", "9", "8", "7", "--model.decoder.batch-norm"]
         for arguments in ([preset], [preset, *options]):
             config = parse(task, module.PRESETS, arguments)
-            words = shlex.split(command({"task": task, **config_to_tree(config)}))
+            words = shlex.split(*commands({"task": task, **config_to_tree(config)}))
             assert words[:3] == ["python", "-m", f"train.{task}"]
             again = parse(task, module.PRESETS, words[3:])
             assert dataclasses.replace(again, mesh=config.mesh) == config
             made += 1
         assert words[3] == preset and len(words) < 40
         default = config_to_tree(parse(task, module.PRESETS, [preset]))
-        assert shlex.split(command({"task": task, **default})) == [*words[:3], preset]
+        assert shlex.split(*commands({"task": task, **default})) == [*words[:3], preset]
     assert made == 2 * len(module.PRESETS)
 
 
 def test_a_config_that_no_options_can_make_has_no_command():
-    assert command({"model": {"class": "Unknown"}}) is None
-    assert command({"model": {"class": {}}}) is None
+    assert commands({"model": {"class": "Unknown"}}) == []
+    assert commands({"model": {"class": {}}}) == []
     tree = {"task": "aae", **config_to_tree(configs.aae.PRESETS["tiny"].config)}
-    assert command(tree) is not None
+    assert len(commands(tree)) == 1
     tree["model"]["invented"] = 3
-    assert command(tree) is None
+    assert commands(tree) == []
+
+
+def test_an_extended_run_has_a_command_for_each_part():
+    config = parse("lstm", configs.lstm.PRESETS, ["tiny", "--run.steps", "90", "--run.dir", "r", "--run.extend"])
+    extensions = [{"steps": 30, "done": 30}, {"steps": 60, "done": 50}]
+    start = "python -m train.lstm tiny --run.dir r"
+    assert commands({"task": "lstm", "extensions": extensions, **config_to_tree(config)}) == [
+        f"{start} --run.steps 30",
+        f"{start} --run.extend --run.steps 60",
+        f"{start} --run.extend --run.steps 90",
+    ]
 
 
 def test_two_runs_are_compared_by_their_curves_results_and_what_differs(folder, tmp_path):

@@ -12,7 +12,7 @@ from benchmarks.makers.report_picture import CHROMIUM
 from train.report.mistakes import Predictions, write_mistakes
 from train.report.page import comparison, run_page, write_report
 from train.report.pictures import write_pictures
-from train.report.reproduce import command
+from train.report.reproduce import commands
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")]
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     (folder / "images.json").write_text(json.dumps({"image_shape": [8, 8, 1], "label_names": names}))
     labels = np.arange(2000) % 10
     write_mistakes(folder, Predictions(labels, np.where(labels % 3, labels, 9), np.linspace(0, 1, 2000)), Images())
-    plane = a_plane(4, 5).replace(labels=np.array([9, 0, 4]))  # the darkest colours; class 0 is not drawn
+    plane = a_plane(4, 5).replace(labels=np.array([9, 0, 4]))  # the darkest colors; class 0 is not drawn
     pictures = {"cells": a_grid(2, 30, 28, 28, caption=HOSTILE), "points": a_scatter(), "plane": plane}
     write_pictures(folder, pictures, names)
     write_report(folder)
@@ -123,7 +123,7 @@ def test_ten_classes_are_visible_at_once_on_a_phone(shown, folder):
 
 
 def luminance(color):
-    """Returns the WCAG luminance of a colour in the browser's notation."""
+    """Returns the WCAG luminance of a color in the browser's notation."""
     numbers = [float(x) for x in re.findall(r"[\d.]+(?:e-?\d+)?", color.removeprefix("color(srgb"))]
     rgb = np.array(numbers[:3]) / (1 if color.startswith("color") else 255)
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
@@ -155,7 +155,7 @@ def test_a_comparison_marks_train_and_test_by_dashes_in_the_legend_too(shown, fo
 
 def test_long_commands_break_only_before_options(shown, folder):
     page = shown(folder / "report.html")
-    told = command(json.loads((folder / "config.json").read_text()))
+    (told,) = commands(json.loads((folder / "config.json").read_text()))
     assert page.inner_text("pre") == told
     for width in range(240, 500, 20):
         page.set_viewport_size({"width": width, "height": 800})
@@ -199,7 +199,7 @@ def test_touching_the_plane_shows_the_image_at_that_place(shown, folder):
     assert np.abs(seen - 255 * (3 * 5) / 20).max() <= 1
 
 
-def test_charts_are_drawn_again_in_the_colours_of_the_other_theme(shown, folder):
+def test_charts_are_drawn_again_in_the_colors_of_the_other_theme(shown, folder):
     def chart(page):
         return pixels(page.query_selector(".uplot canvas").screenshot())
 

@@ -18,7 +18,7 @@ from configs.vit import PRESETS
 from train.report.mistakes import Predictions, write_mistakes
 from train.report.page import write_report
 from train.report.pictures import encode_picture, write_pictures
-from train.run.folder import RunFolder
+from train.run.folder import ImageInfo, RunFolder
 from train.task import Grid, Plane, Scatter
 
 ASSETS = Path(train.report.__file__).parent / "assets"
@@ -85,7 +85,7 @@ def written(tmp_path_factory):
     line = dict.fromkeys(HOSTILE, 1.5)
     lines = [{"step": step, "split": split} | line for step in (2, 4) for split in ("train", "test")]
     (folder.path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    folder.write_image_info((4, 4, 1), HOSTILE)
+    folder.record_data(ImageInfo((4, 4, 1), HOSTILE), {})
     labels = np.arange(len(HOSTILE))
     write_mistakes(folder.path, Predictions(labels, np.roll(labels, 1), np.full(len(labels), 0.5)), Images())
     cells = np.zeros((1, 1, 4, 4), np.float32)

@@ -62,7 +62,7 @@ def test_each_value_of_a_grid_is_a_square_of_pixels_with_gaps_around_cells(shape
     assert (opaque[: height * zoom, : width * zoom] == 255).all()
 
 
-def test_cells_in_colour_keep_their_colours():
+def test_cells_in_color_keep_their_colors():
     grid = a_grid(2, 3, 4, 5, 3)
     sheet = pixels(encode_picture(grid, []))
     zoom = (sheet.shape[1] + GAP) // 3 // 5
@@ -70,7 +70,7 @@ def test_cells_in_colour_keep_their_colours():
     np.testing.assert_array_equal(cell, np.round(grid.cells[1, 0] * 255))
 
 
-def test_points_are_drawn_at_their_place_in_the_colour_of_their_class():
+def test_points_are_drawn_at_their_place_in_the_color_of_their_class():
     """Marks are drawn above them."""
     angles = np.arange(10) * 0.6
     places = np.stack([np.cos(angles), 0.5 * np.sin(angles)], axis=1)
@@ -102,14 +102,14 @@ def test_points_that_are_padding_are_not_drawn():
     np.testing.assert_array_equal(pixels(encode_picture(filled, DIGITS)), pixels(encode_picture(alone, DIGITS)))
 
 
-def test_the_legend_names_the_visible_classes_in_their_colours():
+def test_the_legend_names_the_visible_classes_in_their_colors():
     entries = legend(scatter_figure(a_scatter([(0.0, 0.0)] * 3, [7, 2, 7]), list("abcdefgh")))
     assert [text.get_text() for text in entries.get_texts()] == ["c", "h"]
     assert [line.get_color() for line in entries.get_lines()] == [class_colors(8)[2], class_colors(8)[7]]
 
 
 @pytest.mark.parametrize("count", [10, 11, 100])
-def test_class_colours_differ_from_each_other_and_from_the_background(count):
+def test_class_colors_differ_from_each_other_and_from_the_background(count):
     colors = np.array([to_rgb(color) for color in class_colors(count)])
     apart = np.abs(colors[:, None] - colors).sum(axis=-1) + 9 * np.eye(count)
     assert len(colors) == count

@@ -16,7 +16,7 @@ from train.config.cli import parse
 from train.engine.loop import fit
 from train.process.errors import UserError
 from train.run.files import read_lines
-from train.run.folder import RunFolder
+from train.run.folder import ImageInfo, RunFolder
 from train.run.record import read_record
 from train.vit import make_task
 
@@ -138,6 +138,29 @@ def test_a_run_does_not_write_through_links(tmp_path, name):
     assert not any((tmp_path / "elsewhere").iterdir())
 
 
+def test_links_deeper_in_a_run_folder_are_refused_except_those_of_wandb(tmp_path):
+    for place in ("wandb/latest-run", "pictures/attention.png", "checkpoints/5/state/d"):
+        path = tmp_path / "run" / place
+        with RunFolder(config(tmp_path / "run")):
+            pass
+        path.parent.mkdir(parents=True)
+        path.symlink_to(tmp_path / "elsewhere")
+        if not place.startswith("wandb"):
+            with pytest.raises(UserError, match=f"must not contain symbolic links, got {place}"):
+                RunFolder(config(tmp_path / "run"))
+            path.unlink()
+
+
+def test_what_a_killed_process_left_in_a_subfolder_is_removed(tmp_path):
+    with RunFolder(config(tmp_path)):
+        pass
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / ".0123456789abcdef.tmp").touch()
+    with RunFolder(config(tmp_path)):
+        pass
+    assert not any((tmp_path / "pictures").iterdir())
+
+
 @pytest.mark.parametrize("content", ["", "{", "[" * 10**5, "\x00"])
 def test_a_config_that_is_not_json_is_named(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
@@ -167,3 +190,51 @@ def test_options_that_change_no_step_may_differ_on_resume(tmp_path):
         pass
     with RunFolder(config(tmp_path / "run", on_nonfinite="skip", on_save_error="retry")):
         pass
+
+
+INFO = ImageInfo((28, 28, 1), ["cat", "dog"])
+PRINTS = {"train": "1a", "test": "2b"}
+
+
+@pytest.mark.parametrize(
+    ("info", "prints", "told"),
+    [
+        (
+            INFO._replace(label_names=["dog", "kitten"]),
+            PRINTS,
+            r"label_names was \['cat', 'dog'\], now \['dog', 'kitten'\]",
+        ),
+        (INFO._replace(image_shape=(28, 28, 3)), PRINTS, r"image_shape was \(28, 28, 1\), now \(28, 28, 3\)"),
+        (INFO, {"train": "3c", "test": "2b"}, "the examples of train changed"),
+        (INFO, {"train": "1a", "test": "3c"}, "the examples of test changed"),
+    ],
+)
+def test_a_run_with_a_checkpoint_refuses_other_data(tmp_path, info, prints, told):
+    """Otherwise a finished run would give its classes other names."""
+    with RunFolder(config(tmp_path)) as folder:
+        folder.record_data(info, prints)
+        folder.record_data(INFO, PRINTS)  # Without a checkpoint the run starts again, so the data may change.
+        (folder.checkpoints / "5").mkdir(parents=True)
+        folder.record_data(INFO, PRINTS)
+        before = (tmp_path / "images.json").read_bytes()
+        with pytest.raises(
+            UserError, match=f"is not the one that the run in {tmp_path} was trained on: {told}\\. Restore"
+        ):
+            folder.record_data(info, prints)
+    assert (tmp_path / "images.json").read_bytes() == before
+
+
+def test_an_older_run_records_the_data_that_it_finds(tmp_path):
+    with RunFolder(config(tmp_path)) as folder:
+        (folder.checkpoints / "5").mkdir(parents=True)
+        (tmp_path / "images.json").write_text(json.dumps(INFO._asdict()))
+        folder.record_data(INFO, PRINTS)
+        with pytest.raises(UserError, match="the examples of train changed"):
+            folder.record_data(INFO, {"train": "", "test": "2b"})
+
+
+def test_a_path_with_a_backslash_is_refused(tmp_path):
+    """The library of the checkpoints would write them to another folder."""
+    with pytest.raises(UserError, match=r"--run\.dir must have no backslash, got .*runs\\mine\. Write / between"):
+        RunFolder(config(tmp_path / r"runs\mine"))
+    assert not list(tmp_path.iterdir())

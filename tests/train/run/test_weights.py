@@ -1,6 +1,7 @@
 """The weights of a run folder: read as they were evaluated, changed on request, and exported to other libraries."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import safetensors.torch
 import torch
@@ -16,6 +18,7 @@ from torch_timm import TimmViT
 from weights import assert_same, refusal
 
 from train.engine.checkpoint import Checkpoints
+from train.run.manifest import write_manifest
 from train.run.weights import describe_run, load_run
 from train.task import State
 from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
@@ -103,6 +106,30 @@ def test_a_broken_run_folder_is_reported(tmp_path: Path) -> None:
     assert f"every checkpoint in {tmp_path} is damaged: step 4: progress/metadata cannot be read" in message
 
 
+def test_a_small_checkpoint_that_claims_large_arrays_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros need few bytes in a file."""
+    module = ViT(5, 2, 8, 1, 2, 12)
+    params = random_variables(module, jnp.asarray(IMAGES))["params"]
+    params["head"] = {"kernel": jnp.zeros((8, 2**20)), "bias": jnp.zeros(2**20)}
+    run = write_run(tmp_path / "run", module.clone(num_classes=2**20), {1: state_of({"params": params})})
+    load_run(run)
+    monkeypatch.setattr("w2jax.files._SMALL", 2**20)
+    assert re.search(r"state must unpack to at most \d+ bytes, got 37\d{6} ", refusal(lambda: load_run(run)))
+
+
+def test_shapes_that_differ_from_the_config_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ViT(5, 2, 8, 1, 2, 12)
+    params = random_variables(module, jnp.asarray(IMAGES))["params"]
+    run = write_run(tmp_path / "run", module, {1: state_of({"params": params})})
+    (run / "config.json").write_text(json.dumps({"model": module_to_json(module.clone(depth=2))}))
+    monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("an array was read"))
+    assert "do not match the parameters of the ViT in config.json" in refusal(lambda: load_run(run))
+
+
 def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path: Path) -> None:
     module = ViT(5, 2, 8, 1, 2, 12)
     older, newer = (random_variables(module, jnp.asarray(IMAGES), seed=i)["params"] for i in range(2))
@@ -137,3 +164,17 @@ def test_the_converter_names_the_command_that_exports_a_run(tmp_path: Path) -> N
     message = refusal(lambda: load(run))
     assert f"{run} must contain model.safetensors.index.json, " in message
     assert "python -m train.export DIR --format F --out FILE" in message
+
+
+@pytest.mark.parametrize("changed", [b'"key": "5"', b'"key": null', b'"key": []', b"{"])
+def test_a_checkpoint_with_wrong_content_and_right_checksums_is_refused(tmp_path: Path, changed: bytes) -> None:
+    module = ViT(5, 2, 8, 1, 2, 12)
+    state = state_of(random_variables(module, jnp.asarray(IMAGES)))
+    checkpoint = write_run(tmp_path / "run", module, {3: state}) / "checkpoints" / "3"
+    metadata = checkpoint / "state" / "_METADATA"
+    metadata.write_bytes(metadata.read_bytes().replace(b'"key": "0"', changed))
+    (checkpoint / "manifest.json").unlink()
+    write_manifest(checkpoint, finished=True)
+    with pytest.raises(ValueError, match=r"^cannot read the checkpoint .*/checkpoints/3/state: .") as caught:
+        load_run(tmp_path / "run")
+    assert "\n" not in str(caught.value)

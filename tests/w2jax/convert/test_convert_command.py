@@ -1,6 +1,9 @@
 """The command python -m w2jax.convert: its output, the files that it writes, and its exit status."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +76,7 @@ def test_differing_files_are_reported_tensor_by_tensor(tmp_path, capsys):
         ([str(FIXTURES / "timm_cls"), "a.npz"], "Pass num_heads (--num-heads)"),
         (
             [str(FIXTURES / "hf_vit"), "a.npz", "--format", "keras"],
-            "must be one of timm, timm_no_embed_class, huggingface, ",
+            "must be one of timm, huggingface, deit, msn, ",
         ),
         ([str(FIXTURES / "hf_vit"), "a.txt", "--format", "timm"], "got the suffix .txt"),
     ],
@@ -97,3 +100,16 @@ def test_for_a_run_folder_the_error_names_the_export_command(tmp_path, capsys):
     )
     assert error.endswith("To export a run folder, run: python -m train.export DIR --format F --out FILE\n")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.slow
+def test_a_conversion_whose_reader_is_gone_is_completed(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "w2jax.convert", FIXTURES / "google_npz", tmp_path / "a.safetensors"]
+    try:
+        process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    finally:
+        os.close(writer)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert read_weights(tmp_path / "a.safetensors").tensors

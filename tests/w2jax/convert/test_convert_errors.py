@@ -99,6 +99,17 @@ def test_every_familys_head_can_be_dropped(format: str) -> None:
     assert "unexpected" in refusal(lambda: from_torch(module.clone(num_classes=0), tensors))
 
 
+def test_both_classifiers_of_a_distilled_vit_are_dropped_or_new() -> None:
+    """Their values in the file are 1 at most, and new ones are 0."""
+    folder = FIXTURES / "timm_distilled"
+    assert {"head", "head_distilled"} <= load(folder)[1]["params"].keys()
+    module, variables = load(folder, "drop")
+    assert module.num_classes == 0 and not {"head", "head_distilled"} & variables["params"].keys()
+    module, variables = load(folder, "reinit", num_classes=9)
+    for head in ("head", "head_distilled"):
+        assert variables["params"][head]["kernel"].shape == (16, 9) and not variables["params"][head]["kernel"].any()
+
+
 def test_a_wrong_use_of_head_is_refused() -> None:
     module, variables = example(depth=1)
     tensors = to_torch(module, variables)

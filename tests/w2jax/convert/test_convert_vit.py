@@ -32,13 +32,14 @@ def test_a_librarys_file_gives_the_librarys_outputs(name: str) -> None:
     loaded, io = peer(name), np.load(FIXTURES / name / "io.npz")
     assert loaded.source == PEERS[name][0]
     outputs, _ = jax.jit(loaded.module.apply)(loaded.variables, jnp.asarray(io["images"]))
-    np.testing.assert_allclose(outputs, io["logits"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(outputs, io["logits"], rtol=0, atol=1e-5 * max(1, np.abs(io["logits"]).max()))
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_librarys_tensors_come_back_bit_for_bit_under_their_names(name: str) -> None:
     loaded = peer(name)
-    assert_same(to_torch(loaded.module, loaded.variables, loaded.source), tensors_of(name))
+    used = {key: value for key, value in tensors_of(name).items() if not key.endswith("mask_token")}
+    assert_same(to_torch(loaded.module, loaded.variables, loaded.source), used)
 
 
 def test_every_kind_of_fixture_is_read() -> None:
@@ -49,7 +50,8 @@ def test_options_missing_from_a_librarys_file_are_reported() -> None:
     assert peer("timm_cls").assumed == {"activation": "gelu", "norm_eps": 1e-6, "pool": "cls"}
     assert peer("hf_vit").assumed == {}
     assert peer("google_npz").assumed.keys() == {"activation", "norm_eps", "pool"}
-    (note,) = peer("google_opttarget_full_oldidx").notes
+    note, images = peer("google_opttarget_full_oldidx").notes
+    assert images == "images are assumed to be prepared as for google's published models"
     assert "the optimizer state was ignored (43 tensors" in note and "opt/state" in note
 
 
@@ -99,7 +101,7 @@ def test_huggingfaces_config_determines_the_options(tmp_path: Path) -> None:
             "gelu_pytorch_tanh or quick_gelu or relu, got 'silu'",
         ),
         ({"pooler_act": "relu"}, "pooler_act in config.json must be tanh, got 'relu'"),
-        ({"model_type": "bert"}, "model_type in config.json must be vit, got 'bert'"),
+        ({"model_type": "bert"}, "model_type in config.json must be vit or deit or vit_mae or "),
     ]:
         (folder / "config.json").write_text(json.dumps(config | change))
         assert wanted in refusal(lambda: load(folder))
@@ -156,7 +158,7 @@ def test_big_visions_pooling_is_written_under_its_names() -> None:
 
 
 def test_for_an_unknown_format_the_error_lists_the_formats() -> None:
-    assert "must be one of timm, timm_no_embed_class, huggingface, " in refusal(lambda: to_torch(*example(), "keras"))
+    assert "must be one of timm, huggingface, deit, msn, " in refusal(lambda: to_torch(*example(), "keras"))
 
 
 def test_stacked_layers_have_the_same_values_and_are_written_alike() -> None:

@@ -114,7 +114,7 @@ def test_a_torch_version_that_can_run_code_from_files_reads_none(
 
 
 def test_an_npz_that_unpacks_to_a_hundred_times_its_bytes_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("w2jax.convert.files._SMALL", 2**20)
+    monkeypatch.setattr("w2jax.files._SMALL", 2**20)
     np.savez_compressed(tmp_path / "small.npz", a=np.zeros(2**20, np.uint8))
     assert read_weights(tmp_path / "small.npz").tensors["a"].read().sum() == 0
     np.savez_compressed(tmp_path / "a.npz", a=np.zeros(2**20, np.uint8), b=np.zeros(2**20, np.uint8))
@@ -126,6 +126,45 @@ def test_a_header_that_unpacks_to_gigabytes_takes_no_memory(tmp_path: Path) -> N
     with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 2**27) + bytes(2**27))
     assert peak(lambda: refused(tmp_path / "a.npz")) < FEW
+
+
+def test_a_header_of_a_million_tensors_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
+    content = container(b'{"a":[' + b"{}," * 10**7 + b"{}]}")
+    (tmp_path / "a.safetensors").write_bytes(content)
+    assert peak(lambda: refused(tmp_path / "a.safetensors")) < 3 * len(content)
+    assert "at most 10000000 commas and opening brackets, got 20000003" in told(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.npz", "a.pt", "folder"])
+def test_too_many_tensors_are_refused_by_reader_and_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    shards = 4 if name == "folder" else None
+    tensors = from_arrays({key: np.ones(1, np.float32) for key in "abc"})
+    write_weights(tmp_path / name, tensors, shard_bytes=shards)
+    monkeypatch.setattr("w2jax.convert.lazy_tensor.MAX_TENSORS", 2)
+    assert "must have at most 2 tensors, got " in told(tmp_path / name)
+    with pytest.raises(ValueError, match="must have at most 2 tensors, got 3"):
+        write_weights(tmp_path / f"new-{name}", tensors, shard_bytes=shards)
+
+
+def test_shards_are_not_read_beyond_the_limit_of_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_weights(tmp_path / "folder", from_arrays({key: np.ones(1) for key in "abcd"}), shard_bytes=16)
+    (tmp_path / "folder" / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {key: f"model-0000{n}-of-00002.safetensors" for key, n in (("a", 1), ("c", 2))}})
+    )
+    monkeypatch.setattr("w2jax.convert.lazy_tensor.MAX_TENSORS", 3)
+    assert "must have at most 3 tensors, got 4" in told(tmp_path / "folder")
+
+
+def test_a_pickle_of_half_a_million_calls_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "a.pt")
+    calls = b"\x80\x02ccollections\nOrderedDict\nq\xf0)q\xf1" + b"h\xf0h\xf1R" * 500_000
+    with zipfile.ZipFile(tmp_path / "a.pt") as whole, zipfile.ZipFile(tmp_path / "b.pt", "w") as longer:
+        for name in whole.namelist():
+            content = whole.read(name)
+            longer.writestr(name, calls + content[2:] if name.endswith(".pkl") else content)
+    assert "its pickle must have at most 500000 calls, got 50000" in refused(tmp_path / "b.pt")
 
 
 def test_a_member_name_that_leaves_the_archive_writes_nothing(tmp_path: Path) -> None:
@@ -151,7 +190,7 @@ def test_a_link_is_replaced_and_its_target_is_unchanged(tmp_path: Path) -> None:
         (folder / f"model.safetensors{name}").symlink_to(tmp_path / "mine")
     for name in ("config.json", "model-00001-of-00002.safetensors"):
         (folder / name).symlink_to(tmp_path / "mine")
-    write_weights(folder, from_arrays(TIMM), config={"a": 1})
+    write_weights(folder, from_arrays(TIMM), configs={"config.json": {"a": 1}})
     assert names(folder) == ["config.json", "model.safetensors"]
     assert (tmp_path / "mine").read_text() == "mine"
 
@@ -325,7 +364,7 @@ JSON = st.recursive(
     ],
 )
 def test_a_config_of_wrong_types_is_named(tmp_path: Path, config: dict[str, Any]) -> None:
-    write_weights(tmp_path / "model", from_arrays(TIMM), config=config)
+    write_weights(tmp_path / "model", from_arrays(TIMM), configs={"config.json": config})
     message = told(tmp_path / "model", **({"num_heads": 2} if "model_args" not in config else {}))
     assert "in config.json must be " in message or "image_size must be " in message
 
@@ -342,7 +381,7 @@ def test_a_config_of_any_types_is_read_or_refused(tmp_path: Path, data: st.DataO
         config["model_args"] = data.draw(st.dictionaries(st.sampled_from(inner), JSON))
     if data.draw(st.booleans()):
         config["model_type"] = data.draw(st.one_of(st.just("vit"), JSON))
-    write_weights(tmp_path / "model", from_arrays(TIMM), config=config)
+    write_weights(tmp_path / "model", from_arrays(TIMM), configs={"config.json": config})
     try:
         module, _ = load(tmp_path / "model")
     except ValueError as error:

@@ -163,7 +163,7 @@ DOWNLOADS = {
         partial(
             read_cifar,
             name="cifar10",
-            description="CIFAR-10: colour images of 10 classes, by Alex Krizhevsky, Vinod Nair and Geoffrey Hinton.",
+            description="CIFAR-10: color images of 10 classes, by Alex Krizhevsky, Vinod Nair and Geoffrey Hinton.",
             folder="cifar-10-batches-bin",
             files={"train": {f"data_batch_{k}.bin": 10000 for k in range(1, 6)}, "test": {"test_batch.bin": 10000}},
             labels={"label": ("batches.meta.txt", 10)},
@@ -175,7 +175,7 @@ DOWNLOADS = {
         partial(
             read_cifar,
             name="cifar100",
-            description="CIFAR-100: colour images of 100 classes in 20 groups, by Krizhevsky, Nair and Hinton.",
+            description="CIFAR-100: color images of 100 classes in 20 groups, by Krizhevsky, Nair and Hinton.",
             folder="cifar-100-binary",
             files={"train": {"train.bin": 50000}, "test": {"test.bin": 10000}},
             labels={"coarse_label": ("coarse_label_names.txt", 20), "label": ("fine_label_names.txt", 100)},

@@ -2,10 +2,10 @@
 "use strict";
 const found = JSON.parse(document.getElementById("data").textContent);
 const ink = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-// The CSS colours use light-dark(…), which a canvas does not support. The browser resolves them for this empty element.
+// The CSS colors use light-dark(…), which a canvas does not support. The browser resolves them for this empty element.
 const probe = document.body.appendChild(document.createElement("i"));
 const color = text => { probe.style.color = text; return getComputedStyle(probe).color; };
-// On a dark page, mix the colours of series with white.
+// On a dark page, mix the colors of series with white.
 const paint = text => color(`light-dark(${text}, color-mix(in srgb, ${text} 65%, white))`);
 let charts = [];
 

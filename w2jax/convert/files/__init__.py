@@ -11,19 +11,18 @@ from typing import Any, NamedTuple
 from w2jax.convert.files.npz import read_npz, write_npz
 from w2jax.convert.files.safetensors import read_safetensors, write_safetensors
 from w2jax.convert.files.torch_file import read_torch, write_torch
-from w2jax.convert.lazy_tensor import LazyTensor, byte_size
-from w2jax.files import read_json, string_map, write_files_atomic
+from w2jax.convert.lazy_tensor import LazyTensor, byte_size, check_count
+from w2jax.files import check_growth, read_json, string_map, write_files_atomic
 from w2jax.text import shorten
 
 _INDEX = ".safetensors.index.json"
-_TORCH = (".pt", ".pth", ".bin")
-_KNOWN = (".safetensors", _INDEX, ".npz", *_TORCH)
+_TORCH = (".pt", ".pth", ".bin", ".ckpt", ".tar")  # .tar for .pth.tar
+KNOWN = (".safetensors", _INDEX, ".npz", *_TORCH)  # how the names of weight files end
 _PREFERRED = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin", "model.npz")  # in a folder
+_PREFERRED += ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _WITH_CONFIG = re.compile(r"model.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin")
 _SHARD = re.compile(r"model-\d{5,}-of-\d{5,}\.safetensors")
 _MAX_NAME = 500  # characters of a tensor's name
-_MAX_GROWTH, _SMALL = 100, 2**30  # in memory, weights may have 100 times the size of their file, or 1 GiB
-
 
 _RUN_FOLDER = "To export a run folder, run: python -m train.export DIR --format F --out FILE"
 
@@ -34,15 +33,23 @@ class Weights(NamedTuple):
     path: Path  # The file that was read (in a folder, the chosen file), or the index of the shards.
     tensors: dict[str, LazyTensor]  # Tensors by their names in the file.
     metadata: dict[str, str]  # Metadata of the file.
-    config: dict[str, Any] | None  # Content of the config.json next to the file; None: there is no config.json.
+    config: dict[str, Any] | None  # Content of the config.json (open_clip_config.json) next to the file, or None.
+    own_config: bool  # The file has a name of the Hugging Face hub or of open_clip, so the config belongs to it.
+    notes: list[str]  # Messages for the user.
 
 
-def read_weights(path: str | Path) -> Weights:
+def has_weights(path: Path) -> bool:
+    """Return whether the path is a file, or a folder with a file whose name is that of weights."""
+    return path.is_file() or (path.is_dir() and any(entry.name.endswith(KNOWN) for entry in path.iterdir()))
+
+
+def read_weights(path: str | Path, average: bool = True) -> Weights:
     """Read the header of a weight file. Each tensor is loaded later, by its `read`.
 
     Args:
         path: a .safetensors, .safetensors.index.json, .npz, .pt, .pth or .bin file. Or a folder that contains
             model.safetensors.index.json, model.safetensors, pytorch_model.bin or model.npz, or exactly one weight file.
+        average: read the averaged weights of a torch file that has raw and averaged ones. False: the raw ones.
 
     Raises:
         FileNotFoundError: the path does not exist.
@@ -51,19 +58,19 @@ def read_weights(path: str | Path) -> Weights:
         ImportError: the file is torch's, and torch is not installed or too old to read files safely.
     """
     path = Path(path)
-    if path.is_dir():
-        path = _file_in(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist. Pass a weight file or a folder with one")
     try:
-        weights = _read(path)
+        path = _file_in(path) if path.is_dir() else path
+        weights = _read(path, average)
         _check(weights)
     except ValueError as error:
         raise ValueError(shorten(str(error))) from error
     return weights
 
 
-def _read(path: Path) -> Weights:
+def _read(path: Path, average: bool) -> Weights:
+    metadata, notes = {}, []
     if not path.is_file():  # opening a pipe would never return
         raise ValueError(f"{path} is not a file. Pass a weight file or a folder with one")
     if path.name.endswith(_INDEX):
@@ -73,12 +80,12 @@ def _read(path: Path) -> Weights:
     elif path.suffix == ".npz":
         tensors, metadata = read_npz(path)
     elif path.suffix in _TORCH:
-        tensors, metadata = read_torch(path)
+        tensors, notes = read_torch(path, average)
     else:
         raise ValueError(
-            f"{path} must be a folder or end with {', '.join(_KNOWN)}, got the suffix {path.suffix or '(none)'}"
+            f"{path} must be a folder or end with {', '.join(KNOWN)}, got the suffix {path.suffix or '(none)'}"
         )
-    return Weights(path, tensors, metadata, _config(path))
+    return Weights(path, tensors, metadata, _config(path), _has_own_config(path), notes)
 
 
 def _check(weights: Weights) -> None:
@@ -88,13 +95,7 @@ def _check(weights: Weights) -> None:
         if len(key) > _MAX_NAME or not key.isprintable():
             raise ValueError(f"tensor names must have at most {_MAX_NAME} printable characters, got {key!r} in {path}")
     if path.suffix in (".npz", *_TORCH):  # in other files each byte belongs to only one tensor
-        memory, size = sum(map(byte_size, tensors.values())), path.stat().st_size
-        limit = max(_SMALL, _MAX_GROWTH * size)
-        if memory > limit:
-            raise ValueError(
-                f"{path} must unpack to at most {limit} bytes, got {memory} (the file has {size} bytes). "
-                "The file may be malicious"
-            )
+        check_growth(path, sum(map(byte_size, tensors.values())), path.stat().st_size)
 
 
 def _file_in(folder: Path) -> Path:
@@ -102,34 +103,41 @@ def _file_in(folder: Path) -> Path:
     for name in _PREFERRED:
         if (folder / name).is_file():
             return folder / name
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(_KNOWN) and path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(KNOWN) and path.is_file())
     if len(files) != 1:
         names = ", ".join(path.name for path in files) or "none"
         raise ValueError(
-            f"{folder} must contain {', '.join(_PREFERRED)} or exactly one file that ends with {', '.join(_KNOWN)}, "
+            f"{folder} must contain {', '.join(_PREFERRED)} or exactly one file that ends with {', '.join(KNOWN)}, "
             f"got {names}. {_RUN_FOLDER}"
         )
     return files[0]
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """Read the config.json next to a file, if the file's name is that of a Hugging Face weight file."""
-    config = path.with_name("config.json")
-    if not _WITH_CONFIG.fullmatch(path.name) or not config.is_file():
+    """Read the config.json next to a file; next to a file with a name of open_clip, its open_clip_config.json.
+
+    Next to a file with another name than those of the Hugging Face hub, a config.json can be that of any program.
+    There, one that is no JSON object is ignored.
+    """
+    config = path.with_name("open_clip_config.json" if path.name.startswith("open_clip_") else "config.json")
+    if not config.is_file():
         return None
-    return read_json(config)
+    try:
+        return read_json(config)
+    except (OSError, ValueError):
+        if _has_own_config(path):
+            raise
+        return None
+
+
+def _has_own_config(path: Path) -> bool:
+    return path.name.startswith("open_clip_") or _WITH_CONFIG.fullmatch(path.name) is not None
 
 
 def _read_shards(index: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """Read all shards: return the tensors in the order of the index, and the metadata that all shards share."""
-    places = string_map(read_json(index).get("weight_map"))
-    if places is None:
-        raise ValueError(f"{index}: weight_map must be an object with a file name for each tensor name")
+    places = shard_map(index)
     names = sorted(set(places.values()))
-    for name in names:  # only files in the folder of the index are allowed
-        valid = name.isprintable() and len(name.encode()) <= 255
-        if name != Path(name).name or "\\" in name or not name.endswith(".safetensors") or not valid:
-            raise ValueError(f"{index}: weight_map must name .safetensors files in the same folder, got {name!r}")
     missing = [name for name in names if not index.with_name(name).is_file()]
     if missing:
         raise ValueError(f"{index} names shards that are missing: {', '.join(missing)}. Download them")
@@ -137,6 +145,7 @@ def _read_shards(index: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     for name in names:
         shard, own = read_safetensors(index.with_name(name))
         tensors |= {(key, name): tensor for key, tensor in shard.items()}
+        check_count(index, len(tensors))
         metadata = own if metadata is None else {key: own[key] for key in own if metadata.get(key) == own[key]}
     wrong = tensors.keys() ^ places.items()
     if wrong:
@@ -147,11 +156,29 @@ def _read_shards(index: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     return {key: tensors[key, name] for key, name in places.items()}, metadata or {}
 
 
+def shard_map(index: Path) -> dict[str, str]:
+    """Return the file name of the shard of each tensor. Only files in the folder of the index are allowed.
+
+    Raises:
+        OSError: the index cannot be read.
+        ValueError: it is not an index, or names other files.
+    """
+    places = string_map(read_json(index).get("weight_map"))
+    if places is None:
+        raise ValueError(f"{index}: weight_map must be an object with a file name for each tensor name")
+    check_count(index, len(places))
+    for name in set(places.values()):
+        valid = name.isprintable() and len(name.encode()) <= 255
+        if name != Path(name).name or "\\" in name or not name.endswith(".safetensors") or not valid:
+            raise ValueError(f"{index}: weight_map must name .safetensors files in the same folder, got {name!r}")
+    return places
+
+
 def write_weights(
     path: str | Path,
     tensors: Mapping[str, LazyTensor],
     metadata: Mapping[str, str] | None = None,
-    config: Mapping[str, Any] | None = None,
+    configs: Mapping[str, Mapping[str, Any]] | None = None,
     shard_bytes: int | None = None,
 ) -> None:
     """Write tensors to a file or a folder. If the write fails, the old files are unchanged.
@@ -163,15 +190,17 @@ def write_weights(
             model.safetensors, or shards and their index, are written to it and replace earlier ones.
         tensors: tensors by their names in the file.
         metadata: strings by name. torch's files cannot store metadata.
-        config: content of a config.json, which is written next to files with a name of the Hugging Face hub.
+        configs: content of config.json and other JSON files by name, for files with a name of the Hugging Face hub.
         shard_bytes: maximum bytes of tensors in each file of a folder; a larger tensor gets its own file. None: one
             file.
 
     Raises:
-        ValueError: the file type is unknown, or the file cannot store a tensor, the metadata or the config.
+        ValueError: the file type is unknown, there are too many tensors, or the file cannot store a tensor, the
+            metadata or the config.
         ImportError: the file is torch's, and torch is not installed.
     """
-    path, metadata = Path(path), dict(metadata or {})
+    path, metadata, configs = Path(path), dict(metadata or {}), configs or {}
+    check_count(path, len(tensors))
     folder = path.is_dir() or not path.suffix
     if string_map(metadata) is None:
         raise ValueError(f"metadata for {path} must be a dict of strings, got {metadata}")
@@ -180,7 +209,7 @@ def write_weights(
     if shard_bytes is not None and not folder:
         raise ValueError(f"shard_bytes must be None for a single file, got {shard_bytes} for {path}. Write a folder")
     if folder:
-        return _write_folder(path, tensors, metadata, config, shard_bytes)
+        return _write_folder(path, tensors, metadata, configs, shard_bytes)
     if path.suffix == ".safetensors":
         write = partial(write_safetensors, tensors=tensors, metadata=metadata)
     elif path.suffix == ".npz":
@@ -188,20 +217,20 @@ def write_weights(
     elif path.suffix in _TORCH:
         write = partial(write_torch, tensors=tensors, path=path)
     else:
-        known = ", ".join(suffix for suffix in _KNOWN if suffix != _INDEX)
+        known = ", ".join(suffix for suffix in KNOWN if suffix != _INDEX)
         raise ValueError(f"{path} must be a folder or end with {known}, got the suffix {path.suffix}")
-    if config is not None and not _WITH_CONFIG.fullmatch(path.name):
+    if configs and not _WITH_CONFIG.fullmatch(path.name):
         raise ValueError(
             f"{path} must be a folder or model.safetensors to have a config. Write a folder, or omit the config"
         )
-    return write_files_atomic(_config_file(path.parent, config) | {path: write})
+    return write_files_atomic(_config_files(path.parent, configs) | {path: write})
 
 
 def _write_folder(
     folder: Path,
     tensors: Mapping[str, LazyTensor],
     metadata: dict[str, str],
-    config: Mapping[str, Any] | None,
+    configs: Mapping[str, Mapping[str, Any]],
     shard_bytes: int | None,
 ) -> None:
     shards = _shards(tensors, shard_bytes)
@@ -212,7 +241,7 @@ def _write_folder(
     files = {
         folder / name: partial(write_safetensors, tensors=shard, metadata=metadata)
         for name, shard in zip(names, shards, strict=True)
-    } | _config_file(folder, config)
+    } | _config_files(folder, configs)
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(map(byte_size, tensors.values()))},
@@ -240,8 +269,8 @@ def _shards(tensors: Mapping[str, LazyTensor], shard_bytes: int | None) -> list[
     return shards
 
 
-def _config_file(folder: Path, config: Mapping[str, Any] | None) -> dict[Path, Any]:
-    return {} if config is None else {folder / "config.json": partial(_write_json, config)}
+def _config_files(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> dict[Path, Any]:
+    return {folder / name: partial(_write_json, content) for name, content in configs.items()}
 
 
 def _write_json(content: Mapping[str, Any], file: io.BufferedWriter) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from w2jax.convert.files.file_version import FileVersion, file_version, reopen
-from w2jax.convert.lazy_tensor import BFLOAT16, TORCH_DTYPES, LazyTensor, read_checked
+from w2jax.convert.lazy_tensor import BFLOAT16, TORCH_DTYPES, LazyTensor, check_count, read_checked
 from w2jax.files import json_object, string_map
 
 _RAW_BFLOAT16 = np.dtype("V2")  # the dtype of bfloat16 in a .npy file
@@ -38,6 +38,7 @@ def read_npz(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
         version = file_version(file)
         with _archive(path, file) as archive:
             members = archive.infolist()
+            check_count(path, len(members))
             tensors = {}
             for member in members:
                 key = member.filename.removesuffix(".npy")

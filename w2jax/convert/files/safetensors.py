@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from w2jax.convert.files.file_version import FileVersion, file_version, reopen
-from w2jax.convert.lazy_tensor import BFLOAT16, LazyTensor, byte_size, read_checked
+from w2jax.convert.lazy_tensor import BFLOAT16, LazyTensor, byte_size, check_count, read_checked
 from w2jax.files import MAX_JSON, json_object, string_map
 
 _DTYPES = {
@@ -73,6 +73,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]
     metadata = string_map(header.pop("__metadata__", {}))
     if metadata is None:
         raise ValueError(f"__metadata__ in {path} must be an object of strings")
+    check_count(path, len(header))
     entries = {key: _entry(f"{path}, {key!r}", value) for key, value in header.items()}
     end = 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):

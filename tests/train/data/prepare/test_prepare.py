@@ -1,5 +1,10 @@
 """The command train.prepare: the files that it writes, its errors and its output."""
 
+import os
+import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +18,8 @@ from train.data.locate import locate_dataset
 from train.data.prepare.downloads import DOWNLOADS
 from train.prepare import main
 from train.process.errors import RunStopped, UserError
+
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +102,45 @@ def test_a_users_own_images_are_prepared_under_their_name(tmp_path: Path, capsys
     assert (len(source), source.label_names) == (5, ["cat", "dog"])
 
 
+WEIRD = """my "data" of Zoë's $HOME"""  # the name of a folder
+
+
+@pytest.mark.slow
+def test_the_printed_training_command_runs_where_names_have_spaces_and_quotes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes(tmp_path / WEIRD, {"cat": 6, "dog": 4})
+    main(["folder", "--from", str(tmp_path / WEIRD), "--name", "pets", "--data-dir", str(tmp_path / WEIRD / "data")])
+    command = capsys.readouterr().out.partition(". To train on it: ")[2].strip()
+    (tmp_path / WEIRD / "here").mkdir()
+    done = subprocess.run(
+        ["bash", "-c", f"{command} --mesh.show"],
+        **{"cwd": tmp_path / WEIRD / "here", "capture_output": True, "text": True},
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "") and "patch_embed" in done.stdout
+
+
+def test_the_printed_prepare_command_prepares_where_training_looks(tmp_path: Path) -> None:
+    data_dir = str(tmp_path / WEIRD)
+    mnist_folder(tmp_path)
+    with pytest.raises(UserError) as error:
+        open_source(Data(name="mnist", dir=data_dir), "train")
+    words = shlex.split(str(error.value).split("`")[1])
+    assert words[:3] == ["python", "-m", "train.prepare"]
+    main([*words[3:], "--from", str(tmp_path)])
+    assert len(open_source(Data(name="mnist", dir=data_dir), "train")) == COUNTS["train"]
+
+
+def test_the_folder_to_pass_is_quoted(tmp_path: Path) -> None:
+    classes(tmp_path / "raw" / "all of them", {"cat": 6, "dog": 4})
+    with pytest.raises(UserError) as error:
+        main(["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", str(tmp_path / "data")])
+    inner = tmp_path / "raw" / "all of them"
+    assert str(error.value).endswith(f"If the classes are in that folder, pass --from '{inner}'.")
+
+
 def test_corrupt_images_are_refused_by_name_or_skipped_with_a_list(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,17 +150,64 @@ def test_corrupt_images_are_refused_by_name_or_skipped_with_a_list(
     (tmp_path / "raw/dog/notes.txt").write_text("text")
     command = ["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", str(tmp_path / "data")]
     with pytest.raises(
-        UserError, match=r"2 files are not complete images: .*cat/one.png .*dog/two.jpg .*--skip-corrupt"
+        UserError, match=r"files that cannot be read as images: 2, .*cat/one.png .*dog/two.jpg .*--skip-corrupt"
     ):
         main(command)
     assert not (tmp_path / "data").exists()
     main([*command, "--skip-corrupt"])
-    one, two, other, _ = capsys.readouterr().out.splitlines()
-    assert one.startswith(f"skipped, not a complete image: {tmp_path}/raw/cat/one.png")
-    assert two.startswith(f"skipped, not a complete image: {tmp_path}/raw/dog/two.jpg")
-    assert other == f"skipped, neither .jpg nor .png: 1 files such as {tmp_path}/raw/dog/notes.txt"
+    one, two, *table, bad, other, _ = capsys.readouterr().out.splitlines()
+    assert one.startswith(f"skipped, cannot be read as an image: {tmp_path}/raw/cat/one.png")
+    assert two.startswith(f"skipped, cannot be read as an image: {tmp_path}/raw/dog/two.jpg")
+    assert [line.split() for line in table] == [
+        ["class", "train", "test"],
+        ["cat", "5", "1"],
+        ["dog", "3", "1"],
+        ["(all)", "8", "2"],
+    ]
+    assert bad == f"left out, cannot be read as an image: 1 .png, 1 .jpg, such as {tmp_path}/raw/cat/one.png"
+    assert other == f"left out, not a format that is read: 1 .txt, such as {tmp_path}/raw/dog/notes.txt"
     splits = [open_source(Data(name="pets", dir=str(tmp_path / "data")), split) for split in ("train", "test")]
     assert sum(map(len, splits)) == 10
+
+
+def test_the_folders_of_the_splits_and_equal_files_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes(tmp_path / "raw/train", {"cat": 2, "dog": 2})
+    classes(tmp_path / "raw/val", {"cat": 2, "dog": 2})
+    (tmp_path / "raw/val/cat/0.png").write_bytes((tmp_path / "raw/train/cat/1.png").read_bytes())
+    main(["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", str(tmp_path / "data")])
+    train, test, *_, warning, _ = capsys.readouterr().out.splitlines()
+    assert train == f"split train: the folder {tmp_path}/raw/train"
+    assert test == f"split test: the folder {tmp_path}/raw/val"
+    assert warning.startswith(
+        "warning: images of test that are also in train: 1 of 4. The files have the same content, such "
+    )
+
+
+@pytest.mark.parametrize(("name", "version"), [("pets", "1.0.0"), ("mnist", "3.0.1")])
+def test_training_would_read_what_is_written(name: str, version: str, tmp_path: Path) -> None:
+    """Training reads the highest version, so a lower version cannot be written next to it."""
+    (tmp_path / "raw").mkdir()
+    if name == "mnist":
+        mnist_folder(tmp_path / "raw")
+        command = ["mnist", "--from", str(tmp_path / "raw")]
+    else:
+        classes(tmp_path / "raw", {"cat": 2, "dog": 2})
+        command = ["folder", "--from", str(tmp_path / "raw"), "--name", "pets"]
+    command += ["--data-dir", str(tmp_path / "data"), "--overwrite"]
+    older, newer = tmp_path / "data" / name / "0.9.10", tmp_path / "data" / name / "10.0.0"
+    for folder in (older, newer):
+        folder.mkdir(parents=True)
+        (folder / "dataset_info.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=rf"{name} is also prepared in .*10\.0\.0, .* writes version {version}\. Remove"
+    ):
+        main(command)
+    assert not (tmp_path / "data" / name / version).exists()
+    shutil.rmtree(newer)
+    main(command)
+    assert locate_dataset(name, str(tmp_path / "data")).name == version
 
 
 @pytest.mark.parametrize(("other", "words"), [((14, 21), ""), ((9, 11), " --data.image-size 56 56")])

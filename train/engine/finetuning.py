@@ -1,0 +1,50 @@
+"""Completes the options of the preset finetune with what the weights, the dataset and the batch size determine."""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+from configs.base import Data
+from configs.vit import Config
+from train.data.dataset_info import PUBLISHED, read_dataset_info
+from train.process.errors import UserError
+
+
+def completed(
+    config: Config, default: Config, image_size: tuple[int, int] | None, given: Collection[str] = ()
+) -> Config:
+    """Returns a config of the preset finetune with the values that the user left open. Other presets stay the same.
+
+    - `num_classes` 0 becomes the number of classes of the dataset.
+    - `config.data.image_size` None becomes `image_size`, the size of the images that the weights were trained on.
+    - The learning rate of the preset is multiplied by the batch size / the batch size of the preset, unless
+      --optim.learning-rate is in `given`, the options on the command line.
+
+    Raises:
+        UserError: if there are no weights, or the dataset is not found.
+    """
+    if default.model.num_classes:
+        return config
+    if config.init_from is None:
+        raise UserError(
+            "the preset finetune needs weights to start from. Add --init-from with a file, a folder or the name of a "
+            "model on the Hugging Face hub"
+        )
+    model, data, optim, run = config.model, config.data, config.optim, config.run
+    if model.num_classes == 0:
+        model = model.clone(num_classes=_classes(data))
+    data = replace(data, image_size=data.image_size or image_size)
+    if "--optim.learning-rate" not in given:
+        rate = optim.learning_rate * run.batch_size / default.run.batch_size
+        optim = replace(optim, learning_rate=rate)
+    return replace(config, model=model, data=data, optim=optim)
+
+
+def _classes(data: Data) -> int:
+    """Returns a dataset's number of classes. A dry run works before the dataset is prepared."""
+    try:
+        info = read_dataset_info(data.name, data.dir)
+    except UserError:
+        if data.name not in PUBLISHED:
+            raise
+        info = PUBLISHED[data.name]
+    return len(info.label_names)
