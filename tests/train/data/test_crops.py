@@ -216,7 +216,7 @@ def test_the_interpolation_is_that_of_random_crops_too(photos: Data) -> None:
 def test_a_resized_image_must_cover_the_image_size(photos: Data, resize: int | tuple[int, int]) -> None:
     for make in (open_source, abstract_source):
         with pytest.raises(
-            UserError, match=r"--data.resize must be at least --data.image-size, and at most 16384, got"
+            UserError, match=r"--data.resize must be at least --data.image-size, 14 21, and at most 16384, got"
         ):
             make(replace(photos, resize=resize), "train")
         with pytest.raises(UserError, match=r"--data.resize needs --data.image-size, the size that is cut from the"):
