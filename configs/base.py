@@ -128,6 +128,11 @@ class RunConfig:
     """Number of steps between two evaluations on the test split. The last step is always evaluated."""
     save_every: Annotated[Count, CHANGEABLE] = 500
     """Number of steps between two checkpoints. The last step is always saved."""
+    patience: Annotated[Count | None, CHANGEABLE] = None
+    """Early stopping: number of evaluations in a row without a better test metric after which the run ends.
+    The metric is the one that decides the best checkpoint. Each evaluation then also saves a checkpoint.
+    To choose by images that the final test does not use, evaluate on a part of the training split, for example
+    --data.train-split train[:90%] --data.test-split train[90%:]. None: the run ends at its last step."""
     steps_per_call: Annotated[Count, CHANGEABLE] = 1
     """Training steps per device call.
     Values above 1 are faster if a step takes only milliseconds, but the training split must fit in device memory.

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint of a run again on the test split, for its report."""
+"""Evaluates a checkpoint of a run again, for its report."""
 
 import json
 import math
@@ -22,13 +22,14 @@ from train.run.files import IMAGES
 from train.run.folder import ImageInfo, check_data
 
 
-def evaluate(run_dir: Path, checkpoint: str, out: Path) -> Evaluated:
+def evaluate(run_dir: Path, checkpoint: str, out: Path, split: str | None = None) -> Evaluated:
     """Evaluates a checkpoint on the devices of this process. Writes its mistakes and pictures into the folder `out`.
 
     Args:
         run_dir: the run folder. Nothing in it changes.
         checkpoint: "last", "best" (by the test metric that ranks runs) or a step.
         out: an existing folder.
+        split: the split of the dataset, such as "test". None: the test split of the run.
 
     Raises:
         UserError: it is not a run folder, it has no such checkpoint, or its dataset is missing or changed.
@@ -39,15 +40,17 @@ def evaluate(run_dir: Path, checkpoint: str, out: Path) -> Evaluated:
     # The run may have been trained on another number of devices.
     size = math.lcm(config.run.batch_size, batch_unit(config, jax.device_count()))
     run = replace(config.run, epochs=None, batch_size=size, steps_per_call=1, tensorboard=False, wandb=None)
-    config = replace(config, run=run, mesh=Mesh(), distributed=Distributed())
+    data = replace(config.data, test_split=split or config.data.test_split)
+    config = replace(config, data=data, run=run, mesh=Mesh(), distributed=Distributed())
     setup, _ = set_up(config, task_maker(str(task_of(config))))
     test = setup.test_source
     images = ImageInfo(test.image_shape, list(test.label_names))
-    check_data(run_dir, images, {"test": test.fingerprint})
+    check_data(run_dir, images, {"test": test.fingerprint} if split is None else {})
     evaluator, state = Evaluator(setup), jax.device_put(predictor.state, setup.program.replicated)
-    metrics, predictions = evaluator.evaluate(state, is_last=True)
+    metrics, predictions = evaluator.evaluate(state)
+    metrics |= evaluator.final_metrics(state)
     write_atomic(out / IMAGES, json.dumps(images._asdict()))
     if predictions is not None:
         write_mistakes(out, predictions, test)
     write_pictures(out, evaluator.figures(state), test.label_names)
-    return Evaluated(predictor.note, metrics, out)
+    return Evaluated(predictor.note + ("" if split is None else f", on split {split}"), metrics, out)

@@ -88,7 +88,7 @@ def list_run(folder: Path) -> ListedRun:
         metric=run.task_info.best_metric if run.scores else None,
         best_mode=run.task_info.best_mode if run.scores else None,
         best=run.best_score,
-        last=run.scores[-1] if run.scores else None,
+        last=next(reversed(run.scores.values()), None),
         written=run.written,
         seconds=run.seconds,
         seed=run.seed,

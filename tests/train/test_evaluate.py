@@ -59,11 +59,24 @@ def test_the_page_names_the_checkpoint_and_has_its_results(run, tmp_path):
     assert re.search(r"the parameters of step \d \(best accuracy, ", (tmp_path / "page.html").read_text())
 
 
+def test_another_split_is_evaluated_on_its_own_images(run, tmp_path):
+    report([run.run.dir, "--checkpoint", "last", "--split", "train[:24]"])
+    page = Path(run.run.dir, "report-last-train-24.html").read_text()
+    assert "Results, mistakes and pictures of the parameters of step 4, on split train[:24]:" in page
+    trained = evaluate(Path(run.run.dir), "last", tmp_path, "train[:24]").metrics
+    assert trained["loss"] != evaluate(Path(run.run.dir), "last", tmp_path).metrics["loss"]
+    same = evaluate(Path(run.run.dir), "last", tmp_path, run.data.test_split)
+    assert same.metrics == evaluate(Path(run.run.dir), "last", tmp_path).metrics
+    assert f"test loss<td>{trained['loss']:.4f}<" in page
+
+
 def test_what_cannot_be_evaluated_is_refused(run, tmp_path):
     with pytest.raises(UserError, match=r"^--checkpoint must be last, best or a step, got '\.\./x'$"):
         report([run.run.dir, "--checkpoint", "../x"])
     with pytest.raises(UserError, match=r"^--checkpoint must be used with one RUN_DIR, got 2\. Pass one$"):
         report([run.run.dir, run.run.dir, "--checkpoint", "best"])
+    with pytest.raises(UserError, match=r"^--split must be used with --checkpoint\. Add for example"):
+        report([run.run.dir, "--split", "test"])
     images = Path(run.run.dir, "images.json")
     text = images.read_text()
     content = json.loads(text)

@@ -40,6 +40,7 @@ _NAMES = {
     "run.epochs": "epoch max-epochs n-epochs nb-epoch num-epochs num-train-epochs",
     "run.eval-every": "eval-interval eval-steps val-interval val-check-interval",
     "run.log-every": "log-every-n-steps log-interval log-steps logging-steps print-freq",
+    "run.patience": "early-stop early-stopping early-stopping-patience es-patience",
     "run.save-every": "checkpoint-interval save-freq save-interval save-steps",
     "run.seed": "manual-seed random-seed",
     "run.steps": "iterations iters max-iter max-iters max-steps num-steps num-train-steps total-steps train-steps",

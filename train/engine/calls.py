@@ -18,14 +18,17 @@ Call = tuple[State, int, int, Metrics]
 have a row for each step of a full call. If the call is shorter, its last rows are not used."""
 
 
+def no_calls() -> Generator[Call]:
+    """Returns a generator without calls, for a run that has ended. It compiles nothing."""
+    return (call for call in ())
+
+
 def train_calls(setup: Setup, state: State, done: int) -> Generator[Call]:
     """Compiles the training step, and returns a generator that runs the steps after step `done`.
 
     `state` is the state after step `done`. Each yielded state is valid until the next call.
     """
     run, program = setup.config.run, setup.program
-    if done == run.steps:
-        return (call for call in ())  # Nothing needs to be compiled.
     if run.steps_per_call == 1:
         return _single_steps(setup, program.lowered_step.compile(), state, done)
     return _several_steps(setup, program.lower_many(run.steps_per_call).compile(), state, done)

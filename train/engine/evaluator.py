@@ -35,17 +35,12 @@ class Evaluator:
         self._nonfinite = program.jit(nonfinite_leaves, program.replicated, compiler_options=once)
         self._figures = program.jit(task.figures, program.replicated, compiler_options=once)
 
-    def evaluate(self, state: State, is_last: bool = False) -> Evaluation:
-        """Returns the metrics of the whole test split, and the predictions of a classifier.
-
-        With `is_last` the metrics include `Task.final_metrics`.
-        """
+    def evaluate(self, state: State) -> Evaluation:
+        """Returns the metrics of the whole test split, and the predictions of a classifier."""
         setup = self._setup
         with closing(self._batches(setup.config.run.batch_size)) as feed:
             sums, predictions = zip(*(jax.device_get(self._eval_step(state, batch)) for batch in feed), strict=True)
         metrics = {name: sum(float(part[name]) for part in sums) / len(setup.test_source) for name in sums[0]}
-        if is_last and setup.task.final_metrics is not None:
-            metrics |= setup.task.final_metrics(setup.program.gather(state), setup.test_source)
         if predictions[0] is None:
             return Evaluation(metrics, None)
         labels, predicted, probability = map(np.concatenate, zip(*predictions, strict=True))
@@ -53,6 +48,11 @@ class Evaluator:
         made = Predictions(*(x[is_real] for x in (labels, predicted, probability)))
         metrics["balanced_accuracy"] = balanced_accuracy(confusion_matrix(made, setup.test_source.num_classes))
         return Evaluation(metrics, made)
+
+    def final_metrics(self, state: State) -> dict[str, float]:
+        """Returns the metrics that a task computes only after its last step; {} if it has none."""
+        compute = self._setup.task.final_metrics
+        return {} if compute is None else compute(self._setup.program.gather(state), self._setup.test_source)
 
     def figures(self, state: State) -> Mapping[str, Picture]:
         """Returns the pictures of the report, as arrays on the host."""

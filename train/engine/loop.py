@@ -4,15 +4,15 @@ The loop uses only the task, so a new model needs no change here.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 
 from configs.base import Config
-from train.engine.calls import train_calls
+from train.engine.calls import no_calls, train_calls
 from train.engine.checkpoint import Checkpoints
 from train.engine.evaluator import Evaluator
 from train.engine.placement import show_placement
@@ -27,8 +27,9 @@ from train.process.signals import DeferredSignals
 from train.report.mistakes import Predictions
 from train.run.files import RENAMED_METRICS
 from train.run.folder import ImageInfo, RunFolder
+from train.run.patience import best_step, is_over
 from train.task import InitialParams, State, named_leaves
-from w2jax.text import first_few, one_line, shorten
+from w2jax.text import count_of, first_few, one_line, shorten
 
 
 @dataclass
@@ -88,9 +89,11 @@ def fit(config: Config, make_task: MakeTask) -> State | None:
         note = None if initial is None else initial.note
         del initial  # Its parameters may be as large as the model.
         with Publisher(setup, folder, trackers, progress.done, progress.seconds) as publisher:
+            checkpoints.scores.update(_scores(setup, publisher.lines.restored, progress))
             _announce(setup, note, folder, checkpoints, progress, publisher)
             predictions = train(setup, progress, checkpoints, evaluator, publisher, signals)
             publisher.finish(evaluator, progress.state, predictions)
+            _announce_early_stop(setup, checkpoints, publisher)
             barrier("finish")
     return progress.state
 
@@ -137,6 +140,14 @@ def _saved_progress(state: State, done: int, saved: dict[str, Any]) -> Progress:
         ) from error
 
 
+def _scores(setup: Setup, restored: Iterable[Mapping[str, Any]], progress: Progress) -> dict[int, float]:
+    """Returns the metric that decides the best checkpoint, at each step that was evaluated before."""
+    best = setup.task.best
+    tests = {line["step"]: line[best] for line in restored if line.get("split") == "test" and best in line}
+    # The checkpoint has a checksum, so its scores count more than those of metrics.jsonl.
+    return tests | progress.scores
+
+
 def train(
     setup: Setup,
     progress: Progress,
@@ -163,9 +174,6 @@ def train(
         run.max_skipped_steps,
         progress.skipped_in_a_row,
     )
-    tests = [line for line in publisher.lines.restored if line.get("split") == "test" and task.best in line]
-    # The checkpoint has a checksum, so its scores count more than those of metrics.jsonl.
-    checkpoints.scores.update({line["step"]: line[task.best] for line in tests} | progress.scores)
     predictions = None
 
     def save(step: int) -> None:
@@ -183,10 +191,15 @@ def train(
         }
         checkpoints.save(step, progress.state, saved, before=publisher.sync)
 
+    def is_end(step: int, scores: Mapping[int, float]) -> bool:
+        return step == run.steps or is_over(scores, task.best_mode, run.patience)
+
     def evaluate(step: int) -> None:
         nonlocal predictions
         with signals.let_through():
-            metrics, predictions = evaluator.evaluate(progress.state, is_last=step == run.steps)
+            metrics, predictions = evaluator.evaluate(progress.state)
+            if is_end(step, checkpoints.scores | {step: metrics[task.best]}):
+                metrics |= evaluator.final_metrics(progress.state)
         try:
             check_finite_metrics(step, metrics)
         except RunStopped:
@@ -198,17 +211,21 @@ def train(
     def is_due(step: int, every: int) -> bool:
         return step == run.steps or step % every == 0
 
-    with signals.deferred(), closing(train_calls(setup, progress.state, progress.done)) as calls:
-        is_tested = any(line["step"] == progress.done for line in tests)
+    with signals.deferred(), ExitStack() as stack:
+        is_tested = progress.done in (line["step"] for line in publisher.lines.restored if line.get("split") == "test")
         if progress.done and is_due(progress.done, run.eval_every) and not is_tested:
             evaluate(progress.done)  # An earlier process ended after it saved this checkpoint, before the evaluation.
+        has_ended = is_end(progress.done, checkpoints.scores)
+        calls = no_calls() if has_ended else train_calls(setup, progress.state, progress.done)
+        stack.enter_context(closing(calls))
         window.resume()  # The time of the compilation and of the evaluation does not count.
         for progress.state, step, count, metrics in calls:
             window.add(step, metrics, count)
             publisher.console.step(step)
             publisher.save_failed(checkpoints.failure())
             signal = signals.after(step, count)
-            saves, evaluates = is_due(step, run.save_every), is_due(step, run.eval_every)
+            evaluates = is_due(step, run.eval_every)
+            saves = is_due(step, run.save_every) or (evaluates and run.patience is not None)
             if not (saves or evaluates or signal):
                 continue
             window.drain()
@@ -223,8 +240,9 @@ def train(
                     if not saves:
                         save(step)
                     raise
-                if step != run.steps:
-                    publisher.report(evaluator, progress.state)
+                if is_end(step, checkpoints.scores):
+                    break
+                publisher.report(evaluator, progress.state)
             window.resume()
         if (failure := checkpoints.failure(wait=True)) is not None:
             raise failure
@@ -261,7 +279,7 @@ def _announce(
     if not progress.done:
         return
     moved = "" if progress.devices in (None, program.devices) else f"; the checkpoint was saved on {progress.devices}"
-    is_finished = progress.done == run.steps
+    is_finished = progress.done == run.steps or is_over(checkpoints.scores, setup.task.best_mode, run.patience)
     start = "Training already finished at" if is_finished else "Resumed from"
     say(f"{start} step {progress.done:,} in {folder.path}{moved}")
     saved = [line for line in publisher.lines.restored if (line["step"], line.get("split")) != (progress.done, "test")]
@@ -273,6 +291,20 @@ def _announce(
             f"warning: {rows} changed after the checkpoint was saved. The best checkpoint is chosen by the scores in "
             "the checkpoint, not by these rows"
         )
+
+
+def _announce_early_stop(setup: Setup, checkpoints: Checkpoints, publisher: Publisher) -> None:
+    """Says why a run ended before its last step, and which checkpoint was the best."""
+    run, task, scores = setup.config.run, setup.task, checkpoints.scores
+    if run.patience is None or run.steps in scores or not is_over(scores, task.best_mode, run.patience):
+        return
+    best = best_step(scores, task.best_mode)
+    name, evaluations = task.best.replace("_", " "), count_of(run.patience, "evaluation")
+    publisher.console.say(
+        f"Stopped early at step {max(scores):,} of {run.steps:,}: the last {evaluations} had no better {name} than "
+        f"step {best:,}, {scores[best]:.4f}. To use that checkpoint, add --checkpoint best to train.predict or "
+        "train.export. To train on, set a larger --run.patience"
+    )
 
 
 @contextmanager

@@ -113,8 +113,9 @@ class Publisher:
         pictures = self._write_report(evaluator, state)
         if not is_main_process():
             return
-        self._trackers.log_pictures(pictures)
-        is_new = self._done < self._setup.config.run.steps
+        step = int(state.step)
+        self._trackers.log_pictures(step, pictures)
+        is_new = self._done < step
         wall = self.seconds if is_new else self._setup.started - self._began
         metrics = {f"test {name}": f"{value:.4f}" for name, value in self._tested.items()}
         self.console.table(metrics | {"wall time": format_duration(wall)})

@@ -103,13 +103,13 @@ class Trackers:
         """Logs a row of metrics.jsonl. For the train split it includes the throughput."""
         self._call_each(lambda tracker: tracker.log_row(MetricRow(step, time.time(), _by_tag(split, values))))
 
-    def log_pictures(self, pictures: Mapping[str, Picture]) -> None:
-        """Logs the files that `write_pictures` wrote for these pictures, at the last step."""
+    def log_pictures(self, step: int, pictures: Mapping[str, Picture]) -> None:
+        """Logs the files that `write_pictures` wrote for these pictures after a step."""
         files = {
             name: PictureFile(picture_path(self._folder.path, name), picture.caption)
             for name, picture in pictures.items()
         }
-        self._call_each(lambda tracker: tracker.log_pictures(self._config.run.steps, files))
+        self._call_each(lambda tracker: tracker.log_pictures(step, files))
 
     def _call_each(self, call: Callable[[Tracker], None]) -> None:
         for tracker in list(self._active):

@@ -4,9 +4,11 @@
 
 - python -m train.report runs/vit-sample                       # rewrites runs/vit-sample/report.html
 - python -m train.report runs/vit-sample --checkpoint best     # writes runs/vit-sample/report-best.html
+- python -m train.report runs/vit-sample --checkpoint best --split test   # on another split than the run's own
 - python -m train.report runs/vit-sample runs/lstm-sample      # writes comparison.html
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,8 @@ class Options:
     checkpoint: Annotated[str | None, tyro.conf.arg(metavar="last|best|STEP")] = None
     """Checkpoint to evaluate again: last, best (by the test metric) or a step. This takes the dataset and one RUN_DIR.
     Default: show the results of the last evaluation."""
+    split: str | None = None
+    """With --checkpoint: split of the dataset to evaluate, such as test. Default: the --data.test-split of the run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,10 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run_dir, *others = options.run_dirs
     if others and options.checkpoint is not None:
         raise UserError(f"--checkpoint must be used with one RUN_DIR, got {len(options.run_dirs)}. Pass one")
+    if options.split is not None and options.checkpoint is None:
+        raise UserError("--split must be used with --checkpoint. Add for example --checkpoint best")
     if others:
         path, page = Path("comparison.html"), comparison(options.run_dirs)
     elif options.checkpoint is not None:
-        path, page = run_dir / f"report-{options.checkpoint}.html", _checkpoint_page(run_dir, options.checkpoint)
+        name = "-".join(re.findall(r"\w+", f"report {options.checkpoint} {options.split or ''}"))
+        path, page = run_dir / f"{name}.html", _checkpoint_page(run_dir, options.checkpoint, options.split)
     else:
         path, page = run_dir / REPORT, run_page(run_dir)
     path = options.out or path
@@ -61,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(one_line(f"wrote {path}"))
 
 
-def _checkpoint_page(run_dir: Path, checkpoint: str) -> str:
+def _checkpoint_page(run_dir: Path, checkpoint: str, split: str | None) -> str:
     from train.evaluate import evaluate  # Late import: a report from the files of a run needs no JAX.
 
     with TemporaryDirectory() as folder:
-        return run_page(run_dir, evaluate(run_dir, checkpoint, Path(folder)))
+        return run_page(run_dir, evaluate(run_dir, checkpoint, Path(folder), split))
 
 
 if __name__ == "__main__":

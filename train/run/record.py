@@ -19,6 +19,7 @@ from train.run.files import (
 )
 from train.run.lock import holder
 from train.run.manifest import checkpoint_steps
+from train.run.patience import best_step, is_over
 
 # The report and the use of a model write other files, which do not count.
 _WRITTEN_BY_TRAINING = (CONFIG, METRICS, TIMING, CHECKPOINTS)
@@ -108,16 +109,23 @@ class RunRecord:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the last step was evaluated."""
-        return bool(self.test_lines) and self.test_lines[-1]["step"] == self.total_steps
+        """Whether the last step was evaluated, or the run stopped early."""
+        is_complete = bool(self.test_lines) and self.test_lines[-1]["step"] == self.total_steps
+        return is_complete or self.stopped_early
 
     @property
-    def state(self) -> Literal["running", "finished", "no checkpoint", "stopped", "not evaluated"]:
+    def stopped_early(self) -> bool:
+        """Whether the last evaluations had no better score, so that `--run.patience` ended the run."""
+        patience = self._setting(int, "run", "patience")
+        return self.total_steps not in self.scores and is_over(self.scores, self.task_info.best_mode, patience)
+
+    @property
+    def state(self) -> Literal["running", "finished", "stopped early", "no checkpoint", "stopped", "not evaluated"]:
         """State of the run. "not evaluated": the last step is saved, but was not evaluated."""
         if self.process is not None:
             return "running"
         if self.is_finished:
-            return "finished"
+            return "stopped early" if self.stopped_early else "finished"
         if self.saved_step is None:
             return "no checkpoint"
         return "stopped" if self.saved_step < (self.total_steps or 0) else "not evaluated"
@@ -136,15 +144,15 @@ class RunRecord:
         return seconds[-1] if seconds else None
 
     @cached_property
-    def scores(self) -> list[float]:
-        """The finite values of the task's best metric, in the order of the evaluations."""
+    def scores(self) -> dict[int, float]:
+        """The finite values of the task's best metric by step, in the order of the evaluations."""
         name = self.task_info.best_metric
-        return [line[name] for line in self.test_lines if is_number(line.get(name))]
+        return {line["step"]: line[name] for line in self.test_lines if is_number(line.get(name))}
 
     @property
     def best_score(self) -> float | None:
         """The best of the `scores`; None without a score."""
-        return (max if self.task_info.best_mode == "max" else min)(self.scores, default=None)
+        return self.scores[best_step(self.scores, self.task_info.best_mode)] if self.scores else None
 
     def _setting(self, kind: type, group: str, name: str) -> Any:
         part = self.config.get(group)
