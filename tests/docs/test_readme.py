@@ -144,7 +144,8 @@ def desk(tmp_path_factory):
                 small += ["--validation-split", "train[64:96]", "--metric-examples", "32"]
             fit(*read_task(task, ["tiny", "--run.steps", "2", "--run.dir", f"runs/{task}-sample", *small]))
         export.main(["runs/vit-sample", "--format", "timm", "--out", "vit.safetensors"])
-        shutil.copytree("runs/vit-sample", "runs/mine")
+        for name in ("mine", "early"):
+            shutil.copytree("runs/vit-sample", f"runs/{name}")
 
         config, _ = read_task("vit", ["tiny"])
         digits = open_source(config.data, "test[:4]").gather(np.arange(4))["image"][..., 0]

@@ -353,7 +353,7 @@ def test_the_rules_of_an_option_are_at_its_field():
     groups = {name for name in options if name.startswith(("mesh.", "distributed."))}
     assert changeable == groups | {
         *("run.dir", "run.steps_per_call", "run.compilation_cache", "run.on_nonfinite", "run.on_save_error"),
-        *("run.extend", "run.log_every", "run.eval_every", "run.save_every"),
+        *("run.extend", "run.patience", "run.log_every", "run.eval_every", "run.save_every"),
         *("run.max_skipped_steps", "run.tensorboard", "run.wandb", "data.dir", "data.workers", "data.memory_limit"),
     }
     own = {name for name, option in options.items() if Rule.PER_PROCESS in option.rules}
