@@ -47,7 +47,7 @@ def specs() -> dict[str, CompletionSpec]:
         tasks[f"train.{task}"] = CompletionSpec(type(sample), tuple(presets), {"default": sample})
     return tasks | {
         "train.predict": CompletionSpec(predict.Options, tyro_arguments=no_pairs),
-        "train.export": CompletionSpec(export.Options),
+        "train.export": CompletionSpec(export.Options, tyro_arguments=no_pairs),
         "train.prepare": CompletionSpec(prepare.DownloadOptions, (*PREPARABLE, "folder"), no_pairs),
         "train.prepare.folder": CompletionSpec(prepare.FolderOptions, tyro_arguments=no_pairs),
         "train.report": CompletionSpec(report.Options),

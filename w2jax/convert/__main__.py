@@ -14,7 +14,8 @@ from flax import linen as nn
 from w2jax.blocks import Activation
 from w2jax.convert.files import read_weights
 from w2jax.convert.hub import pinned
-from w2jax.convert.load_save import Loaded, load_described, parameters_in, save_described
+from w2jax.convert.load_save import Loaded, load_described, parameters_in
+from w2jax.convert.saving import save_described
 from w2jax.convert.schema import split_variables
 from w2jax.convert.state_dict import read_variables
 from w2jax.convert.vit_tables import FORMATS
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 source.leaves,
                 source_config=source.config,
                 spec=source.spec,
+                overwrite=options.overwrite,
             )
             _print_table(saved.rows(options.dst))
         if options.check:
@@ -85,6 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="compare DST with SRC tensor by tensor; without --format, DST must exist and nothing is written",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace existing files also if w2jax did not write them. Otherwise the command stops with an error",
     )
     parser.add_argument("--head", choices=["drop"], help="drop: convert without the classifier. Default: with it")
     parser.add_argument(
