@@ -38,7 +38,9 @@ def evaluate(run_dir: Path, checkpoint: str, out: Path) -> Evaluated:
     config = predictor.config
     # The run may have been trained on another number of devices.
     size = math.lcm(config.run.batch_size, batch_unit(config, jax.device_count()))
-    run = replace(config.run, epochs=None, batch_size=size, steps_per_call=1, tensorboard=False, wandb=None)
+    # The run may have been moved. Its folder shows that it has a checkpoint, so that no initial weights are read.
+    run = replace(config.run, dir=str(run_dir), epochs=None, batch_size=size, steps_per_call=1)
+    run = replace(run, tensorboard=False, wandb=None)
     config = replace(config, run=run, mesh=Mesh(), distributed=Distributed())
     setup, _ = set_up(config, task_maker(str(task_of(config))))
     test = setup.test_source

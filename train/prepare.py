@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _RESERVED = (*PREPARABLE, "mnist_sample", "folder", "downloads")
 
+_DataDir = Annotated[str | None, tyro.conf.arg(aliases=("--data.dir",), metavar="DIR")]  # the trainings' spelling
+
 
 @dataclass(frozen=True)
 class DownloadOptions:
@@ -38,7 +40,7 @@ class DownloadOptions:
     source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """Folder with the original files. None: download the files.
     MNIST, Fashion-MNIST: idx files, gzipped or not; CIFAR: the binary version, as .tar.gz or extracted."""
-    data_dir: str | None = None
+    data_dir: _DataDir = None
     """Folder for the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
     overwrite: bool = False
     """Replace the dataset if it is already prepared. Otherwise the command stops with an error."""
@@ -58,7 +60,7 @@ class FolderOptions:
     """Random seed for choosing the images of the test split."""
     skip_corrupt: bool = False
     """Skip files that cannot be read as images, and list them. Otherwise the command stops with an error."""
-    data_dir: str | None = None
+    data_dir: _DataDir = None
     """Folder for the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
     overwrite: bool = False
     """Replace the dataset if it is already prepared. Otherwise the command stops with an error."""
@@ -154,6 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_is_highest(name, metadata.version, root)
     target = write(metadata, splits, root)
     print(one_line(f"wrote {target}. To train on it: {training_command(metadata, options.data_dir)}"))
+    if isinstance(options, FolderOptions):
+        print(one_line(f"To fine-tune pretrained weights on it: {finetuning_command(name, options.data_dir)}"))
 
 
 def training_command(metadata: "DatasetMetadata", directory: str | None) -> str:
@@ -172,7 +176,16 @@ def training_command(metadata: "DatasetMetadata", directory: str | None) -> str:
             words += ["--data.image-size", *2 * [str(8 * model.patch_size)]]
         if label.num_classes != model.num_classes:
             words += ["--model.num-classes", str(label.num_classes)]
-    return shlex.join([*words, *(["--data.dir", directory] if directory else [])])
+    return shlex.join([*words, *_place(directory)])
+
+
+def finetuning_command(name: str, directory: str | None) -> str:
+    """The command that fine-tunes weights, a file or the name of a model on the hub, on a prepared dataset."""
+    return f"python -m train.vit --init-from WEIGHTS {shlex.join(['--data.name', name, *_place(directory)])}"
+
+
+def _place(directory: str | None) -> list[str]:
+    return ["--data.dir", directory] if directory else []
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
-from train import export, predict, prepare, runs
+from train import export, prepare, runs
 from train.config.cli import read_options, run_main
 from train.config.tasks import task_names, task_presets
 from train.data.locate import PREPARABLE
 from train.dryrun import __main__ as dryrun
+from train.predict import __main__ as predict
 from train.report import __main__ as report
 
 Shell = Literal["bash", "zsh"]

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from w2jax.convert.files import Weights, read_weights
 from w2jax.convert.hub import local_path
-from w2jax.convert.image_configs import PREPROCESSOR, assumed_spec, exported_spec, image_spec
+from w2jax.convert.image_configs import PREPROCESSOR, assumed_spec, config_names, exported_spec, image_spec
 from w2jax.convert.lazy_tensor import LazyTensor
 from w2jax.convert.prefixes import under, without_wrappers
 from w2jax.convert.saving import IMAGE_METADATA, METADATA, save_described
@@ -234,6 +234,29 @@ def describe_spec(path: str | Path, **fields: Any) -> ImageSpec | None:
     """
     with _header(path, fields) as (weights, found):
         return _spec(weights, found)
+
+
+def describe_names(path: str | Path, **fields: Any) -> tuple[str, ...] | None:
+    """Return the names of the classes in the files of weights, also if how to prepare images is unknown.
+
+    Args:
+        path: as in `load`.
+        **fields: as in `load`.
+
+    Returns:
+        A name for each class, or None if the files have none.
+
+    Raises:
+        ValueError: the file is broken.
+    """
+    with _header(path, fields) as (weights, found):
+        try:
+            spec = _spec(weights, found)
+        except ValueError:  # The names can be used without it.
+            spec = None
+        if spec is not None and spec.label_names is not None:
+            return spec.label_names
+        return config_names(found.config, getattr(found.module, "num_classes", 0))
 
 
 @contextmanager
