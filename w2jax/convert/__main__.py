@@ -19,6 +19,7 @@ from w2jax.convert.saving import save_described
 from w2jax.convert.schema import split_variables
 from w2jax.convert.state_dict import read_variables
 from w2jax.convert.vit_tables import FORMATS
+from w2jax.interrupt import run_main
 from w2jax.text import count_of, printable
 from w2jax.vit import ViT
 
@@ -202,4 +203,4 @@ def _print(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)
