@@ -53,7 +53,7 @@ class Options:
     topology: str
     """Devices to compile for: a TPU topology such as v5e:2x2, cpu:8 (8 simulated devices), or gpu."""
     slices: int = 1
-    """Number of TPU slices of this topology, connected by the data-centre network."""
+    """Number of TPU slices of this topology, connected by the data-center network."""
     hbm: float | None = None
     """Memory in GiB that the step may use on each chip. Default: the limit of the TPU compiler."""
     search: bool = False

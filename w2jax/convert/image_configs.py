@@ -61,7 +61,7 @@ def image_spec(
 
 
 def config_names(config: Mapping[str, Any] | None, num_classes: int) -> tuple[str, ...] | None:
-    """Return the names of the classes that a config.json has or determines; None if there are none."""
+    """Return the names of the classes that a config.json has or determines; None if it has no names."""
     names = class_names(config, num_classes)
     if names is not None:
         return tuple(names)

@@ -17,7 +17,7 @@ from w2jax.convert.saving import IMAGE_METADATA, METADATA, save_described
 from w2jax.convert.schema import Leaf, module_leaves
 from w2jax.convert.state_dict import Head, Rename, prefix_of, read_variables
 from w2jax.convert.timm_names import check_model
-from w2jax.convert.vit_architecture import join_chunks, known_pairs, read_architecture, recognise, unstack_layers
+from w2jax.convert.vit_architecture import join_chunks, known_pairs, read_architecture, recognize, unstack_layers
 from w2jax.convert.vit_heads import with_usual_head
 from w2jax.files import json_object, read_json
 from w2jax.image_spec import ImageSpec
@@ -95,7 +95,7 @@ def load(
         path: a `.safetensors`, `.safetensors.index.json` or `.npz` file, torch's `.pt`, `.pth`, `.ckpt`, `.tar` or
             `.bin`, which need torch, or a folder with one of them and optionally a config.json. Or a string, the name
             of a model on the Hugging Face hub: OWNER/NAME or OWNER/NAME@REVISION. It needs huggingface_hub.
-        head: "drop" loads the model without the classifier (`num_classes` is 0); "reinit" initialises a new classifier
+        head: "drop" loads the model without the classifier (`num_classes` is 0); "reinit" initializes a new classifier
             (pass `num_classes`). None: the classifier is loaded.
         module: the module of the parameters, if the file does not describe the module. `from_torch` lists the possible
             modules.
@@ -283,7 +283,7 @@ def _module_in(weights: Weights, tensors: dict[str, LazyTensor], head: Head, fie
     if weights.config is not None and weights.own_config:
         check_model(weights.config.get("architecture"))  # Some of these models have other names of tensors.
     tensors = join_chunks(tensors)
-    form, prefix = recognise(tensors)
+    form, prefix = recognize(tensors)
     check_field_names(ViT, changes)
     tensors, left_out = under(tensors, prefix)
     tensors, notes = with_usual_head(form, tensors, keep=head is None)
