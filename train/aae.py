@@ -1,4 +1,4 @@
-"""python -m train.aae [PRESET]: trains an adversarial autoencoder, in three or four phases per step.
+"""python -m train.aae [PRESET]: trains an adversarial autoencoder in three or four phases per step.
 
 Makhzani et al. 2015, arXiv 1511.05644: section 2 (reconstruction, discriminator, generator) and 5 (classification).
 """

@@ -1,13 +1,18 @@
-"""Prepares a dataset for training. Every task can use it, and TensorFlow is not needed.
+"""Prepares a dataset for training. Every task can use it, and TensorFlow is not
+needed.
 
-    python -m train.prepare mnist|fashion_mnist|cifar10|cifar100 [--from DIR] [--data-dir DIR] [--overwrite]
-    python -m train.prepare folder --from DIR --name NAME [--test-fraction 0.2] [--seed 0] [--skip-corrupt]
-                                   [--data-dir DIR] [--overwrite]
+    python -m train.prepare mnist|fashion_mnist|cifar10|cifar100 [--from DIR]
+        [--data-dir DIR] [--overwrite]
+    python -m train.prepare folder --from DIR --name NAME [--test-fraction 0.2]
+        [--seed 0] [--skip-corrupt] [--data-dir DIR] [--overwrite]
 
-The first form downloads the published files. With --from DIR, it reads them from the folder DIR instead.
-The second form prepares your own images. DIR contains one folder of images per class. Or it contains the folders train
-and test or val (or all three), each with one folder per class.
-Run `python -m train.prepare mnist --help` or `python -m train.prepare folder --help` for the options.
+The first form downloads the published files. With --from DIR, it reads them
+from the folder DIR instead. The second form prepares your own images. DIR
+contains one folder of images per class. Or it contains the folders train and
+test or val (or all three), each with one folder per class.
+
+For the options, run `python -m train.prepare mnist --help` or
+`python -m train.prepare folder --help`.
 """
 
 import re
@@ -37,8 +42,8 @@ _DataDir = Annotated[str | None, tyro.conf.arg(aliases=("--data.dir",), metavar=
 class DownloadOptions:
     """Prepares a published dataset from its original files, downloaded or read from a folder."""
 
-    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Folder with the original files. None: download the files.
+    source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
+    """Folder with the original files. Default: download the files.
     MNIST, Fashion-MNIST: idx files, gzipped or not; CIFAR: the binary version, as .tar.gz or extracted."""
     data_dir: _DataDir = None
     """Folder for the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
@@ -50,7 +55,7 @@ class DownloadOptions:
 class FolderOptions:
     """Prepares your own images: one folder per class, or folders train, val and test with one folder per class."""
 
-    source: Annotated[Path, tyro.conf.arg(name="from")]
+    source: Annotated[Path, tyro.conf.arg(name="from", metavar="DIR")]
     """Folder with the images: one folder per class, or folders train, val and test with one folder per class."""
     name: str
     """Name of the new dataset: lower-case letters, digits and underscores. --data.name uses it."""

@@ -1,8 +1,9 @@
 """Prints a shell script for TAB completion of all programs: python -m train.completion bash|zsh
 
-- python -m train.completion bash > ~/.w2jax.bash    # and in ~/.bashrc: source ~/.w2jax.bash
-- python -m train.completion zsh > ~/.w2jax.zsh      # and in ~/.zshrc: source ~/.w2jax.zsh
+- python -m train.completion bash > ~/.w2jax.bash
+- python -m train.completion zsh > ~/.w2jax.zsh
 
+Add `source ~/.w2jax.bash` to ~/.bashrc, or `source ~/.w2jax.zsh` to ~/.zshrc.
 After `python -m train.`, the script completes programs, presets, options, their choices and file names.
 """
 

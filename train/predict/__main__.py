@@ -1,12 +1,12 @@
 """Runs a trained model on images: python -m train.predict RUN_OR_WEIGHTS [IMAGE|FOLDER ...] [--options]
 
-    python -m train.predict runs/vit-sample digit.png photos/     # a table of classes
-    python -m train.predict vit.safetensors photo.jpg             # weights of timm, Hugging Face and others
+    python -m train.predict runs/vit-sample digit.png photos/
+    python -m train.predict vit.safetensors photo.jpg  # of timm and others
     python -m train.predict runs/vit-sample digit.png --attention looked.png
     python -m train.predict runs/aae-sample digit.png --out again.png
     python -m train.predict runs/aae-sample --sample 20 --out drawn.png
 
-In Python: `predictor = train.predict.load("runs/vit-sample"); probabilities = predictor(images)`.
+In Python: `predictor = train.predict.load("runs/vit-sample")`, then `predictor(images)`.
 """
 
 import sys
@@ -66,7 +66,7 @@ class Options:
     """Exit with status 0 even if some images cannot be read. Without this option, the status is 1 then."""
     normalize: Literal["half", "imagenet", "clip", "none"] | None = None
     """Normalization, in place of that in the files of the weights. Pass --image-size too."""
-    image_size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="HEIGHT WIDTH")] = None
+    image_size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W")] = None
     """Size in pixels to which images are resized and cut, in place of that in the files of the weights."""
     num_heads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Number of attention heads, if the files of the weights do not say it."""

@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     variants = ", ".join(form.name for form in FORMATS if form.name not in families)
     parser = argparse.ArgumentParser(
         "python -m w2jax.convert",
+        usage="%(prog)s SRC DST [OPTIONS]",
         description="Converts the weights of a Vision Transformer between timm, Hugging Face, torchvision, Google and "
         "w2jax.",
         epilog="Example: python -m w2jax.convert vit.safetensors vit.npz --format google",
