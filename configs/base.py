@@ -11,7 +11,7 @@ COMMON, CHANGEABLE, PER_PROCESS = Rule.COMMON, Rule.CHANGEABLE_ON_RESUME, Rule.P
 
 @dataclass(frozen=True)
 class Data:
-    """Options of the dataset of labelled images."""
+    """Options of the dataset of labeled images."""
 
     name: Annotated[str, COMMON] = "mnist_sample"
     """Dataset in TFDS format: mnist_sample (bundled), or a dataset prepared with "python -m train.prepare"."""
@@ -25,11 +25,11 @@ class Data:
     """Height and width in pixels to resize all images to. None: keep the size of the dataset."""
     crop: float | None = None
     """Smallest area of a random training crop, as a fraction of the image's area, such as 0.05.
-    Test images are centre-cropped. Set --data.image-size too.
+    Test images are center-cropped. Set --data.image-size too.
     None: no crops, and images are stretched to --data.image-size."""
     resize: Count | tuple[Count, Count] | None = None
     """Length in pixels that the shorter side is resized to, or a height and width to stretch images to.
-    Then --data.image-size is cut from the centre. This replaces stretching and centre crops, but not random crops.
+    Then --data.image-size is cut from the center. This replaces stretching and center crops, but not random crops.
     None: as --data.crop says."""
     interpolation: Interpolation | None = None
     """Interpolation for all resizing. None: bilinear."""

@@ -47,7 +47,7 @@ COLOR = ViT(
 
 PHOTOS = Augment(shift=4, flip=True, mixup=0.2, rand_augment=2)
 
-# ImageNet-1k has 1.28 M photographs. Training uses random crops, evaluation uses centre crops.
+# ImageNet-1k has 1.28 M photographs. Training uses random crops, evaluation uses center crops.
 IMAGENET = Data("imagenet2012", test_split="validation", image_size=(224, 224), crop=0.05, workers=16)
 
 

@@ -49,7 +49,7 @@ class Grid(struct.PyTreeNode):
 
 
 class Scatter(struct.PyTreeNode):
-    """A scatter plot of labelled points, colored by label. Points that are NaN are not drawn."""
+    """A scatter plot of labeled points, colored by label. Points that are NaN are not drawn."""
 
     points: Float[Array, "N 2"]
     labels: Int[Array, "N"]
@@ -62,7 +62,7 @@ class Scatter(struct.PyTreeNode):
 
 
 class Plane(struct.PyTreeNode):
-    """A rectangle of images with labelled points. Moving the pointer shows the image at each position."""
+    """A rectangle of images with labeled points. Moving the pointer shows the image at each position."""
 
     images: Float[Array, "rows columns h w"]
     """Gray values from 0 (black) to 1 (white). The first row is the top of the rectangle."""

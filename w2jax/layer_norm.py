@@ -26,7 +26,7 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        """Normalise each vector along the last axis."""
+        """Normalize each vector along the last axis."""
         check_sizes(at_least=0, eps=self.eps)
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         y = standardize(x.astype(jnp.promote_types(x.dtype, jnp.float32)), self.eps) * scale

@@ -18,12 +18,13 @@ import tyro
 from PIL import Image
 from tasks import TASKS
 
-from train import export, predict, prepare
+from train import export, prepare
 from train.config.checks import check_ranges
 from train.data import abstract_source, open_source
 from train.dryrun.__main__ import main as dryrun
 from train.dryrun.__main__ import read_task
 from train.engine.loop import fit
+from train.predict.__main__ import main as predict
 from w2jax.convert.__main__ import main as convert
 
 ROOT = Path(__file__).parents[2]
@@ -211,7 +212,7 @@ def try_command(words, tmp_path, patch):
     """Tries the command and fails if it does not work; returns False if the command is unknown."""
     match words:
         case ["python", "-m", "train.predict", *arguments]:
-            predict.main(arguments)
+            predict(arguments)
             for option in ("--out", "--attention"):
                 if option in arguments:
                     with Image.open(arguments[arguments.index(option) + 1]) as image:

@@ -119,7 +119,7 @@ def example(**options: Any) -> tuple[ViT, dict[str, Any]]:
 RNG = np.random.default_rng(0)
 
 
-def randomise(module: nn.Module) -> nn.Module:
+def randomize(module: nn.Module) -> nn.Module:
     """Makes every parameter random, including biases that start at 0 and scales that start at 1."""
     torch.manual_seed(0)
     with torch.no_grad():

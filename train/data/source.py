@@ -41,7 +41,7 @@ def tell_converted(source: "Source", which: str) -> None:
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """Labelled images of one split, numbered from 0."""
+    """Labeled images of one split, numbered from 0."""
 
     name: str
     """The dataset's name, such as mnist."""

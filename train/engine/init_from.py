@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +21,12 @@ from train.engine.finetuning import completed
 from train.engine.image_options import describe_images, run_spec, with_spec
 from train.process.errors import UserError
 from train.run.files import CONFIG, IMAGES, read_config_tree
-from train.run.folder import read_config, read_image_info
+from train.run.folder import has_checkpoint, read_config, read_image_info
 from train.run.weights import describe_run, is_run_folder, load_run
 from train.task import InitialParams
 from w2jax import ViT
 from w2jax.convert.hub import pinned
-from w2jax.convert.load_save import describe, describe_spec, load_described
+from w2jax.convert.load_save import describe, describe_names, describe_spec, load_described
 from w2jax.convert.state_dict import HEADS
 from w2jax.image_spec import ImageSpec
 from w2jax.serialize import field_names
@@ -45,8 +45,9 @@ def resolve(config: Config, default: Config, given: Collection[str] = ()) -> Con
 
     `default` is compared with `config` to find the options that the user changed. Some files do not state every field,
     often not the number of heads. Such a field gets the value of the changed option, or else the usual value of the
-    file's library. Only the description of the weights is read, not the weights. A run that an older version began
-    keeps its own way of preparing images. `given` are the options on the command line.
+    file's library. Only the description of the weights is read, not the weights. A run that has a checkpoint resumes
+    without the weights. A run that an older version began keeps its own way of preparing images. `given` are the
+    options on the command line.
 
     Raises:
         UserError: if the file cannot be read, or a changed option contradicts it.
@@ -54,9 +55,11 @@ def resolve(config: Config, default: Config, given: Collection[str] = ()) -> Con
     path, model = config.init_from, config.model
     if path is None:
         return completed(config, default, None, given)
-    path = _pinned(path, config.run.dir)
     typed = {flag.removeprefix("--model.").removeprefix("no-").replace("-", "_") for flag in given}
     changed = [n for n in _ARCHITECTURE if n in typed or getattr(model, n) != getattr(default.model, n)]
+    if _begun_with(path, config.run.dir) and has_checkpoint(config):
+        return _resumed(config, default, changed, given)
+    path = _pinned(path, config.run.dir)
     module, unknown = _agreeing_module(path, model, changed)
     fields = [*_TRAINING, *(name for name in changed if name in unknown)]
     config = replace(config, init_from=path, model=module.clone(**{name: getattr(model, name) for name in fields}))
@@ -67,18 +70,33 @@ def resolve(config: Config, default: Config, given: Collection[str] = ()) -> Con
     return config if spec is None or is_older else with_spec(config, spec)
 
 
-def weights_config(path: str, spec: ImageSpec | None) -> tuple[Config, ImageSpec, str]:
+def _resumed(config: Config, default: Config, changed: Collection[str], given: Collection[str]) -> Config:
+    """Returns what `resolve` returned when the run began. The weights are not read, because they may be gone.
+
+    The run's config has what came from the weights. Options of the user stay, so that the run folder compares them.
+    """
+    begun = read_config(Path(str(config.run.dir)), Config)
+    kept = {name: getattr(begun.model, name) for name in _ARCHITECTURE if name not in changed}
+    config = replace(config, init_from=begun.init_from, model=config.model.clone(**kept))
+    config = completed(config, default, begun.data.image_size, given)
+    images = {n: getattr(config.data, n) or getattr(begun.data, n) for n in ("image_size", "resize", "interpolation")}
+    normalize = begun.normalize if config.normalize == "auto" else config.normalize
+    return replace(config, data=replace(config.data, **images), normalize=normalize)
+
+
+def weights_config(path: str, spec: ImageSpec | None, fields: Mapping[str, Any]) -> tuple[Config, ImageSpec, str]:
     """Returns a config for the classifier in a weights file, the way its images are prepared, and a note for the user.
 
-    Images are prepared like `spec`; None: as the files say.
+    Images are prepared like `spec`; None: as the files say. If `spec` names no classes, they get the names in the
+    files. `fields` are fields of the ViT that the files do not state.
 
     Raises:
         UserError: the file cannot be read, has no classifier, or does not say how to prepare images.
     """
     with as_weights_error():
         path = pinned(path)
-        module, assumed = describe(path)
-        spec = spec or describe_spec(path)
+        module, assumed = describe(path, **fields)
+        spec = spec or describe_spec(path, **fields)
     if not isinstance(module, ViT) or not module.num_classes or not module.head_bias:
         what = "a ViT without a classifier" if isinstance(module, ViT) else f"a {type(module).__name__}"
         raise UserError(f"{path} must contain a ViT with a classifier, got {what}. Choose another file")
@@ -87,6 +105,8 @@ def weights_config(path: str, spec: ImageSpec | None) -> tuple[Config, ImageSpec
             f"{path} does not say how its images must be prepared. Add --normalize imagenet (or half, clip, none) and "
             "--image-size HEIGHT WIDTH, or put timm's config.json or Hugging Face's preprocessor_config.json beside it"
         )
+    if spec.label_names is None:
+        spec = replace(spec, label_names=describe_names(path, **fields))
     config = with_spec(Config(Data(image_size=spec.image_size), model=module, init_from=path), spec)
     return config, spec, "; ".join([f"the weights in {path}", describe_images(config), *_assumptions(module, assumed)])
 
@@ -148,12 +168,18 @@ def _pinned(path: str, run_dir: str | None) -> str:
 
     A run that resumes gets the commit from which it started, unless the user named a revision: a branch may have moved.
     """
-    folder = Path(str(run_dir))
-    saved = read_config_tree(folder).get("init_from") if (folder / CONFIG).is_file() else None
-    if isinstance(saved, str) and re.fullmatch(f"{re.escape(path)}@[0-9a-f]{{40}}", saved):
-        return saved
+    if begun := _begun_with(path, run_dir):
+        return begun
     with as_weights_error():
         return pinned(path)
+
+
+def _begun_with(path: str, run_dir: str | None) -> str | None:
+    """Returns the path or the name with its commit in a run's config if the run began with `path`, else None."""
+    folder = Path(str(run_dir))
+    saved = read_config_tree(folder).get("init_from") if (folder / CONFIG).is_file() else None
+    is_same = isinstance(saved, str) and re.fullmatch(f"{re.escape(path)}(@[0-9a-f]{{40}})?", saved)
+    return saved if is_same else None
 
 
 def _with_channels(
@@ -263,7 +289,7 @@ def _image_spec(path: str, num_heads: int, normalize: Any) -> ImageSpec | None:
 def _assumptions(model: ViT, unknown: Iterable[str]) -> list[str]:
     """Returns a note about the fields that the file does not state, if there are any."""
     values = ", ".join(f"{name} {getattr(model, name)}" for name in unknown)
-    note = "not stated in the file, set from your options or usual values (to set others, convert the file first)"
+    note = "not stated in the file, set from your options or usual values"
     return [f"{note}: {values}"] if values else []
 
 

@@ -73,7 +73,7 @@ def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
             if not (isinstance(entry["caption"], str) and picture_path(folder, name).is_file()):
                 raise ValueError(f"{name} must have a caption and a file {name}.png")
             if "points" in entry and not _is_plane(entry):
-                raise ValueError(f"{name} must be a plane with labelled points")
+                raise ValueError(f"{name} must be a plane with labeled points")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({error!r}). Remove {PICTURES}/ and run the training command again, which rewrites it."
@@ -117,7 +117,7 @@ def _entry(picture: Picture) -> dict[str, Any]:
 
 
 def encode_picture(picture: Picture, label_names: Sequence[str]) -> bytes:
-    """Encodes a picture as PNG. A class without a name is labelled with its number."""
+    """Encodes a picture as PNG. A class without a name is labeled with its number."""
     if isinstance(picture, Grid):
         return encode_png(tile_cells(np.asarray(picture.cells)))
     if isinstance(picture, Plane):

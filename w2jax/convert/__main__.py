@@ -14,10 +14,12 @@ from flax import linen as nn
 from w2jax.blocks import Activation
 from w2jax.convert.files import read_weights
 from w2jax.convert.hub import pinned
-from w2jax.convert.load_save import Loaded, load_described, parameters_in, save_described
+from w2jax.convert.load_save import Loaded, load_described, parameters_in
+from w2jax.convert.saving import save_described
 from w2jax.convert.schema import split_variables
 from w2jax.convert.state_dict import read_variables
 from w2jax.convert.vit_tables import FORMATS
+from w2jax.interrupt import run_main
 from w2jax.text import count_of, printable
 from w2jax.vit import ViT
 
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 source.leaves,
                 source_config=source.config,
                 spec=source.spec,
+                overwrite=options.overwrite,
             )
             _print_table(saved.rows(options.dst))
         if options.check:
@@ -60,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     variants = ", ".join(form.name for form in FORMATS if form.name not in families)
     parser = argparse.ArgumentParser(
         "python -m w2jax.convert",
+        usage="%(prog)s SRC DST [OPTIONS]",
         description="Converts the weights of a Vision Transformer between timm, Hugging Face, torchvision, Google and "
         "w2jax.",
         epilog="Example: python -m w2jax.convert vit.safetensors vit.npz --format google",
@@ -85,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="compare DST with SRC tensor by tensor; without --format, DST must exist and nothing is written",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace existing files also if w2jax did not write them. Otherwise the command stops with an error",
     )
     parser.add_argument("--head", choices=["drop"], help="drop: convert without the classifier. Default: with it")
     parser.add_argument(
@@ -195,4 +204,4 @@ def _print(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

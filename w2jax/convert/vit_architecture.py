@@ -37,7 +37,7 @@ class Architecture(NamedTuple):
     """(height, width) in pixels: given, or in the config, or of a square with these positions; None if unknown."""
 
 
-def recognise(keys: Mapping[str, Any]) -> tuple[Format, str]:
+def recognize(keys: Mapping[str, Any]) -> tuple[Format, str]:
     """Find the format that has names for most of the keys: return (format, prefix of the names).
 
     Raises:
@@ -103,7 +103,7 @@ def read_architecture(
 
     Args:
         form: format of the tensors.
-        by_path: pairs by w2jax path, as `recognise` returns them.
+        by_path: pairs by w2jax path, as `recognize` returns them.
         tensors: tensors of the file, by name.
         config: content of the config.json next to the file.
         fields: the user's values of ViT fields, and `image_size`, (height, width) in pixels. They override values from

@@ -270,7 +270,7 @@ def test_a_section_of_help_all_begins_with_the_text_of_its_group(task, capsys):
         if "." in name:  # The field of a group in a group has its own text.
             continue
         config = presets["sample"].config
-        expected = options._texts(type(config)).get(name) or str(type(getattr(config, name)).__doc__)
+        expected = options.texts_of(type(config)).get(name) or str(type(getattr(config, name)).__doc__)
         text = " ".join(re.sub("[│─]|-{9,}", " ", section).split())
         assert text.startswith(" ".join(expected.partition("\n\n")[0].split())), name
 

@@ -73,7 +73,7 @@ def test_a_config_of_the_hub_has_only_the_name(tmp_path):
     assert loaded.assumed == {}
 
 
-def test_a_model_with_the_same_tensors_is_recognised_by_its_name(tmp_path):
+def test_a_model_with_the_same_tensors_is_recognized_by_its_name(tmp_path):
     folder = with_config(tmp_path, lambda config: config | {"architecture": "vit_base_patch16_rpn_224"})
     assert "vit_base_patch16_rpn_224 cannot be converted" in refusal(lambda: load_described(folder))
 
