@@ -19,7 +19,8 @@ import tyro
 
 from train.config.cli import read_options, run_main
 from train.process.errors import UserError
-from train.report.page import REPORT, comparison, run_page
+from train.report.comparison import comparison
+from train.report.page import REPORT, run_page
 from train.run.atomic import check_no_link, write_atomic
 from w2jax.text import one_line
 

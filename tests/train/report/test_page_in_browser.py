@@ -9,8 +9,9 @@ import pytest
 from pictures import DIGITS, a_grid, a_plane, a_run_folder, a_scatter, pixels
 
 from benchmarks.makers.report_picture import CHROMIUM
+from train.report.comparison import comparison
 from train.report.mistakes import Predictions, write_mistakes
-from train.report.page import comparison, run_page, write_report
+from train.report.page import run_page, write_report
 from train.report.pictures import write_pictures
 from train.report.reproduce import commands
 
@@ -23,6 +24,9 @@ class Images:
 
     def gather(self, indices):
         return {"image": np.random.default_rng(0).integers(0, 255, (len(indices), 8, 8, 1), np.uint8)}
+
+    def read_file_names(self, indices):
+        return [f"{HOSTILE}/{index}.jpg" for index in indices]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +95,7 @@ def test_every_chart_and_picture_shows_something_and_no_text_runs(shown, folder,
     page = shown(folder / "report.html", theme=theme)
     assert page.title() == "run"
     charts = page.query_selector_all(".chart")
-    assert len(charts) == 3  # the loss, the metric with the hostile name, the plane
+    assert len(charts) == 4  # the loss, the metric with the hostile name, the learning rate, the plane
     for element in [*charts, *page.query_selector_all("img:visible"), page.query_selector(".confusion")]:
         assert ink(element) > 3
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -172,7 +176,7 @@ def test_the_legend_shows_the_values_under_the_pointer(shown, folder):
     page = shown(folder / "report.html")
     chart = page.query_selector("[data-curve='0']")
     area = chart.query_selector(".u-over").bounding_box()
-    for part, values in ((0.0, ["1", "9", "–"]), (0.999, ["400", "–", "-389"])):
+    for part, values in ((0.0, ["1", "9", "–"]), (0.999, ["400", "1 (step 9)", "-389"])):
         page.mouse.move(area["x"] + part * area["width"], area["y"] + 20)
         assert [cell.inner_text() for cell in chart.query_selector_all(".u-value")] == values
 
@@ -207,6 +211,6 @@ def test_charts_are_drawn_again_in_the_colors_of_the_other_theme(shown, folder):
     page = shown(folder / "report.html")
     assert np.abs(chart(page).astype(int) - dark).mean() > 100
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.querySelectorAll('.chart .uplot').length == 3")
+    page.wait_for_function("document.querySelectorAll('.chart .uplot').length == 4")
     page.wait_for_timeout(200)
     np.testing.assert_array_equal(chart(page), dark)
