@@ -6,11 +6,13 @@
 - python -m train.report runs/vit-sample --checkpoint best     # writes runs/vit-sample/report-best.html
 - python -m train.report runs/vit-sample --checkpoint best --split test   # on another split than the run's own
 - python -m train.report runs/vit-sample runs/lstm-sample      # writes comparison.html
+- python -m train.report runs/vit-sample --serve               # shows the report in the browser, also while it trains
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -41,6 +43,13 @@ class Options:
     Default: show the results of the last evaluation."""
     split: str | None = None
     """With --checkpoint: split of the dataset to evaluate, such as test. Default: the --data.test-split of the run."""
+    serve: bool = False
+    """Show the report in the browser instead of writing a file. The page follows a run that is training.
+    Only programs on this machine can read it. Ctrl-C ends it."""
+    port: Annotated[int | None, tyro.conf.arg(metavar="PORT")] = None
+    """With --serve: port to use. Default: a free one."""
+    no_open: bool = False
+    """With --serve: do not open the browser."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,6 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(f"--checkpoint must be used with one RUN_DIR, got {len(options.run_dirs)}. Pass one")
     if options.split is not None and options.checkpoint is None:
         raise UserError("--split must be used with --checkpoint. Add for example --checkpoint best")
+    if not options.serve and (options.port is not None or options.no_open):
+        raise UserError(f"{'--no-open' if options.port is None else '--port'} must be used with --serve. Add --serve")
+    if options.serve:
+        return _serve(options)
     if others:
         path, page = Path("comparison.html"), comparison(options.run_dirs)
     elif options.checkpoint is not None:
@@ -67,6 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}). Set --out to another file.") from error
     print(one_line(f"wrote {path}"))
+
+
+def _serve(options: Options) -> None:
+    if options.checkpoint is not None or options.out is not None:
+        name = "--out" if options.checkpoint is None else "--checkpoint"
+        raise UserError(f"{name} must be left out with --serve, which shows the last evaluation. Remove one of them")
+    from train.report.serve import serve  # Late import: other reports need no server.
+
+    run_dir, *others = options.run_dirs
+    page = partial(comparison, options.run_dirs) if others else partial(run_page, run_dir)
+    serve(options.port or 0, page, None if others else run_dir, not options.no_open)
 
 
 def _checkpoint_page(run_dir: Path, checkpoint: str, split: str | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from train.report.curves import Charts
-from train.report.document import named, png_address, sortable
+from train.report.document import escaped, named, png_address, sortable
 from train.report.mistakes import precision_and_recall
 
 _MAX_TABLE = 30  # classes; a larger table is unreadable
@@ -98,7 +98,7 @@ def _worst(mistakes: Sequence[Mapping[str, Any]], confusion: Sequence[Sequence[i
             f"<figure><img alt='{number}' src='{png_address(mistake['png'])}'>"
             f"<figcaption>true {label_name(mistake['label'])}, predicted {label_name(mistake['predicted'])} "
             f"({100 * mistake['probability']:.0f}&nbsp;%)"
-            f"<span class=file>{named(mistake.get('file') or number)}</span></figcaption></figure>"
+            f"<span class=file><bdi dir=ltr>{escaped(mistake.get('file') or number)}</bdi></span></figcaption></figure>"
         )
 
     total = sum(map(sum, confusion))

@@ -75,7 +75,9 @@ def _runs_table(
     labels: Sequence[str], results: Sequence[Mapping[str, str]], differences: Mapping[str, Sequence[str]]
 ) -> str:
     """Returns a table with a row for each run, and columns for its results and for the options that differ."""
-    titles = [name for name in dict.fromkeys(name for result in results for name in result) if _has_value(results, name)]
+    titles = [
+        name for name in dict.fromkeys(name for result in results for name in result) if _has_value(results, name)
+    ]
     groups = f"<tr><td><th colspan={len(titles)}>Results"
     if differences:
         groups += f"<th colspan={len(differences)}>Options that differ"

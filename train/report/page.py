@@ -48,12 +48,13 @@ def run_page(folder: Path, evaluated: Evaluated | None = None) -> str:
     """
     run = read_record(folder)
     shown = folder if evaluated is None else evaluated.folder
+    metrics = run.test_metrics if evaluated is None else evaluated.metrics
     charts, mistakes = Charts(descriptions([run])), read_mistakes(shown)
     body = (
         facts_table(run)
         + _reproduction(run)
         + ("" if evaluated is None else f"<p>Results, mistakes and pictures of {escaped(evaluated.note)}:</p>")
-        + f"<div class=results>{table(results(run, run.test_metrics if evaluated is None else evaluated.metrics))}</div>"
+        + f"<div class=results>{table(results(run, metrics))}</div>"
         + _curves(run, charts)
         + ("" if mistakes is None else classes_sections(mistakes, read_image_info(shown).label_names, charts))
         + "".join(_picture(shown, name, entry, charts) for name, entry in read_pictures(shown).items())

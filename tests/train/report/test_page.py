@@ -26,6 +26,7 @@ from train.config.tree import config_to_tree
 from train.engine.optim import make_schedule
 from train.process.errors import UserError
 from train.report.__main__ import main as report
+from train.report.comparison import comparison
 from train.report.mistakes import (
     Predictions,
     balanced_accuracy,
@@ -34,7 +35,6 @@ from train.report.mistakes import (
     read_mistakes,
     write_mistakes,
 )
-from train.report.comparison import comparison
 from train.report.page import run_page, write_report
 from train.report.pictures import write_pictures
 from train.report.reproduce import commands
@@ -206,7 +206,7 @@ def test_a_mistake_shows_its_file_or_else_its_number_in_the_split(folder):
     labels = np.array([0, 1, 1, 2])
     write_mistakes(folder, Predictions(labels, np.zeros(4, int), np.array([0.9, 0.6, 0.8, 0.7])), Files())
     (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": ["a", "b", "c"]}))
-    found = re.findall("<span class=file><bdi>(.*?)</bdi>", run_page(folder))
+    found = re.findall("<span class=file><bdi dir=ltr>(.*?)</bdi>", run_page(folder))
     assert found == ["cat/&lt;2&gt;.jpg", "cat/&lt;3&gt;.jpg", "test image 1"]
 
 
@@ -455,7 +455,9 @@ def test_two_runs_are_compared_by_their_curves_results_and_what_differs(folder, 
     page = comparison([folder, other])
     titles = re.findall(r"<th>([^<]*)", page.split("<thead>")[1].split("<tbody>")[0].split("<tr>")[2])
     assert titles == ["run", "test loss", "test distance", "status", "optim.learning_rate"]
-    rows = [re.findall(r"<td>(?:<bdi>)?([^<]*)", row) for row in re.findall("<tr data-run=.>(.*?)(?=<tr|</table>)", page)]
+    rows = [
+        re.findall(r"<td>(?:<bdi>)?([^<]*)", row) for row in re.findall("<tr data-run=.>(.*?)(?=<tr|</table>)", page)
+    ]
     assert rows == [
         ["run", "1.5000", "0.2500", "Not finished: step 4 of 400", "0.003"],
         ["other", "4.0000", "", "Not finished: step 4 of 400", "0.125"],

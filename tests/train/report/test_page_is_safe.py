@@ -106,7 +106,9 @@ def test_every_text_is_shown_literally(written):
     captions = [text for text in page.texts["figcaption"] if not text.startswith("true ")]
     assert captions == [*[seen(text) for text in HOSTILE if text], seen(HOSTILE[0])]
     assert {f"test {seen(text).replace('_', ' ')}" for text in HOSTILE} <= set(page.texts["td"])
-    assert page.texts["td"].count(seen("".join(HOSTILE))) == 2  # the name of the dataset, in the facts and in the config
+    assert (
+        page.texts["td"].count(seen("".join(HOSTILE))) == 2
+    )  # the name of the dataset, in the facts and in the config
     titles = {seen(text).replace("_", " ") for text in HOSTILE if text}
     assert set(page.texts["h3"]) == titles | {"learning rate"}
     # Every class has its row and column in the confusion matrix and a row of its recall. Every mistake has its file.
@@ -120,7 +122,7 @@ def test_every_text_is_shown_literally(written):
 
 def test_a_page_loads_and_allows_only_its_own_pictures_and_scripts(written):
     folder, page = written
-    allowed = {"alt", "src", "class", "lang", "charset", "http-equiv", "content", "name", "style", "id", "type"}
+    allowed = {"alt", "src", "class", "lang", "charset", "http-equiv", "content", "name", "style", "id", "type", "dir"}
     assert {name for _, attributes in page.tags for name in attributes} <= allowed | {"data-curve", "data-plane"}
     addresses = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
     assert len(addresses) == 2 * len(HOSTILE) + 1
