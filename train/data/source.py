@@ -62,7 +62,7 @@ class Source(ABC):
     fingerprint: str = field(default="", kw_only=True)
     """Changes if the files of the split change; "" for a source without files."""
     read_file_names: Callable[[Sequence[int]], list[str]] = field(default=_no_file_names, kw_only=True, repr=False)
-    """Reads the names of the image files that the examples at these indices were made from; "" if they are not known."""
+    """Reads the names of the files that the images at these indices were made from; "" if they are not known."""
 
     @property
     def uniforms_per_example(self) -> int:

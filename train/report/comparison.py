@@ -38,61 +38,61 @@ def comparison(folders: Sequence[Path]) -> str:
     ]
     curves.append(charts.add_curve("examples_per_second", throughput))
     about = "One row per run. Click on a column's title to sort. To filter, type a part of a name or a value."
-    body = (
-        f"<p class=soft>{about}</p>"
-        + _runs_table(labels, [_results(run) for run in runs], _differences(runs))
-        + curves_section(curves, "Dashed lines: training batches. Solid lines: test images, or training throughput.")
+    differences = _differences(runs)
+    groups = {
+        "Results": [{name: value for name, (value, _) in results(run, run.test_metrics).items()} for run in runs],
+        "Options that differ": differences,
+        "Run": [_about(run) for run in runs],
+    }
+    none = "" if any(differences) else "<p>The configs do not differ, except for the run folder.</p>"
+    body = f"<p class=soft>{about}</p>{_runs_table(labels, groups)}{none}" + curves_section(
+        curves, "Dashed lines: training batches. Solid lines: test images, or training throughput."
     )
     return document(" · ".join(labels), body, charts.drawn, refresh=False)
 
 
-def _results(run: RunRecord) -> dict[str, str]:
-    """Returns the columns of a run by title."""
-    rows = results(run, run.test_metrics) | speed(run)
+def _about(run: RunRecord) -> dict[str, str]:
+    """Returns what the table says about a run besides its results, by title."""
     parameters = run.task_info.facts.parameters
     return {
-        **{name: value for name, (value, _) in rows.items()},
-        "parameters": "" if parameters is None else f"{parameters:,}",
-        "started": started(run),
         "status": status(run),
+        "parameters": "" if parameters is None else f"{parameters:,}",
+        **{name: value for name, (value, _) in speed(run).items()},
+        "started": started(run),
     }
 
 
-def _differences(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
+def _differences(runs: Sequence[RunRecord]) -> list[dict[str, str]]:
     """Returns the options in which the configs differ, with the value of each run."""
     configs = [flatten(run.config) for run in runs]
     shared = set.intersection(*map(set, configs)) - {"run.dir"}
-    changed = {
-        name: [str(config[name]) for config in configs]
-        for name in sorted(shared)
-        if any(config[name] != configs[0][name] for config in configs)
-    }
-    models = [run.model_class or "" for run in runs]
-    return {"model": models} | changed if len(set(models)) > 1 else changed
-
-
-def _runs_table(
-    labels: Sequence[str], results: Sequence[Mapping[str, str]], differences: Mapping[str, Sequence[str]]
-) -> str:
-    """Returns a table with a row for each run, and columns for its results and for the options that differ."""
-    titles = [
-        name for name in dict.fromkeys(name for result in results for name in result) if _has_value(results, name)
+    changed = [name for name in sorted(shared) if any(config[name] != configs[0][name] for config in configs)]
+    has_models = len({run.model_class for run in runs}) > 1
+    return [
+        ({"model": run.model_class or ""} if has_models else {}) | {name: str(config[name]) for name in changed}
+        for run, config in zip(runs, configs, strict=True)
     ]
-    groups = f"<tr><td><th colspan={len(titles)}>Results"
-    if differences:
-        groups += f"<th colspan={len(differences)}>Options that differ"
-    head = "".join(f"<th>{escaped(title)}" for title in ("run", *titles, *differences))
+
+
+def _runs_table(labels: Sequence[str], groups: Mapping[str, Sequence[Mapping[str, str]]]) -> str:
+    """Returns a table with a row for each run.
+
+    `groups` are the groups of columns by title. Each has the columns of each run, by their titles.
+    """
+    columns = {
+        group: titles
+        for group, of_runs in groups.items()
+        if (titles := list(dict.fromkeys(title for row in of_runs for title, value in row.items() if value)))
+    }
+    head = "".join(f"<th colspan={len(titles)}>{group}" for group, titles in columns.items())
+    head += "<tr><th>run" + "".join(f"<th>{escaped(title)}" for titles in columns.values() for title in titles)
     rows = "".join(
-        f"<tr data-run={k}><td>{named(label)}"
-        + "".join(f"<td>{escaped(results[k].get(title, ''))}" for title in titles)
-        + "".join(f"<td>{escaped(values[k])}" for values in differences.values())
-        for k, label in enumerate(labels)
+        f"<tr data-run={number}><td>{named(label)}"
+        + "".join(
+            f"<td>{escaped(groups[group][number].get(title, ''))}"
+            for group, titles in columns.items()
+            for title in titles
+        )
+        for number, label in enumerate(labels)
     )
-    none = "" if differences else "<p>The configs do not differ, except for the run folder.</p>"
-    table = f"<table><thead>{groups}<tr>{head}<tbody>{rows}</table>"
-    return f"<div class='scroll sortable runs'>{table}</div>{none}"
-
-
-def _has_value(results: Sequence[Mapping[str, str]], name: str) -> bool:
-    """Returns whether a run has a value in a column."""
-    return any(result.get(name) for result in results)
+    return f"<div class='scroll sortable runs'><table><thead><tr><td>{head}<tbody>{rows}</table></div>"

@@ -57,7 +57,7 @@ def write_mistakes(folder: Path, predictions: Predictions, source: Source) -> No
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(-probability[wrong], kind="stable")][:WORST]
     images = source.gather(worst)["image"] if len(worst) else []
-    files = source.read_file_names(worst) if len(worst) else []
+    files = source.read_file_names(worst.tolist()) if len(worst) else []
     mistakes = [
         {
             "example": int(example),

@@ -15,9 +15,9 @@ def learning_rates(config: Mapping[str, Any], last: int) -> dict[str, list[dict[
 
     The name of the only optimizer is "". An optimizer whose options are missing or wrong is left out.
     """
-    optim, run = (config.get(name) if isinstance(config.get(name), dict) else {} for name in ("optim", "run"))
-    total = run.get("steps")
-    if type(total) is not int or not 0 < last <= total:
+    optim, run = config.get("optim"), config.get("run")
+    total = run.get("steps") if isinstance(run, dict) else None
+    if not isinstance(optim, dict) or type(total) is not int or not 0 < last <= total:
         return {}
     lengths = [(entry["done"], entry["steps"]) for entry in config.get("extensions", [])] + [(total, total)]
     optimizers = {"": optim, **optim}

@@ -83,7 +83,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(content)
 
-    def log_message(self, *_) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Prints nothing: a browser reloads the page every few seconds."""
 
 

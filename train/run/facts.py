@@ -63,7 +63,7 @@ class Phases:
             began: start of the process, from `time.perf_counter`.
             before: seconds of each phase in earlier processes.
         """
-        self._began, self._before = began, before
+        self._began, self._before = began, dict(before)
         self._measured = {"start": time.perf_counter() - began}
 
     @contextmanager

@@ -454,13 +454,13 @@ def test_two_runs_are_compared_by_their_curves_results_and_what_differs(folder, 
     (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = comparison([folder, other])
     titles = re.findall(r"<th>([^<]*)", page.split("<thead>")[1].split("<tbody>")[0].split("<tr>")[2])
-    assert titles == ["run", "test loss", "test distance", "status", "optim.learning_rate"]
+    assert titles == ["run", "test loss", "test distance", "optim.learning_rate", "status"]
     rows = [
         re.findall(r"<td>(?:<bdi>)?([^<]*)", row) for row in re.findall("<tr data-run=.>(.*?)(?=<tr|</table>)", page)
     ]
     assert rows == [
-        ["run", "1.5000", "0.2500", "Not finished: step 4 of 400", "0.003"],
-        ["other", "4.0000", "", "Not finished: step 4 of 400", "0.125"],
+        ["run", "1.5000", "0.2500", "0.003", "Not finished: step 4 of 400"],
+        ["other", "4.0000", "", "0.125", "Not finished: step 4 of 400"],
     ]
     (curve,) = drawn(page)["curves"]
     assert curve["labels"] == ["run train", "run test", "other test"] and curve["runs"] == [0, 0, 1]
