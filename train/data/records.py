@@ -72,8 +72,8 @@ class Records:
     def read_file_names(self, indices: Sequence[int]) -> list[str]:
         """Returns the feature `file_name` of the records at `indices`, or "" for a dataset without this feature.
 
-        `train.prepare folder` and many datasets of TFDS store it. If the files were removed, all names are "": a run
-        whose images are in memory still ends well.
+        `train.prepare folder` and many datasets of TFDS store it. If a file is damaged meanwhile, all names are "": a
+        run whose images are in memory still ends well.
         """
         example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  The class is generated at run time.
         try:
