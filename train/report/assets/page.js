@@ -87,7 +87,7 @@ function matrix(box, { names, counts }) {
   canvas.width = canvas.height = size;
   const context = canvas.getContext("2d");
   for (const [label, predicted, count] of counts) {
-    context.globalAlpha = Math.sqrt(count / totals[label]);
+    context.globalAlpha = 0.25 + 0.75 * Math.sqrt(count / totals[label]);
     context.fillStyle = color(ink(label === predicted ? "--right" : "--wrong"));
     context.fillRect(predicted, label, 1, 1);
   }
