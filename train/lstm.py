@@ -28,12 +28,14 @@ def make_task(config: Config, source: Source) -> Task:
                 beside_its_rows(images, nn.softmax(steps)[:, None]),
                 "The image, then the predicted class probabilities (columns, first class to last) after each row of "
                 "the image (rows).",
+                column_labels=("image", "probabilities"),
             ),
             "gates": Grid(
                 beside_its_rows(images, opened),
                 "The image, then the input, forget and output gates of the first LSTM layer for each row of the image. "
                 f"White is open. Each column is one of {opened.shape[-1]} units, sorted by the mean of the forget "
                 "gate, lowest first.",
+                column_labels=("image", "input gate", "forget gate", "output gate"),
             ),
         }
 

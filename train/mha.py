@@ -16,10 +16,12 @@ def make_task(config: Config, source: Source) -> Task:
     def figures(forward, params, images):
         _, attentions = forward(images, return_attention=True)
         caption = (
-            "The image, then the attention of each head in the last block, from each row of the image (vertical axis) "
-            "to each row (horizontal axis)."
+            f"The image, then the attention of each head in block {len(attentions)} of {len(attentions)}, the last "
+            "one, from each row of the image (vertical axis) to each row (horizontal axis)."
         )
-        return {"attention": Grid(row_attention_grid(images, attentions[-1]), caption)}
+        grid = row_attention_grid(images, attentions[-1])
+        labels = ("image", *(f"head {head}" for head in range(1, grid.shape[1])))
+        return {"attention": Grid(grid, caption, column_labels=labels)}
 
     return classification_task(config, source, config.model, lambda images: rows(2.0 * images - 1.0), figures)
 

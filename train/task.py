@@ -46,6 +46,10 @@ class Grid(struct.PyTreeNode):
     """Gray values from 0 (black) to 1 (white), or RGB values from 0 to 1."""
     caption: str = struct.field(pytree_node=False)
     """What the picture shows, as a sentence."""
+    column_labels: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    """A short label for each column; () for a picture without labels."""
+    row_labels: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    """A short label for each row; () for a picture without labels."""
 
 
 class Scatter(struct.PyTreeNode):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, reduce, repeat
 
 from configs.vit import PRESETS, Config
@@ -15,6 +16,7 @@ from train.engine.init_from import read_initial_params, resolve
 from train.engine.main import train_program
 from train.task import Grid, Task
 
+MAPS = 5  # maps of position similarity in a row and in a column; more would be too small to read
 PIXELS = 2**20  # limit for an attention picture; fewer images are drawn if they are large, to keep the report small
 
 
@@ -25,17 +27,22 @@ def make_task(config: Config, source: Source) -> Task:
 
     def figures(forward, params, images):
         _, attentions = forward(images, return_attention=True)
+        blocks = len(attentions)
         size, token = model.patch_size, model.class_token
         grid = attention_grid(images, attentions[-1], size, token)
         grid = grid[: max(1, PIXELS * 3 // grid[0].size)]
         flow = attention_grid(images, rollout(attentions)[:, None], size, token)
         pictures = {
             "attention": Grid(
-                grid, "Attention of the last block: the image, then one copy per head, red where the head attends."
+                grid,
+                f"Attention of block {blocks} of {blocks}, the last one: the image, then one copy per head, red where "
+                "the head attends.",
+                column_labels=("image", *(f"head {head}" for head in range(1, grid.shape[1]))),
             ),
             "attention_rollout": Grid(
                 rearrange(flow, "b k h w c -> k b h w c"),
                 "Attention through all blocks (rollout): each image, and below it a copy, red where the model attends.",
+                row_labels=("image", f"blocks 1–{blocks}" if blocks > 1 else "block 1"),
             ),
             "patch_filters": Grid(
                 patch_filters(params["patch_embed"]["projection"]["kernel"], size),
@@ -43,13 +50,16 @@ def make_task(config: Config, source: Source) -> Task:
             ),
         }
         if model.positions == "learned":
-            caption = (
-                "Cosine similarity of the position embeddings: each map compares one patch with all patches. "
-                "Maps are arranged like the patches in the image."
+            positions, rows = params["positions"][0, model.prefix_positions :], images.shape[1] // size
+            similarity = position_similarity(positions, rows)
+            shown, caption = similarity.shape[:2], "each map compares one patch with all patches"
+            if shown != similarity.shape[2:]:
+                caption = f"each map compares one of {shown[0]} × {shown[1]} evenly spaced patches with all patches"
+            pictures["position_similarity"] = Grid(
+                similarity,
+                f"Cosine similarity of the position embeddings: {caption}. Maps are arranged like the patches in the "
+                "image.",
             )
-            rows = images.shape[1] // size
-            similarity = position_similarity(params["positions"][0, model.prefix_positions :], rows)
-            pictures["position_similarity"] = Grid(similarity, caption)
         return pictures
 
     def overlay(forward, images):
@@ -88,9 +98,9 @@ def attention_maps(images, weights, patch_size: int, class_token: bool):
 
 
 def red_overlay(images, maps):
-    """Gray images [..., h, w, 3] of images [..., h, w, C], red where their maps [..., h, w] are near 1."""
+    """The images [..., h, w, C] in their colors as [..., h, w, 3], red where their maps [..., h, w] are near 1."""
     share = 0.65 * maps[..., None]
-    return images.mean(axis=-1, keepdims=True) * (1.0 - share) + jnp.array([1.0, 0.24, 0.12]) * share
+    return images[..., :3] * (1.0 - share) + jnp.array([1.0, 0.24, 0.12]) * share
 
 
 def rollout(attentions):
@@ -115,9 +125,14 @@ def patch_filters(kernel, patch_size: int):
 
 
 def position_similarity(positions, rows: int):
-    """Cosine similarities [n, m, n, m] of the position embeddings of n × m patches, mapped from [-1, 1] to [0, 1]."""
+    """Cosine similarities [r, c, n, m] of the position embeddings of n × m patches, mapped from [-1, 1] to [0, 1].
+
+    At most MAPS × MAPS patches are compared with all others, evenly spaced from the first to the last.
+    """
     unit = positions / jnp.linalg.norm(positions, axis=-1, keepdims=True)
-    return rearrange(0.5 + 0.5 * unit @ unit.T, "(n m) (k l) -> n m k l", n=rows, k=rows)
+    similarity = rearrange(0.5 + 0.5 * unit @ unit.T, "(n m) (k l) -> n m k l", n=rows, k=rows)
+    shown = [np.linspace(0, count - 1, min(count, MAPS)).round().astype(int) for count in similarity.shape[:2]]
+    return similarity[np.ix_(*shown)]
 
 
 def main() -> None:

@@ -50,18 +50,17 @@ def test_a_map_is_zero_where_the_model_drops_partial_patches():
     assert maps[:, :, :4, :8].min() == 1 and not maps[:, :, 4:].any() and not maps[:, :, :, 8:].any()
 
 
-def test_digits_are_red_where_a_head_attends_and_unchanged_elsewhere():
+def test_images_are_red_where_a_head_attends_and_keep_their_colors_elsewhere():
     images = np.random.default_rng(0).uniform(size=(2, 4, 6, 3)).astype(np.float32)
     weights = np.zeros((2, 1, 6, 6), np.float32)
     weights[..., 4] = 1.0  # All heads attend to the patch in row 1, column 1.
     grid = np.asarray(attention_grid(jnp.asarray(images), jnp.asarray(weights), 2, False))
     np.testing.assert_array_equal(grid[:, 0], images)
-    gray = np.repeat(images.mean(axis=-1, keepdims=True), 3, axis=-1)
     looked = np.zeros((4, 6), bool)
     looked[2:, 2:4] = True
-    np.testing.assert_allclose(grid[:, 1][:, ~looked], gray[:, ~looked], atol=1e-6)
-    red, *others = np.moveaxis(grid[:, 1][:, looked], -1, 0)
-    assert all((red > other + 0.45).all() for other in others)
+    np.testing.assert_allclose(grid[:, 1][:, ~looked], images[:, ~looked], atol=1e-6)
+    expected = 0.35 * images[:, looked] + 0.65 * np.array([1.0, 0.24, 0.12])
+    np.testing.assert_allclose(grid[:, 1][:, looked], expected, atol=1e-6)
     np.testing.assert_array_equal(red_overlay(images[..., :1], np.zeros((2, 4, 6))), images[..., [0, 0, 0]])
 
 
@@ -122,6 +121,15 @@ def test_a_map_of_positions_is_at_its_patch_and_brightest_there():
     assert shown[0, 0, 1, 2] == pytest.approx(0, abs=1e-5)
 
 
+def test_of_many_patches_evenly_spaced_ones_have_a_map():
+    positions = np.random.default_rng(0).normal(size=(9 * 14, 8)).astype(np.float32)
+    shown = np.asarray(position_similarity(jnp.asarray(positions), 9))
+    assert shown.shape == (5, 5, 9, 14)
+    for i, row in enumerate((0, 2, 4, 6, 8)):
+        for j, column in enumerate((0, 3, 6, 10, 13)):
+            assert np.unravel_index(shown[i, j].argmax(), (9, 14)) == (row, column)
+
+
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize("positions", ["learned", "sincos2d"])
 def test_every_vit_has_its_pictures(scan, positions):
@@ -137,4 +145,7 @@ def test_every_vit_has_its_pictures(scan, positions):
         shapes["position_similarity"] = (2, 3, 2, 3)
     assert {name: picture.cells.shape for name, picture in pictures.items()} == shapes
     assert all(np.isfinite(picture.cells).all() for picture in pictures.values())
+    assert pictures["attention"].column_labels == ("image", "head 1", "head 2")
+    assert pictures["attention_rollout"].row_labels == ("image", "blocks 1–2")
+    assert "block 2 of 2" in pictures["attention"].caption
     np.testing.assert_allclose(pictures["attention_rollout"].cells[0], images / 255, atol=1e-5)

@@ -47,6 +47,7 @@ def open_source(config: Data, split: str, train: bool = False) -> Source:
 
     records = Records(f"dataset {config.name}, split {split}", split_info.file_instructions)
     common["fingerprint"] = _fingerprint(split_info.file_instructions)
+    common["read_file_names"] = records.read_file_names
     spec, interpolation = resizing_spec(config, common["image_shape"]), config.interpolation or "bilinear"
     stream = StreamingSource(
         **common,

@@ -69,6 +69,20 @@ class Records:
             ) from error
         return [self._parse(index, content) for index, content in zip(indices, contents, strict=True)]
 
+    def read_file_names(self, indices: Sequence[int]) -> list[str]:
+        """Returns the feature `file_name` of the records at `indices`, or "" for a dataset without this feature.
+
+        `train.prepare folder` and many datasets of TFDS store it. If a file is damaged meanwhile, all names are "": a
+        run whose images are in memory still ends well.
+        """
+        example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  The class is generated at run time.
+        try:
+            features = [example.FromString(content).features.feature for content in self._contents(indices)]
+        except (DecodeError, RuntimeError):
+            return [""] * len(indices)
+        names = [feature["file_name"].bytes_list.value if "file_name" in feature else () for feature in features]
+        return [b"".join(name[:1]).decode(errors="replace") for name in names]
+
     def _contents(self, indices: Sequence[int]) -> list[bytes]:
         most = _most_open_files()
         if self._files <= most:

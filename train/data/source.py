@@ -1,7 +1,7 @@
 """A source: one split of a dataset, whose examples are read by index."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,6 +23,10 @@ def _no_other_splits(split: str) -> "Source":
         f"a source must have open_split to open split {split!r}, got one without it. "
         "Make the source with `open_source`, or set its field open_split."
     )
+
+
+def _no_file_names(indices: Sequence[int]) -> list[str]:
+    return [""] * len(indices)
 
 
 _TOLD: set[tuple[str, str]] = set()
@@ -57,6 +61,8 @@ class Source(ABC):
     """Opens another split of the same dataset, for evaluation. An abstract source opens another abstract source."""
     fingerprint: str = field(default="", kw_only=True)
     """Changes if the files of the split change; "" for a source without files."""
+    read_file_names: Callable[[Sequence[int]], list[str]] = field(default=_no_file_names, kw_only=True, repr=False)
+    """Reads the names of the files that the images at these indices were made from; "" if they are not known."""
 
     @property
     def uniforms_per_example(self) -> int:

@@ -14,6 +14,7 @@ import jax
 from configs.base import Config
 from train.engine.calls import no_calls, train_calls
 from train.engine.checkpoint import Checkpoints
+from train.engine.describe import describe
 from train.engine.evaluator import Evaluator
 from train.engine.placement import show_placement
 from train.engine.publisher import Publisher
@@ -83,12 +84,12 @@ def fit(config: Config, make_task: MakeTask) -> State | None:
     ):
         images = ImageInfo(setup.source.image_shape, list(setup.source.label_names))
         folder.record_data(images, {"train": setup.source.fingerprint, "test": setup.test_source.fingerprint})
-        adapted = None if initial is None else initial.adapted
-        folder.write_task_info(setup.task.best, setup.task.best_mode, setup.task.metric_descriptions, adapted)
+        info = describe(setup, folder, None if initial is None else initial.adapted)
+        folder.write_task_info(info)
         progress, evaluator = start_or_resume(setup, initial, checkpoints), Evaluator(setup)
         note = None if initial is None else initial.note
         del initial  # Its parameters may be as large as the model.
-        with Publisher(setup, folder, trackers, progress.done, progress.seconds) as publisher:
+        with Publisher(setup, folder, info, trackers, progress.done, progress.seconds) as publisher:
             checkpoints.scores.update(_scores(setup, publisher.lines.restored, progress))
             _announce(setup, note, folder, checkpoints, progress, publisher)
             predictions = train(setup, progress, checkpoints, evaluator, publisher, signals)
@@ -189,14 +190,15 @@ def train(
             "scores": {str(evaluated): score for evaluated, score in checkpoints.scores.items()},
             "devices": setup.program.devices,
         }
-        checkpoints.save(step, progress.state, saved, before=publisher.sync)
+        with publisher.phases.measure("saving"):
+            checkpoints.save(step, progress.state, saved, before=publisher.sync)
 
     def is_end(step: int, scores: Mapping[int, float]) -> bool:
         return step == run.steps or is_over(scores, task.best_mode, run.patience)
 
     def evaluate(step: int) -> None:
         nonlocal predictions
-        with signals.let_through():
+        with publisher.phases.measure("evaluation"), signals.let_through():
             metrics, predictions = evaluator.evaluate(progress.state)
             if is_end(step, checkpoints.scores | {step: metrics[task.best]}):
                 metrics |= evaluator.final_metrics(progress.state)
@@ -216,7 +218,8 @@ def train(
         if progress.done and is_due(progress.done, run.eval_every) and not is_tested:
             evaluate(progress.done)  # An earlier process ended after it saved this checkpoint, before the evaluation.
         has_ended = is_end(progress.done, checkpoints.scores)
-        calls = no_calls() if has_ended else train_calls(setup, progress.state, progress.done)
+        with publisher.phases.measure("compilation"):
+            calls = no_calls() if has_ended else train_calls(setup, progress.state, progress.done)
         stack.enter_context(closing(calls))
         window.resume()  # The time of the compilation and of the evaluation does not count.
         for progress.state, step, count, metrics in calls:
@@ -244,7 +247,9 @@ def train(
                     break
                 publisher.report(evaluator, progress.state)
             window.resume()
-        if (failure := checkpoints.failure(wait=True)) is not None:
+        with publisher.phases.measure("saving"):
+            failure = checkpoints.failure(wait=True)
+        if failure is not None:
             raise failure
         publisher.sync()
     if predictions is None and task.probabilities is not None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 from train.engine.evaluator import Evaluator
 from train.engine.setup import Setup
@@ -14,8 +15,10 @@ from train.process.errors import RunStopped, UserError
 from train.report.mistakes import Predictions, write_mistakes
 from train.report.page import write_report
 from train.report.pictures import write_pictures
+from train.run.facts import Phases
 from train.run.files import format_duration
 from train.run.folder import RunFolder
+from train.run.record import TaskInfo
 from train.task import Picture, State
 
 
@@ -25,13 +28,16 @@ class Publisher:
     Use it as a context manager: inside, the files are open and the progress bar is shown.
     """
 
-    def __init__(self, setup: Setup, folder: RunFolder, trackers: Trackers, done: int, seconds_before: float):
+    def __init__(
+        self, setup: Setup, folder: RunFolder, info: TaskInfo, trackers: Trackers, done: int, seconds_before: float
+    ):
         """Continues after step `done`. Rows of later steps are deleted, because those steps run again.
 
-        `seconds_before` is the wall time of the run in earlier processes.
+        `info` is the content of task.json. `seconds_before` is the wall time of the run in earlier processes.
         """
-        self._setup, self._folder, self._trackers, self._done = setup, folder, trackers, done
+        self._setup, self._folder, self._info, self._trackers, self._done = setup, folder, info, trackers, done
         self._began = setup.started - seconds_before
+        self.phases = Phases(setup.started, info.facts.phases)
         self.lines = JsonLines(folder.metrics, done, is_main_process())
         self._timing = JsonLines(folder.timing, done, is_main_process())
         self.console = RunConsole(setup.config.run.steps, done, is_main_process())
@@ -122,10 +128,15 @@ class Publisher:
         self.console.say(f"run folder: {self._folder.path}")  # A table would cut a long path on a narrow terminal.
 
     def _write_report(self, evaluator: Evaluator, state: State) -> Mapping[str, Picture]:
-        pictures = evaluator.figures(state)
+        with self.phases.measure("report"):
+            pictures = evaluator.figures(state)
         if is_main_process():
             self._folder.check_in_place()
             self._folder.restore_files()
-            write_pictures(self._folder.path, pictures, self._setup.source.label_names)
+            with self.phases.measure("report"):
+                write_pictures(self._folder.path, pictures, self._setup.source.label_names)
+            if self._done < int(state.step):
+                facts = replace(self._info.facts, phases=self.phases.seconds)
+                self._folder.write_task_info(replace(self._info, facts=facts))
             write_report(self._folder.path)
         return pictures

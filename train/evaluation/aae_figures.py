@@ -56,14 +56,16 @@ def _reconstructions(aae: AAE, batch: Batch, z: Array, y: Array | None) -> Grid:
     originals = _cells(aae, pixels_to_model_range(aae, batch["image"][:count]), 10)
     decoded = _cells(aae, aae.decode(z[:count], None if y is None else y[:count]), 10)
     return Grid(
-        rearrange([originals, decoded], "k r c h w -> (r k) c h w"), "Test images, each above its reconstruction."
+        rearrange([originals, decoded], "k r c h w -> (r k) c h w"),
+        "Test images, each above its reconstruction.",
+        row_labels=("image", "decoded") * (count // 10),
     )
 
 
 def _samples(aae: AAE, classes: int) -> Grid:
     y = jnp.tile(jnp.eye(classes), (10, 1))
     caption = "Decoded samples of the prior. Each column has one label or category."
-    return Grid(_cells(aae, aae.sample(10 * classes, y), classes), caption)
+    return Grid(_cells(aae, aae.sample(10 * classes, y), classes), caption, tuple(map(str, range(classes))))
 
 
 def _styles(aae: AAE, batch: Batch, z: Array, y: Array) -> Grid:
@@ -74,6 +76,7 @@ def _styles(aae: AAE, batch: Batch, z: Array, y: Array) -> Grid:
     return Grid(
         jnp.concatenate([originals, decoded], axis=1),
         "Each row: a test image, and its style decoded with every label or category.",
+        column_labels=("image", *map(str, range(classes))),
     )
 
 
@@ -87,6 +90,7 @@ def _clusters(aae: AAE, batch: Batch, y: Array) -> Grid:
     return Grid(
         jnp.concatenate([heads, cells]),
         "Each column is a category: the decoded image at z = 0, then the most probable test images.",
+        column_labels=tuple(map(str, range(clusters))),
     )
 
 

@@ -9,6 +9,7 @@ METRIC_DESCRIPTIONS = {
     "grad_norm": "L2 norm of the gradient before clipping",
     "skipped": "number of training steps since the previous point that were skipped because of NaN or infinity",
     "reconstruction": "mean squared error per pixel, in the range of the decoder's output; lower is better",
+    "learning_rate": "as the schedule sets it for each step, before any factors of layers",
     "examples_per_second": "training images per second, without the time for evaluations and checkpoints",
 }
 """Descriptions of the metrics that several tasks share, by their names in metrics.jsonl. A task describes its other

@@ -57,6 +57,7 @@ def write_mistakes(folder: Path, predictions: Predictions, source: Source) -> No
     wrong = np.flatnonzero(labels != predicted)
     worst = wrong[np.argsort(-probability[wrong], kind="stable")][:WORST]
     images = source.gather(worst)["image"] if len(worst) else []
+    files = source.read_file_names(worst.tolist()) if len(worst) else []
     mistakes = [
         {
             "example": int(example),
@@ -64,8 +65,9 @@ def write_mistakes(folder: Path, predictions: Predictions, source: Source) -> No
             "predicted": int(predicted[example]),
             "probability": round(float(probability[example]), 4),
             "png": base64.b64encode(encode_png(_enlarged(image))).decode(),
+            **({"file": file} if file else {}),
         }
-        for example, image in zip(worst, images, strict=True)
+        for example, image, file in zip(worst, images, files, strict=True)
     ]
     write_atomic(folder / MISTAKES, json.dumps({"confusion": confusion.tolist(), "worst": mistakes}) + "\n")
 
@@ -73,8 +75,8 @@ def write_mistakes(folder: Path, predictions: Predictions, source: Source) -> No
 def read_mistakes(folder: Path) -> dict[str, Any] | None:
     """Reads `mistakes.json`; returns None if the file does not exist.
 
-    The content has "confusion", a matrix with a row for each true label, and "worst", a list of mistakes. In files of
-    older versions, the key "predicted" is "said".
+    The content has "confusion", a matrix with a row for each true label, and "worst", a list of mistakes. A mistake has
+    the key "file" if the dataset has names of files. In files of older versions, the key "predicted" is "said".
 
     Raises:
         UserError: the file is damaged.
@@ -92,6 +94,8 @@ def read_mistakes(folder: Path) -> dict[str, Any] | None:
                 mistake["predicted"] = mistake.pop("said")
             base64.b64decode(mistake["png"], validate=True)
             numbers = [type(mistake[name]) for name in ("example", "label", "predicted", "probability")]
+            if not isinstance(mistake.get("file", ""), str):
+                raise ValueError("the name of a file must be text")
             if numbers != [int, int, int, float] or min(mistake["label"], mistake["predicted"]) < 0:
                 raise ValueError(f"invalid mistake {mistake!r:.60}")
         if confusion.ndim != 2 or confusion.shape[0] != confusion.shape[1] or (confusion < 0).any():

@@ -60,7 +60,9 @@ def write_pictures(folder: Path, pictures: Mapping[str, Picture], label_names: S
 
 
 def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
-    """Reads the entries of `pictures.json` by picture name: "caption", and for a plane its points and labels.
+    """Reads the entries of `pictures.json` by picture name.
+
+    Each has a "caption". A grid may have "column_labels" and "row_labels". A plane has its points and labels.
 
     Raises:
         UserError: the file is damaged, or a picture is missing.
@@ -72,6 +74,9 @@ def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
         for name, entry in entries.items():
             if not (isinstance(entry["caption"], str) and picture_path(folder, name).is_file()):
                 raise ValueError(f"{name} must have a caption and a file {name}.png")
+            labels = [*entry.get("column_labels", []), *entry.get("row_labels", [])]
+            if not all(isinstance(label, str) for label in labels):
+                raise ValueError(f"the labels of {name} must be texts")
             if "points" in entry and not _is_plane(entry):
                 raise ValueError(f"{name} must be a plane with labeled points")
     except (KeyError, TypeError, ValueError) as error:
@@ -101,8 +106,11 @@ def picture_path(folder: Path, name: str) -> Path:
 
 
 def _entry(picture: Picture) -> dict[str, Any]:
-    if not isinstance(picture, Plane):
-        return {"caption": picture.caption, "on_white": isinstance(picture, Scatter)}
+    if isinstance(picture, Grid):
+        labels = {"column_labels": picture.column_labels, "row_labels": picture.row_labels}
+        return {"caption": picture.caption} | {name: list(words) for name, words in labels.items() if words}
+    if isinstance(picture, Scatter):
+        return {"caption": picture.caption, "on_white": True}
     points, labels = np.asarray(picture.points, np.float64), np.asarray(picture.labels)
     shown = np.flatnonzero(np.isfinite(points).all(axis=1))
     shown = shown[np.argsort(points[shown, 0], kind="stable")]  # uPlot needs ascending x.

@@ -32,7 +32,7 @@ from train.run.files import (
 )
 from train.run.lock import Lock
 from train.run.manifest import checkpoint_steps
-from train.run.record import read_task_info
+from train.run.record import TaskInfo
 from w2jax.files import is_temporary
 from w2jax.text import first_few, shorten
 
@@ -123,17 +123,9 @@ class RunFolder:
         barrier("data")  # Before the main process replaces the file that the others read.
         self._write_json(IMAGES, content)
 
-    def write_task_info(
-        self, best_metric: str, best_mode: str, descriptions: Mapping[str, str], adapted: str | None
-    ) -> None:
-        """Writes `task.json`: the metric that ranks runs and what each metric means, for programs without the task.
-
-        `adapted` is that of `InitialParams`. None: the run resumes or has none, so what the file says is kept.
-        """
-        if adapted is None and (self.path / TASK).exists():
-            adapted = read_task_info(self.path, []).adapted
-        info = {"best_metric": best_metric, "best_mode": best_mode, "metric_descriptions": dict(descriptions)}
-        self._write_json(TASK, info | ({"adapted": adapted} if adapted else {}))
+    def write_task_info(self, info: TaskInfo) -> None:
+        """Writes `task.json`, for programs without the task: what its metrics mean, and facts about the run."""
+        self._write_json(TASK, info.as_json())
 
     def _write_json(self, name: str, content: Any) -> None:
         if is_main_process():

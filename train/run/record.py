@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from train.process.errors import UserError
+from train.run.facts import Facts, facts_from_json
 from train.run.files import (
     CHECKPOINTS,
     CONFIG,
@@ -30,7 +31,7 @@ _OLD_BEST_METRICS: dict[str, Literal["max", "min"]] = {"accuracy": "max", "recon
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """The content of `task.json`: describes the metrics of a run."""
+    """The content of `task.json`: describes the metrics of a run, its model and its data."""
 
     best_metric: str
     """The test metric that ranks runs and checkpoints."""
@@ -40,6 +41,12 @@ class TaskInfo:
     """A description of each metric of the task, by name."""
     adapted: str = ""
     """How `--init-from` changed the first parameters for images with another number of channels; "" if it did not."""
+    facts: Facts = Facts()
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns the content of `task.json`."""
+        content = {name: getattr(self, name) for name in ("best_metric", "best_mode", "metric_descriptions")}
+        return content | ({"adapted": self.adapted} if self.adapted else {}) | {"facts": self.facts.as_json()}
 
 
 @dataclass(frozen=True)
@@ -196,11 +203,15 @@ def read_task_info(folder: Path, lines: list[dict[str, Any]]) -> TaskInfo:
     content = read_run_json(path)
     metric, mode, descriptions = (content.get(name) for name in ("best_metric", "best_mode", "metric_descriptions"))
     adapted = content.get("adapted", "")
-    if not (
+    try:
+        facts = facts_from_json(content.get("facts", {}))
+    except ValueError:
+        facts = None
+    if facts is None or not (
         isinstance(metric, str)
         and mode in ("max", "min")
         and isinstance(descriptions, dict)
         and all(isinstance(words, str) for words in (*descriptions.values(), adapted))
     ):
         raise UserError(f"{path} is damaged. Delete it and run the training command again to rewrite it")
-    return TaskInfo(metric, mode, descriptions, adapted)
+    return TaskInfo(metric, mode, descriptions, adapted, facts)

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -26,6 +27,7 @@ from train.engine.loop import _saved_progress, fit
 from train.process.errors import RunStopped, UserError
 from train.report.mistakes import read_mistakes
 from train.report.page import write_report
+from train.run.facts import Facts
 from train.run.record import read_record
 from train.task import Grid
 from train.vit import make_task
@@ -80,6 +82,38 @@ def test_metrics_are_logged_when_the_config_says_and_at_the_end(finished):
     assert [line["step"] for line in lines(config, "timing")] == [2, 4, 5]
     assert all(line["examples_per_second"] > 0 for line in lines(config, "timing"))
     assert {line["devices"] for line in lines(config, "timing")} == {"1 CPU device"}
+
+
+def test_facts_about_the_run_are_in_its_folder_and_resuming_keeps_its_start(finished, tmp_path):
+    config, state = finished
+    facts = read_record(Path(config.run.dir)).task_info.facts
+    assert facts.parameters == sum(x.size for x in jax.tree.leaves(state.params))
+    assert facts.examples == {"train": 40, "test": 24}
+    assert facts.versions["jax"] == jax.__version__ and facts.versions["Python"] == platform.python_version()
+    assert facts.phases.keys() == {"start", "compilation", "training", "evaluation", "saving", "report"}
+    assert min(facts.phases.values()) >= 0 and facts.phases["compilation"] > 0
+    folder = tmp_path / "run"
+    shutil.copytree(config.run.dir, folder)
+    path = folder / "task.json"
+    path.write_text(path.read_text().replace(facts.started, "2001-02-03 04:05"))
+    fit(with_run(config, folder, steps=7, extend=True), make_task)
+    again = read_record(folder).task_info.facts
+    assert again.started == "2001-02-03 04:05"
+    assert all(again.phases[name] >= seconds for name, seconds in facts.phases.items())
+    assert again.phases["start"] > facts.phases["start"]
+
+
+def test_a_run_without_facts_resumes_and_gets_them(finished, tmp_path):
+    """Folders of older versions have none."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0].run.dir, folder)
+    content = json.loads((folder / "task.json").read_text())
+    del content["facts"]
+    (folder / "task.json").write_text(json.dumps(content))
+    assert read_record(folder).task_info.facts == Facts()
+    fit(with_run(finished[0], folder), make_task)
+    assert read_record(folder).task_info.facts.examples == {"train": 40, "test": 24}
+    assert lines(with_run(finished[0], folder)) == lines(finished[0])
 
 
 def test_a_streamed_split_trains_to_the_same_bits_as_one_in_memory(finished, tmp_path):

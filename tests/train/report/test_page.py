@@ -16,14 +16,17 @@ import pytest
 from pictures import DIGITS, a_grid, a_plane, a_run_folder, a_scatter, pixels
 
 import configs.aae
+import configs.base
 import configs.lstm
 import configs.mha
 import configs.vit
 from configs.vit import PRESETS
 from train.config.cli import parse
 from train.config.tree import config_to_tree
+from train.engine.optim import make_schedule
 from train.process.errors import UserError
 from train.report.__main__ import main as report
+from train.report.comparison import comparison
 from train.report.mistakes import (
     Predictions,
     balanced_accuracy,
@@ -32,9 +35,12 @@ from train.report.mistakes import (
     read_mistakes,
     write_mistakes,
 )
-from train.report.page import comparison, run_page, write_report
+from train.report.page import run_page, write_report
 from train.report.pictures import write_pictures
 from train.report.reproduce import commands
+from train.report.schedule import learning_rates
+from train.run.facts import Facts
+from train.run.record import TaskInfo, read_record
 
 
 @pytest.fixture
@@ -79,8 +85,8 @@ def test_a_curve_has_every_point_of_its_metric(folder):
     page = run_page(folder)
     assert "<td>test distance<td>0.2500" in page
     assert "<td>test loss<td>1.5000<td class=about>cross-entropy" in page
-    assert re.findall("<h3>(.*?)</h3>", page) == ["loss"]
-    (curve,) = drawn(page)["curves"]
+    assert re.findall("<h3>(.*?)</h3>", page) == ["loss", "learning rate"]
+    curve, _ = drawn(page)["curves"]
     assert curve["labels"] == ["train", "test"]
     assert curve["data"] == [[2, 4], [2.0, 1.0], [None, 1.5]]
 
@@ -90,8 +96,8 @@ def test_the_speed_is_the_median_of_the_rows_and_names_the_device(folder):
     lines.append({"step": 6, "seconds": 3661.4, "examples_per_second": 1500.0, "devices": "2 TPU devices"})
     (folder / "timing.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = run_page(folder)
-    assert "<td>examples per second<td>200<td" in page and "<td>devices<td>2 TPU devices<td" in page
-    assert "<td>time to the last step<td>1:01:01" in page
+    assert "<th>examples per second<td>200<tr" in page and "<th>devices<td>2 TPU devices<tr" in page
+    assert "<th>time to the last step<td>1:01:01<" in page
 
 
 def test_values_that_are_not_numbers_are_in_no_curve_and_no_table(folder):
@@ -122,7 +128,7 @@ def test_only_the_page_of_an_unfinished_run_reloads(folder):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": steps, "split": "test", "loss": 0.75}) + "\n")
     page = run_page(folder)
-    assert "http-equiv=refresh" not in page and "Finished: step 400 of 400." in page
+    assert "http-equiv=refresh" not in page and "<th>status<td>Finished: 400 of 400 steps<" in page
 
 
 def test_a_plane_is_a_sheet_of_images_and_points_from_left_to_right(folder):
@@ -146,6 +152,16 @@ class Images:
     def gather(self, indices):
         return {"image": np.stack([np.full((2, 2, 1), 10 * index, np.uint8) for index in indices])}
 
+    def read_file_names(self, indices):
+        return [""] * len(indices)
+
+
+class Files(Images):
+    """A source whose images were files. One of them has no name."""
+
+    def read_file_names(self, indices):
+        return ["" if index == 1 else f"cat/<{index}>.jpg" for index in indices]
+
 
 class Many(Images):
     """A source with many classes."""
@@ -164,13 +180,14 @@ def test_mistakes_are_counted_by_label_and_prediction(folder):
         np.testing.assert_array_equal(pixels(base64.b64decode(mistake["png"])), 10 * mistake["example"])
     (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": ["a", "b", "<c>"]}))
     page = run_page(folder)
-    assert re.findall(r"true (\S+), predicted (\S+) \((\d+)&nbsp;%\)", page) == [
+    shown = page.replace("<bdi>", "").replace("</bdi>", "")
+    assert re.findall(r"true (\S+), predicted (\S+) \((\d+)&nbsp;%\)", shown) == [
         ("&lt;c&gt;", "a", "95"),
         ("b", "&lt;c&gt;", "60"),
         ("&lt;c&gt;", "b", "50"),
     ]
     assert "3 of 6 test images" in page
-    rows = re.findall(r"<tr><td>([^<]+)<td>([\d.]*)<td>([\d.]*)<td>(\d+)", page)
+    rows = re.findall(r"<tr><td>([^<]+)<td>([\d.]*)<td>([\d.]*)<td>(\d+)", shown)
     assert rows == [("a", "0.500", "1.000", "1"), ("b", "0.500", "0.500", "2"), ("&lt;c&gt;", "0.500", "0.333", "3")]
     assert re.findall(r"style='--part:([\d.]+)'>(\d)", page)[1:3] == [("70.7", "1"), ("70.7", "1")]  # √(1/2)
 
@@ -185,13 +202,21 @@ def test_precision_recall_and_balanced_accuracy_have_the_values_of_scikit_learn(
     assert balanced_accuracy(confusion) == pytest.approx(0.625)
 
 
-def test_the_classes_with_the_lowest_recall_are_listed_if_there_are_many(folder):
+def test_a_mistake_shows_its_file_or_else_its_number_in_the_split(folder):
+    labels = np.array([0, 1, 1, 2])
+    write_mistakes(folder, Predictions(labels, np.zeros(4, int), np.array([0.9, 0.6, 0.8, 0.7])), Files())
+    (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": ["a", "b", "c"]}))
+    found = re.findall("<span class=file><bdi dir=ltr>(.*?)</bdi>", run_page(folder))
+    assert found == ["cat/&lt;2&gt;.jpg", "cat/&lt;3&gt;.jpg", "test image 1"]
+
+
+def test_the_lowest_recall_comes_first_if_there_are_many_classes(folder):
     labels = np.repeat(np.arange(40), 2)
     predicted = np.where(np.arange(80) == 2 * 37, 5, labels)
     write_mistakes(folder, Predictions(labels, predicted, np.ones(80)), Many())
     (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": []}))
-    rows = re.findall(r"<tr><td>(\d+)<td>([\d.]+)<td>([\d.]+)<td>2", run_page(folder))
-    assert len(rows) == 20 and rows[:2] == [("37", "1.000", "0.500"), ("0", "1.000", "1.000")]
+    rows = re.findall(r"<tr><td><bdi>(\d+)</bdi><td>([\d.]+)<td>([\d.]+)<td>2", run_page(folder))
+    assert len(rows) == 40 and rows[:2] == [("37", "1.000", "0.500"), ("0", "1.000", "1.000")]
 
 
 def test_mistakes_from_an_older_version_are_shown_too(folder):
@@ -200,7 +225,8 @@ def test_mistakes_from_an_older_version_are_shown_too(folder):
     (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": ["a", "b", "c"]}))
     page, path = run_page(folder), folder / "mistakes.json"
     path.write_text(path.read_text().replace('"predicted"', '"said"'))
-    assert '"said"' in path.read_text() and run_page(folder) == page and "true b, predicted c (60&nbsp;%)" in page
+    assert '"said"' in path.read_text() and run_page(folder) == page
+    assert "true <bdi>b</bdi>, predicted <bdi>c</bdi> (60&nbsp;%)" in page
 
 
 def test_the_tasks_descriptions_are_next_to_its_metrics(folder):
@@ -217,8 +243,111 @@ def test_with_many_classes_the_most_confused_pairs_are_listed(folder):
     (folder / "mistakes.json").write_text(json.dumps({"confusion": confusion.tolist(), "worst": []}))
     names = [f"class {label}" for label in range(count)]
     (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": names}))
-    rows = re.findall(r"<tr><td>(class \d+)<td>(class \d+)<td>(\d+)", run_page(folder))
+    page = run_page(folder)
+    shown = page.replace("<bdi>", "").replace("</bdi>", "")
+    rows = re.findall(r"<tr><td>(class \d+)<td>(class \d+)<td>(\d+)", shown)
     assert rows == [("class 2", "class 39", "9"), ("class 7", "class 30", "4")]
+    (matrix,) = drawn(page)["matrices"]
+    assert matrix["names"] == names
+    assert matrix["counts"] == [[a, b, int(confusion[a, b])] for a, b in np.argwhere(confusion)]
+
+
+def test_a_matrix_of_hundreds_of_classes_is_not_drawn(folder):
+    confusion = np.eye(201, dtype=int)
+    (folder / "mistakes.json").write_text(json.dumps({"confusion": confusion.tolist(), "worst": []}))
+    (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": []}))
+    page = run_page(folder)
+    assert drawn(page)["matrices"] == [] and "<h2>Confusion matrix" not in page and "<h2>Most confused" in page
+
+
+def test_the_facts_say_what_was_trained_where_and_for_how_long(folder):
+    facts = {
+        "parameters": 24714,
+        "examples": {"train": 10000, "test": 2000},
+        "versions": {"Python": "3.11.2", "jax": "<0.7>"},
+        "started": "2025-11-29 14:31",
+        "phases": {"training": 4000.4, "compilation": 31.0, "report": 2.04, "saving": 0.04},
+    }
+    info = TaskInfo("accuracy", "max", facts=Facts(**facts))
+    (folder / "task.json").write_text(json.dumps(info.as_json()))
+    assert read_record(folder).task_info == info
+    rows = dict(re.findall(r"<tr><th>([^<]*)<td>([^<]*)", run_page(folder)))
+    assert rows == {
+        "status": "Not finished: step 4 of 400",
+        "model": "ViT, 24,714 parameters",
+        "data": "mnist_sample, 10,000 training and 2,000 test images",
+        "started": "2025-11-29 14:31 UTC",
+        "time by phase": "training 1:06:40, compilation 31 s, report 2.0 s",
+        "versions": "Python 3.11.2, jax &lt;0.7&gt;",
+    }
+
+
+@pytest.mark.parametrize("facts", [[], {"parameters": "7"}, {"versions": {"jax": 1}}, {"other": 1}, {"phases": 3}])
+def test_damaged_facts_are_one_clear_line(folder, facts):
+    content = TaskInfo("accuracy", "max").as_json() | {"facts": facts}
+    (folder / "task.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"task\.json is damaged\. Delete it"):
+        run_page(folder)
+
+
+def test_a_run_that_stopped_early_says_at_which_step(folder):
+    tree = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(tree | {"run": tree["run"] | {"steps": 2000, "patience": 2}}))
+    lines = [{"step": step, "split": "test", "accuracy": 0.5} for step in (200, 400, 600)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "<th>status<td>Stopped early: step 600 of 2,000<" in run_page(folder)
+
+
+def test_a_picture_of_cells_has_labels_above_its_columns_and_left_of_its_rows(folder):
+    grid = a_grid(2, 3, 4, 4).replace(column_labels=("image", "head <1>", "head 2"), row_labels=("a", "b"))
+    write_pictures(folder, {"attention": grid, "plain": a_grid(1, 1, 4, 4)}, DIGITS)
+    page = run_page(folder)
+    found = re.findall(r"<div class=(columns|rows) style='--count:(\d)'>(.*?)</div>", page)
+    assert [(kind, count, re.findall("<span>(.*?)</span>", words)) for kind, count, words in found] == [
+        ("columns", "3", ["image", "head &lt;1&gt;", "head 2"]),
+        ("rows", "2", ["a", "b"]),
+    ]
+
+
+NAMES = ["고양이", "قطة سوداء", "a name of many letters " * 9, "<b>&amp;", "猫"]
+
+
+def test_names_of_classes_in_any_script_are_shown_as_they_are(folder):
+    confusion = np.arange(25).reshape(5, 5)
+    png = base64.b64encode(b"png").decode()
+    worst = [{"example": 7, "label": 1, "predicted": 0, "probability": 0.5, "png": png}]
+    (folder / "mistakes.json").write_text(json.dumps({"confusion": confusion.tolist(), "worst": worst}))
+    (folder / "images.json").write_text(json.dumps({"image_shape": [2, 2, 1], "label_names": NAMES}))
+    page = run_page(folder)
+    escaped = [name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for name in NAMES]
+    assert re.findall("<th><bdi>(.*?)</bdi>", page)[:5] == escaped
+    assert "true <bdi>قطة سوداء</bdi>, predicted <bdi>고양이</bdi> (50&nbsp;%)" in page
+
+
+def test_the_learning_rate_is_that_of_the_optimizer():
+    for warmup, final, steps in ((0.05, 0.01, 400), (0.0, 0.5, 7), (0.29, 0.0, 100), (0.99, 1.0, 3)):
+        optim = configs.base.AdamW(3e-3, warmup, final)
+        (rows,) = learning_rates({"optim": dataclasses.asdict(optim), "run": {"steps": steps}}, steps).values()
+        schedule = make_schedule(optim, steps)
+        assert rows[0]["step"] == 1 and rows[-1]["step"] == steps
+        for row in rows:
+            assert row["learning_rate"] == pytest.approx(float(schedule(row["step"] - 1)), rel=1e-5, abs=1e-9)
+
+
+def test_an_extended_run_has_the_learning_rate_of_each_part():
+    optim = configs.base.AdamW(1e-3, 0.1, 0.0)
+    tree = {"optim": dataclasses.asdict(optim), "run": {"steps": 90}, "extensions": [{"steps": 40, "done": 30}]}
+    (rows,) = learning_rates(tree, 90).values()
+    rates = {row["step"]: row["learning_rate"] for row in rows}
+    for step, planned in ((30, 40), (31, 90), (90, 90)):
+        assert rates[step] == pytest.approx(float(make_schedule(optim, planned)(step - 1)), rel=1e-5, abs=1e-9)
+
+
+def test_each_optimizer_has_its_learning_rate_and_a_wrong_config_has_none():
+    tree = config_to_tree(configs.aae.PRESETS["tiny"].config)
+    assert list(learning_rates(tree, 10)) == ["reconstruction", "discriminator", "generator", "classification"]
+    for broken in ({}, {"run": 3, "optim": []}, tree | {"run": {"steps": "9"}}, tree | {"optim": {"a": {"b": 1}}}):
+        assert learning_rates(broken, 10) == {}
 
 
 @pytest.mark.parametrize(
@@ -324,12 +453,17 @@ def test_two_runs_are_compared_by_their_curves_results_and_what_differs(folder, 
     lines = [{"step": step, "split": "test", "loss": 8.0 - step} for step in (3, 4)]
     (other / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = comparison([folder, other])
-    rows = re.findall(r"<tr><td>([^<]+)<td>([^<]*)<td>([^<]*)", page)
-    assert ("test loss", "1.5000", "4.0000") in rows
-    assert ("optim.learning_rate", "0.003", "0.125") in rows
-    assert sum(name == "optim.learning_rate" or "." in name for name, *_ in rows) == 1
+    titles = re.findall(r"<th>([^<]*)", page.split("<thead>")[1].split("<tbody>")[0].split("<tr>")[2])
+    assert titles == ["run", "test loss", "test distance", "optim.learning_rate", "status"]
+    rows = [
+        re.findall(r"<td>(?:<bdi>)?([^<]*)", row) for row in re.findall("<tr data-run=.>(.*?)(?=<tr|</table>)", page)
+    ]
+    assert rows == [
+        ["run", "1.5000", "0.2500", "0.003", "Not finished: step 4 of 400"],
+        ["other", "4.0000", "", "0.125", "Not finished: step 4 of 400"],
+    ]
     (curve,) = drawn(page)["curves"]
-    assert curve["labels"] == ["run train", "run test", "other test"]
+    assert curve["labels"] == ["run train", "run test", "other test"] and curve["runs"] == [0, 0, 1]
     assert curve["data"] == [[2, 3, 4], [2.0, None, 1.0], [None, None, 1.5], [None, 5.0, 4.0]]
 
 

@@ -9,8 +9,9 @@ import pytest
 from pictures import DIGITS, a_grid, a_plane, a_run_folder, a_scatter, pixels
 
 from benchmarks.makers.report_picture import CHROMIUM
+from train.report.comparison import comparison
 from train.report.mistakes import Predictions, write_mistakes
-from train.report.page import comparison, run_page, write_report
+from train.report.page import run_page, write_report
 from train.report.pictures import write_pictures
 from train.report.reproduce import commands
 
@@ -23,6 +24,9 @@ class Images:
 
     def gather(self, indices):
         return {"image": np.random.default_rng(0).integers(0, 255, (len(indices), 8, 8, 1), np.uint8)}
+
+    def read_file_names(self, indices):
+        return [f"{HOSTILE}/{index}.jpg" for index in indices]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +49,17 @@ def folder(tmp_path_factory):
     (folder / "many.html").write_text(comparison(many))
     (folder / "images.json").write_text(json.dumps({"image_shape": [8, 8, 1], "label_names": DIGITS}))
     (folder / "digits.html").write_text(run_page(folder))
+    (folder.parent / "classes").mkdir()
+    classes = shutil.copytree(folder, folder.parent / "classes" / "run")
+    labels = {"column_labels": ("image", "head 1", "head 2", "head 3"), "row_labels": ("first", "a second row")}
+    write_pictures(classes, {"heads": a_grid(2, 4, 28, 28).replace(**labels)}, names)
+    names = [f"고양이 قطة {HOSTILE} {label}" for label in range(100)]
+    for count in (12, 100):
+        confusion = np.diag(np.full(count, 7))
+        confusion[3, 8] = 2
+        (classes / "mistakes.json").write_text(json.dumps({"confusion": confusion.tolist(), "worst": []}))
+        (classes / "images.json").write_text(json.dumps({"image_shape": [8, 8, 1], "label_names": names[:count]}))
+        (folder / f"classes-{count}.html").write_text(run_page(classes))
     return folder
 
 
@@ -91,14 +106,14 @@ def test_every_chart_and_picture_shows_something_and_no_text_runs(shown, folder,
     page = shown(folder / "report.html", theme=theme)
     assert page.title() == "run"
     charts = page.query_selector_all(".chart")
-    assert len(charts) == 3  # the loss, the metric with the hostile name, the plane
+    assert len(charts) == 4  # the loss, the metric with the hostile name, the learning rate, the plane
     for element in [*charts, *page.query_selector_all("img:visible"), page.query_selector(".confusion")]:
         assert ink(element) > 3
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (background == "rgb(255, 255, 255)") == (theme == "light")
 
 
-@pytest.mark.parametrize("name", ["report.html", "comparison.html"])
+@pytest.mark.parametrize("name", ["report.html", "comparison.html", "classes-12.html", "classes-100.html"])
 def test_on_a_narrow_screen_nothing_scrolls_sideways(shown, folder, name):
     page = shown(folder / name, width=360)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
@@ -107,14 +122,14 @@ def test_on_a_narrow_screen_nothing_scrolls_sideways(shown, folder, name):
 @pytest.mark.parametrize(("name", "runs"), [("report.html", 1), ("many.html", 5)])
 def test_on_a_narrow_screen_no_number_of_the_table_is_broken(shown, folder, name, runs):
     page = shown(folder / name, width=360)
-    lines = page.evaluate("""[...document.querySelectorAll('.results:first-of-type td')]
+    lines = page.evaluate("""[...document.querySelectorAll('.results td, .runs td')]
         .filter(cell => /^[\\d.-]+$/.test(cell.innerText))
         .map(cell => {
             const content = document.createRange();
             content.selectNodeContents(cell);
             return content.getClientRects().length;
         })""")
-    assert lines == [1] * 3 * runs  # the loss, the distance, the steps
+    assert lines == [1] * 2 * runs  # the loss and the distance
 
 
 def test_ten_classes_are_visible_at_once_on_a_phone(shown, folder):
@@ -153,6 +168,72 @@ def test_a_comparison_marks_train_and_test_by_dashes_in_the_legend_too(shown, fo
         assert style == ("dashed" if label.endswith(" train") else "solid")
 
 
+def test_a_click_on_a_title_sorts_the_runs_and_a_filter_hides_the_others_everywhere(shown, folder):
+    page = shown(folder / "many.html")
+
+    def runs():
+        return page.evaluate("""[...document.querySelectorAll("[data-run]")].filter(row => !row.hidden)
+            .map(row => row.cells[0].textContent)""")
+
+    assert runs() == list("abcde")
+    for _ in range(2):
+        page.click(".sortable th button >> nth=0")
+    assert runs() == list("edcba")
+    page.fill("input.filter", " C 1234")
+    assert runs() == ["c"]
+    visible = page.evaluate("""[...document.querySelectorAll('[data-curve="0"] .u-series:not(.u-off) .u-label')]
+        .map(label => label.textContent)""")
+    assert visible == ["step", "c train", "c test"]
+    page.fill("input.filter", "")
+    assert len(runs()) == 5 and not page.query_selector(".u-series.u-off")
+
+
+def test_numbers_and_durations_are_sorted_by_their_value_and_empty_cells_come_last(shown, folder):
+    page = shown(folder / "comparison.html")
+    order = page.evaluate("""["1,000", "", "0:59:00", "9", "10:00:00", "b", "a"].map(text => {
+        const cell = document.createElement("td");
+        cell.textContent = text;
+        return key(cell);
+    })""")
+    assert order == [1000, "", 3540, 9, 36000, "b", "a"]
+
+
+def test_a_matrix_of_a_hundred_classes_shows_what_is_under_the_pointer(shown, folder):
+    page = shown(folder / "classes-100.html", width=390, has_touch=True, is_mobile=True)
+    canvas = page.query_selector(".matrix canvas")
+    canvas.scroll_into_view_if_needed()
+    area = canvas.bounding_box()
+    assert area["width"] > 300
+    for true, predicted, count in ((3, 8, 2), (5, 5, 7), (8, 3, 0)):
+        place = (predicted + 0.5) / 100 * area["width"], (true + 0.5) / 100 * area["height"]
+        page.touchscreen.tap(area["x"] + place[0], area["y"] + place[1])
+        words = page.inner_text(".matrix output").replace("\u2068", "").replace("\u2069", "")
+        names = [f"고양이 قطة {HOSTILE} {label}" for label in (true, predicted)]
+        assert words == f"true {names[0]}, predicted {names[1]}: {count} of {9 if true == 3 else 7} test images"
+    assert pixels(canvas.screenshot()).std() > 3
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_labels_of_a_picture_are_at_their_cells(shown, folder, width):
+    page = shown(folder / "classes-12.html", width=width)
+    image = page.query_selector(".labelled img").bounding_box()
+    for kind, axis, length, count in (("columns", "x", "width", 4), ("rows", "y", "height", 2)):
+        labels = [label.bounding_box() for label in page.query_selector_all(f".labelled .{kind} span")]
+        assert len(labels) == count
+        for place, label in enumerate(labels):
+            middle = label[axis] + label[length] / 2
+            assert abs(middle - image[axis] - (place + 0.5) / count * image[length]) < 4
+
+
+def test_between_two_evaluations_the_legend_shows_the_last_one_and_its_step(shown, folder):
+    page = shown(folder / "report.html")
+    texts = page.evaluate("""(() => {
+        const plot = { data: [[10, 20, 30], [null, 0.5, null], [1, 2, 3]] };
+        return [[1, 0], [1, 1], [1, 2], [2, 2], [1, null]].map(([row, index]) => reading(plot, row, index));
+    })()""")
+    assert texts == ["–", "0.5", "0.5 (step 20)", "3", "–"]
+
+
 def test_long_commands_break_only_before_options(shown, folder):
     page = shown(folder / "report.html")
     (told,) = commands(json.loads((folder / "config.json").read_text()))
@@ -172,7 +253,7 @@ def test_the_legend_shows_the_values_under_the_pointer(shown, folder):
     page = shown(folder / "report.html")
     chart = page.query_selector("[data-curve='0']")
     area = chart.query_selector(".u-over").bounding_box()
-    for part, values in ((0.0, ["1", "9", "–"]), (0.999, ["400", "–", "-389"])):
+    for part, values in ((0.0, ["1", "9", "–"]), (0.999, ["400", "1 (step 9)", "-389"])):
         page.mouse.move(area["x"] + part * area["width"], area["y"] + 20)
         assert [cell.inner_text() for cell in chart.query_selector_all(".u-value")] == values
 
@@ -207,6 +288,6 @@ def test_charts_are_drawn_again_in_the_colors_of_the_other_theme(shown, folder):
     page = shown(folder / "report.html")
     assert np.abs(chart(page).astype(int) - dark).mean() > 100
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.querySelectorAll('.chart .uplot').length == 3")
+    page.wait_for_function("document.querySelectorAll('.chart .uplot').length == 4")
     page.wait_for_timeout(200)
     np.testing.assert_array_equal(chart(page), dark)

@@ -38,7 +38,7 @@ HOSTILE = [
     "",
 ]
 MEANT = {"html", "meta", "title", "style", "h1", "h2", "div", "table", "tr", "td", "img", "figure", "figcaption"}
-MEANT |= {"details", "summary", "script", "h3", "p", "pre", "canvas", "th", "span"}
+MEANT |= {"details", "summary", "script", "h3", "p", "pre", "canvas", "th", "span", "bdi", "thead", "tbody"}
 
 
 def seen(text):
@@ -76,6 +76,9 @@ class Images:
     def gather(self, indices):
         return {"image": np.zeros((len(indices), 4, 4, 1), np.uint8)}
 
+    def read_file_names(self, indices):
+        return [HOSTILE[index] for index in indices]
+
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
@@ -89,7 +92,7 @@ def written(tmp_path_factory):
     labels = np.arange(len(HOSTILE))
     write_mistakes(folder.path, Predictions(labels, np.roll(labels, 1), np.full(len(labels), 0.5)), Images())
     cells = np.zeros((1, 1, 4, 4), np.float32)
-    pictures = {f"cells_{i}": Grid(cells, text) for i, text in enumerate(HOSTILE)}
+    pictures = {f"cells_{i}": Grid(cells, text, (text,), (text,)) for i, text in enumerate(HOSTILE)}
     pictures["plane"] = Plane(cells, np.stack([labels, labels], 1) / 20.0, labels, HOSTILE[0])
     write_pictures(folder.path, pictures, HOSTILE)
     write_report(folder.path)
@@ -103,10 +106,14 @@ def test_every_text_is_shown_literally(written):
     captions = [text for text in page.texts["figcaption"] if not text.startswith("true ")]
     assert captions == [*[seen(text) for text in HOSTILE if text], seen(HOSTILE[0])]
     assert {f"test {seen(text).replace('_', ' ')}" for text in HOSTILE} <= set(page.texts["td"])
-    assert page.texts["td"].count(seen("".join(HOSTILE))) == 1  # the dataset's name in the config
-    assert set(page.texts["h3"]) == {seen(text).replace("_", " ") for text in HOSTILE if text}
-    # Every class has its row and its column in the confusion matrix.
-    assert all(page.texts["th"].count(seen(text)) == 2 for text in HOSTILE if text)
+    assert (
+        page.texts["td"].count(seen("".join(HOSTILE))) == 2
+    )  # the name of the dataset, in the facts and in the config
+    titles = {seen(text).replace("_", " ") for text in HOSTILE if text}
+    assert set(page.texts["h3"]) == titles | {"learning rate"}
+    # Every class has its row and column in the confusion matrix and a row of its recall. Every mistake has its file.
+    assert all(page.texts["bdi"].count(seen(text)) == 6 for text in HOSTILE if text)
+    assert all(page.texts["span"].count(seen(text)) == 2 for text in HOSTILE if text)  # labels of a picture
     alts = [attributes["alt"] for tag, attributes in page.tags if tag == "img"]
     assert alts[len(HOSTILE) :] == [*[seen(text) for text in HOSTILE], seen(HOSTILE[0])]
     (plane,) = page.data["planes"]
@@ -115,14 +122,14 @@ def test_every_text_is_shown_literally(written):
 
 def test_a_page_loads_and_allows_only_its_own_pictures_and_scripts(written):
     folder, page = written
-    allowed = {"alt", "src", "class", "lang", "charset", "http-equiv", "content", "name", "style", "id", "type"}
+    allowed = {"alt", "src", "class", "lang", "charset", "http-equiv", "content", "name", "style", "id", "type", "dir"}
     assert {name for _, attributes in page.tags for name in attributes} <= allowed | {"data-curve", "data-plane"}
     addresses = [attributes["src"] for _, attributes in page.tags if "src" in attributes]
     assert len(addresses) == 2 * len(HOSTILE) + 1
     assert all(re.fullmatch(r"data:image/png;base64,[A-Za-z0-9+/=]+", address) for address in addresses)
     assert not re.search(r"url\(|@import|expression", "".join(page.texts["style"]))
     styles = [attributes["style"] for _, attributes in page.tags if "style" in attributes]
-    assert all(re.fullmatch(r"--part:\d+\.\d", style) for style in styles)
+    assert all(re.fullmatch(r"--part:\d+\.\d|--count:\d+", style) for style in styles)
     assert [tag for tag, _ in page.tags[:4]] == ["html", "meta", "meta", "meta"]
     policy = page.tags[2][1]  # the policy applies to everything after this tag
     assert policy["http-equiv"] == "Content-Security-Policy"

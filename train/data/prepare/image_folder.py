@@ -29,6 +29,8 @@ Files = list[tuple[Path, int]]
 class ImageFolder:
     """The images of a folder."""
 
+    place: Path
+    """The folder."""
     classes: list[str]
     """Names of the classes; classes[k] is the name of label k."""
     splits: dict[str, Files]
@@ -107,6 +109,7 @@ def scan(place: Path, test_fraction: float, seed: int) -> ImageFolder:
     grays, sizes = {gray for gray, _ in properties}, {size for _, size in properties}
     height, width = sizes.pop() if len(sizes) == 1 else (None, None)
     return ImageFolder(
+        place,
         classes,
         dict(splits),
         given,
@@ -122,15 +125,18 @@ def dataset(name: str, folder: ImageFolder) -> Dataset:
     features = {
         "image": tfds.features.Image(shape=folder.shape),
         "label": tfds.features.ClassLabel(names=folder.classes),
+        "file_name": tfds.features.Text(),
     }
-    splits = {split: _examples(files, MODES[folder.shape[-1]]) for split, files in folder.splits.items()}
+    splits = {split: _examples(files, MODES[folder.shape[-1]], folder.place) for split, files in folder.splits.items()}
     description = f"Images of {count_of(len(folder.classes), 'class')}, prepared from a folder."
     return DatasetMetadata(name, VERSION, features, description), splits
 
 
-def _examples(files: Iterable[tuple[Path, int]], mode: str) -> Iterator[Example]:
+def _examples(files: Iterable[tuple[Path, int]], mode: str, place: Path) -> Iterator[Example]:
+    """Yields the examples. The name of a file is relative to `place`, such as cat/IMG_1.jpg."""
     for path, label in files:
-        yield {"image": read_image_bytes(path, mode), "label": label}
+        name = one_line(path.relative_to(place).as_posix())
+        yield {"image": read_image_bytes(path, mode), "label": label, "file_name": name}
 
 
 def _outside(place: Path, used: set[str]) -> list[LeftOut]:

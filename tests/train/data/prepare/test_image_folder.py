@@ -35,6 +35,31 @@ def test_each_image_keeps_its_pixels_and_its_class(tmp_path: Path, mode: str) ->
     assert len(train) + len(test) == 20
 
 
+@pytest.mark.parametrize("memory_limit", [0, 1])
+def test_each_image_keeps_the_name_of_its_file(tmp_path: Path, memory_limit: int) -> None:
+    """The name is relative to the folder. A character that is not printable is an escape code."""
+    saved = {save(tmp_path / "raw" / name).tobytes(): name for name in ("고양이/a b.png", "고양이/c.png", "قطة/1.png")}
+    saved[save(tmp_path / "raw/قطة/2\n\udcff.png").tobytes()] = "قطة/2\\n\\udcff.png"
+    write(*dataset("own", scan(tmp_path / "raw", 0.25, 0)), tmp_path / "data")
+    found = {}
+    for split in ("train", "test"):
+        source = open_source(Data(name="own", dir=str(tmp_path / "data"), memory_limit=memory_limit), split)
+        order = [*range(len(source))][::-1]
+        images = source.gather(np.array(order))["image"]
+        found |= {x.tobytes(): name for x, name in zip(images, source.read_file_names(order), strict=True)}
+    assert found == saved
+
+
+def test_a_dataset_without_names_of_files_or_with_damaged_records_has_empty_names(tmp_path: Path) -> None:
+    assert open_source(Data(), "test[:9]").read_file_names([3, 1]) == ["", ""]
+    classes(tmp_path / "raw", {"cat": 3, "dog": 2})
+    prepared = write(*dataset("own", scan(tmp_path / "raw", 0.25, 0)), tmp_path / "data")
+    source = open_source(Data(name="own", dir=str(tmp_path / "data")), "train")
+    for file in prepared.glob("*.array_record*"):
+        file.write_bytes(bytes(file.stat().st_size))
+    assert source.read_file_names([1, 0]) == ["", ""]
+
+
 def test_black_and_white_images_are_gray_ones(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         for index in range(2):
