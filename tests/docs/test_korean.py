@@ -19,7 +19,7 @@ def both(pages, read):
 
 
 def numbers(text):
-    return sorted(re.findall(r"\d[\d,.]*\d|\d", text))
+    return sorted(re.findall(r"\d[\d,.]*\d|\d", text.replace("10억", "1 billion")))
 
 
 def blocks(text, _):
@@ -37,7 +37,9 @@ def rows(text, _):
 def sections(text, _):
     """The level of each heading, and the numbers in the prose below it."""
     prose = re.sub(r"\]\([^)]*\)|<https?:[^>]*>", "", FENCE.sub("", text))
-    return [(len(level), set(numbers(below))) for level, below in re.findall(r"^(#+) (.*?)(?=^#|\Z)", prose, re.M | re.S)]
+    return [
+        (len(level), set(numbers(below))) for level, below in re.findall(r"^(#+) (.*?)(?=^#|\Z)", prose, re.M | re.S)
+    ]
 
 
 def spans(text, _):
