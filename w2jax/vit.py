@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from w2jax.attention import MultiHeadAttention
 from w2jax.blocks import Activation, EncoderBlock, Mlp, layer_norm
-from w2jax.layer_norm import LayerNorm
 from w2jax.module import (
     Dtype,
     Inputs,
@@ -73,6 +72,7 @@ class AttentionPool(nn.Module):
     mlp_dim: int  # Hidden width of the MLP.
     activation: Activation = "gelu"  # Activation function of the MLP.
     norm_eps: float = 1e-6  # Epsilon of the LayerNorm, added to the variance.
+    rms_norm: bool = False  # RMSNorm instead of the LayerNorm.
     dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
@@ -99,6 +99,7 @@ class ViT(nn.Module):
     num_heads: int  # Number of attention heads; must divide embed_dim.
     mlp_dim: int  # Hidden width of the MLP in each block.
     pool: Literal["cls", "gap", "cls_gap", "map"] = "cls"  # Class token, mean of the patches, both, attention pooling.
+    pool_prefix: bool = False  # Pools gap and map read the class token and the registers too.
     norm_after_pool: bool = False  # Apply the last LayerNorm after pooling (timm's fc_norm); False: before pooling.
     final_norm: bool = True  # Apply a last LayerNorm; False: no such norm, as in RADIO.
     head_bias: bool = True  # Add a bias to the classifier; False for the projection of CLIP.
@@ -118,10 +119,14 @@ class ViT(nn.Module):
     qkv_bias: bool = True  # Biases of queries, keys and values in the blocks.
     qk_norm: bool = False  # LayerNorm on queries and keys.
     attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width).
+    res_post_norm: bool = (
+        False  # LayerNorm on each residual branch's output instead of its input (arXiv:2111.09883).
+    )
     residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z, as in the course's code.
     pre_logits_dim: int | None = None  # Width of an extra tanh layer before the head; None: no such layer.
     activation: Activation = "gelu"  # Activation of the MLPs: gelu, gelu_tanh, quick_gelu, relu or swiglu.
     norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance.
+    rms_norm: bool = False  # RMSNorm (arXiv:1910.07467) instead of every LayerNorm.
     dtype: Dtype = "float32"  # Data type of activations and products; parameters stay float32.
     remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
     scan_layers: bool = False  # Compile one block and scan over depth; parameters are stacked along depth.
@@ -183,7 +188,7 @@ class ViT(nn.Module):
         patches = slice(self.class_token + self.num_registers, None)
         if self.pool == "cls":
             x = x[:, : 1 + self.distilled]
-        elif self.pool != "cls_gap":
+        elif self.pool != "cls_gap" and not self.pool_prefix:
             x = x[:, patches]
         if self.final_norm and not self.norm_after_pool:
             x = layer_norm(self, "norm")(x)
@@ -263,6 +268,8 @@ class ViT(nn.Module):
             raise ValueError(
                 f'class_token must be True for pool "{self.pool}", got False. Set it or choose pool "gap" or "map"'
             )
+        if self.pool_prefix and self.pool not in ("gap", "map"):
+            raise ValueError(f'pool_prefix needs pool "gap" or "map", got pool "{self.pool}"')
         if self.positions == "sincos2d" and self.embed_dim % 4:
             raise ValueError(f'embed_dim must be divisible by 4 for positions "sincos2d", got {self.embed_dim}')
 
@@ -295,7 +302,7 @@ class ViT(nn.Module):
 
         _, captured = self.apply(variables, images, capture_intermediates=is_block, mutable=["intermediates"])
         outputs: Any = captured["intermediates"]["encoder"]
-        last_norm = LayerNorm(self.norm_eps, dtype=self.dtype, parent=None)
+        last_norm = layer_norm(self, parent=None)
         tokens = []
         for i in (i % self.depth for i in blocks):
             x = outputs["blocks" if self.scan_layers else f"block_{i}"]["__call__"][0][0]

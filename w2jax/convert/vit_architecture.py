@@ -155,6 +155,8 @@ def read_architecture(
     by_class = "cls" in by_path and not read["norm_after_pool"]
     assumed = dict(form.assumed) | ({"activation": "swiglu"} if is_gated else {})
     assumed["pool"] = "map" if "pool/probe" in by_path else "cls" if by_class else "gap"
+    if form.fixed.get("rms_norm") != (False,) and not any(path.endswith("/norm1/bias") for path in by_path):
+        assumed["rms_norm"] = True  # or LayerNorms without a bias, which no library has by default
     sides = image_sides(fields.get("image_size"), config)
     patches = None
     if sides is not None:

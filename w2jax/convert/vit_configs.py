@@ -23,12 +23,13 @@ _HUGGINGFACE_ACTIVATIONS = {
 }
 
 _TIMM_ARCHITECTURES = {
-    ("", 1e-6): "vit_base_patch16_224",
-    ("", 1e-5): "vit_base_patch16_clip_224",
-    ("distilled", 1e-6): "deit_base_distilled_patch16_224",
-    ("gated", 1e-6): "vit_giant_patch14_dinov2",
+    ((), 1e-6): "vit_base_patch16_224",
+    ((), 1e-5): "vit_base_patch16_clip_224",
+    (("distilled",), 1e-6): "deit_base_distilled_patch16_224",
+    (("gated",), 1e-6): "vit_giant_patch14_dinov2",
+    (("res_post_norm",), 1e-6): "vit_base_patch16_rpn_224",
 }
-"""Models of timm that have a kind of MLP or head, and an epsilon of LayerNorm. Arguments determine the rest."""
+"""Models of timm that have a kind of block, MLP or head, and an epsilon of LayerNorm. Arguments determine the rest."""
 
 
 def timm_constructor(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int] | None) -> str:
@@ -43,7 +44,9 @@ def timm_constructor(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[
     if is_gated:
         arguments |= {"act_layer": "'silu'", "mlp_layer": "partial(GluMlp, gate_last=False)"}
     if module.norm_eps != 1e-6:
-        arguments["norm_layer"] = f"partial(nn.LayerNorm, eps={module.norm_eps})"
+        arguments["norm_layer"] = f"partial({'RmsNorm' if module.rms_norm else 'nn.LayerNorm'}, eps={module.norm_eps})"
+    if module.res_post_norm:
+        arguments["block_fn"] = "ResPostBlock"
     name = "VisionTransformerDistilled" if module.distilled else "VisionTransformer"
     return f"{name}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
 
@@ -51,7 +54,8 @@ def timm_constructor(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[
 def timm_arguments(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int] | None) -> dict[str, Any]:
     """Return timm's arguments for the module as JSON values, without those that have timm's default values.
 
-    JSON can express neither a gated MLP nor another epsilon of LayerNorm. The name of the architecture does.
+    JSON can express neither a gated MLP nor the position of the norms nor another epsilon of LayerNorm. The name of the
+    architecture does.
     """
     width = module.mlp_dim * (2 if module.activation == "swiglu" else 1)
     ratio = width / module.embed_dim
@@ -77,9 +81,11 @@ def timm_arguments(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[in
         "qkv_bias": (False, not module.qkv_bias),
         "qk_norm": (True, module.qk_norm),
         "init_values": (module.layer_scale, module.layer_scale is not None),
+        "pool_include_prefix": (True, module.pool_prefix),
         "pre_norm": (True, module.embed_norm),
         "final_norm": (False, not module.final_norm),
         "act_layer": (module.activation, module.activation not in ("gelu", "swiglu")),
+        "norm_layer": ("rmsnorm", module.rms_norm),
     }
     return arguments | {name: value for name, (value, differs) in options.items() if differs}
 
@@ -104,19 +110,25 @@ def timm_config(
         The config; None if no architecture of timm has the module's epsilon or nearly so, or the image size is unknown.
         Epsilons below 1e-6, such as Hugging Face's 1e-12, become 1e-6.
     """
-    special = "gated" if module.activation == "swiglu" else "distilled" if module.distilled else ""
-    architecture = _TIMM_ARCHITECTURES.get((special, max(module.norm_eps, 1e-6)))
-    if architecture is None or arguments["img_size"] is None:
+    kinds = {
+        "distilled": module.distilled,
+        "gated": module.activation == "swiglu",
+        "res_post_norm": module.res_post_norm,
+    }
+    eps = max(module.norm_eps, 1e-6)
+    architecture = _TIMM_ARCHITECTURES.get((tuple(name for name, has in kinds.items() if has), eps))
+    if architecture is None or arguments["img_size"] is None or (module.rms_norm and eps != 1e-6):
         return None
     given = {} if source is None or "model_type" in source else timm_pretrained(source)
     kept = {name: given[name] for name in ("tag", "license") if isinstance(given.get(name), str)}
     # These differ between the architectures, so they are always stated.
-    arguments = {"pre_norm": False, "init_values": None, **arguments}
+    defaults = {"pre_norm": False, "init_values": None, "qkv_bias": True, "class_token": True, "global_pool": "token"}
+    arguments = {**defaults, **arguments}
     return {
         "architecture": architecture,
         "num_classes": module.num_classes,
         "num_features": module.embed_dim,
-        "global_pool": arguments.get("global_pool", "token"),
+        "global_pool": arguments["global_pool"],
         "model_args": arguments,
         **({} if label_names is None else {"label_names": list(label_names)}),
         "pretrained_cfg": {
