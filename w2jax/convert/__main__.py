@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: success. 1: the files differ. 2: an argument or a file is wrong.
     """
     options = _parser().parse_args(arguments)
+    if options.image_size is not None:
+        options.image_size = tuple(options.image_size)
     names = ("num_heads", "activation", "norm_eps", "pool", "pool_prefix", "res_post_norm", "image_size")
     fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:

@@ -10,7 +10,7 @@ from w2jax.convert.timm_names import POOLS, fields_of_model
 from w2jax.convert.vit_huggingface import DEFAULTS
 from w2jax.convert.vit_open_clip import open_clip_fields, vision_options
 from w2jax.text import shorten
-from w2jax.vit import ViT
+from w2jax.vit import PatchSize, ViT, patch_sides
 
 _HUGGINGFACE_ACTIVATIONS = {
     "gelu": "gelu",
@@ -62,7 +62,7 @@ def timm_arguments(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[in
     arguments: dict[str, Any] = {
         "img_size": image_size or square_image(module, leaves["positions"].shape[1]),
         "patch_size": module.patch_size,
-        "in_chans": leaves["patch_embed/projection/kernel"].shape[0] // module.patch_size**2,
+        "in_chans": _channels(module, leaves),
         "num_classes": module.num_classes,
         "embed_dim": module.embed_dim,
         "depth": module.depth,
@@ -145,9 +145,21 @@ def timm_config(
 
 def square_image(module: ViT, positions: int) -> tuple[int, int] | None:
     """Return height and width of the square image that fits the number of positions, or None if none fits."""
-    patches = positions - module.prefix_positions
-    side = math.isqrt(max(patches, 0)) * module.patch_size
-    return (side, side) if side > 0 and side**2 == patches * module.patch_size**2 else None
+    side = square_side(positions - module.prefix_positions, module.patch_size)
+    return (side, side) if side else None
+
+
+def square_side(patches: int, patch_size: PatchSize) -> int:
+    """Return the side in pixels of the square image that has this number of patches; 0 if there is none."""
+    height, width = patch_sides(patch_size)
+    area = max(patches, 0) * height * width
+    side = math.isqrt(area)
+    return side if side**2 == area and side % height == 0 == side % width else 0
+
+
+def _channels(module: ViT, leaves: Mapping[str, Leaf]) -> int:
+    """Return the number of channels of the images."""
+    return leaves["patch_embed/projection/kernel"].shape[0] // math.prod(patch_sides(module.patch_size))
 
 
 def huggingface_config(
@@ -202,7 +214,7 @@ def huggingface_config(
         "layer_norm_eps": module.norm_eps,
         "image_size": list(size) if isinstance(size, tuple) else size,
         "patch_size": module.patch_size,
-        "num_channels": leaves["patch_embed/projection/kernel"].shape[0] // module.patch_size**2,
+        "num_channels": _channels(module, leaves),
     }
     if model_type in ("clip_vision_model", "siglip_vision_model"):
         if isinstance(size, tuple):
@@ -289,7 +301,7 @@ def describes(config: Mapping[str, Any], form: Format, sizes: Mapping[str, Any])
         stated = {
             "embed_dim": config.get("hidden_size", 768),
             "depth": config.get("num_hidden_layers", 12),
-            "patch_size": config.get("patch_size", 16),
+            "patch_size": _as_field(config.get("patch_size", 16)),
         }
         if "mlp_ratio" not in config:
             stated["mlp_dim"] = config.get("intermediate_size", 3072)
@@ -298,10 +310,17 @@ def describes(config: Mapping[str, Any], form: Format, sizes: Mapping[str, Any])
     architecture, arguments = config.get("architecture"), config.get("model_args") or {}
     if form.family != "timm" or not isinstance(architecture, str) or not isinstance(arguments, dict):
         return False
-    stated = {name: arguments[name] for name in ("embed_dim", "depth", "patch_size") if name in arguments}
+    stated = {name: _as_field(arguments[name]) for name in ("embed_dim", "depth", "patch_size") if name in arguments}
     stated = {"embed_dim": config.get("num_features")} | stated
     is_vit = "vit" in architecture or architecture.startswith("deit")
     return is_vit and all(sizes[name] == size for name, size in stated.items())
+
+
+def _as_field(size: Any) -> Any:
+    """Return a size in JSON as a field of `ViT` has it. The patch size can be a list of height and width."""
+    if not isinstance(size, list):
+        return size
+    return size[0] if len(set(map(str, size))) == 1 else tuple(size)
 
 
 def class_names(config: Mapping[str, Any] | None, count: int) -> list[str] | None:

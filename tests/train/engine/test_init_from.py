@@ -219,7 +219,7 @@ def test_pretrained_parameters_are_placed_like_the_state(tmp_path):
             r"needs images with 4 channels, but dataset images has 1. Only gray \(1\) and RGB",
         ),
         ((28, 28), 1, (30, 40, 1), r"divisible by 7, the patch size of .*, got 30 40\. Add --data.image-size 28 42"),
-        ((14, 21), 1, (28, 28, 1), r"must give 6 patches, got 4×4\. The 6 position .* do not form a square grid"),
+        ((14, 21), 1, (28, 28, 1), r"must give 6 patches, got 4×4\. The 6 position .* are not those of a square image"),
     ],
     ids=lambda x: str(x),
 )
