@@ -136,6 +136,7 @@ def read_architecture(
     read: dict[str, Any] = {
         "num_classes": size("head/bias", 0) if head_bias else size("head/kernel", 1),
         "head_bias": head_bias,
+        "final_norm": form.fixed.get("final_norm", (True,))[0],
         "patch_size": _patch_size(by_path["patch_embed/projection/kernel"], tensors),
         "embed_dim": width("encoder/block_0/norm1/scale"),
         "depth": len({path.split("/")[1] for path in by_path if path.startswith("encoder/")}),

@@ -7,7 +7,7 @@ from typing import Any
 from w2jax.convert.layouts import Format
 from w2jax.convert.schema import Leaf
 from w2jax.convert.timm_names import POOLS, fields_of_model
-from w2jax.convert.vit_huggingface import DEFAULTS
+from w2jax.convert.vit_huggingface import DEFAULTS, WITH_TEXT
 from w2jax.convert.vit_open_clip import open_clip_fields, vision_options
 from w2jax.text import shorten
 from w2jax.vit import PatchSize, ViT, patch_sides
@@ -183,14 +183,18 @@ def huggingface_config(
 
     Raises:
         ValueError: `image_size` is None, and the number of patches is not a square number; there are more or fewer
-            `label_names` than classes; or the library cannot have the MLP's width.
+            `label_names` than classes; or the library cannot have the MLP's width or such patches.
     """
     model_type, architecture = model
+    if isinstance(module.patch_size, tuple) and model_type not in ("vit", "deit", "vit_msn", "ijepa"):
+        raise ValueError(f"patches must be square in Hugging Face's {architecture}, got patch_size {module.patch_size}")
     if label_names is not None and len(label_names) != module.num_classes:
         raise ValueError(f"label_names must have {module.num_classes} names (num_classes), got {len(label_names)}")
     label_names = label_names or class_names(source, module.num_classes)
     kept = dict(source) if source is not None and source.get("model_type") == model_type else {}
-    size: Any = image_size or kept.get("image_size") or square_image(module, leaves["positions"].shape[1])
+    inner = kept.get("vision_config")
+    encoder = kept if model_type not in WITH_TEXT else inner if isinstance(inner, dict) else {}
+    size: Any = image_size or encoder.get("image_size") or square_image(module, leaves["positions"].shape[1])
     if size is None:
         patches = leaves["positions"].shape[1] - module.prefix_positions
         raise ValueError(
@@ -199,14 +203,14 @@ def huggingface_config(
         )
     names = {ours: theirs for theirs, ours in reversed(_HUGGINGFACE_ACTIVATIONS.items())}
     activation = names.get(module.activation, "gelu")
-    if _HUGGINGFACE_ACTIVATIONS.get(str(kept.get("hidden_act"))) == module.activation:
-        activation = kept["hidden_act"]
+    if _HUGGINGFACE_ACTIVATIONS.get(str(encoder.get("hidden_act"))) == module.activation:
+        activation = encoder["hidden_act"]
     labels = {str(i): f"LABEL_{i}" for i in range(module.num_classes)}
     if label_names:
         labels = {str(i): name for i, name in enumerate(label_names)}
+    named = {"architectures": [architecture], "model_type": model_type}
+    classes = {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
     config = {
-        "architectures": [architecture],
-        "model_type": model_type,
         "hidden_size": module.embed_dim,
         "num_hidden_layers": module.depth,
         "num_attention_heads": module.num_heads,
@@ -216,17 +220,22 @@ def huggingface_config(
         "patch_size": module.patch_size,
         "num_channels": _channels(module, leaves),
     }
-    if model_type in ("clip_vision_model", "siglip_vision_model"):
+    if model_type.startswith(WITH_TEXT):
         if isinstance(size, tuple):
             if size[0] != size[1]:
                 raise ValueError(f"image_size must be square in Hugging Face's {architecture}, got {size}")
             config["image_size"] = size[0]
-        projection = {"projection_dim": module.num_classes} if module.num_classes else {}
         dropout = {"attention_dropout": module.attention_dropout}
-        return dropout | kept | config | {"intermediate_size": module.mlp_dim} | projection
+        encoder = dropout | encoder | config | {"intermediate_size": module.mlp_dim}
+        if model_type in WITH_TEXT:
+            encoder |= {"model_type": f"{model_type}_vision_model"}
+            # SigLIP's classifier does not use the attention pool, so the file does not have it.
+            encoder |= {"vision_use_head": False} if model_type == "siglip" else {}
+            return kept | named | {"vision_config": encoder} | classes
+        projection = {"projection_dim": module.num_classes} if module.num_classes else {}
+        return encoder | named | projection
     dropout = {"hidden_dropout_prob": module.dropout, "attention_probs_dropout_prob": module.attention_dropout}
-    config |= {"qkv_bias": module.qkv_bias, "id2label": labels}
-    config["label2id"] = {label: int(i) for i, label in labels.items()}
+    config |= {"qkv_bias": module.qkv_bias} | named | classes
     if model_type.startswith("dinov2"):
         return dropout | kept | config | _dinov2_fields(module)
     if model_type in ("vit", "deit"):
@@ -286,7 +295,7 @@ def config_fields(config: Mapping[str, Any] | None, given: Mapping[str, Any]) ->
 def vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the part of a Hugging Face config that describes images, if the model is one of images and text."""
     inner = config.get("vision_config")
-    if config.get("model_type") not in ("clip", "siglip") or not isinstance(inner, dict):
+    if config.get("model_type") not in WITH_TEXT or not isinstance(inner, dict):
         return config
     return {"model_type": f"{config['model_type']}_vision_model", **inner}
 
