@@ -186,7 +186,8 @@ class MultiHeadAttention(nn.Module):
     use_bias: bool = True  # Biases in the four projections; False: no biases.
     qkv_bias: bool = True  # Biases of queries, keys and values, if use_bias; False: only the output has a bias.
     qk_norm: bool = False  # LayerNorm on the queries and keys of each head (section 2 of arXiv:2302.05442).
-    norm_eps: float = 1e-6  # Epsilon of the LayerNorms on queries and keys, added to the variance.
+    sub_norm: bool = False  # LayerNorm on the heads' outputs, all heads together, before the output projection.
+    norm_eps: float = 1e-6  # Epsilon of the LayerNorms, added to the variance.
     rms_norm: bool = False  # RMSNorm instead of these LayerNorms.
     scale: float | None = None  # Factor of the logits; None: 1/√(head width).
     implementation: Implementation = "auto"  # Algorithm; see scaled_dot_product_attention.
@@ -306,6 +307,9 @@ class MultiHeadAttention(nn.Module):
             attended = rearrange(attended, "b h g t v -> b (h g) t v")
             weights = None if weights is None else rearrange(weights, "b h g t s -> b (h g) t s")
         attended = rearrange(attended, "b h t v -> b t h v")
+        if self.sub_norm:
+            joined = norm(self.norm_eps, dtype=self.dtype, name="norm")(rearrange(attended, "b t h v -> b t (h v)"))
+            attended = joined.reshape(attended.shape)
         out = nn.DenseGeneral(
             embed_dim,
             axis=(-2, -1),

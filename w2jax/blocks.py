@@ -49,7 +49,10 @@ class Mlp(nn.Module):
     mlp_dim: int  # Hidden width, after the activation.
     dropout: float = 0.0  # Dropout rate after the activation and on the output.
     activation: Activation = "gelu"  # Activation function between the two layers.
-    use_bias: bool = True  # Biases in both layers.
+    use_bias: bool = True  # Biases in both layers, and in the LayerNorm.
+    sub_norm: bool = False  # LayerNorm after the activation.
+    norm_eps: float = 1e-6  # Epsilon of the LayerNorm, added to the variance.
+    rms_norm: bool = False  # RMSNorm instead of the LayerNorm.
     dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
@@ -64,6 +67,8 @@ class Mlp(nn.Module):
         x = nn.Dense(self.mlp_dim * (2 if self.activation == "swiglu" else 1), name="fc1", **dense)(x)
         x = ACTIVATIONS[self.activation](x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        if self.sub_norm:
+            x = layer_norm(self, "norm")(x)
         x = nn.Dense(width, name="fc2", **dense)(x)
         return nn.Dropout(self.dropout)(x, deterministic=not train)
 
@@ -114,6 +119,9 @@ class EncoderBlock(nn.Module):
         z' = LN(MSA(z)) + z
         z = LN(MLP(z')) + z'
 
+    `sub_norm` adds the norms of section 2.1 of "Foundation Transformers" <https://arxiv.org/abs/2210.06423>, which
+    BEiT-3 has.
+
     Raises:
         ValueError: the options do not fit each other, or the mask is not bool.
     """
@@ -129,6 +137,7 @@ class EncoderBlock(nn.Module):
     pre_norm: bool = True  # LayerNorm before each residual branch; False: after each residual sum.
     res_post_norm: bool = False  # LayerNorm on the output of each residual branch, before the sum; no other norms.
     residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z.
+    sub_norm: bool = False  # LayerNorms also before the last layers of the attention and of the MLP.
     activation: Activation = "gelu"  # Activation function of the MLP.
     norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance.
     rms_norm: bool = False  # RMSNorm instead of every LayerNorm.

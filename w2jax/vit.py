@@ -136,6 +136,7 @@ class ViT(nn.Module):
     qk_norm: bool = False  # LayerNorm on queries and keys.
     attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width).
     res_post_norm: bool = False  # LayerNorm on each residual branch's output instead of its input (arXiv:2111.09883).
+    sub_norm: bool = False  # LayerNorms also before the last layers of attention and MLP (arXiv:2210.06423).
     residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z, as in the course's code.
     pre_logits_dim: int | None = None  # Width of an extra tanh layer before the head; None: no such layer.
     activation: Activation = "gelu"  # Activation of the MLPs: gelu, gelu_tanh, quick_gelu, relu or swiglu.

@@ -75,6 +75,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "timm_res_post_norm": ("timm", {}),
     "timm_rms_norm": ("timm", {}),
     "timm_siglip2": ("timm", {}),
+    "timm_sub_norm": ("timm", {}),
     "torchvision_vit": ("torchvision", {"num_heads": 3}),
     "tv_oldnames_rep20": ("torchvision_old", {"num_heads": 4}),
 }

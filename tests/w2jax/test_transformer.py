@@ -23,34 +23,37 @@ def stacked(params, depth):
     return {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block_{i}"] for i in range(depth)))}
 
 
-@pytest.mark.parametrize("option", [None, "residual_from_norm", "res_post_norm"])
+@pytest.mark.parametrize("option", [None, "residual_from_norm", "res_post_norm", "sub_norm"])
 def test_a_block_is_the_equation_of_its_paper(option):
     block = EncoderBlock(H, F, **({option: True} if option else {}))
     z = tokens()
     variables = random_variables(block, z)
     p = variables["params"]
 
-    def norm(z, name):
+    def norm(z, p):
         mean, var = z.mean(-1, keepdims=True), z.var(-1, keepdims=True)
-        return (z - mean) / jnp.sqrt(var + 1e-6) * p[name]["scale"] + p[name]["bias"]
+        return (z - mean) / jnp.sqrt(var + 1e-6) * p["scale"] + p["bias"]
 
     def attention(z):
         q, k, v = (jnp.einsum("bnd,dhk->bhnk", z, p["attention"][n]["kernel"]) for n in ("query", "key", "value"))
         q, k, v = (x + p["attention"][n]["bias"][:, None] for x, n in ((q, "query"), (k, "key"), (v, "value")))
         mixed = jax.nn.softmax(q @ jnp.swapaxes(k, -1, -2) / np.sqrt(D / H)) @ v
-        return jnp.einsum("bhnk,hkd->bnd", mixed, p["attention"]["out"]["kernel"]) + p["attention"]["out"]["bias"]
+        mixed = jnp.swapaxes(mixed, 1, 2).reshape(z.shape)
+        mixed = norm(mixed, p["attention"]["norm"]) if option == "sub_norm" else mixed
+        return mixed @ p["attention"]["out"]["kernel"].reshape(D, D) + p["attention"]["out"]["bias"]
 
     def mlp(z):
         z = jax.nn.gelu(z @ p["mlp"]["fc1"]["kernel"] + p["mlp"]["fc1"]["bias"], approximate=False)
+        z = norm(z, p["mlp"]["norm"]) if option == "sub_norm" else z
         return z @ p["mlp"]["fc2"]["kernel"] + p["mlp"]["fc2"]["bias"]
 
     if option == "res_post_norm":
-        expected = norm(attention(z), "norm1") + z
-        expected = norm(mlp(expected), "norm2") + expected
+        expected = norm(attention(z), p["norm1"]) + z
+        expected = norm(mlp(expected), p["norm2"]) + expected
     else:
-        normed = norm(z, "norm1")
-        expected = attention(normed) + (normed if option else z)
-        expected = mlp(norm(expected, "norm2")) + expected
+        normed = norm(z, p["norm1"])
+        expected = attention(normed) + (normed if option == "residual_from_norm" else z)
+        expected = mlp(norm(expected, p["norm2"])) + expected
     out, weights = run(block, variables, z)
     assert weights is None
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)

@@ -87,7 +87,8 @@ def test_the_order_of_patches_matters_only_through_positions(options):
         {"activation": "swiglu", "final_norm": False},
         {"num_registers": 1, "register_positions": True, "distilled": True},
         {"res_post_norm": True, "patch_size": (2, 3)},
-        {"rms_norm": True, "qk_norm": True, "pool": "map", "num_registers": 2, "pool_prefix": True},
+        {"sub_norm": True},
+        {"rms_norm": True, "sub_norm": True, "qk_norm": True, "pool": "map", "num_registers": 2, "pool_prefix": True},
     ],
     ids=str,
 )

@@ -21,12 +21,11 @@ _MORE_HEADS = {r".*_giant_.*(dinov2|tipsv2|radio)": 24, r".*_plus_": 14, r"vit_b
 """Number of heads of names that differ from their size."""
 
 _WORDS = {"deit", "deit3", "flexivit", "eva", "test", "clip", "quickgelu", "siglip", "dinov2", "tipsv2", "radio"}
-_WORDS |= {"v3", "v4", "distilled", "gap", "map", "plus", "miil", "36x1", "rpn", *_HEADS}
+_WORDS |= {"beit3", "v3", "v4", "distilled", "gap", "map", "plus", "miil", "36x1", "rpn", *_HEADS}
 _NUMBERED_WORD = re.compile(r"(patch|reg)?\d+")  # patch16, reg4, and the image size 224
 
 _REFUSED = {
     r"aimv2_": "RMSNorm and an MLP without biases",
-    r"beit3_": "norms inside the attention and the MLP",
     r".*_(xp|pwee|dpwee|18x2)_": "parallel blocks",
     r".*_(dlittle|dwee)_": "differential attention",
 }
@@ -42,6 +41,7 @@ _HARMLESS = {"img_size", "patch_size", "in_chans", "num_classes", "global_pool",
 _HARMLESS |= {"qkv_bias", "qk_norm", "init_values", "class_token", "pos_embed", "no_embed_class", "reg_tokens"}
 _HARMLESS |= {"pre_norm", "fc_norm", "dynamic_img_size", "strict_img_size", "drop_rate", "pos_drop_rate", "weight_init"}
 _HARMLESS |= {"patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "fix_init"}
+_HARMLESS |= {"scale_attn_norm", "scale_mlp_norm"}
 """Arguments of timm's constructor whose effect the tensors show, or that only training uses."""
 
 _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
@@ -100,7 +100,7 @@ def _of_name(name: str) -> dict[str, Any]:
     return {
         "num_heads": heads,
         "activation": activation,
-        "norm_eps": 1e-5 if "clip" in words else 1e-6,
+        "norm_eps": 1e-5 if {"clip", "beit3"} & {*words} else 1e-6,
         "final_norm": not {"radio", "intern300m"} & {*words},
         **{field: True for pattern, field in _SPECIAL.items() if re.match(pattern, name)},
     }

@@ -147,6 +147,7 @@ def read_architecture(
         "embed_norm": "embed_norm/scale" in by_path,
         "qkv_bias": attention + "query/bias" in by_path,
         "qk_norm": attention + "query_norm/scale" in by_path,
+        "sub_norm": attention + "norm/scale" in by_path,
         "norm_after_pool": "pool_norm/scale" in by_path,
         "layer_scale": 1e-5 if "encoder/block_0/scale1/gamma" in by_path else None,
         "pre_logits_dim": width("pre_logits/bias") if "pre_logits/bias" in by_path else None,
@@ -238,7 +239,8 @@ class _StackedLayers:
 @lru_cache(maxsize=16)
 def _all_leaves(depth: int) -> dict[str, tuple[int, ...]]:
     """Return the leaves of a ViT with every optional parameter."""
-    options: dict[str, Any] = {"num_registers": 1, "embed_norm": True, "qk_norm": True, "layer_scale": 1.0}
+    options: dict[str, Any] = dict.fromkeys(("embed_norm", "qk_norm", "sub_norm"), True)
+    options |= {"num_registers": 1, "layer_scale": 1.0}
     module = ViT(1, 1, 4, depth, 1, 1, pool="map", pre_logits_dim=1, **options)
     other = ViT(1, 1, 4, depth, 1, 1, norm_after_pool=True, num_registers=1, distilled=True)
     return {path: leaf.shape for path, leaf in (module_leaves(module) | module_leaves(other)).items()}

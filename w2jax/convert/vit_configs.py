@@ -81,6 +81,8 @@ def timm_arguments(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[in
         "qkv_bias": (False, not module.qkv_bias),
         "qk_norm": (True, module.qk_norm),
         "init_values": (module.layer_scale, module.layer_scale is not None),
+        "scale_attn_norm": (True, module.sub_norm),
+        "scale_mlp_norm": (True, module.sub_norm),
         "pool_include_prefix": (True, module.pool_prefix),
         "pre_norm": (True, module.embed_norm),
         "final_norm": (False, not module.final_norm),
@@ -321,7 +323,7 @@ def describes(config: Mapping[str, Any], form: Format, sizes: Mapping[str, Any])
         return False
     stated = {name: _as_field(arguments[name]) for name in ("embed_dim", "depth", "patch_size") if name in arguments}
     stated = {"embed_dim": config.get("num_features")} | stated
-    is_vit = "vit" in architecture or architecture.startswith("deit")
+    is_vit = "vit" in architecture or architecture.startswith(("deit", "beit3"))
     return is_vit and all(sizes[name] == size for name, size in stated.items())
 
 

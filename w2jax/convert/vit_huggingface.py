@@ -101,7 +101,7 @@ def _classifier(prefix: str, body: Table, *heads: Rule) -> Table:
 EVERYWHERE: dict[str, tuple[Any, ...]] = {"residual_from_norm": (False,), "attention_scale": (None,)}
 PLAIN = EVERYWHERE | {
     **dict.fromkeys(("norm_after_pool", "register_positions", "qk_norm", "distilled"), (False,)),
-    **dict.fromkeys(("res_post_norm", "rms_norm", "pool_prefix"), (False,)),
+    **dict.fromkeys(("res_post_norm", "rms_norm", "sub_norm", "pool_prefix"), (False,)),
     **dict.fromkeys(("patch_bias", "final_norm", "head_bias"), (True,)),
     "num_registers": (0,),
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),

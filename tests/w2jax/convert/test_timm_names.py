@@ -106,7 +106,9 @@ def test_without_a_config_norms_without_biases_are_rmsnorms(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["timm_res_post_norm", "timm_pool_prefix", "timm_rms_norm", "timm_patch_6x4"])
+@pytest.mark.parametrize(
+    "name", ["timm_res_post_norm", "timm_pool_prefix", "timm_rms_norm", "timm_sub_norm", "timm_patch_6x4"]
+)
 def test_timms_config_json_is_written_for_every_kind_of_model(tmp_path, name):
     """The folder without our metadata is read back as the same model."""
     loaded = peer(name)
