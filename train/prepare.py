@@ -168,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def training_command(metadata: "DatasetMetadata", directory: str | None) -> str:
     """The command that trains a Vision Transformer on a prepared dataset."""
     from configs.vit import PRESETS
+    from w2jax.vit import patch_sides
 
     words = ["python", "-m", "train.vit"]
     if metadata.name in PRESETS:
@@ -177,8 +178,9 @@ def training_command(metadata: "DatasetMetadata", directory: str | None) -> str:
         sides: Any = features["image"].shape
         label: Any = features["label"]
         words += ["--data.name", metadata.name]
-        if any(side is None or side % model.patch_size for side in sides[:2]):
-            words += ["--data.image-size", *2 * [str(8 * model.patch_size)]]
+        patch = patch_sides(model.patch_size)
+        if any(side is None or side % part for side, part in zip(sides[:2], patch, strict=True)):
+            words += ["--data.image-size", *(str(8 * part) for part in patch)]
         if label.num_classes != model.num_classes:
             words += ["--model.num-classes", str(label.num_classes)]
     return shlex.join([*words, *_place(directory)])

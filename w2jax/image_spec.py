@@ -186,5 +186,8 @@ def _decoded(picture: Any, upright: bool, mode: str) -> Any:
             )
         return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).convert(mode)
     if picture.mode not in _EIGHT_BIT:
-        raise ValueError(f"an image must have 8 bits per channel, got Pillow's mode {picture.mode}. Convert it")
+        raise ValueError(
+            f"an image must have 8 bits per channel, got Pillow's mode {picture.mode}. Scale its values to 0 … 255 and "
+            "make it uint8; Pillow's convert would cut values above 255"
+        )
     return (ImageOps.exif_transpose(picture) if upright else picture).convert(mode)

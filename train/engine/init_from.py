@@ -24,13 +24,14 @@ from train.run.files import CONFIG, IMAGES, read_config_tree
 from train.run.folder import has_checkpoint, read_config, read_image_info
 from train.run.weights import describe_run, is_run_folder, load_run
 from train.task import InitialParams
-from w2jax import ViT
 from w2jax.convert.hub import pinned
 from w2jax.convert.load_save import describe, describe_names, describe_spec, load_described
 from w2jax.convert.state_dict import HEADS
+from w2jax.convert.vit_configs import square_image
 from w2jax.image_spec import ImageSpec
 from w2jax.serialize import field_names
 from w2jax.text import count_of, first_few
+from w2jax.vit import ViT, patch_grid, patch_sides
 
 # Fields that come from the config, not from the file: how to train and compute, and the number of classes.
 # A projection of CLIP has no bias, and the classifier that replaces it has one.
@@ -127,21 +128,22 @@ def read_initial_params(config: Config, source: Source) -> InitialParams:
     notes = [f"{sum(x.size for x in jax.tree.leaves(variables)):,} parameters"]
 
     height, width, channels = source.image_shape
-    patch = model.patch_size
+    patch = patch_sides(model.patch_size)
     reads = input_channels(config.normalize, channels)
-    variables, adapted = _with_channels(path, variables, patch, source.name, reads)
+    variables, adapted = _with_channels(path, variables, math.prod(patch), source.name, reads)
     notes += [describe_images(config), *adapted, *["each gray value is used as R, G and B"] * (channels < reads)]
-    is_partial = bool(height % patch or width % patch)
-    if min(height, width) < patch or (is_partial and model.partial_patches == "error"):
-        fitting = [max(round(side / patch), 1) * patch for side in (height, width)]
+    new = patch_grid((height, width), patch)
+    is_partial = bool(height % patch[0] or width % patch[1])
+    if 0 in new or (is_partial and model.partial_patches == "error"):
+        fitting = [max(round(side / part), 1) * part for side, part in zip((height, width), patch, strict=True)]
         raise UserError(
-            f"--data.image-size must be divisible by {patch}, the patch size of {path}, got {height} {width}. "
-            f"Add --data.image-size {fitting[0]} {fitting[1]}"
+            f"--data.image-size must be divisible by {' '.join(map(str, dict.fromkeys(patch)))}, the patch size of "
+            f"{path}, got {height} {width}. Add --data.image-size {fitting[0]} {fitting[1]}"
         )
     if model.positions == "learned":
-        new = (height // patch, width // patch)
-        old = _grid(path, variables["params"]["positions"].shape[1] - model.prefix_positions, new)
-        variables = model.resize(variables, (old[0] * patch, old[1] * patch), (height, width))
+        old_size = _trained_size(path, model, variables["params"]["positions"].shape[1], (height, width))
+        old = patch_grid(old_size, patch)
+        variables = model.resize(variables, old_size, (height, width))
         resized = "" if old == new else f", resized to {new[0]}×{new[1]}"
         notes.append(f"position embeddings {old[0]}×{old[1]}{resized}")
 
@@ -183,9 +185,11 @@ def _begun_with(path: str, run_dir: str | None) -> str | None:
 
 
 def _with_channels(
-    path: str, variables: dict[str, Any], patch: int, dataset: str, channels: int
+    path: str, variables: dict[str, Any], pixels: int, dataset: str, channels: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Changes the patch embedding from color to gray images or back, if images with `channels` channels need it.
+
+    `pixels` is the number of pixels of a patch.
 
     Returns:
         The variables, and a note for the user if they changed.
@@ -196,7 +200,7 @@ def _with_channels(
     params = variables["params"]
     projection = params["patch_embed"]["projection"]
     kernel = projection["kernel"]
-    reads = kernel.shape[0] // patch**2
+    reads = kernel.shape[0] // pixels
     if reads == channels:
         return variables, []
     if {reads, channels} != {1, 3}:
@@ -302,14 +306,14 @@ def as_weights_error() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def _grid(path: str, patches: int, new: tuple[int, int]) -> tuple[int, int]:
-    """Returns the grid (rows, columns) of patches that the position embeddings were trained for."""
-    if patches == new[0] * new[1]:
-        return new
-    side = math.isqrt(patches)
-    if side**2 == patches:
-        return side, side
-    raise UserError(
-        f"--data.image-size must give {patches} patches, got {new[0]}×{new[1]}. The {patches} position embeddings in "
-        f"{path} do not form a square grid, so they cannot be resized. Choose another --data.image-size"
-    )
+def _trained_size(path: str, model: ViT, positions: int, new: tuple[int, int]) -> tuple[int, int]:
+    """Returns (height, width) of images that have this number of position embeddings: `new`, else a square."""
+    patches = positions - model.prefix_positions
+    rows, columns = patch_grid(new, model.patch_size)
+    old = new if patches == rows * columns else square_image(model, positions)
+    if old is None:
+        raise UserError(
+            f"--data.image-size must give {patches} patches, got {rows}×{columns}. The {patches} position embeddings "
+            f"in {path} are not those of a square image, so they cannot be resized. Choose another --data.image-size"
+        )
+    return old

@@ -30,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: success. 1: the files differ. 2: an argument or a file is wrong.
     """
     options = _parser().parse_args(arguments)
-    names = ("num_heads", "activation", "norm_eps", "pool", "image_size")
+    if options.image_size is not None:
+        options.image_size = tuple(options.image_size)
+    names = ("num_heads", "activation", "norm_eps", "pool", "pool_prefix", "res_post_norm", "image_size")
     fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:
         options.src = pinned(options.src)
@@ -135,6 +137,18 @@ def _parser() -> argparse.ArgumentParser:
         "--pool",
         choices=["cls", "gap", "map"],
         help="cls: class token; gap: mean of the patches; map: attention pooling. Default: read from the tensors",
+    )
+    unknown.add_argument(
+        "--pool-prefix",
+        action="store_const",
+        const=True,
+        help="pools gap and map read the class token and the registers too, as pool_include_prefix in timm",
+    )
+    unknown.add_argument(
+        "--res-post-norm",
+        action="store_const",
+        const=True,
+        help="the norms are on the outputs of the attention and of the MLP, as in timm's models named rpn",
     )
     unknown.add_argument(
         "--image-size",

@@ -19,7 +19,7 @@ from w2jax.files import read_json
 from w2jax.image_spec import ImageSpec
 from w2jax.serialize import module_to_json
 from w2jax.text import count_of
-from w2jax.vit import ViT
+from w2jax.vit import ViT, patch_grid
 
 METADATA = "w2jax"  # key in the metadata of a written file; its value describes the module as JSON
 IMAGE_METADATA = "w2jax_images"  # key whose value is an ImageSpec as JSON
@@ -165,7 +165,7 @@ def _differences(
 
 def _fits(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int]) -> bool:
     """Return True if the position embeddings are those of images of this size."""
-    patches = prod(side // module.patch_size for side in image_size)
+    patches = prod(patch_grid(image_size, module.patch_size))
     return "positions" in leaves and leaves["positions"].shape[1] == module.prefix_positions + patches
 
 

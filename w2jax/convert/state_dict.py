@@ -19,7 +19,7 @@ from w2jax.convert.torch_modules import torch_formats
 from w2jax.convert.vit_architecture import vit_prefixes
 from w2jax.convert.vit_tables import FORMATS, inexpressible
 from w2jax.text import nearest
-from w2jax.vit import ViT
+from w2jax.vit import ViT, patch_sides
 
 HEADS = ("head", "head_distilled")
 """The names of the classifiers in a module with `num_classes`."""
@@ -203,7 +203,7 @@ def _shapes(leaves: Mapping[str, Leaf]) -> dict[str, Shape]:
 
 
 def _sizes(module: nn.Module) -> dict[str, int]:
-    return {"p1": module.patch_size, "p2": module.patch_size} if isinstance(module, ViT) else {}
+    return dict(zip(("p1", "p2"), patch_sides(module.patch_size), strict=True)) if isinstance(module, ViT) else {}
 
 
 def _as_root(module: nn.Module) -> nn.Module:

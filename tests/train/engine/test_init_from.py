@@ -224,7 +224,7 @@ def test_pretrained_parameters_are_placed_like_the_state(tmp_path):
             r"needs images with 4 channels, but dataset images has 1. Only gray \(1\) and RGB",
         ),
         ((28, 28), 1, (30, 40, 1), r"divisible by 7, the patch size of .*, got 30 40\. Add --data.image-size 28 42"),
-        ((14, 21), 1, (28, 28, 1), r"must give 6 patches, got 4×4\. The 6 position .* do not form a square grid"),
+        ((14, 21), 1, (28, 28, 1), r"must give 6 patches, got 4×4\. The 6 position .* are not those of a square image"),
     ],
     ids=lambda x: str(x),
 )
@@ -232,6 +232,21 @@ def test_image_sizes_that_do_not_fit_the_model_are_refused(size, channels, shape
     written(tmp_path / "vit.safetensors", size=size, channels=channels)
     with pytest.raises(UserError, match=message):
         make_task(parsed(tmp_path / "vit.safetensors"), nothing(shape)).initial_params()
+
+
+def test_patches_that_are_not_square_keep_their_shape_and_their_positions_are_resized(tmp_path):
+    narrow = usual.clone(patch_size=(7, 4))
+    variables = written(tmp_path / "vit.safetensors", narrow)
+    config = parsed(tmp_path / "vit.safetensors", "--model.patch-size", "7", "4")
+    assert config.model.patch_size == (7, 4)
+    _, state, note = begun(config, nothing((42, 20, 1)))
+    assert "position embeddings 4×7, resized to 6×5" in note
+    expected = narrow.resize(variables, (28, 28), (42, 20))["params"]["positions"]
+    np.testing.assert_allclose(state.params["positions"], expected, rtol=1e-6)
+    with pytest.raises(UserError, match=r"must be divisible by 7 4, the patch size .* Add --data.image-size 28 32"):
+        begun(config, nothing((28, 31, 1)))
+    with pytest.raises(UserError, match=r"--model.patch-size must be \(7, 4\), got 4"):
+        parsed(tmp_path / "vit.safetensors", "--model.patch-size", "4")
 
 
 GRAY = "patch embedding summed over R, G and B for gray images"
