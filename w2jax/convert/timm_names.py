@@ -25,7 +25,7 @@ _WORDS |= {"beit3", "v3", "v4", "distilled", "gap", "map", "plus", "miil", "36x1
 _NUMBERED_WORD = re.compile(r"(patch|reg)?\d+")  # patch16, reg4, and the image size 224
 
 _REFUSED = {
-    r"aimv2_": "RMSNorm and an MLP without biases",
+    r"aimv2_": "projections without biases in the attention and the MLP",
     r".*_(xp|pwee|dpwee|18x2)_": "parallel blocks",
     r".*_(dlittle|dwee)_": "differential attention",
 }

@@ -152,7 +152,7 @@ def square_image(module: ViT, positions: int) -> tuple[int, int] | None:
 
 
 def square_side(patches: int, patch_size: PatchSize) -> int:
-    """Return the side in pixels of the square image that has this number of patches; 0 if there is none."""
+    """Return the side in pixels of the square image that has this number of patches; 0 if no square image has it."""
     height, width = patch_sides(patch_size)
     area = max(patches, 0) * height * width
     side = math.isqrt(area)

@@ -106,12 +106,10 @@ def test_without_a_config_norms_without_biases_are_rmsnorms(tmp_path):
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["timm_res_post_norm", "timm_pool_prefix", "timm_rms_norm", "timm_sub_norm", "timm_patch_6x4"]
-)
-def test_timms_config_json_is_written_for_every_kind_of_model(tmp_path, name):
+@pytest.mark.parametrize("kind", ["res_post_norm", "pool_prefix", "rms_norm", "sub_norm", "patch_6x4"])
+def test_timms_config_json_is_written_for_every_kind_of_model(tmp_path, kind):
     """The folder without our metadata is read back as the same model."""
-    loaded = peer(name)
+    loaded = peer(f"timm_{kind}")
     save(tmp_path / "timm", loaded.module, loaded.variables, "timm", image_size=loaded.image_size, spec=loaded.spec)
     tensors = {key: tensor.read() for key, tensor in read_weights(tmp_path / "timm").tensors.items()}
     write_weights(tmp_path / "timm" / "model.safetensors", from_arrays(tensors))
