@@ -88,6 +88,17 @@ FINETUNE = Config(
     run=RunConfig(epochs=20.0, batch_size=32, log_every=10, eval_every=100, save_every=100),
 )
 
+# A linear probe: nothing changes the images, so the frozen layers compute their features once.
+PROBE = replace(
+    FINETUNE,
+    data=Data(),
+    model=SMALL.clone(num_classes=0),
+    optim=Optim(learning_rate=1e-2, weight_decay=0.0, freeze=("all-but-head",)),
+    augment=Augment(),
+    label_smoothing=0.0,
+    run=RunConfig(epochs=100.0, batch_size=32, log_every=100, eval_every=500, save_every=500),
+)
+
 PRESETS = {
     "tiny": Preset(
         Config(
@@ -106,6 +117,7 @@ PRESETS = {
         "accuracy 98.2 %, 60 s",
     ),
     "finetune": Preset(FINETUNE, "default with --init-from"),
+    "probe": Preset(PROBE, "linear probe: only the head trains"),
     "mnist": Preset(
         Config(
             data=Data("mnist"),

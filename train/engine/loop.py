@@ -198,7 +198,9 @@ def train(
     def is_due(step: int, every: int) -> bool:
         return step == run.steps or step % every == 0
 
-    with signals.deferred(), closing(train_calls(setup, progress.state, progress.done)) as calls:
+    is_finished = progress.done == run.steps
+    examples = setup.source if is_finished else setup.examples(setup.source, progress.state)
+    with signals.deferred(), closing(train_calls(setup, examples, progress.state, progress.done)) as calls:
         is_tested = any(line["step"] == progress.done for line in tests)
         if progress.done and is_due(progress.done, run.eval_every) and not is_tested:
             evaluate(progress.done)  # An earlier process ended after it saved this checkpoint, before the evaluation.
@@ -254,6 +256,8 @@ def _announce(
         say(f"{run.steps:,} steps: {run.epochs:g} × {len(setup.source):,} images / {run.batch_size:,}, rounded up")
     if note is not None:
         say(note)
+    if setup.features.note is not None and progress.done < run.steps:
+        say(setup.features.note)
     if folder.left_by is not None:
         say(f"the last process in {folder.path} ({folder.left_by}) was killed or crashed")
     for message in checkpoints.notes:
