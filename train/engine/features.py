@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     feature: jax.ShapeDtypeStruct | None = None
     """Shape and dtype of the features of an image, [K, D]. None: each step computes all layers."""
     note: str | None = None
-    """The reason, in one line. None if more than the heads trains."""
+    """What the run does and why, in one line. None if more than the heads trains."""
 
 
 def plan(config: Config, task: Task, source: Source, test_source: Source) -> Plan:
@@ -52,7 +52,8 @@ def plan(config: Config, task: Task, source: Source, test_source: Source) -> Pla
     every_step = "only the head trains, but each step computes all layers"
     if random := [name for name, value in options.items() if value and _is_random(name)]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in random)
-        return Plan(note=f"{every_step}, because of {flags}. The preset probe computes them once")
+        advice = "Without these options, as in the preset probe, features are computed once"
+        return Plan(note=f"{every_step}, because of {flags}. {advice}")
     try:
         images = jax.ShapeDtypeStruct((1, *source.image_shape), jnp.uint8)
         feature = jax.eval_shape(lambda state, images: features(state, images)[0], state, images)
