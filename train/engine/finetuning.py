@@ -1,4 +1,4 @@
-"""Completes the options of the presets finetune and probe with what the weights, the dataset and the batch size determine."""
+"""Completes the options of the presets finetune and probe by the weights, the dataset and the batch size."""
 
 from collections.abc import Collection
 from dataclasses import replace
