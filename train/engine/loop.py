@@ -198,8 +198,8 @@ def train(
     def is_due(step: int, every: int) -> bool:
         return step == run.steps or step % every == 0
 
-    is_finished = progress.done == run.steps
-    examples = setup.source if is_finished else setup.examples(setup.source, progress.state)
+    has_steps = progress.done < run.steps
+    examples = setup.examples(setup.source, progress.state) if has_steps else setup.source
     with signals.deferred(), closing(train_calls(setup, examples, progress.state, progress.done)) as calls:
         is_tested = any(line["step"] == progress.done for line in tests)
         if progress.done and is_due(progress.done, run.eval_every) and not is_tested:
