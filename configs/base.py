@@ -34,7 +34,8 @@ class Data:
     interpolation: Interpolation | None = None
     """Interpolation for all resizing. None: bilinear."""
     memory_limit: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 1024
-    """Size limit, in MiB of decoded images, for keeping a split in memory. Larger splits are streamed from disk."""
+    """Size limit, in MiB of decoded images, for keeping a split in memory. Larger splits are streamed from disk.
+    The limit also applies to the features of a linear probe (--optim.freeze)."""
     workers: Annotated[int, Range(0, 256), CHANGEABLE, PER_PROCESS] = 2
     """Number of processes that decode a streamed split. 0: decode in the training process."""
 
@@ -100,7 +101,8 @@ class Optim(AdamW):
     """Factor of the learning rate of the head, the last layer. A new head may learn faster than pretrained layers."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: patterns of their paths, such as patch_embed, encoder/block_0 or '*/norm?/*'.
-    all-but-head: train only the head (a linear probe)."""
+    all-but-head: train only the head (a linear probe). The other layers run once per image if nothing is random: no
+    augmentation, random crops, dropout or drop path, and if the results fit in --data.memory-limit."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ class Config(ClassifierConfig):
     If the number of classes differs, the head gets random weights.
     If the files of the weights say how to prepare images, this sets --normalize, --data.resize and
     --data.interpolation, unless you do. If the images differ in size, it also sets --data.image-size.
-    If no preset is named, this option selects the preset finetune. There, the number of classes is that of the
-    dataset, all images get the size of the weights, and the learning rate is proportional to the batch size."""
+    If no preset is named, this option selects the preset finetune. There, and in the preset probe, the number of
+    classes is that of the dataset, all images get the size of the weights, and the learning rate is proportional to
+    the batch size."""
     normalize: Annotated[Literal["auto", "half", "imagenet", "clip", "none"] | tuple[float, ...], COMMON] = "auto"
     """Normalization of the pixels, which are in [0, 1]. half: to [-1, 1]. imagenet, clip: by these mean values and
     standard deviations of RGB. none: no change. You can also pass 2, 6 or 8 numbers: the means, then the deviations.
@@ -88,6 +89,17 @@ FINETUNE = Config(
     run=RunConfig(epochs=20.0, batch_size=32, log_every=10, eval_every=100, save_every=100),
 )
 
+# A linear probe. Nothing is random, so the frozen layers run only once for each image (`train.engine.features`).
+PROBE = replace(
+    FINETUNE,
+    data=Data(),
+    model=SMALL.clone(num_classes=0),
+    optim=Optim(learning_rate=3e-3, weight_decay=0.0, freeze=("all-but-head",)),
+    augment=Augment(),
+    label_smoothing=0.0,
+    run=RunConfig(epochs=100.0, batch_size=32, log_every=100, eval_every=500, save_every=500),
+)
+
 PRESETS = {
     "tiny": Preset(
         Config(
@@ -106,6 +118,7 @@ PRESETS = {
         "accuracy 98.2 %, 60 s",
     ),
     "finetune": Preset(FINETUNE, "default with --init-from"),
+    "probe": Preset(PROBE, "linear probe: only the head trains"),
     "mnist": Preset(
         Config(
             data=Data("mnist"),

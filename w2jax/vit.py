@@ -331,6 +331,53 @@ class ViT(nn.Module):
             tokens.append(x)
         return tokens
 
+    def head_inputs(
+        self, variables: Mapping[str, Any], images: Float[Array, "B h w C"], train: bool = False
+    ) -> Float[Array, "B K D"]:
+        """Return what the classifier reads: the features of a linear probe.
+
+        Args:
+            variables: variables of this model.
+            images: as in `__call__`.
+            train: as in `__call__`. No rng is passed, so all rates must be 0.
+
+        Returns:
+            One vector per classifier, in float32 or wider. K is 2 if `distilled`, else 1. D is the width of the
+            classifier's input: 2 · embed_dim for pool "cls_gap", `pre_logits_dim` if set, else embed_dim.
+
+        Raises:
+            ValueError: the model has no classifier.
+            flax.errors.InvalidRngError: `train` is True and a rate is above 0.
+        """
+        if not self.num_classes:
+            raise ValueError("num_classes must be at least 1, got 0: the model has no classifier")
+        inputs = {}
+
+        def keep(call, arguments, options, context):
+            if context.module.name in self._heads and context.method_name == "__call__":
+                inputs[context.module.name] = arguments[0]
+            return call(*arguments, **options)
+
+        with nn.intercept_methods(keep):
+            self.apply(variables, images, train=train)
+        return at_least_float32(jnp.stack([inputs[name] for name in self._heads], axis=1))
+
+    def classify(self, variables: Mapping[str, Any], inputs: Float[Array, "B K D"]) -> Float[Array, "B V"]:
+        """Return the logits that `__call__` returns for the images whose `head_inputs` are `inputs`.
+
+        Only the classifier's parameters in `variables` are read.
+        """
+        head = nn.Dense(self.num_classes, use_bias=self.head_bias, dtype=compute_dtype(self.dtype), parent=None)
+        params = [variables["params"][name] for name in self._heads]
+        logits: list[Any] = [head.apply({"params": params[i]}, inputs[:, i]) for i in range(len(params))]
+        mean: Any = sum(logits[1:], logits[0]) / len(logits)
+        return at_least_float32(mean)
+
+    @property
+    def _heads(self) -> tuple[str, ...]:
+        """The names of the classifiers."""
+        return ("head", "head_distilled") if self.distilled else ("head",)
+
     def resize(
         self, variables: Mapping[str, Any], old_size: tuple[int, int], new_size: tuple[int, int]
     ) -> dict[str, Any]:

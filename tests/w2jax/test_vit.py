@@ -1,11 +1,14 @@
 """The Vision Transformer: torch's numbers, order given only by positions, and every option."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax import linen as nn
+from flax.errors import InvalidRngError
 from models import random_variables, run
 from torch_vit import TorchViT, state_dict
 
@@ -271,6 +274,37 @@ def test_resized_positions_interpolate_and_keep_the_class_token():
         ValueError, match=r"must have 15 entries \(0 for class token and registers, and 3×5 for the patches\), got 20"
     ):
         resize_positions(rows, (3, 5), (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({}, (1, 12)),
+        ({"pool": "cls_gap", "head_bias": False}, (1, 24)),
+        ({"pool": "map", "scan_layers": True, "dtype": "bfloat16"}, (1, 12)),
+        ({"pool": "gap", "norm_after_pool": True, "pre_logits_dim": 7}, (1, 7)),
+        ({"distilled": True, "num_registers": 1}, (2, 12)),
+    ],
+    ids=["cls", "cls_gap", "map", "pre_logits", "distilled"],
+)
+def test_the_logits_are_those_of_the_classifier_on_its_inputs(options, shape):
+    model = vit(**options)
+    variables = init(model)
+    inputs = jax.jit(partial(model.head_inputs, train=True))(variables, images())
+    assert inputs.shape == (len(images()), *shape) and inputs.dtype == jnp.float32
+    heads = {name: x for name, x in variables["params"].items() if name.startswith("head")}
+    logits = jax.jit(model.classify)({"params": heads}, inputs)
+    rtol = 1e-2 if model.dtype == "bfloat16" else 1e-5  # XLA may skip the rounding between two layers.
+    np.testing.assert_allclose(logits, run(model, variables, images())[0], rtol=rtol, atol=1e-6)
+
+
+def test_the_inputs_of_the_classifier_need_a_classifier_and_no_random_numbers():
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        vit(num_classes=0).head_inputs({}, images())
+    for rate in ("dropout", "attention_dropout", "drop_path"):
+        model = vit(**{rate: 0.1})
+        with pytest.raises(InvalidRngError):
+            jax.eval_shape(partial(model.head_inputs, train=True), init(model), images())
 
 
 @pytest.mark.slow

@@ -108,6 +108,23 @@ class InMemorySource(Source):
 
 
 @dataclass(frozen=True)
+class FeatureSource(Source):
+    """A split whose examples are features in memory that a model computed from the images."""
+
+    features: np.ndarray = field(repr=False)
+    """float [N, K, D]."""
+    labels: np.ndarray = field(repr=False)
+    """int32 [N]."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, indices: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """See `Source.gather`. "features" (float [n, K, D]) replaces "image"."""
+        return {"features": self.features[indices], "label": self.labels[indices]}
+
+
+@dataclass(frozen=True)
 class AbstractSource(Source):
     """A split without its data. It returns black images, and label i mod num_classes for example i."""
 

@@ -1,4 +1,4 @@
-"""Completes the options of the preset finetune with what the weights, the dataset and the batch size determine."""
+"""Completes the options of the presets finetune and probe by the weights, the dataset and the batch size."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -12,7 +12,7 @@ from train.process.errors import UserError
 def completed(
     config: Config, default: Config, image_size: tuple[int, int] | None, given: Collection[str] = ()
 ) -> Config:
-    """Returns a config of the preset finetune with the values that the user left open. Other presets stay the same.
+    """Returns a config of these presets with the values that the user left open. Other presets stay the same.
 
     - `num_classes` 0 becomes the number of classes of the dataset.
     - `config.data.image_size` None becomes `image_size`, the size of the images that the weights were trained on.
@@ -26,8 +26,8 @@ def completed(
         return config
     if config.init_from is None:
         raise UserError(
-            "the preset finetune needs weights to start from. Add --init-from with a file, a folder or the name of a "
-            "model on the Hugging Face hub"
+            "the presets finetune and probe need weights to start from. Add --init-from with a file, a folder or the "
+            "name of a model on the Hugging Face hub"
         )
     model, data, optim, run = config.model, config.data, config.optim, config.run
     if model.num_classes == 0:

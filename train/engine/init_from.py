@@ -42,7 +42,7 @@ _ARCHITECTURE = [name for name in field_names(ViT) if name not in _TRAINING]
 def resolve(config: Config, default: Config, given: Collection[str] = ()) -> Config:
     """Returns `config` with the architecture of its file, and with the file's way of preparing images.
 
-    The name of a model on the hub gets the commit. A config of the preset finetune is completed.
+    The name of a model on the hub gets the commit. A config of the presets finetune and probe is completed.
 
     `default` is compared with `config` to find the options that the user changed. Some files do not state every field,
     often not the number of heads. Such a field gets the value of the changed option, or else the usual value of the

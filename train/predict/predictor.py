@@ -55,7 +55,9 @@ class Predictor:
         Raises:
             UserError: the model neither classifies nor reconstructs images.
         """
-        apply = self.task.probabilities or self.task.reconstruct
+        probabilities, apply = self.task.probabilities, self.task.reconstruct
+        if probabilities is not None:
+            return lambda state, images: probabilities(state, {"image": images})
         if apply is None:
             hint = ". Use --sample N to generate images" if self.task.sample else ""
             raise UserError(f"this model cannot run on images alone{hint}")

@@ -103,7 +103,11 @@ def run(options, broken, start=None):
     config, recorder = Config(run=dataclasses.replace(RunConfig(batch_size=BATCH), **options)), Recorder()
     traced = program(config.run.steps_per_call, config.run.on_nonfinite)
     setup = SimpleNamespace(
-        config=config, source=SOURCE, program=traced, task=SimpleNamespace(best="accuracy", probabilities=None)
+        config=config,
+        source=SOURCE,
+        examples=lambda source, state: source,
+        program=traced,
+        task=SimpleNamespace(best="accuracy", probabilities=None),
     )
     done, (state, *window) = start or (0, (init(broken), {}, 0, 0))
     progress, error = Progress(jax.device_put(state, traced.places), done, *window), None

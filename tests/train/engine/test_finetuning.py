@@ -1,6 +1,4 @@
-"""The preset finetune: its options follow from the weights, the dataset and the batch size."""
-
-import shutil
+"""The presets finetune and probe: their options follow from the weights, the dataset and the batch size."""
 
 import pytest
 from image_files import save
@@ -53,8 +51,9 @@ def test_options_of_the_user_win(place, capsys):
 
 
 def test_the_preset_needs_weights_and_a_dataset(place):
-    with pytest.raises(UserError, match=r"^the preset finetune needs weights to start from\. Add --init-from"):
-        parse("vit", PRESETS, ["finetune"], resolve)
+    for preset in ("finetune", "probe"):
+        with pytest.raises(UserError, match=r"^the presets finetune and probe need weights to start from\. Add"):
+            parse("vit", PRESETS, [preset], resolve)
     with pytest.raises(UserError, match="shops"):
         parse("vit", PRESETS, options(place, "--data.name", "shops"), resolve)
 
@@ -64,12 +63,14 @@ def test_a_dry_run_needs_no_prepared_dataset(place, capsys):
     assert config.model.num_classes == 100
 
 
-def test_a_newcomers_command_trains_and_resumes(place, capsys):
-    words = options(place, "--run.dir", str(place / "run"), "--run.epochs", "3", "--run.batch-size", "6")
-    shutil.rmtree(place / "run", ignore_errors=True)
+@pytest.mark.parametrize(("preset", "told"), [("finetune", ""), ("probe", "only the head trains: the features of 12 ")])
+def test_a_newcomers_command_trains_and_resumes(preset, told, place, capsys):
+    folder = ["--run.dir", str(place / f"{preset}-run")]
+    words = [preset, *options(place, *folder, "--run.epochs", "3", "--run.batch-size", "6")]
     config = parse("vit", PRESETS, words, resolve)
     fit(config, make_task)
     assert [line["step"] for line in lines(config) if line["split"] == "test"] == [6]
-    assert "new head with 3 classes (the file has 10)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "new head with 3 classes (the file has 10)" in out and told in out
     fit(parse("vit", PRESETS, words, resolve), make_task)
     assert "Training already finished at step 6" in capsys.readouterr().out

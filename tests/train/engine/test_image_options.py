@@ -110,7 +110,7 @@ def test_a_model_gives_the_logits_of_its_library_for_gray_images_too(channels, p
     logits, _ = run(module, variables, (np.repeat(images, 3 // channels, axis=-1) / np.float32(255) - MEAN) / STD)
     expected = jax.nn.softmax(logits)
     assert np.ptp(expected, axis=0).max() > 0.02
-    np.testing.assert_allclose(jax.jit(task.probabilities)(state, images), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(task.probabilities)(state, {"image": images}), expected, atol=1e-5)
     assert ("; each gray value is used as R, G and B" in initial.note) == (channels == 1)
 
 
