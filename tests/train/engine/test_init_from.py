@@ -301,6 +301,7 @@ def without_weights(whole, tmp_path):
     gone = tmp_path / "gone" / "vit.safetensors"
     tree = json.loads((run / "config.json").read_text())
     assert tree["init_from"] == str(folder / "vit.safetensors")
+    tree["run"]["dir"] = "runs/before-it-was-moved"
     (run / "config.json").write_text(json.dumps(tree | {"init_from": str(gone)}))
     return gone, run, state
 
