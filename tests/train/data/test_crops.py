@@ -219,5 +219,5 @@ def test_a_resized_image_must_cover_the_image_size(photos: Data, resize: int | t
             UserError, match=r"--data.resize must be at least --data.image-size, 14 21, and at most 16384, got"
         ):
             make(replace(photos, resize=resize), "train")
-        with pytest.raises(UserError, match=r"--data.resize needs --data.image-size, the size that is cut from the"):
+        with pytest.raises(UserError, match=r"--data.resize needs the size that is cut from the resized images"):
             make(replace(photos, crop=None, resize=resize, image_size=None), "train")
