@@ -11,6 +11,7 @@ from train.config.cli import parse
 from train.dryrun.__main__ import read_task
 from train.engine.init_from import resolve
 from train.engine.loop import fit
+from train.engine.setup import with_steps
 from train.prepare import main as prepare
 from train.process.errors import UserError
 from train.vit import make_task
@@ -40,7 +41,17 @@ def test_the_open_options_follow_from_the_weights_the_dataset_and_the_batch_size
     assert (config.model.num_classes, config.data.image_size, config.data.crop) == (3, (28, 28), preset.data.crop)
     assert config.optim.learning_rate == pytest.approx(preset.optim.learning_rate * 48 / preset.run.batch_size)
     assert (config.model.embed_dim, config.model.drop_path) == (8, preset.model.drop_path)
-    assert config.run.epochs == preset.run.epochs
+
+
+def test_few_images_get_the_least_number_of_steps(place):
+    """12 training images in batches of 50 need 100 · 50 / 12 epochs for 100 steps, and in batches of 2 the preset's 20."""
+    config = parse("vit", PRESETS, options(place, "--run.batch-size", "50"), resolve)
+    assert with_steps(config, 12).run.steps == 100
+    assert parse("vit", PRESETS, options(place, "--run.batch-size", "2"), resolve).run.epochs == 20
+    half = parse("vit", PRESETS, options(place, "--data.train-split", "train[:6]"), resolve)
+    assert with_steps(half, 6).run.steps == 100
+    for length, epochs in (["--run.epochs", "20"], 20), (["--run.epochs", "3"], 3), (["--run.steps", "7"], None):
+        assert parse("vit", PRESETS, options(place, *length), resolve).run.epochs == epochs
 
 
 def test_options_of_the_user_win(place, capsys):
