@@ -37,7 +37,8 @@ CLAIMS = {
         ("test accuracy │", 0.75, 1.0),
     ],
     "finetune": [
-        ("test accuracy │", 0.7, 1.0),
+        ("step 350/350 test accuracy", 0.5, 1.0),
+        ("step 100/100 test accuracy", 0.75, 1.0),
         ("largest difference to train.predict:", 0.0, 1e-5),
         ("test accuracy in JAX:", 0.6, 1.0),
         ("in torch:", 0.6, 1.0),
