@@ -24,8 +24,8 @@ class Config(ClassifierConfig):
     If the files of the weights say how to prepare images, this sets --normalize, --data.resize and
     --data.interpolation, unless you do. If the images differ in size, it also sets --data.image-size.
     If no preset is named, this option selects the preset finetune. There, and in the preset probe, the number of
-    classes is that of the dataset, all images get the size of the weights, and the learning rate is proportional to
-    the batch size."""
+    classes is that of the dataset, all images get the size of the weights, the learning rate is proportional to the
+    batch size, and a run takes at least 100 steps."""
     normalize: Annotated[Literal["auto", "half", "imagenet", "clip", "none"] | tuple[float, ...], COMMON] = "auto"
     """Normalization of the pixels, which are in [0, 1]. half: to [-1, 1]. imagenet, clip: by these mean values and
     standard deviations of RGB. none: no change. You can also pass 2, 6 or 8 numbers: the means, then the deviations.
@@ -79,7 +79,8 @@ SCRATCH = Config(
 )
 
 # For few photographs, after the recipes that fine-tune BEiT and MAE: small learning rates that decay by layer, and a
-# higher one for the new head. `train.engine.finetuning` fills in the classes and the image size.
+# higher one for the new head. `train.engine.finetuning` fills in the classes, the image size and the number
+# of steps for few images.
 FINETUNE = Config(
     data=Data(crop=0.25),
     model=SMALL.clone(num_classes=0, drop_path=0.1),

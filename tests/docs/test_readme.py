@@ -146,8 +146,9 @@ def desk(tmp_path_factory):
                 small += ["--validation-split", "train[64:96]", "--metric-examples", "32"]
             fit(*read_task(task, ["tiny", "--run.steps", "2", "--run.dir", f"runs/{task}-sample", *small]))
         export.main(["runs/vit-sample", "--format", "timm", "--out", "vit.safetensors"])
-        for name in ("mine", "early"):
-            shutil.copytree("runs/vit-sample", f"runs/{name}")
+        export.main(["runs/vit-sample", "--format", "timm", "--out", "pretrained"])
+        for copy in ("mine", "early", "textures"):
+            shutil.copytree("runs/vit-sample", f"runs/{copy}")
 
         config, _ = read_task("vit", ["tiny"])
         digits = open_source(config.data, "test[:4]").gather(np.arange(4))["image"][..., 0]
@@ -159,7 +160,11 @@ def desk(tmp_path_factory):
                 (Path(folder) / f"class_{k:04}").mkdir(parents=True)
                 for i in range(2 if folder == "DIR" else 1):
                     Image.fromarray(digits[i]).convert("RGB").save(Path(folder) / f"class_{k:04}" / f"{i}.png")
+        for place in ("train/grass", "train/gravel", "test/grass", "test/gravel"):
+            (Path("textures") / place).mkdir(parents=True)
+            Image.fromarray(digits[0]).save(Path("textures") / place / "007.jpg")
         prepare.main(["folder", "--from", "DIR", "--name", "my_images"])
+        prepare.main(["folder", "--from", "textures", "--name", "textures"])
         prepare.main(["folder", "--from", "imagenet", "--name", "imagenet"])
         yield desk
 

@@ -1,5 +1,9 @@
 """The presets finetune and probe: their options follow from the weights, the dataset and the batch size."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from image_files import save
 from runs import lines, small, with_run
@@ -9,9 +13,13 @@ from train.config.cli import parse
 from train.dryrun.__main__ import read_task
 from train.engine.init_from import resolve
 from train.engine.loop import fit
+from train.engine.setup import with_steps
+from train.export import main as export
 from train.prepare import main as prepare
 from train.process.errors import UserError
 from train.vit import make_task
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +46,41 @@ def test_the_open_options_follow_from_the_weights_the_dataset_and_the_batch_size
     assert (config.model.num_classes, config.data.image_size, config.data.crop) == (3, (28, 28), preset.data.crop)
     assert config.optim.learning_rate == pytest.approx(preset.optim.learning_rate * 48 / preset.run.batch_size)
     assert (config.model.embed_dim, config.model.drop_path) == (8, preset.model.drop_path)
-    assert config.run.epochs == preset.run.epochs
+
+
+def test_few_images_get_the_least_number_of_steps(place):
+    """100 steps, unless the 20 epochs of the preset are more. There are 12 training images."""
+    config = parse("vit", PRESETS, options(place, "--run.batch-size", "50"), resolve)
+    assert with_steps(config, 12).run.steps == 100
+    assert parse("vit", PRESETS, options(place, "--run.batch-size", "2"), resolve).run.epochs == 20
+    half = parse("vit", PRESETS, options(place, "--data.train-split", "train[:6]"), resolve)
+    assert with_steps(half, 6).run.steps == 100
+    for length, epochs in (["--run.epochs", "20"], 20), (["--run.epochs", "3"], 3), (["--run.steps", "7"], None):
+        assert parse("vit", PRESETS, options(place, *length), resolve).run.epochs == epochs
+
+
+def test_jax_starts_after_the_options_have_been_read(place):
+    """JAX refuses another number of devices after it has started. The weights are a file."""
+    export(["--format", "timm", "--out", str(place / "weights.safetensors"), str(place / "weights")])
+    words = [
+        "--init-from",
+        str(place / "weights.safetensors"),
+        "--data.name",
+        "shop",
+        "--data.dir",
+        str(place / "data"),
+    ]
+    program = f"""
+import jax
+from configs.vit import PRESETS
+from train.config.cli import parse
+from train.engine.init_from import resolve
+parse("vit", PRESETS, {words}, resolve)
+jax.config.update("jax_num_cpu_devices", 3)
+print(jax.device_count())
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "3\n", done.stderr
 
 
 def test_options_of_the_user_win(place, capsys):
