@@ -22,9 +22,7 @@ def python_blocks(text):
 
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 PROGRAMS = {title: blocks for title, text in SECTIONS.items() if (blocks := python_blocks(text))}
-EXERCISE = (
-    r"^\*\*Exercise\.\*\* (.*?)\n\n<details markdown=\"1\"><summary>Solution</summary>\n\n(.*?)\n\n</details>\n*\Z"
-)
+EXERCISE = r"^\*\*Exercise\.\*\* (.*?)\n\n<details><summary>Solution</summary>\n\n(.*?)\n\n</details>\n*\Z"
 EXERCISES = {title: re.search(EXERCISE, text, re.DOTALL | re.MULTILINE) for title, text in SECTIONS.items()}
 
 

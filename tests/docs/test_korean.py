@@ -64,7 +64,8 @@ def test_the_korean_page_has_what_the_english_page_has(pages, read):
 
 @PAIRS
 def test_each_page_links_to_the_other_language_at_its_top(pages):
-    for page, other, name in ((*pages, "한국어"), (*pages[::-1], "English")):
+    english, korean = pages
+    for page, other, name in ((english, korean, "한국어"), (korean, english, "English")):
         top = (ROOT / page).read_text().split("\n\n")[1]
         (target,) = re.findall(rf"\[{name}\]\(([^)]+)\)", top)
         assert normpath(join(dirname(page), target)) == other
