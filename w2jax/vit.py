@@ -370,8 +370,8 @@ class ViT(nn.Module):
         head = nn.Dense(self.num_classes, use_bias=self.head_bias, dtype=compute_dtype(self.dtype), parent=None)
         params = [variables["params"][name] for name in self._heads]
         logits: list[Any] = [head.apply({"params": params[i]}, inputs[:, i]) for i in range(len(params))]
-        mean: Any = sum(logits[1:], logits[0]) / len(logits)
-        return at_least_float32(mean)
+        total: Any = sum(logits)
+        return at_least_float32(total / len(logits))
 
     @property
     def _heads(self) -> tuple[str, ...]:
