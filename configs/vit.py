@@ -119,7 +119,7 @@ PRESETS = {
         "accuracy 98.2 %, 60 s",
     ),
     "finetune": Preset(FINETUNE, "default with --init-from"),
-    "probe": Preset(PROBE, "linear probe: only the head trains"),
+    "probe": Preset(PROBE, "linear probe: trains the head"),
     "mnist": Preset(
         Config(
             data=Data("mnist"),
