@@ -42,14 +42,14 @@ class Config(BaseConfig):
     prior: each class gets its own region of the prior; decoder: the decoder gets the label as input;
     categories: labels supervise the encoder's categories."""
     num_labels: Annotated[Natural | None, Rule.COMMON] = None
-    """Total number of labelled training images, divided equally among the classes; None: all."""
+    """Total number of labeled training images, divided equally among the classes; None: all."""
     consistency: NonNegative = 0.0
     """Weight of the loss that requires the same category for an image and its augmented copy (cross-entropy).
     This loss is not in the paper. 0: off."""
     augment: Augment = Augment()
     """Random augmentation of images in the classification phase. 0 or False turns a change off."""
-    labelled_batch_size: Count = 100
-    """Labelled examples per step if --num-labels is set; otherwise all examples of the batch are labelled."""
+    labeled_batch_size: Count = 100
+    """Labeled examples per step if --num-labels is set; otherwise all examples of the batch are labeled."""
     category_noise: NonNegative = 0.0
     """Standard deviation of the noise on the category discriminator's inputs (prior samples and codes). 0: off."""
     head_distance: NonNegative = 0.0
@@ -114,9 +114,9 @@ TAUGHT = Config(
 CLUSTERS = replace(TAUGHT, model=with_categories(30, 5), labels="unused", num_labels=None)
 
 
-def in_plane(prior: Prior, labelled: bool) -> Config:
-    """A 2-D code with this prior. If `labelled`, each class gets its own region and a third of the labels are known."""
-    known: dict[str, Any] = {"labels": "prior", "num_labels": 3000} if labelled else {}
+def in_plane(prior: Prior, labeled: bool) -> Config:
+    """A 2-D code with this prior. If `labeled`, each class gets its own region and a third of the labels are known."""
+    known: dict[str, Any] = {"labels": "prior", "num_labels": 3000} if labeled else {}
     return replace(PLANE, model=PLANE.model.clone(prior=prior), **known)
 
 

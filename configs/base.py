@@ -11,7 +11,7 @@ COMMON, CHANGEABLE, PER_PROCESS = Rule.COMMON, Rule.CHANGEABLE_ON_RESUME, Rule.P
 
 @dataclass(frozen=True)
 class Data:
-    """Options of the dataset of labelled images."""
+    """Options of the dataset of labeled images."""
 
     name: Annotated[str, COMMON] = "mnist_sample"
     """Dataset in TFDS format: mnist_sample (bundled), or a dataset prepared with "python -m train.prepare"."""
@@ -25,16 +25,17 @@ class Data:
     """Height and width in pixels to resize all images to. None: keep the size of the dataset."""
     crop: float | None = None
     """Smallest area of a random training crop, as a fraction of the image's area, such as 0.05.
-    Test images are centre-cropped. Set --data.image-size too.
+    Test images are center-cropped. Set --data.image-size too.
     None: no crops, and images are stretched to --data.image-size."""
     resize: Count | tuple[Count, Count] | None = None
     """Length in pixels that the shorter side is resized to, or a height and width to stretch images to.
-    Then --data.image-size is cut from the centre. This replaces stretching and centre crops, but not random crops.
+    Then --data.image-size is cut from the center. This replaces stretching and center crops, but not random crops.
     None: as --data.crop says."""
     interpolation: Interpolation | None = None
     """Interpolation for all resizing. None: bilinear."""
     memory_limit: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 1024
-    """Size limit, in MiB of decoded images, for keeping a split in memory. Larger splits are streamed from disk."""
+    """Size limit, in MiB of decoded images, for keeping a split in memory. Larger splits are streamed from disk.
+    The limit also applies to the features of a linear probe (--optim.freeze)."""
     workers: Annotated[int, Range(0, 256), CHANGEABLE, PER_PROCESS] = 2
     """Number of processes that decode a streamed split. 0: decode in the training process."""
 
@@ -100,7 +101,8 @@ class Optim(AdamW):
     """Factor of the learning rate of the head, the last layer. A new head may learn faster than pretrained layers."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: patterns of their paths, such as patch_embed, encoder/block_0 or '*/norm?/*'.
-    all-but-head: train only the head (a linear probe)."""
+    all-but-head: train only the head (a linear probe). The other layers run once per image if nothing is random: no
+    augmentation, random crops, dropout or drop path, and if the results fit in --data.memory-limit."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,9 @@ class Config(ClassifierConfig):
     If the number of classes differs, the head gets random weights.
     If the files of the weights say how to prepare images, this sets --normalize, --data.resize and
     --data.interpolation, unless you do. If the images differ in size, it also sets --data.image-size.
-    If no preset is named, this option selects the preset finetune. There, the number of classes is that of the
-    dataset, all images get the size of the weights, and the learning rate is proportional to the batch size."""
+    If no preset is named, this option selects the preset finetune. There, and in the preset probe, the number of
+    classes is that of the dataset, all images get the size of the weights, the learning rate is proportional to the
+    batch size, and a run takes at least 100 steps."""
     normalize: Annotated[Literal["auto", "half", "imagenet", "clip", "none"] | tuple[float, ...], COMMON] = "auto"
     """Normalization of the pixels, which are in [0, 1]. half: to [-1, 1]. imagenet, clip: by these mean values and
     standard deviations of RGB. none: no change. You can also pass 2, 6 or 8 numbers: the means, then the deviations.
@@ -47,7 +48,7 @@ COLOR = ViT(
 
 PHOTOS = Augment(shift=4, flip=True, mixup=0.2, rand_augment=2)
 
-# ImageNet-1k has 1.28 M photographs. Training uses random crops, evaluation uses centre crops.
+# ImageNet-1k has 1.28 M photographs. Training uses random crops, evaluation uses center crops.
 IMAGENET = Data("imagenet2012", test_split="validation", image_size=(224, 224), crop=0.05, workers=16)
 
 
@@ -78,7 +79,8 @@ SCRATCH = Config(
 )
 
 # For few photographs, after the recipes that fine-tune BEiT and MAE: small learning rates that decay by layer, and a
-# higher one for the new head. `train.engine.finetuning` fills in the classes and the image size.
+# higher one for the new head. `train.engine.finetuning` fills in the classes, the image size and the number
+# of steps for few images.
 FINETUNE = Config(
     data=Data(crop=0.25),
     model=SMALL.clone(num_classes=0, drop_path=0.1),
@@ -86,6 +88,17 @@ FINETUNE = Config(
     augment=Augment(flip=True),
     label_smoothing=0.1,
     run=RunConfig(epochs=20.0, batch_size=32, log_every=10, eval_every=100, save_every=100),
+)
+
+# A linear probe. Nothing is random, so the frozen layers run only once for each image (`train.engine.features`).
+PROBE = replace(
+    FINETUNE,
+    data=Data(),
+    model=SMALL.clone(num_classes=0),
+    optim=Optim(learning_rate=3e-3, weight_decay=0.0, freeze=("all-but-head",)),
+    augment=Augment(),
+    label_smoothing=0.0,
+    run=RunConfig(epochs=100.0, batch_size=32, log_every=100, eval_every=500, save_every=500),
 )
 
 PRESETS = {
@@ -106,6 +119,7 @@ PRESETS = {
         "accuracy 98.2 %, 60 s",
     ),
     "finetune": Preset(FINETUNE, "default with --init-from"),
+    "probe": Preset(PROBE, "linear probe: only the head trains"),
     "mnist": Preset(
         Config(
             data=Data("mnist"),

@@ -1,4 +1,4 @@
-"""python -m train.aae [PRESET]: trains an adversarial autoencoder, in three or four phases per step.
+"""python -m train.aae [PRESET]: trains an adversarial autoencoder in three or four phases per step.
 
 Makhzani et al. 2015, arXiv 1511.05644: section 2 (reconstruction, discriminator, generator) and 5 (classification).
 """
@@ -134,7 +134,7 @@ def make_task(config: Config, source: Source) -> Task:
 class Losses:
     """The loss of each phase: the method with its name returns (loss, (metrics, running statistics of batch norm)).
 
-    Only the reconstruction phase updates the running statistics. The other phases normalise with batch statistics.
+    Only the reconstruction phase updates the running statistics. The other phases normalize with batch statistics.
     """
 
     def __init__(self, config: Config, source: Source):
@@ -148,7 +148,7 @@ class Losses:
         return None if count is None else known_labels(self.source, count, self.config.run.seed)
 
     @cached_property
-    def labelled(self) -> dict[str, np.ndarray] | None:
+    def labeled(self) -> dict[str, np.ndarray] | None:
         """The training examples with a known label; None: all labels are known."""
         return None if self.known is None else self.source.gather(np.flatnonzero(self.known != UNKNOWN))
 
@@ -199,10 +199,10 @@ class Losses:
         loss, metrics = jnp.zeros(()), {}
         if self.config.labels == "categories":
             images, labels = batch["image"], batch["label"]
-            if self.labelled is not None:
-                shape = (self.config.labelled_batch_size,)
-                chosen = jax.random.randint(keys["choose"], shape, 0, len(self.labelled["label"]))
-                images, labels = (jnp.asarray(self.labelled[name])[chosen] for name in ("image", "label"))
+            if self.labeled is not None:
+                shape = (self.config.labeled_batch_size,)
+                chosen = jax.random.randint(keys["choose"], shape, 0, len(self.labeled["label"]))
+                images, labels = (jnp.asarray(self.labeled[name])[chosen] for name in ("image", "label"))
             logits = self.encode(params, stats, keys["classify"], self.augmented(keys["augment"], images)).logits
             loss += optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             metrics["accuracy"] = (logits.argmax(-1) == labels).mean()

@@ -1,8 +1,8 @@
 """Training of image classifiers, shared by several tasks. A task adds its input format and its pictures."""
 
 from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any, Protocol
+from functools import cache, partial
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from train.engine.optim import make_optimizer
 from train.engine.sharding import gathered_by_layer
 from train.engine.step import init_state, make_train_step
 from train.process.errors import UserError
-from train.task import Params, Picture, State, Task
+from train.task import Batch, Params, Picture, State, Task
 
 Images = Float[Array, "B h w C"]
 # (images in [0, 1], other arguments of the model) -> the model's outputs
@@ -36,6 +36,17 @@ class Classifier(Protocol):
 
     @property
     def apply(self) -> Callable[..., Any]: ...
+
+
+@runtime_checkable
+class HasHead(Protocol):
+    """A classifier that can compute the inputs of its heads, and its logits from them, as `ViT` does."""
+
+    @property
+    def head_inputs(self) -> Callable[..., Float[Array, "B K D"]]: ...
+
+    @property
+    def classify(self) -> Callable[..., Float[Array, "B V"]]: ...
 
 
 def classification_task(
@@ -79,22 +90,32 @@ def classification_task(
     def class_weights():
         return balanced_weights(source)  # Not read for predictions, which have no training split.
 
+    headed = model if isinstance(model, HasHead) else None
+
+    def logits_of(params, batch: Batch, **options) -> Float[Array, "B V"]:
+        """Returns the logits of images in [0, 1], or of the features of images."""
+        if headed is not None and "features" in batch:
+            return headed.classify({"params": gathered_by_layer(params)}, batch["features"])
+        return forward(params, batch["image"], **options)[0]
+
     def augmented(batch, key):
         targets = jax.nn.one_hot(batch["label"], model.num_classes)
-        images, targets = augment(key, batch["image"] / 255.0, targets, config.augment)
+        if "image" in batch:
+            images, targets = augment(key, batch["image"] / 255.0, targets, config.augment)
+            batch = {**batch, "image": images}
         smoothed = optax.smooth_labels(targets, config.label_smoothing)
         targets = (
             smoothed if config.class_weights is None else weighted(smoothed, targets, jnp.asarray(class_weights()))
         )
-        return {"image": images, "label": batch["label"], "target": targets}
+        return {**{name: x for name, x in batch.items() if name != "index"}, "target": targets}
 
     def loss(params, batch, key):
-        logits, _ = forward(params, batch["image"], train=True, rngs={"dropout": key})
+        logits = logits_of(params, batch, train=True, rngs={"dropout": key})
         accuracy = (logits.argmax(-1) == batch["label"]).mean()
         return optax.softmax_cross_entropy(logits, batch["target"]).mean(), {"accuracy": accuracy}
 
     def evaluate(state, batch):
-        logits, _ = forward(state.eval_params, batch["image"] / 255.0)
+        logits = logits_of(state.eval_params, scaled(batch))
         values = {
             "loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]),
             "accuracy": (logits.argmax(-1) == batch["label"]).astype(jnp.float32),
@@ -110,13 +131,22 @@ def classification_task(
     def draw(state, batch):
         return figures(trained(state), state.eval_params, batch["image"] / 255.0)
 
-    def probabilities(state, images):
-        return jax.nn.softmax(trained(state)(images / 255.0)[0])
+    def probabilities(state, batch):
+        return jax.nn.softmax(logits_of(state.eval_params, scaled(batch)))
+
+    def features(model: HasHead, state, images):
+        return model.head_inputs({"params": gathered_by_layer(state.params)}, prepare(images / 255.0), train=True)
 
     seed, micro_batch = config.run.seed, config.mesh.cpu_micro_batch
     step = make_train_step(loss, optimizer, config.optim, seed, augmented, micro_batch)
     shown = None if overlay is None else lambda state, images: overlay(trained(state), images / 255.0)
-    return Task(init, step, evaluate, draw, probabilities=probabilities, overlay=shown)
+    computed = None if headed is None else partial(features, headed)
+    return Task(init, step, evaluate, draw, probabilities=probabilities, features=computed, overlay=shown)
+
+
+def scaled(batch: Batch) -> Batch:
+    """Returns a batch whose images, if it has any, are in [0, 1]."""
+    return {**batch, "image": batch["image"] / 255.0} if "image" in batch else batch
 
 
 def weighted(

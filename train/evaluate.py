@@ -39,7 +39,9 @@ def evaluate(run_dir: Path, checkpoint: str, out: Path, split: str | None = None
     config = predictor.config
     # The run may have been trained on another number of devices.
     size = math.lcm(config.run.batch_size, batch_unit(config, jax.device_count()))
-    run = replace(config.run, epochs=None, batch_size=size, steps_per_call=1, tensorboard=False, wandb=None)
+    # The run may have been moved. Its folder shows that it has a checkpoint, so that no initial weights are read.
+    run = replace(config.run, dir=str(run_dir), epochs=None, batch_size=size, steps_per_call=1)
+    run = replace(run, tensorboard=False, wandb=None)
     data = replace(config.data, test_split=split or config.data.test_split)
     config = replace(config, data=data, run=run, mesh=Mesh(), distributed=Distributed())
     setup, _ = set_up(config, task_maker(str(task_of(config))))

@@ -37,10 +37,9 @@ from train.run.atomic import check_no_link, write_atomic
 from train.run.choose import LAST
 from train.run.files import IMAGES, read_config_tree
 from train.run.folder import ImageInfo, read_config, read_image_info
-from train.run.weights import load_run
+from train.run.weights import is_run_folder, load_run
 from w2jax import convert
-from w2jax.convert.files import has_weights, read_weights
-from w2jax.convert.load_save import METADATA, save_described
+from w2jax.convert.saving import check_replaceable, save_described
 from w2jax.image_spec import ImageSpec
 from w2jax.text import one_line, printable
 
@@ -72,30 +71,42 @@ def stablehlo(predictor: Predictor) -> bytes:
         ) from error
 
 
-def export_run(run_dir: Path, out: Path, checkpoint: str = LAST) -> Predictor:
+def export_run(run_dir: Path, out: Path, checkpoint: str = LAST, overwrite: bool = False) -> Predictor:
     """Writes a run's checkpoint ("last", "best" or a step) into `out` as the three files; returns a Predictor.
 
+    With `overwrite`, also files are replaced that w2jax did not write.
+
     Raises:
-        UserError: it is not a run folder, it has no such checkpoint, `stablehlo` cannot export its model, or `out`
-            cannot be written.
+        UserError: it is not a run folder, it has no such checkpoint, `stablehlo` cannot export its model, `out` is
+            another run folder or has files that w2jax did not write, or cannot be written.
     """
     check_no_link(out, run_dir)
+    read_config_tree(run_dir)
+    into_itself = out.is_dir() and out.samefile(run_dir)
+    if not into_itself:
+        _check_is_no_run(out)
+    if not overwrite:
+        with as_user_error():
+            check_replaceable(out / name for name in (PROGRAM, WEIGHTS, *([] if into_itself else [IMAGES])))
     predictor = run_predictor(run_dir, checkpoint)
     program = stablehlo(predictor)
     images = ImageInfo(predictor.image_shape, predictor.label_names)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / PROGRAM, program)
         # "torch" is the only format that supports every model.
         spec = _spec(run_dir, images)
         convert.save(out / WEIGHTS, predictor.config.model, predictor.state.eval_variables, "torch", spec=spec)
-        write_atomic(out / IMAGES, json.dumps(images._asdict(), indent=2) + "\n")
+        write_atomic(out / PROGRAM, program)  # After the weights, which show who wrote it.
+        if not into_itself:  # The run's own file has more in it.
+            write_atomic(out / IMAGES, json.dumps(images._asdict(), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{error.filename or out} cannot be written: {error.strerror}. Choose another --out") from error
     return predictor
 
 
-def export_weights(run_dir: Path, format: str, out: Path | None = None, checkpoint: str = LAST) -> dict[str, str]:
+def export_weights(
+    run_dir: Path, format: str, out: Path | None = None, checkpoint: str = LAST, overwrite: bool = False
+) -> dict[str, str]:
     """Writes the weights of a run's checkpoint in another library's format; returns a table for the user.
 
     Args:
@@ -104,10 +115,11 @@ def export_weights(run_dir: Path, format: str, out: Path | None = None, checkpoi
         out: a weights file, or a folder for model.safetensors. The default is a file in RUN_DIR/exported, named
             after the format.
         checkpoint: "last", "best" (by the test metric that ranks runs) or a step.
+        overwrite: replace files also if w2jax did not write them.
 
     Raises:
-        UserError: it is not a run folder, it has no such checkpoint, the format does not support its model, or `out`
-            cannot be written.
+        UserError: it is not a run folder, it has no such checkpoint, the format does not support its model, `out` is a
+            run folder or a file that w2jax did not write, or cannot be written.
     """
     suffixes = {
         "google": ".npz",
@@ -116,7 +128,7 @@ def export_weights(run_dir: Path, format: str, out: Path | None = None, checkpoi
     out = out or run_dir / "exported" / f"{format}{suffixes.get(format, '.safetensors')}"
     check_no_link(out, run_dir)
     read_config_tree(run_dir)
-    _check_not_of_others(out)
+    _check_is_no_run(out)
     info = read_image_info(run_dir) if (run_dir / IMAGES).is_file() else None
     with as_user_error({"checkpoint": "--checkpoint"}):
         module, variables, notes = load_run(run_dir, checkpoint=checkpoint)
@@ -124,7 +136,9 @@ def export_weights(run_dir: Path, format: str, out: Path | None = None, checkpoi
             size = None if info is None else info.image_shape[:2]
             names = None if info is None or len(info.label_names) != module.num_classes else info.label_names
             spec = None if info is None else _spec(run_dir, info)
-            saved = save_described(out, module, variables, format, image_size=size, label_names=names, spec=spec)
+            saved = save_described(
+                out, module, variables, format, image_size=size, label_names=names, spec=spec, overwrite=overwrite
+            )
         except (OSError, ImportError) as error:
             raise UserError(f"{out} cannot be written: {error}. Choose another --out") from error
     return {"read": f"{run_dir}: {'; '.join(notes)}"} | saved.rows(out)
@@ -135,14 +149,10 @@ def _spec(run_dir: Path, images: ImageInfo) -> ImageSpec | None:
     return run_spec(read_config(run_dir, Config), images) if read_config_tree(run_dir)["task"] == "vit" else None
 
 
-def _check_not_of_others(out: Path) -> None:
-    """Raises UserError if `out` is a folder with a model that w2jax did not write, which would be lost."""
-    try:
-        of_others = out.is_dir() and has_weights(out) and METADATA not in read_weights(out).metadata
-    except (OSError, ImportError, ValueError):
-        of_others = True
-    if of_others:
-        raise UserError(f"{out} has weights that w2jax did not write. Choose another --out")
+def _check_is_no_run(out: Path) -> None:
+    """Raises UserError if `out` is a run folder, whose files would be replaced."""
+    if is_run_folder(out):
+        raise UserError(f"--out must not be a run folder, got {out}. Choose another --out")
 
 
 @dataclass(frozen=True)
@@ -160,19 +170,22 @@ class Options:
     """Output folder; default: RUN_DIR/exported. With --format, also a .safetensors, .npz, .pt or .pth file."""
     checkpoint: Annotated[str, tyro.conf.arg(metavar="last|best|STEP")] = LAST
     """Checkpoint to export: the last one, the one with the best test metric, or the one of a step."""
+    overwrite: bool = False
+    """Replace existing files also if w2jax did not write them. Otherwise the command stops with an error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(Options, "train.export", arguments)
     silence_libraries()
     if options.format is not None:
-        for name, text in export_weights(options.run_dir, options.format, options.out, options.checkpoint).items():
+        table = export_weights(options.run_dir, options.format, options.out, options.checkpoint, options.overwrite)
+        for name, text in table.items():
             print(printable(f"{name:<12}{text}"))
         return
     out = options.out or options.run_dir / "exported"
     if out.suffix and not out.is_dir():
         raise UserError(f"--out must be a folder, got {out}. Add --format to write one file of weights")
-    predictor = export_run(options.run_dir, out, options.checkpoint)
+    predictor = export_run(options.run_dir, out, options.checkpoint, options.overwrite)
     path, shape = str((out / PROGRAM).absolute()), ", ".join(map(str, predictor.image_shape))
     what = "probabilities" if predictor.classifies else "reconstructions"
     print(one_line(f"wrote {PROGRAM}, {WEIGHTS} and {IMAGES} into {out} ({predictor.note})"))

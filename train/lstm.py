@@ -45,7 +45,7 @@ def make_task(config: Config, source: Source) -> Task:
 def beside_its_rows(images, values):
     """One row of cells per example [B, 1 + K, h, W]: the gray image, then the values [B, K, h, V] of its rows.
 
-    W is the smallest multiple of V that is not below the image's width. The image is centred.
+    W is the smallest multiple of V that is not below the image's width. The image is centered.
     """
     width, columns = images.shape[2], values.shape[-1]
     wide = -(-width // columns)

@@ -1,4 +1,4 @@
-"""python -m train.mha [PRESET]: trains multi-head attention over the rows of an image, for classification."""
+"""python -m train.mha [PRESET]: trains multi-head attention that classifies an image by its rows."""
 
 import jax
 

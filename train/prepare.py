@@ -1,13 +1,18 @@
-"""Prepares a dataset for training. Every task can use it, and TensorFlow is not needed.
+"""Prepares a dataset for training. Every task can use it, and TensorFlow is not
+needed.
 
-    python -m train.prepare mnist|fashion_mnist|cifar10|cifar100 [--from DIR] [--data-dir DIR] [--overwrite]
-    python -m train.prepare folder --from DIR --name NAME [--test-fraction 0.2] [--seed 0] [--skip-corrupt]
-                                   [--data-dir DIR] [--overwrite]
+    python -m train.prepare mnist|fashion_mnist|cifar10|cifar100 [--from DIR]
+        [--data-dir DIR] [--overwrite]
+    python -m train.prepare folder --from DIR --name NAME [--test-fraction 0.2]
+        [--seed 0] [--skip-corrupt] [--data-dir DIR] [--overwrite]
 
-The first form downloads the published files. With --from DIR, it reads them from the folder DIR instead.
-The second form prepares your own images. DIR contains one folder of images per class. Or it contains the folders train
-and test or val (or all three), each with one folder per class.
-Run `python -m train.prepare mnist --help` or `python -m train.prepare folder --help` for the options.
+The first form downloads the published files. With --from DIR, it reads them
+from the folder DIR instead. The second form prepares your own images. DIR
+contains one folder of images per class. Or it contains the folders train and
+test or val (or all three), each with one folder per class.
+
+For the options, run `python -m train.prepare mnist --help` or
+`python -m train.prepare folder --help`.
 """
 
 import re
@@ -30,15 +35,17 @@ if TYPE_CHECKING:
 
 _RESERVED = (*PREPARABLE, "mnist_sample", "folder", "downloads")
 
+_DataDir = Annotated[str | None, tyro.conf.arg(aliases=("--data.dir",), metavar="DIR")]  # the trainings' spelling
+
 
 @dataclass(frozen=True)
 class DownloadOptions:
     """Prepares a published dataset from its original files, downloaded or read from a folder."""
 
-    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Folder with the original files. None: download the files.
+    source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="DIR")] = None
+    """Folder with the original files. Default: download the files.
     MNIST, Fashion-MNIST: idx files, gzipped or not; CIFAR: the binary version, as .tar.gz or extracted."""
-    data_dir: str | None = None
+    data_dir: _DataDir = None
     """Folder for the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
     overwrite: bool = False
     """Replace the dataset if it is already prepared. Otherwise the command stops with an error."""
@@ -48,7 +55,7 @@ class DownloadOptions:
 class FolderOptions:
     """Prepares your own images: one folder per class, or folders train, val and test with one folder per class."""
 
-    source: Annotated[Path, tyro.conf.arg(name="from")]
+    source: Annotated[Path, tyro.conf.arg(name="from", metavar="DIR")]
     """Folder with the images: one folder per class, or folders train, val and test with one folder per class."""
     name: str
     """Name of the new dataset: lower-case letters, digits and underscores. --data.name uses it."""
@@ -58,7 +65,7 @@ class FolderOptions:
     """Random seed for choosing the images of the test split."""
     skip_corrupt: bool = False
     """Skip files that cannot be read as images, and list them. Otherwise the command stops with an error."""
-    data_dir: str | None = None
+    data_dir: _DataDir = None
     """Folder for the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
     overwrite: bool = False
     """Replace the dataset if it is already prepared. Otherwise the command stops with an error."""
@@ -154,11 +161,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _check_is_highest(name, metadata.version, root)
     target = write(metadata, splits, root)
     print(one_line(f"wrote {target}. To train on it: {training_command(metadata, options.data_dir)}"))
+    if isinstance(options, FolderOptions):
+        print(one_line(f"To fine-tune pretrained weights on it: {finetuning_command(name, options.data_dir)}"))
 
 
 def training_command(metadata: "DatasetMetadata", directory: str | None) -> str:
     """The command that trains a Vision Transformer on a prepared dataset."""
     from configs.vit import PRESETS
+    from w2jax.vit import patch_sides
 
     words = ["python", "-m", "train.vit"]
     if metadata.name in PRESETS:
@@ -168,11 +178,21 @@ def training_command(metadata: "DatasetMetadata", directory: str | None) -> str:
         sides: Any = features["image"].shape
         label: Any = features["label"]
         words += ["--data.name", metadata.name]
-        if any(side is None or side % model.patch_size for side in sides[:2]):
-            words += ["--data.image-size", *2 * [str(8 * model.patch_size)]]
+        patch = patch_sides(model.patch_size)
+        if any(side is None or side % part for side, part in zip(sides[:2], patch, strict=True)):
+            words += ["--data.image-size", *(str(8 * part) for part in patch)]
         if label.num_classes != model.num_classes:
             words += ["--model.num-classes", str(label.num_classes)]
-    return shlex.join([*words, *(["--data.dir", directory] if directory else [])])
+    return shlex.join([*words, *_place(directory)])
+
+
+def finetuning_command(name: str, directory: str | None) -> str:
+    """The command that fine-tunes weights, a file or the name of a model on the hub, on a prepared dataset."""
+    return f"python -m train.vit --init-from WEIGHTS {shlex.join(['--data.name', name, *_place(directory)])}"
+
+
+def _place(directory: str | None) -> list[str]:
+    return ["--data.dir", directory] if directory else []
 
 
 if __name__ == "__main__":

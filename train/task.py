@@ -53,7 +53,7 @@ class Grid(struct.PyTreeNode):
 
 
 class Scatter(struct.PyTreeNode):
-    """A scatter plot of labelled points, colored by label. Points that are NaN are not drawn."""
+    """A scatter plot of labeled points, colored by label. Points that are NaN are not drawn."""
 
     points: Float[Array, "N 2"]
     labels: Int[Array, "N"]
@@ -66,7 +66,7 @@ class Scatter(struct.PyTreeNode):
 
 
 class Plane(struct.PyTreeNode):
-    """A rectangle of images with labelled points. Moving the pointer shows the image at each position."""
+    """A rectangle of images with labeled points. Moving the pointer shows the image at each position."""
 
     images: Float[Array, "rows columns h w"]
     """Gray values from 0 (black) to 1 (white). The first row is the top of the rectangle."""
@@ -91,6 +91,9 @@ class InitialParams(NamedTuple):
     """How they were changed for images with another number of channels, in one line; "" if they were not."""
 
 
+Features = Callable[[State, Array], Float[Array, "B K D"]]
+
+
 @dataclass(frozen=True)
 class Task:
     """A model and its training as pure functions that can be jitted and sharded.
@@ -98,6 +101,7 @@ class Task:
     Batches come from `train.data`:
 
     - "image": uint8 [B, h, w, C]
+    - "features": float [B, K, D], instead of "image" if the run computes them once (`train.engine.features`)
     - "label": int32 [B]
     - "index": int32 [B], the example's number in the split; only in training
     - "mask": bool [B], False for examples that only pad the batch; only in evaluation and for figures
@@ -124,8 +128,11 @@ class Task:
     """Explanations of the task's own metrics for the report. `train.report.metric_descriptions` has the common ones."""
     figure_examples: int = 8
     """Minimum number of test images that `figures` needs."""
-    probabilities: Callable[[State, Array], Float[Array, "B V"]] | None = None
-    """Class probabilities of images uint8 [B, h, w, C]; None: the model does not classify."""
+    probabilities: Callable[[State, Batch], Float[Array, "B V"]] | None = None
+    """Class probabilities of the images of a batch; None: the model does not classify."""
+    features: Features | None = None
+    """What the classifier's heads read, for training images uint8 [B, h, w, C] without augmentation. `step`, `evaluate`
+    and `probabilities` then also accept a batch with "features". None: they need images."""
     reconstruct: Callable[[State, Array], Float[Array, "B h w C"]] | None = None
     """Reconstructions in [0, 1] of images uint8 [B, h, w, C]; None: the model does not reconstruct."""
     sample: Callable[[State, Key[Array, ""], int], Float[Array, "B h w C"]] | None = None

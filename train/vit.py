@@ -15,6 +15,7 @@ from train.data.normalize import input_channels, normalized
 from train.engine.init_from import read_initial_params, resolve
 from train.engine.main import train_program
 from train.task import Grid, Task
+from w2jax.vit import PatchSize, patch_grid, patch_sides
 
 MAPS = 5  # maps of position similarity in a row and in a column; more would be too small to read
 PIXELS = 2**20  # limit for an attention picture; fewer images are drawn if they are large, to keep the report small
@@ -50,7 +51,7 @@ def make_task(config: Config, source: Source) -> Task:
             ),
         }
         if model.positions == "learned":
-            positions, rows = params["positions"][0, model.prefix_positions :], images.shape[1] // size
+            positions, rows = params["positions"][0, model.prefix_positions :], patch_grid(images.shape[1:3], size)[0]
             similarity = position_similarity(positions, rows)
             shown, caption = similarity.shape[:2], "each map compares one patch with all patches"
             if shown != similarity.shape[2:]:
@@ -75,24 +76,25 @@ def make_task(config: Config, source: Source) -> Task:
     return replace(task, initial_params=partial(read_initial_params, config, source))
 
 
-def attention_grid(images, weights, patch_size: int, class_token: bool):
+def attention_grid(images, weights, patch_size: PatchSize, class_token: bool):
     """One row of cells per example [B, 1 + H, h, w, 3]: the image, then one copy per head, red where it attends."""
     maps = attention_maps(images, weights, patch_size, class_token)
     image = jnp.broadcast_to(images[..., :3], (*images.shape[:3], 3))
     return jnp.concatenate([image[:, None], red_overlay(images[:, None], maps)], axis=1)
 
 
-def attention_maps(images, weights, patch_size: int, class_token: bool):
+def attention_maps(images, weights, patch_size: PatchSize, class_token: bool):
     """Where each head of a block attends in the images [B, H, h, w]. The largest value of each map is 1.
 
     A map is the class token's attention to the patches. Without a class token, it is the mean over all queries. It is 0
     where the model drops partial patches.
     """
-    height, width = images.shape[1] // patch_size, images.shape[2] // patch_size
+    height, width = patch_grid(images.shape[1:3], patch_size)
     received = weights[:, :, 0] if class_token else reduce(weights, "b h t s -> b h s", "mean")
     received = received[..., -height * width :]
     received = received / received.max(axis=-1, keepdims=True)
-    maps = repeat(received, "b h (n m) -> b h (n p1) (m p2)", n=height, p1=patch_size, p2=patch_size)
+    p1, p2 = patch_sides(patch_size)
+    maps = repeat(received, "b h (n m) -> b h (n p1) (m p2)", n=height, p1=p1, p2=p2)
     dropped = [(0, all_ - kept) for all_, kept in zip(images.shape[1:3], maps.shape[2:], strict=True)]
     return jnp.pad(maps, [(0, 0), (0, 0), *dropped])
 
@@ -114,12 +116,13 @@ def rollout(attentions):
     return through
 
 
-def patch_filters(kernel, patch_size: int):
-    """Gray principal components [r, c, P, P] of the patch embedding's filters, as in figure 7 of the ViT paper."""
+def patch_filters(kernel, patch_size: PatchSize):
+    """Gray principal components [r, c, P, Q] of the patch embedding's filters, as in figure 7 of the ViT paper."""
     components = jnp.linalg.svd(kernel.T - kernel.mean(axis=1), full_matrices=False)[2]
     columns = min(8, len(components))
     shown = components[: min(2, len(components) // columns) * columns]
-    gray = reduce(shown, "k (p q c) -> k p q", "mean", p=patch_size, q=patch_size)
+    height, width = patch_sides(patch_size)
+    gray = reduce(shown, "k (p q c) -> k p q", "mean", p=height, q=width)
     low, high = gray.min(axis=(1, 2), keepdims=True), gray.max(axis=(1, 2), keepdims=True)
     return rearrange((gray - low) / jnp.maximum(high - low, 1e-12), "(r k) p q -> r k p q", k=columns)
 

@@ -292,7 +292,7 @@ class AAE(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalization, equal to torch.nn.BatchNorm1d (Ioffe & Szegedy 2015 <https://arxiv.org/abs/1502.03167>).
 
-    A training batch is normalised with its biased variance, and the running variance is updated with the unbiased one
+    A training batch is normalized with its biased variance, and the running variance is updated with the unbiased one
     (algorithm 1 of the paper). Flax's BatchNorm keeps a biased running variance instead, so weights from torch would
     train differently.
 
@@ -304,7 +304,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B D"], train: bool = False) -> Float[Array, "B D"]:
-        """Normalise x with the batch statistics if `train`, else with the running statistics.
+        """Normalize x with the batch statistics if `train`, else with the running statistics.
 
         With `train`, the collection "batch_stats" is updated.
 
@@ -366,7 +366,7 @@ def first_layer(module: AAEDecoder | AAEDiscriminator) -> str:
 
 
 def linear(x: Float[Array, "B I"], features: int, dtype: str, name: str) -> Float[Array, "B O"]:
-    """Apply a linear layer that is initialised as torch.nn.Linear: kernel and bias from U(−1/√I, 1/√I).
+    """Apply a linear layer that is initialized as torch.nn.Linear: kernel and bias from U(−1/√I, 1/√I).
 
     Call this function only inside a Flax `compact` method.
     """

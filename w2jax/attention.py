@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from w2jax.kernels.attention import chunked_attention, cudnn_attention, xla_attention
-from w2jax.layer_norm import LayerNorm
+from w2jax.layer_norm import LayerNorm, RMSNorm
 from w2jax.masks import check_bias, check_lengths, check_masks
 from w2jax.module import Inputs, Size, abstract, check_sizes, compute_dtype
 
@@ -186,7 +186,9 @@ class MultiHeadAttention(nn.Module):
     use_bias: bool = True  # Biases in the four projections; False: no biases.
     qkv_bias: bool = True  # Biases of queries, keys and values, if use_bias; False: only the output has a bias.
     qk_norm: bool = False  # LayerNorm on the queries and keys of each head (section 2 of arXiv:2302.05442).
-    norm_eps: float = 1e-6  # Epsilon of the LayerNorms on queries and keys, added to the variance.
+    sub_norm: bool = False  # LayerNorm on the heads' outputs, all heads together, before the output projection.
+    norm_eps: float = 1e-6  # Epsilon of the LayerNorms, added to the variance.
+    rms_norm: bool = False  # RMSNorm instead of these LayerNorms.
     scale: float | None = None  # Factor of the logits; None: 1/√(head width).
     implementation: Implementation = "auto"  # Algorithm; see scaled_dot_product_attention.
     dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
@@ -250,9 +252,10 @@ class MultiHeadAttention(nn.Module):
         def heads(x, count: int, width: int, name: str):
             return HeadProjection(count, width, self.use_bias and self.qkv_bias, self.dtype, name=name)(x)
 
+        norm = RMSNorm if self.rms_norm else LayerNorm
         q = heads(query, self.num_heads, qk_width, "query")
         if self.qk_norm:
-            q = LayerNorm(self.norm_eps, dtype=self.dtype, name="query_norm")(q)
+            q = norm(self.norm_eps, dtype=self.dtype, name="query_norm")(q)
         written = None
         if decode == "reuse":
             k, v, written = (self.get_variable("cache", name) for name in ("key", "value", "index"))
@@ -261,7 +264,7 @@ class MultiHeadAttention(nn.Module):
             k = heads(key, kv_heads, qk_width, "key")
             v = heads(key if value is None else value, kv_heads, v_width, "value")
             if self.qk_norm:
-                k = LayerNorm(self.norm_eps, dtype=self.dtype, name="key_norm")(k)
+                k = norm(self.norm_eps, dtype=self.dtype, name="key_norm")(k)
             if decode == "append":
                 k, v, written = self._appended(k, v)
         if written is not None:
@@ -304,6 +307,9 @@ class MultiHeadAttention(nn.Module):
             attended = rearrange(attended, "b h g t v -> b (h g) t v")
             weights = None if weights is None else rearrange(weights, "b h g t s -> b (h g) t s")
         attended = rearrange(attended, "b h t v -> b t h v")
+        if self.sub_norm:
+            joined = norm(self.norm_eps, dtype=self.dtype, name="norm")(rearrange(attended, "b t h v -> b t (h v)"))
+            attended = joined.reshape(attended.shape)
         out = nn.DenseGeneral(
             embed_dim,
             axis=(-2, -1),

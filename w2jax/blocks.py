@@ -13,7 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from w2jax.attention import MultiHeadAttention
-from w2jax.layer_norm import LayerNorm
+from w2jax.layer_norm import LayerNorm, RMSNorm
 from w2jax.masks import check_lengths, check_masks
 from w2jax.module import check_sizes, compute_dtype, submodule
 
@@ -49,7 +49,10 @@ class Mlp(nn.Module):
     mlp_dim: int  # Hidden width, after the activation.
     dropout: float = 0.0  # Dropout rate after the activation and on the output.
     activation: Activation = "gelu"  # Activation function between the two layers.
-    use_bias: bool = True  # Biases in both layers.
+    use_bias: bool = True  # Biases in both layers, and in the LayerNorm.
+    sub_norm: bool = False  # LayerNorm after the activation.
+    norm_eps: float = 1e-6  # Epsilon of the LayerNorm, added to the variance.
+    rms_norm: bool = False  # RMSNorm instead of the LayerNorm.
     dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
@@ -64,6 +67,8 @@ class Mlp(nn.Module):
         x = nn.Dense(self.mlp_dim * (2 if self.activation == "swiglu" else 1), name="fc1", **dense)(x)
         x = ACTIVATIONS[self.activation](x)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        if self.sub_norm:
+            x = layer_norm(self, "norm")(x)
         x = nn.Dense(width, name="fc2", **dense)(x)
         return nn.Dropout(self.dropout)(x, deterministic=not train)
 
@@ -109,8 +114,16 @@ class EncoderBlock(nn.Module):
         z' = LN(MSA(z) + z)
         z = LN(MLP(z') + z')
 
+    With `res_post_norm` (figure 1 of "Swin Transformer V2" <https://arxiv.org/abs/2111.09883>):
+
+        z' = LN(MSA(z)) + z
+        z = LN(MLP(z')) + z'
+
+    `sub_norm` adds the norms of section 2.1 of "Foundation Transformers" <https://arxiv.org/abs/2210.06423>, which
+    BEiT-3 has.
+
     Raises:
-        ValueError: `residual_from_norm` is True and `pre_norm` is False, or the mask is not bool.
+        ValueError: the options do not fit each other, or the mask is not bool.
     """
 
     num_heads: int  # H, number of attention heads; must divide D.
@@ -122,9 +135,12 @@ class EncoderBlock(nn.Module):
     qk_norm: bool = False  # LayerNorm on queries and keys.
     layer_scale: float | None = None  # Initial factor of LayerScale on each residual branch; None: no LayerScale.
     pre_norm: bool = True  # LayerNorm before each residual branch; False: after each residual sum.
+    res_post_norm: bool = False  # LayerNorm on the output of each residual branch, before the sum; no other norms.
     residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z.
+    sub_norm: bool = False  # LayerNorms also before the last layers of the attention and of the MLP.
     activation: Activation = "gelu"  # Activation function of the MLP.
     norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance.
+    rms_norm: bool = False  # RMSNorm instead of every LayerNorm.
     use_bias: bool = True  # Biases in the linear layers and in the LayerNorms.
     dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
@@ -153,26 +169,34 @@ class EncoderBlock(nn.Module):
         """
         if self.residual_from_norm and not self.pre_norm:
             raise ValueError("pre_norm must be True if residual_from_norm is True, got False")
+        if self.res_post_norm and (self.residual_from_norm or not self.pre_norm or self.layer_scale is not None):
+            raise ValueError(
+                "res_post_norm needs pre_norm True, residual_from_norm False and layer_scale None, got pre_norm "
+                f"{self.pre_norm}, residual_from_norm {self.residual_from_norm} and layer_scale {self.layer_scale}"
+            )
         check_masks(mask=mask)
         check_lengths(lengths=lengths)
+        norms = [layer_norm(self, f"norm{i}") for i in (1, 2)]
 
-        def branch(y, scale_name: str):
+        def branch(y, i: int):
+            if self.res_post_norm:
+                y = norms[i - 1](y)
             if self.layer_scale is not None:
-                y = LayerScale(self.layer_scale, name=scale_name)(y)
+                y = LayerScale(self.layer_scale, name=f"scale{i}")(y)
             return DropPath()(y, drop_path) if train and drop_path is not None else y
 
         def attend(y):
             options = {"dropout": self.attention_dropout, "scale": self.attention_scale}
             attention = submodule(MultiHeadAttention, self, **options, name="attention")
             y, weights = attention(y, mask=mask, key_lengths=lengths, train=train, return_weights=return_attention)
-            return branch(nn.Dropout(self.dropout)(y, deterministic=not train), "scale1"), weights
+            return branch(nn.Dropout(self.dropout)(y, deterministic=not train), 1), weights
 
         def feed_forward(y):
-            return branch(submodule(Mlp, self, name="mlp")(y, train=train), "scale2"), None
+            return branch(submodule(Mlp, self, name="mlp")(y, train=train), 2), None
 
-        norms = [layer_norm(self, f"norm{i}") for i in (1, 2)]
-        x, weights = _residual(x, attend, norms[0], self.pre_norm, self.residual_from_norm)
-        x, _ = _residual(x, feed_forward, norms[1], self.pre_norm)
+        outer = [lambda y: y] * 2 if self.res_post_norm else norms
+        x, weights = _residual(x, attend, outer[0], self.pre_norm, self.residual_from_norm)
+        x, _ = _residual(x, feed_forward, outer[1], self.pre_norm)
         return x, weights
 
 
@@ -262,7 +286,7 @@ class DecoderBlock(nn.Module):
         return x, (on_target, on_memory) if return_attention else None
 
 
-def _residual(x, layer: Callable, norm: LayerNorm, pre_norm: bool, from_norm: bool = False) -> tuple[Array, Any]:
+def _residual(x, layer: Callable, norm: Callable, pre_norm: bool, from_norm: bool = False) -> tuple[Array, Any]:
     """Apply a residual branch: return (x + layer(norm(x)), attention weights).
 
     Without `pre_norm` the result is norm(x + layer(x)); with `from_norm` it is norm(x) + layer(norm(x)). `layer`
@@ -275,9 +299,10 @@ def _residual(x, layer: Callable, norm: LayerNorm, pre_norm: bool, from_norm: bo
     return (x + y if pre_norm else norm(x + y)), weights
 
 
-def layer_norm(module, name: str | None = None) -> LayerNorm:
-    """Create a LayerNorm with the options of `module`."""
-    return submodule(LayerNorm, module, eps=module.norm_eps, name=name)
+def layer_norm(module, name: str | None = None, **own: Any) -> LayerNorm | RMSNorm:
+    """Create a LayerNorm with the options of `module`, or an RMSNorm if it has the option `rms_norm`."""
+    norm = RMSNorm if getattr(module, "rms_norm", False) else LayerNorm
+    return submodule(norm, module, eps=module.norm_eps, name=name, **own)
 
 
 def is_valid(lengths: Int[Array, " B"], size: int) -> Bool[Array, "B {size}"]:

@@ -113,7 +113,7 @@ def write_files_atomic(files: Mapping[Path, Callable[[io.BufferedWriter], object
 
     Each file is first written to a temporary file in the same folder. Then the temporary files are renamed in the
     given order, because several files cannot be replaced in one step. Put the file that makes the others valid last.
-    If the process is killed, temporary files may remain; `is_temporary` recognises their names.
+    If the process is killed, temporary files may remain; `is_temporary` recognizes their names.
 
     A symbolic link at a path is replaced. The file that it points to keeps its content.
 

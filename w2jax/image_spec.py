@@ -41,7 +41,7 @@ class ImageSpec:
     """
 
     image_size: tuple[int, int]
-    """(height, width) in pixels that the model gets, cut from the centre of the resized image."""
+    """(height, width) in pixels that the model gets, cut from the center of the resized image."""
     resize: int | tuple[int, int]
     """Size of the resized image in pixels: its shorter side, or (height, width), which stretches it."""
     interpolation: Interpolation = "bicubic"
@@ -93,7 +93,7 @@ class ImageSpec:
         return jnp.asarray(self.normalize(self.resize_images(images)))
 
     def resize_images(self, images: Any) -> UInt8[np.ndarray, "B h w C"]:
-        """Resize images and cut out their centres.
+        """Resize images and cut out their centers.
 
         Pixels outside of a resized image are black. Transparency is dropped, and only the first image of an animation
         is read.
@@ -186,5 +186,8 @@ def _decoded(picture: Any, upright: bool, mode: str) -> Any:
             )
         return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels).convert(mode)
     if picture.mode not in _EIGHT_BIT:
-        raise ValueError(f"an image must have 8 bits per channel, got Pillow's mode {picture.mode}. Convert it")
+        raise ValueError(
+            f"an image must have 8 bits per channel, got Pillow's mode {picture.mode}. Scale its values to 0 … 255 and "
+            "make it uint8; Pillow's convert would cut values above 255"
+        )
     return (ImageOps.exif_transpose(picture) if upright else picture).convert(mode)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from w2jax.convert.load_save import Loaded, load_described
 from w2jax.image_spec import ImageSpec
-from w2jax.vit import ViT
+from w2jax.vit import ViT, patch_grid, patch_sides
 
 
 class Pretrained(NamedTuple):
@@ -57,15 +57,16 @@ def _resized(loaded: Loaded, spec: ImageSpec) -> dict[str, Any]:
     if not isinstance(module, ViT) or module.positions != "learned":
         return variables
     positions = variables["params"]["positions"]
-    new = [side // module.patch_size for side in spec.image_size]
+    new = patch_grid(spec.image_size, module.patch_size)
     patches = positions.shape[1] - module.prefix_positions
     if patches == new[0] * new[1]:
         return variables
     side = math.isqrt(patches)
-    old_size = loaded.image_size or (side * module.patch_size, side * module.patch_size)
+    height, width = patch_sides(module.patch_size)
+    old_size = loaded.image_size or (side * height, side * width)
     if loaded.config is None or loaded.config.get("model_type") != "dinov2":
         return module.resize(variables, old_size, spec.image_size)
-    old = [side // module.patch_size for side in old_size]
+    old = patch_grid(old_size, module.patch_size)
     prefix = positions[:, : module.prefix_positions]
     grid = np.asarray(positions[:, module.prefix_positions :]).reshape(*old, -1)
     grid = np.einsum("nr,mc,rcd->nmd", _bicubic(old[0], new[0]), _bicubic(old[1], new[1]), grid)

@@ -19,7 +19,7 @@ Prior = Literal["gaussian", "mixture", "swiss_roll", "uniform"]
 
 # Uniform numbers are clipped to [_MARGIN, 1 - _MARGIN]. So normal quantiles are at most 4.8 standard deviations.
 _MARGIN = 1e-6
-# Mixture: standard deviations along the radius and across it, divided by the distance of the centres from the origin.
+# Mixture: standard deviations along the radius and across it, divided by the distance of the centers from the origin.
 _ALONG, _ACROSS = 0.25, 0.06
 # Swiss roll: number of half turns; standard deviation of the thickness, divided by the outer radius.
 _HALF_TURNS, _THICKNESS = 4.0, 0.03

@@ -79,7 +79,7 @@ class AttentionClassifier(nn.Module):
 class LSTMClassifier(nn.Module):
     """A sequence classifier: an LSTM, and a linear layer (the head) that maps its last output to logits.
 
-    The parameters are initialised as in torch.nn.LSTM and torch.nn.Linear. The head can also be applied to an earlier
+    The parameters are initialized as in torch.nn.LSTM and torch.nn.Linear. The head can also be applied to an earlier
     output; then it classifies the sequence up to that step.
     """
 

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float
 
 from w2jax.attention import MultiHeadAttention
 from w2jax.blocks import Activation, EncoderBlock, Mlp, layer_norm
-from w2jax.layer_norm import LayerNorm
 from w2jax.module import (
     Dtype,
     Inputs,
@@ -47,18 +46,34 @@ from table 2 of "Scaling Vision Transformers" <https://arxiv.org/abs/2106.04560>
 """
 
 
-class PatchEmbed(nn.Module):
-    """Split images into square patches, row by row, and project each patch to a token (equation 1 of the ViT paper)."""
+PatchSize = int | tuple[int, int]
+"""The side of square patches in pixels, or (height, width) of a patch."""
 
-    patch_size: int  # Height and width of a patch in pixels; must divide the height and width of the image.
+
+def patch_sides(patch_size: PatchSize) -> tuple[int, int]:
+    """Return (height, width) of a patch in pixels."""
+    return patch_size if isinstance(patch_size, tuple) else (patch_size, patch_size)
+
+
+def patch_grid(image_size: tuple[int, ...], patch_size: PatchSize) -> tuple[int, int]:
+    """Return (rows, columns) of the complete patches in an image of `image_size`, (height, width) in pixels."""
+    height, width = patch_sides(patch_size)
+    return image_size[0] // height, image_size[1] // width
+
+
+class PatchEmbed(nn.Module):
+    """Split images into patches, row by row, and project each patch to a token (equation 1 of the ViT paper)."""
+
+    patch_size: PatchSize  # Side or (height, width) of a patch in pixels; must divide height and width of the image.
     embed_dim: int  # D, width of every token.
     use_bias: bool = True  # Add a learned bias to the projection.
     dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
     def __call__(self, images: Float[Array, "B h w C"]) -> Float[Array, "B N D"]:
-        """Return one token per patch; N = h · w / patch_size²."""
-        patches = rearrange(images, "b (n p1) (m p2) c -> b (n m) (p1 p2 c)", p1=self.patch_size, p2=self.patch_size)
+        """Return one token per patch; N = h · w / (height · width of a patch)."""
+        height, width = patch_sides(self.patch_size)
+        patches = rearrange(images, "b (n p1) (m p2) c -> b (n m) (p1 p2 c)", p1=height, p2=width)
         dense = nn.Dense(self.embed_dim, use_bias=self.use_bias, dtype=compute_dtype(self.dtype), name="projection")
         return dense(patches)
 
@@ -73,6 +88,7 @@ class AttentionPool(nn.Module):
     mlp_dim: int  # Hidden width of the MLP.
     activation: Activation = "gelu"  # Activation function of the MLP.
     norm_eps: float = 1e-6  # Epsilon of the LayerNorm, added to the variance.
+    rms_norm: bool = False  # RMSNorm instead of the LayerNorm.
     dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact
@@ -93,12 +109,13 @@ class ViT(nn.Module):
     """
 
     num_classes: int  # V, number of classes; 0: return the pooled features instead of logits.
-    patch_size: int  # Height and width of a patch in pixels; must divide those of the image (see partial_patches).
+    patch_size: PatchSize  # Side or (height, width) of a patch in pixels; must divide the image (see partial_patches).
     embed_dim: int  # D, width of every token.
     depth: int  # Number of encoder blocks.
     num_heads: int  # Number of attention heads; must divide embed_dim.
     mlp_dim: int  # Hidden width of the MLP in each block.
     pool: Literal["cls", "gap", "cls_gap", "map"] = "cls"  # Class token, mean of the patches, both, attention pooling.
+    pool_prefix: bool = False  # Pools gap and map read the class token and the registers too.
     norm_after_pool: bool = False  # Apply the last LayerNorm after pooling (timm's fc_norm); False: before pooling.
     final_norm: bool = True  # Apply a last LayerNorm; False: no such norm, as in RADIO.
     head_bias: bool = True  # Add a bias to the classifier; False for the projection of CLIP.
@@ -118,10 +135,13 @@ class ViT(nn.Module):
     qkv_bias: bool = True  # Biases of queries, keys and values in the blocks.
     qk_norm: bool = False  # LayerNorm on queries and keys.
     attention_scale: float | None = None  # Factor of the attention logits; None: 1/√(head width).
+    res_post_norm: bool = False  # LayerNorm on each residual branch's output instead of its input (arXiv:2111.09883).
+    sub_norm: bool = False  # LayerNorms also before the last layers of attention and MLP (arXiv:2210.06423).
     residual_from_norm: bool = False  # Add the attention output to LN(z) instead of z, as in the course's code.
     pre_logits_dim: int | None = None  # Width of an extra tanh layer before the head; None: no such layer.
     activation: Activation = "gelu"  # Activation of the MLPs: gelu, gelu_tanh, quick_gelu, relu or swiglu.
     norm_eps: float = 1e-6  # Epsilon of every LayerNorm, added to the variance.
+    rms_norm: bool = False  # RMSNorm (arXiv:1910.07467) instead of every LayerNorm.
     dtype: Dtype = "float32"  # Data type of activations and products; parameters stay float32.
     remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
     scan_layers: bool = False  # Compile one block and scan over depth; parameters are stacked along depth.
@@ -168,8 +188,9 @@ class ViT(nn.Module):
         self._check(images)
         dtype = compute_dtype(self.dtype)
 
-        grid = images.shape[1] // self.patch_size, images.shape[2] // self.patch_size
-        images = images[:, : grid[0] * self.patch_size, : grid[1] * self.patch_size]
+        height, width = patch_sides(self.patch_size)
+        grid = patch_grid(images.shape[1:3], self.patch_size)
+        images = images[:, : grid[0] * height, : grid[1] * width]
         x = submodule(PatchEmbed, self, use_bias=self.patch_bias, name="patch_embed")(images)
         x = self._prepend_and_position(x, grid)
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -183,7 +204,7 @@ class ViT(nn.Module):
         patches = slice(self.class_token + self.num_registers, None)
         if self.pool == "cls":
             x = x[:, : 1 + self.distilled]
-        elif self.pool != "cls_gap":
+        elif self.pool != "cls_gap" and not self.pool_prefix:
             x = x[:, patches]
         if self.final_norm and not self.norm_after_pool:
             x = layer_norm(self, "norm")(x)
@@ -231,10 +252,10 @@ class ViT(nn.Module):
 
     def example_inputs(self, size: Size) -> Inputs:
         """Return the smallest inputs for which `init` creates parameters with the sizes that `size` returns."""
-        patch = self.patch_size
+        height, width = patch_sides(self.patch_size)
         patches = size("positions", 1, self.prefix_positions + 1) - self.prefix_positions
-        channels = size("patch_embed/projection/kernel", 0, 3 * patch**2) // patch**2
-        return (abstract(1, patch, patch * max(patches, 1), max(channels, 1)),)
+        channels = size("patch_embed/projection/kernel", 0, 3 * height * width) // (height * width)
+        return (abstract(1, height, width * max(patches, 1), max(channels, 1)),)
 
     @property
     def prefix_positions(self) -> int:
@@ -244,11 +265,14 @@ class ViT(nn.Module):
     def _check(self, images: Array) -> None:
         if images.ndim != 4:
             raise ValueError(f"images must have the shape [B, height, width, C], got {images.shape}")
-        _, height, width, _ = images.shape
-        check_sizes(patch_size=self.patch_size, embed_dim=self.embed_dim, pre_logits_dim=self.pre_logits_dim)
+        patch = patch_sides(self.patch_size)
+        for side in patch:
+            check_sizes(patch_size=side)
+        check_sizes(embed_dim=self.embed_dim, pre_logits_dim=self.pre_logits_dim)
         check_sizes(at_least=0, num_classes=self.num_classes, num_registers=self.num_registers, norm_eps=self.norm_eps)
-        is_partial = height % self.patch_size or width % self.patch_size
-        if min(height, width) < self.patch_size or (is_partial and self.partial_patches == "error"):
+        height, width = images.shape[1:3]
+        is_partial = height % patch[0] or width % patch[1]
+        if 0 in patch_grid((height, width), patch) or (is_partial and self.partial_patches == "error"):
             raise ValueError(
                 f"patch_size must divide the image's height and width, got patch_size {self.patch_size} and an image "
                 f'of {height}×{width} pixels. Resize the images, or set partial_patches to "drop"'
@@ -263,6 +287,8 @@ class ViT(nn.Module):
             raise ValueError(
                 f'class_token must be True for pool "{self.pool}", got False. Set it or choose pool "gap" or "map"'
             )
+        if self.pool_prefix and self.pool not in ("gap", "map"):
+            raise ValueError(f'pool_prefix needs pool "gap" or "map", got pool "{self.pool}"')
         if self.positions == "sincos2d" and self.embed_dim % 4:
             raise ValueError(f'embed_dim must be divisible by 4 for positions "sincos2d", got {self.embed_dim}')
 
@@ -295,7 +321,7 @@ class ViT(nn.Module):
 
         _, captured = self.apply(variables, images, capture_intermediates=is_block, mutable=["intermediates"])
         outputs: Any = captured["intermediates"]["encoder"]
-        last_norm = LayerNorm(self.norm_eps, dtype=self.dtype, parent=None)
+        last_norm = layer_norm(self, parent=None)
         tokens = []
         for i in (i % self.depth for i in blocks):
             x = outputs["blocks" if self.scan_layers else f"block_{i}"]["__call__"][0][0]
@@ -304,6 +330,53 @@ class ViT(nn.Module):
                 x = last_norm.apply({"params": variables["params"]["norm"]}, x)
             tokens.append(x)
         return tokens
+
+    def head_inputs(
+        self, variables: Mapping[str, Any], images: Float[Array, "B h w C"], train: bool = False
+    ) -> Float[Array, "B K D"]:
+        """Return what the classifier reads: the features of a linear probe.
+
+        Args:
+            variables: variables of this model.
+            images: as in `__call__`.
+            train: as in `__call__`. No rng is passed, so all rates must be 0.
+
+        Returns:
+            One vector per classifier, in float32 or wider. K is 2 if `distilled`, else 1. D is the width of the
+            classifier's input: 2 · embed_dim for pool "cls_gap", `pre_logits_dim` if set, else embed_dim.
+
+        Raises:
+            ValueError: the model has no classifier.
+            flax.errors.InvalidRngError: `train` is True and a rate is above 0.
+        """
+        if not self.num_classes:
+            raise ValueError("num_classes must be at least 1, got 0: the model has no classifier")
+        inputs = {}
+
+        def keep(call, arguments, options, context):
+            if context.module.name in self._heads and context.method_name == "__call__":
+                inputs[context.module.name] = arguments[0]
+            return call(*arguments, **options)
+
+        with nn.intercept_methods(keep):
+            self.apply(variables, images, train=train)
+        return at_least_float32(jnp.stack([inputs[name] for name in self._heads], axis=1))
+
+    def classify(self, variables: Mapping[str, Any], inputs: Float[Array, "B K D"]) -> Float[Array, "B V"]:
+        """Return the logits that `__call__` returns for the images whose `head_inputs` are `inputs`.
+
+        Only the classifier's parameters in `variables` are read.
+        """
+        head = nn.Dense(self.num_classes, use_bias=self.head_bias, dtype=compute_dtype(self.dtype), parent=None)
+        params = [variables["params"][name] for name in self._heads]
+        logits: list[Any] = [head.apply({"params": params[i]}, inputs[:, i]) for i in range(len(params))]
+        mean: Any = sum(logits[1:], logits[0]) / len(logits)
+        return at_least_float32(mean)
+
+    @property
+    def _heads(self) -> tuple[str, ...]:
+        """The names of the classifiers."""
+        return ("head", "head_distilled") if self.distilled else ("head",)
 
     def resize(
         self, variables: Mapping[str, Any], old_size: tuple[int, int], new_size: tuple[int, int]
@@ -325,7 +398,7 @@ class ViT(nn.Module):
         """
         if self.positions != "learned":
             return dict(variables)
-        old_grid, new_grid = ((h // self.patch_size, w // self.patch_size) for h, w in (old_size, new_size))
+        old_grid, new_grid = (patch_grid(size, self.patch_size) for size in (old_size, new_size))
         params = dict(variables["params"])
         params["positions"] = resize_positions(params["positions"], old_grid, new_grid, self.prefix_positions)
         return {**variables, "params": params}

@@ -12,7 +12,7 @@ from w2jax.convert.layouts import Format
 from w2jax.convert.load_save import describe, parameters_in
 from w2jax.convert.schema import module_leaves
 from w2jax.convert.state_dict import format_of
-from w2jax.convert.vit_architecture import recognise
+from w2jax.convert.vit_architecture import recognize
 from w2jax.convert.vit_tables import FORMATS
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ def table() -> str:
     stored = dict.fromkeys(read, 0)
     folders = sorted(FIXTURES.iterdir())
     for folder in folders:
-        form, _ = recognise(parameters_in(read_weights(folder).tensors)[0])
+        form, _ = recognize(parameters_in(read_weights(folder).tensors)[0])
         read[form.family] += 1
         # The names do not depend on the number of heads, which some files do not contain.
         size = tuple(np.load(folder / "io.npz")["images"].shape[1:3])

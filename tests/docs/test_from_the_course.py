@@ -22,6 +22,8 @@ def python_blocks(text):
 
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 PROGRAMS = {title: blocks for title, text in SECTIONS.items() if (blocks := python_blocks(text))}
+EXERCISE = r"^\*\*Exercise\.\*\* (.*?)\n\n<details><summary>Solution</summary>\n\n(.*?)\n\n</details>\n*\Z"
+EXERCISES = {title: re.search(EXERCISE, text, re.DOTALL | re.MULTILINE) for title, text in SECTIONS.items()}
 
 
 @cache
@@ -36,7 +38,29 @@ def ran(title):
 
 def test_every_code_block_is_in_a_section():
     assert sum(map(len, PROGRAMS.values())) == len(python_blocks(PAGE)) == PAGE.count("```python")
-    assert len(PROGRAMS) == 8
+    assert len(PROGRAMS) == 12
+
+
+def test_every_section_ends_with_an_exercise_and_its_hidden_solution():
+    assert all(EXERCISES.values()), EXERCISES
+    assert PAGE.count("**Exercise.**") == PAGE.count("<details") == PAGE.count("</details>") == len(SECTIONS)
+    for title, blocks in PROGRAMS.items():
+        assert python_blocks(EXERCISES[title][2]) == blocks[-1:]
+        assert not any("answer" in block for block in blocks[:-1])
+
+
+@pytest.mark.parametrize("title", PROGRAMS)
+def test_the_solution_gives_the_number_in_the_exercise(title):
+    """The number is exact to its last digit, "below" is a bound, and "about" allows 5 %."""
+    task = EXERCISES[title][1].replace("\n", " ")
+    ((kind, number),) = re.findall(r"Check: `answer`(?:,.*?,)? is (about |below |)(\d[\de.-]*\d|\d)\b", task)
+    answer = float(ran(title)["answer"])
+    if kind == "below ":
+        assert 0 <= answer < float(number)
+    elif kind == "about ":
+        assert answer == pytest.approx(float(number), rel=0.05)
+    else:
+        assert f"{answer:.{len(number.partition('.')[2])}f}" == number
 
 
 @pytest.mark.parametrize("title", PROGRAMS)
@@ -56,6 +80,16 @@ def test_the_training_step_updates_every_parameter_as_torch_does():
         theirs, ours = (np.asarray(names[side][name]) - before.numpy() for side in ("expected", "found"))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
         assert np.abs(theirs).mean() > 5e-4
+
+
+def test_only_positions_make_attention_depend_on_the_order():
+    for without, *with_positions in (ran("Positions")["errors"], ran("Positions")["our_errors"]):
+        assert without < 1e-6 and min(with_positions) > 0.1
+
+
+def test_both_training_loops_learn():
+    losses = ran("A training loop")["found"]
+    assert len(losses) == 30 and losses[-10:].mean() < losses[:10].mean() - 0.02
 
 
 def test_dropout_is_drawn_from_the_key_alone():
@@ -111,6 +145,7 @@ def test_the_commands_have_the_courses_settings():
     reader, run = configs["lstm"], configs["lstm"].run
     assert (reader.model.num_layers, reader.model.hidden_size, run.batch_size) == (2, 256, 256)
     assert run.steps == 5 * -(-60_000 // run.batch_size)
+    assert run.steps == 1175  # the answer of the last exercise
     assert reader.optim == vit.Optim(
         learning_rate=1e-3, warmup_fraction=0.0, final_lr_fraction=1.0, weight_decay=0.0, clip=None, ema=None
     )

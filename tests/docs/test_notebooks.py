@@ -36,6 +36,14 @@ CLAIMS = {
         ("largest difference to torch:", 0.0, 1e-5),
         ("test accuracy │", 0.75, 1.0),
     ],
+    "finetune": [
+        ("step 350/350 test accuracy", 0.5, 1.0),
+        ("step 100/100 test accuracy", 0.75, 1.0),
+        ("largest difference to train.predict:", 0.0, 1e-5),
+        ("test accuracy in JAX:", 0.6, 1.0),
+        ("in torch:", 0.6, 1.0),
+        ("largest difference of the losses:", 0.0, 1e-3),
+    ],
     "from_pytorch": [
         ("largest difference of the outputs:", 0.0, 1e-5),
         ("largest difference of the weights:", 0.0, 1e-5),

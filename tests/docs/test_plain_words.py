@@ -53,6 +53,12 @@ PLAIN = {
     r"\bwalked\b": "visited, traversed",
     r"\bthe other way round\b": "reversed, in the other order",
     r"\bof old\b|\bof late\b": "earlier, recently",
+    # American spelling, also in names. An old name of an option is in the table that renames it.
+    r"\w*(colour|favour|behaviour|neighbour|centr(e|es|ed|ing)(?![a-z])|labell(ed|ing)(?![-_]batch)|signall(ed|ing)"
+    r"|modell(ed|ing)|cancell(ed|ing)|licence|grey(?![a-z])|artefact|judgement)": "the American spelling",
+    r"\w*(recogn|normal|initial|standard|penal|minim|maxim|optim|synchron|organ|general|serial|summar|visual|util|real"
+    r"|parametr|quant|regular|special|token|vector|factor|final|random|local|custom)is(e|ed|es|er|ers|ing|ation)"
+    r"(?![a-z])": "the American spelling, with z",
 }
 FOUND = [(re.compile(pattern, re.IGNORECASE), plain) for pattern, plain in PLAIN.items()]
 

@@ -18,17 +18,19 @@ import tyro
 from PIL import Image
 from tasks import TASKS
 
-from train import export, predict, prepare
+from train import export, prepare
 from train.config.checks import check_ranges
 from train.data import abstract_source, open_source
 from train.dryrun.__main__ import main as dryrun
 from train.dryrun.__main__ import read_task
 from train.engine.loop import fit
+from train.predict.__main__ import main as predict
 from w2jax.convert.__main__ import main as convert
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
-PAGES += sorted((ROOT / "docs").rglob("*.md"))
+PAGES += sorted(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "ko")
+# The Korean pages have the same blocks and the same code spans (test_korean.py).
 PAGES = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCKS = [(name, language, block) for name, page in PAGES.items() for language, block in FENCE.findall(page)]
@@ -144,7 +146,9 @@ def desk(tmp_path_factory):
                 small += ["--validation-split", "train[64:96]", "--metric-examples", "32"]
             fit(*read_task(task, ["tiny", "--run.steps", "2", "--run.dir", f"runs/{task}-sample", *small]))
         export.main(["runs/vit-sample", "--format", "timm", "--out", "vit.safetensors"])
-        shutil.copytree("runs/vit-sample", "runs/mine")
+        export.main(["runs/vit-sample", "--format", "timm", "--out", "pretrained"])
+        for copy in ("mine", "early", "textures"):
+            shutil.copytree("runs/vit-sample", f"runs/{copy}")
 
         config, _ = read_task("vit", ["tiny"])
         digits = open_source(config.data, "test[:4]").gather(np.arange(4))["image"][..., 0]
@@ -156,7 +160,11 @@ def desk(tmp_path_factory):
                 (Path(folder) / f"class_{k:04}").mkdir(parents=True)
                 for i in range(2 if folder == "DIR" else 1):
                     Image.fromarray(digits[i]).convert("RGB").save(Path(folder) / f"class_{k:04}" / f"{i}.png")
+        for place in ("train/grass", "train/gravel", "test/grass", "test/gravel"):
+            (Path("textures") / place).mkdir(parents=True)
+            Image.fromarray(digits[0]).save(Path("textures") / place / "007.jpg")
         prepare.main(["folder", "--from", "DIR", "--name", "my_images"])
+        prepare.main(["folder", "--from", "textures", "--name", "textures"])
         prepare.main(["folder", "--from", "imagenet", "--name", "imagenet"])
         yield desk
 
@@ -210,7 +218,7 @@ def try_command(words, tmp_path, patch):
     """Tries the command and fails if it does not work; returns False if the command is unknown."""
     match words:
         case ["python", "-m", "train.predict", *arguments]:
-            predict.main(arguments)
+            predict(arguments)
             for option in ("--out", "--attention"):
                 if option in arguments:
                     with Image.open(arguments[arguments.index(option) + 1]) as image:

@@ -93,6 +93,22 @@ def test_links_of_the_readme_lead_to_the_site_or_the_repository(site):
     assert 'href="scale.html"' in (site / "benchmarks.html").read_text()
 
 
+def test_the_korean_pages_are_on_the_site(site):
+    """Links to pages that are only in English lead there."""
+    links = set(re.findall(r'href="([^"]+)"', (site / "ko" / "index.html").read_text()))
+    assert {"from-the-course.html", "../index.html", "../convert.html", "../use.html#the-run-folder"} <= links
+    assert 'href="../from-the-course.html"' in (site / "ko" / "from-the-course.html").read_text()
+    assert 'href="ko/from-the-course.html"' in (site / "from-the-course.html").read_text()
+    assert 'href="ko/index.html"' in (site / "index.html").read_text()
+
+
+def test_solutions_are_folded_and_highlighted(site):
+    for page in (site / "from-the-course.html", site / "ko" / "from-the-course.html"):
+        solutions = re.findall(r"<details>(.*?)</details>", page.read_text(), re.DOTALL)
+        assert len(solutions) == 13
+        assert sum('class="highlight"' in solution for solution in solutions) == 12
+
+
 def test_the_reference_lists_everything_public(site, library):
     inventory = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
     named = {line.split()[0] for line in zlib.decompress(inventory).decode().splitlines()}

@@ -24,8 +24,8 @@ def random_variables(module, *inputs, seed=0):
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
 
     def draw(path, leaf):
-        centre = 1.0 if path[-1].key in ("scale", "gamma") else 0.0
-        return jax.numpy.asarray(centre + 0.25 * rng.standard_normal(leaf.shape), leaf.dtype)
+        center = 1.0 if path[-1].key in ("scale", "gamma") else 0.0
+        return jax.numpy.asarray(center + 0.25 * rng.standard_normal(leaf.shape), leaf.dtype)
 
     return jax.tree.map_with_path(draw, shapes)
 

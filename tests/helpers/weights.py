@@ -33,6 +33,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "google_opttarget_full_oldidx": ("google_old", {}),
     "hf_bf16": ("huggingface", {}),
     "hf_clip": ("clip_vision", {}),
+    "hf_clip_classifier": ("clip_vision_classifier", {}),
     "hf_clip_projection": ("clip_vision_projection", {}),
     "hf_combo": ("huggingface", {}),
     "hf_deit": ("deit", {}),
@@ -50,7 +51,9 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "hf_model_sharded": ("huggingface_model", {}),
     "hf_msn": ("msn", {}),
     "hf_msn_model": ("huggingface_model", {}),
+    "hf_patch_6x4": ("huggingface", {}),
     "hf_siglip": ("siglip_vision", {}),
+    "hf_siglip_classifier": ("siglip_vision_classifier", {}),
     "hf_vit": ("huggingface", {}),
     "open_clip": ("open_clip", {}),
     "open_clip_average": ("open_clip", {}),
@@ -65,9 +68,14 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "timm_distilled": ("timm_distilled", {}),
     "timm_hub_reg4_gap": ("timm", {}),
     "timm_map_cls_reg": ("timm", {"num_heads": 4, "image_size": (24, 40)}),
+    "timm_patch_6x4": ("timm", {}),
+    "timm_pool_prefix": ("timm", {}),
     "timm_quickgelu_prenorm": ("timm", {"num_heads": 5, "activation": "quick_gelu"}),
     "timm_radio": ("timm", {}),
+    "timm_res_post_norm": ("timm", {}),
+    "timm_rms_norm": ("timm", {}),
     "timm_siglip2": ("timm", {}),
+    "timm_sub_norm": ("timm", {}),
     "torchvision_vit": ("torchvision", {"num_heads": 3}),
     "tv_oldnames_rep20": ("torchvision_old", {"num_heads": 4}),
 }
@@ -119,7 +127,7 @@ def example(**options: Any) -> tuple[ViT, dict[str, Any]]:
 RNG = np.random.default_rng(0)
 
 
-def randomise(module: nn.Module) -> nn.Module:
+def randomize(module: nn.Module) -> nn.Module:
     """Makes every parameter random, including biases that start at 0 and scales that start at 1."""
     torch.manual_seed(0)
     with torch.no_grad():

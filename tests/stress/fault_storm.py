@@ -38,7 +38,7 @@ from tests.stress.faults.links import links
 from tests.stress.faults.pipes import pipes
 from tests.stress.faults.removal import removal
 from tests.stress.faults.signals import signals
-from tests.stress.running import Broken, Command, let_programs_be_signalled
+from tests.stress.running import Broken, Command, let_programs_be_signaled
 from tests.stress.trial import Kind, Reference, Trial, make_reference
 from train.process.setup import silence_libraries
 
@@ -151,7 +151,7 @@ def main() -> None:
     options = parser.parse_args()
     can_mount = enter_namespace()
     silence_libraries()
-    let_programs_be_signalled()
+    let_programs_be_signaled()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the started programs too
     until = time.monotonic() + options.seconds
     print(f"seed {options.seed}", flush=True)

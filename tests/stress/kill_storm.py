@@ -41,7 +41,7 @@ from tests.stress.running import (
     after,
     cleared,
     finish,
-    let_programs_be_signalled,
+    let_programs_be_signaled,
     time_whole,
     wait,
 )
@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1, help="how often to send each TERM or INT (default: 1)")
     options, of_run = parser.parse_known_args()
     silence_libraries()
-    let_programs_be_signalled()
+    let_programs_be_signaled()
     kinds = ("KILL", "TERM", "INT") if options.signal == "mixed" else (options.signal,)
     signals = [signal.Signals[f"SIG{kind}"] for kind in kinds]
     print(f"task  runs  kills  {'  '.join(f'{phase:>10}' for phase in PHASES)}  fell back  verdict", flush=True)

@@ -100,7 +100,7 @@ def watch(task: str, folder: Path, steps: int, options: list[str], every: float 
 def memory_slope(samples: list[Sample]) -> tuple[float, float]:
     """Returns the MiB that 1,000 steps add to the memory of a process, and the standard error.
 
-    The first value is the slope of a straight line through the samples of the second half. Neighbouring samples are
+    The first value is the slope of a straight line through the samples of the second half. Neighboring samples are
     correlated, so the line is fitted to the means of twenty parts. Workers are not counted, because their memory varies
     by tens of MiB.
     """

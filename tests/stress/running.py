@@ -176,7 +176,7 @@ class View:
         return found.st_ino, found.st_mtime_ns
 
 
-def let_programs_be_signalled() -> None:
+def let_programs_be_signaled() -> None:
     """Makes started programs receive SIGINT and SIGHUP, also under nohup and in a shell's background job.
 
     They would inherit that a signal is ignored, but they do not inherit a handler.

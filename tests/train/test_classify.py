@@ -28,7 +28,7 @@ FIGURES = {"lstm": ("beliefs", False), "mha": ("attention", False), "vit": ("att
         pytest.param(name, of, marks=[] if of == "tiny" else pytest.mark.slow)
         for name in CLASSIFIERS
         for of in presets(name)
-        if of != "finetune"  # It is made for the images of the weights.
+        if of not in ("finetune", "probe")  # They are made for the images of the weights.
     ],
 )
 def test_every_preset_fits_the_images_it_is_made_for(name, of):
@@ -123,7 +123,7 @@ def test_balanced_classes_train_with_their_weights_in_micro_batches_and_on_one_d
 
     placed = jax.device_put(state, NamedSharding(mesh, PartitionSpec())), jax.device_put(batch, batch_sharding(mesh))
     metrics = jax.jit(step)(*placed)[1]
-    probabilities = np.asarray(jax.jit(task.probabilities)(state, batch["image"]))
+    probabilities = np.asarray(jax.jit(task.probabilities)(state, batch))
     loss = torch.nn.NLLLoss(torch.tensor(80 / (10 * np.bincount(labels)), dtype=torch.float32))
     expected = loss(torch.from_numpy(np.log(probabilities)), torch.from_numpy(labels[chosen]).long())
     np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
@@ -137,7 +137,7 @@ def test_the_five_most_probable_classes_count_as_top5():
     state = jax.jit(task.init)()
     head = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), state.params["head"])
     state = state.replace(params={**state.params, "head": head})
-    probabilities = np.asarray(task.probabilities(state, batch["image"]))
+    probabilities = np.asarray(task.probabilities(state, batch))
     own = probabilities[np.arange(32), np.asarray(batch["label"])]
     expected = (probabilities > own[:, None]).sum(axis=1) < 5
     assert 0 < expected.sum() < 32

@@ -27,6 +27,8 @@ from w2jax import ViT, convert
 from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.serialize import module_to_json
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
 # For every exported model in a folder: its outputs for one image, for the next three, and for the rest.
 PROGRAM = """
 import pathlib, sys
@@ -162,9 +164,10 @@ def test_the_weights_include_statistics_of_batch_norm(monkeypatch, run, tmp_path
 
 
 def test_a_run_folder_may_be_exported_into_itself(run):
-    before = read_image_info(run)
+    """Its images.json keeps what only a run has, the fingerprints of the data."""
+    before = (run / "images.json").read_bytes()
     export.export_run(run, run)
-    assert read_image_info(run) == before and (run / "model.stablehlo").stat().st_size > 0
+    assert (run / "images.json").read_bytes() == before and (run / "model.stablehlo").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
@@ -199,16 +202,40 @@ def test_weights_are_exported_to_the_given_path(tmp_path, capfd):
     assert "VisionTransformer(img_size=(28, 28), patch_size=7, in_chans=1" in capfd.readouterr().out
 
 
-def test_a_model_of_someone_else_is_not_overwritten(tmp_path):
-    run = write_run(tmp_path / "run", VIT, random_variables(VIT, np.zeros((1, *GRAY), np.float32)))
+@pytest.mark.parametrize(
+    ("options", "name", "content"),
+    [
+        (["--format", "timm"], "model.safetensors", None),
+        (["--format", "timm"], "config.json", b'{"architecture": "vit"}'),
+        ([], "model.safetensors", None),
+        ([], "model.safetensors", b"broken"),
+        ([], "model.stablehlo", b"program"),
+        ([], "images.json", b"{}"),
+    ],
+)
+def test_a_file_of_someone_else_is_not_overwritten(options, name, content, run, tmp_path, capfd):
+    if options:  # The run of the autoencoder has no timm format.
+        run = write_run(tmp_path / "run", VIT, random_variables(VIT, np.zeros((1, *GRAY), np.float32)))
     out = tmp_path / "out"
-    for _ in range(2):  # Its own export may be replaced.
-        export.main([str(run), "--format", "timm", "--out", str(out)])
-    shutil.copy(Path(__file__).parents[1] / "fixtures/vit/timm_cls/model.safetensors", out)
-    before = (out / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"out has weights that w2jax did not write\. Choose another --out"):
-        export.main([str(run), "--format", "timm", "--out", str(out)])
-    assert (out / "model.safetensors").read_bytes() == before
+    command = [str(run), *options, "--out", str(out)]
+    out.mkdir()
+    content = content or (FIXTURES / "vit/timm_cls/model.safetensors").read_bytes()
+    (out / name).write_bytes(content)
+    with pytest.raises(UserError, match=f"out/{name} exists, and nothing in it shows .*, or replace it with --overwr"):
+        export.main(command)
+    assert {path: path.read_bytes() for path in out.iterdir()} == {out / name: content}
+    export.main([*command, "--overwrite"])
+    assert (out / name).read_bytes() != content
+    export.main(command)  # Its own export may be replaced.
+
+
+@pytest.mark.parametrize("options", [[], ["--format", "torch"], ["--format", "huggingface"]])
+def test_another_run_folder_is_not_overwritten(options, run, tmp_path):
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    before = (other / "images.json").read_bytes(), (other / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"--out must not be a run folder, got .*other\. Choose another --out"):
+        export.main([str(run), *options, "--out", str(other), "--overwrite"])
+    assert before == ((other / "images.json").read_bytes(), (other / "config.json").read_bytes())
 
 
 @pytest.mark.parametrize("options", [[], ["--format", "torch"], ["--format", "huggingface"]])

@@ -4,7 +4,9 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -17,7 +19,9 @@ from runs import small, with_run
 from configs.base import Mesh
 from train.data import open_source
 from train.engine.loop import fit
-from train.predict import Options, _print_classes, check_options, load, main
+from train.predict import load
+from train.predict.__main__ import Options, check_options, main
+from train.predict.output import print_classes
 from train.process.errors import UserError
 from train.run.folder import read_config
 from train.vit import make_task
@@ -141,12 +145,46 @@ def test_the_table_has_top_k_classes_and_each_files_name(vit, files, capsys, mon
     assert "\x1b" not in printed and r"other\x1b[2J" in printed
 
 
+@pytest.mark.parametrize("columns", [40, 80])
+def test_a_narrow_terminal_shows_every_character_of_the_names(columns, vit, files, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    names = [files / f"{'holiday-' * 12}{end}.png" for end in ("1", "2")]
+    labels = ["tench, Tinca tinca", "electric ray, crampfish, numbfish, torpedo", "hen"]
+    predictor = dataclasses.replace(load(vit.run.dir), label_names=labels, note="the note")
+    print_classes(predictor, names, np.array([[0.2, 0.5, 0.3]] * 2), None, False)
+    printed = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)  # bold and italics
+    assert max(map(len, printed.splitlines())) <= columns
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    shown, first, *_ = ("".join(column).replace(" ", "") for column in zip(*cells, strict=True))
+    assert shown == "".join(map(str, names)).replace(" ", "")
+    assert first == f"{labels[1]}50.0%".replace(" ", "") * 2
+
+
+def test_in_a_pipe_each_image_has_one_line(vit, files, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    main([vit.run.dir, str(files)])
+    assert sum(f"{files}/" in line for line in capsys.readouterr().out.splitlines()) == 6
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_picture_does_not_replace_an_input_image(link, vit, files):
+    image = files / "a_gray.png"
+    out = files / "out.png" if link else image
+    if link:
+        out.symlink_to(image)
+    before = image.read_bytes()
+    with pytest.raises(UserError, match=r"^--attention must not be one of the images, got .*png\. Choose"):
+        main([vit.run.dir, str(image), "--attention", str(out)])
+    assert image.read_bytes() == before
+
+
 def test_a_run_of_two_classes_prints_both_and_refuses_three(vit, files, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     predictor = dataclasses.replace(load(vit.run.dir), label_names=["cat", "dog"])
     options = Options(Path("run"), (files / "a_gray.png",))
     check_options(options, predictor)
-    _print_classes(predictor, [files / "a_gray.png"], np.array([[0.25, 0.75]]), options)
+    print_classes(predictor, [files / "a_gray.png"], np.array([[0.25, 0.75]]), None, False)
     printed = capsys.readouterr().out
     assert " 2. " in printed and " 3. " not in printed and printed.index("dog  75.0%") < printed.index("cat  25.0%")
     with pytest.raises(UserError, match="--top-k must be from 1 to 2, the number of classes, got 3"):
@@ -268,6 +306,10 @@ def test_the_attention_image_is_red_where_the_vit_attends(vit, files, digits):
         (["{vit}", "{image}", "--out", "x.png"], "--out needs an autoencoder, such as a run of train.aae, got a ViT"),
         (["{vit}", "--sample", "3"], "--sample needs a generative model, such as a run of train.aae, got a ViT"),
         (["{vit}", "{image}", "--sample", "3"], "--sample needs a generative model"),
+        (
+            ["{vit}", "{image}", "--num-heads", "2"],
+            "--num-heads must be left out for a run, .*They are for weights",
+        ),
         (["{fresh}", "{image}"], "has no checkpoint yet"),
         (["{older}", "{image}"], "images.json must describe the images"),
         (["{no_model}", "{image}"], r"config.json is not a config of configs\.vit"),

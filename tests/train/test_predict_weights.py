@@ -11,11 +11,13 @@ import pytest
 from models import random_variables
 from PIL import Image
 
-from train.predict import load, main
+from train.predict import load
+from train.predict.__main__ import main
 from train.process.errors import UserError
 from w2jax import LSTM, ViT
 from w2jax.convert import save
 from w2jax.image_spec import ImageSpec
+from w2jax.pretrained import load_pretrained
 
 TIMM = Path(__file__).parents[1] / "fixtures/predict/timm"
 NAMES = ["ant", "bee", "cow", "dog", "elk"]
@@ -80,6 +82,40 @@ def test_the_user_can_describe_the_images_of_weights(bare, capsys):
     assert {x["label"]: x["probability"] for x in row["top"]} == pytest.approx(
         {f"class {k}": float(p) for k, p in enumerate(expected)}, abs=1e-5
     )
+
+
+@pytest.mark.parametrize("change", [{}, {"crop_mode": "border"}])
+def test_the_class_names_are_those_of_the_files_if_the_user_describes_the_images(change, tmp_path, capsys):
+    """Also if the files describe the images in a way that is not understood."""
+    folder = shutil.copytree(TIMM, tmp_path / "timm")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    options = ["--normalize", "imagenet", "--image-size", "40", "40", "--json", "--top-k", "5"]
+    assert main([str(folder), str(TIMM / "photo.jpg"), *options]) == 0
+    (row,) = rows(capsys)
+    assert {x["label"] for x in row["top"]} == set(NAMES)
+
+
+def test_the_user_can_state_what_the_files_do_not(capsys):
+    """The tensors of this ViT of width 48 show neither its heads nor its activation nor its epsilon."""
+    weights = TIMM.parents[1] / "vit/timm_cls"
+    images = ["--normalize", "half", "--image-size", "32", "32"]
+    command = [str(weights), str(TIMM / "photo.jpg"), *images, "--json", "--top-k", "7"]
+    with pytest.raises(UserError, match=r"Pass num_heads \(--num-heads\)"):
+        main(command)
+    found = []
+    for fields in ({"num_heads": 3}, {"num_heads": 4, "activation": "gelu_tanh", "norm_eps": 0.5, "pool": "gap"}):
+        given = [word for name, value in fields.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        assert main([*command, *given]) == 0
+        (row,) = rows(capsys)
+        spec = ImageSpec((32, 32), 32)
+        model, variables, _ = load_pretrained(weights, spec, **fields)
+        logits, _ = model.apply(variables, spec.preprocess(TIMM / "photo.jpg"))
+        expected = {f"class {k}": float(p) for k, p in enumerate(jax.nn.softmax(logits[0]))}
+        assert {x["label"]: x["probability"] for x in row["top"]} == pytest.approx(expected, abs=1e-5)
+        found.append(expected)
+    assert found[0] != pytest.approx(found[1], abs=1e-3)
 
 
 @pytest.mark.parametrize(

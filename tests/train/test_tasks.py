@@ -108,8 +108,7 @@ def test_several_steps_in_one_call_equal_single_steps_bit_for_bit(trained):
         single.append(metrics)
     for start, count in ((0, 3), (3, 2)):
         indices = np.array([order(start + i % count) for i in range(3)])  # indices after `count` must not be used
-        given = (data["image"], data["label"], indices, np.array(count, np.int32))
-        state, metrics = steps(state, *map(program.replicate, given))
+        state, metrics = steps(state, *jax.tree.map(program.replicate, (data, indices, np.array(count, np.int32))))
         several += [{name: value[i] for name, value in metrics.items()} for i in range(count)]
     assert_same_trees(state, expected)
     for one, other in zip(several, single, strict=True):

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train import predict
 from train.loggers.console import RunConsole
+from train.predict import Predictor
+from train.predict.output import print_classes
 from w2jax.convert.__main__ import _print_table
 
 ROOT = Path(__file__).parents[2]
@@ -43,9 +44,8 @@ def test_the_error_that_ends_a_program(kind):
 def test_labels_of_classes_and_notes_of_damaged_checkpoints(capsys):
     note: Any = f"skipped damaged checkpoint, {EVIL}"
     nothing: Any = None
-    predictor = predict.Predictor(nothing, nothing, (1, 1, 1), [EVIL, "b"], note, nothing)
-    options = predict.Options(Path("run"), top_k=2)
-    predict._print_classes(predictor, [Path(f"{EVIL}.png")], np.array([[0.75, 0.25]]), options)
+    predictor = Predictor(nothing, nothing, (1, 1, 1), [EVIL, "b"], note, nothing)
+    print_classes(predictor, [Path(f"{EVIL}.png")], np.array([[0.75, 0.25]]), 2, False)
     told = "".join(capsys.readouterr().out.split())  # The table may break a line.
     assert told.isprintable() and told.count("\\x1b[2J") == 3
 

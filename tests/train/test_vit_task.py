@@ -25,21 +25,22 @@ from train.vit import (
 from w2jax import ViT
 
 
-@pytest.mark.parametrize("class_token", [True, False])
-def test_a_map_highlights_the_attended_patch(class_token):
-    height, width, patch, heads = 2, 3, 4, 5
+@pytest.mark.parametrize(("class_token", "patch"), [(True, (4, 4)), (False, (4, 5))])
+def test_a_map_highlights_the_attended_patch(class_token, patch):
+    height, width, heads = 2, 3, 5
     tokens = height * width + class_token
     weights = np.full((1, heads, tokens, tokens), 1e-3, np.float32)
     for head in range(heads):
         weights[0, head, 0 if class_token else slice(None), class_token + head] = 0.9  # head h attends to patch h
-    images = np.zeros((1, height * patch, width * patch, 3), np.float32)
+    images = np.zeros((1, height * patch[0], width * patch[1], 3), np.float32)
     maps = np.asarray(attention_maps(jnp.asarray(images), jnp.asarray(weights), patch, class_token))
-    assert maps.shape == (1, heads, height * patch, width * patch)
+    assert maps.shape == (1, heads, height * patch[0], width * patch[1])
     for head in range(heads):
         row, column = divmod(head, width)
         bright = maps[0, head] > 0.99
         expected = np.zeros_like(bright)
-        expected[row * patch : (row + 1) * patch, column * patch : (column + 1) * patch] = True
+        rows, columns = (slice(i * side, (i + 1) * side) for i, side in zip((row, column), patch, strict=True))
+        expected[rows, columns] = True
         np.testing.assert_array_equal(bright, expected)
 
 
@@ -130,19 +131,23 @@ def test_of_many_patches_evenly_spaced_ones_have_a_map():
             assert np.unravel_index(shown[i, j].argmax(), (9, 14)) == (row, column)
 
 
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("positions", ["learned", "sincos2d"])
-def test_every_vit_has_its_pictures(scan, positions):
-    model = ViT(3, patch_size=4, embed_dim=8, depth=2, num_heads=2, mlp_dim=8, positions=positions, scan_layers=scan)
+@pytest.mark.parametrize(
+    ("scan", "positions", "patch"), [(False, "learned", (4, 3)), (True, "learned", 4), (False, "sincos2d", 4)]
+)
+def test_every_vit_has_its_pictures(scan, positions, patch):
+    model = ViT(
+        3, patch_size=patch, embed_dim=8, depth=2, num_heads=2, mlp_dim=8, positions=positions, scan_layers=scan
+    )
     config = dataclasses.replace(PRESETS["tiny"].config, model=model)
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 12, 3), np.uint8)
     source = InMemorySource("colors", "train", images.shape[1:], 3, [], images, np.arange(5) % 3)
     task = make_task(config, source)
     params = random_variables(model, jnp.zeros((1, 8, 12, 3)))["params"]
     pictures = jax.jit(task.figures)(State(jnp.zeros((), jnp.int32), params, None), source.gather(np.arange(5)))
-    shapes = {"attention": (5, 3, 8, 12, 3), "attention_rollout": (2, 5, 8, 12, 3), "patch_filters": (1, 8, 4, 4)}
+    columns, sides = (4, (4, 3)) if patch == (4, 3) else (3, (4, 4))
+    shapes = {"attention": (5, 3, 8, 12, 3), "attention_rollout": (2, 5, 8, 12, 3), "patch_filters": (1, 8, *sides)}
     if positions == "learned":
-        shapes["position_similarity"] = (2, 3, 2, 3)
+        shapes["position_similarity"] = (2, columns, 2, columns)
     assert {name: picture.cells.shape for name, picture in pictures.items()} == shapes
     assert all(np.isfinite(picture.cells).all() for picture in pictures.values())
     assert pictures["attention"].column_labels == ("image", "head 1", "head 2")

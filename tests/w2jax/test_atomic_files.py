@@ -37,7 +37,7 @@ def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> No
         write_files_atomic({tmp_path / "a": fill})
 
 
-def test_leftovers_of_a_killed_write_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_of_a_killed_write_are_recognized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # simulates a process that ends here
     with pytest.raises(RuntimeError):
         write_files_atomic({tmp_path / "config.json": fail})

@@ -298,9 +298,9 @@ def test_if_every_branch_is_dropped_only_the_last_norm_remains():
     model, (source, target) = transformer(dropout=1.0, pre_norm=True), inputs()
     variables = random_variables(model, source, target)
     out, _ = run(model, variables, source, target, train=True, rngs={"dropout": jax.random.key(0)})
-    centred = target - target.mean(-1, keepdims=True)
+    centered = target - target.mean(-1, keepdims=True)
     norm = variables["params"]["decoder_norm"]
-    expected = centred / jnp.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * norm["scale"] + norm["bias"]
+    expected = centered / jnp.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5) * norm["scale"] + norm["bias"]
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -46,7 +46,7 @@ def numbers(*shape):
     return np.random.default_rng(len(shape)).standard_normal(shape)
 
 
-def randomised(module):
+def randomized(module):
     """Returns a float64 torch module with random parameters and statistics."""
     torch.manual_seed(0)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def assert_close(ours, theirs):
     ids=str,
 )
 def test_recurrent_networks(ours, theirs, options, wide):
-    theirs, module = randomised(theirs(S, D, batch_first=True, **options)), ours(D, **options, **DTYPE)
+    theirs, module = randomized(theirs(S, D, batch_first=True, **options)), ours(D, **options, **DTYPE)
     variables = from_torch(module, theirs.state_dict())
     assert {x.dtype.name for x in jax.tree.leaves(variables)} == {"float64"}
     assert_torchs(lambda v, x: module.apply(v, x)[0], lambda x: theirs(x)[0], variables, numbers(B, T, S))
@@ -123,14 +123,14 @@ def test_attention(implementation, wide):
 
 
 def test_multi_head_attention(wide):
-    theirs, module = randomised(nn.MultiheadAttention(D, H, batch_first=True)), MultiHeadAttention(H, **DTYPE)
+    theirs, module = randomized(nn.MultiheadAttention(D, H, batch_first=True)), MultiHeadAttention(H, **DTYPE)
     variables = from_torch(module, theirs.state_dict())
     ours = lambda v, q, k: module.apply(v, q, k)[0]  # noqa: E731
     assert_torchs(ours, lambda q, k: theirs(q, k, k)[0], variables, numbers(B, T, D), numbers(B, S, D)[::-1].copy())
 
 
 def torch_transformer():
-    return randomised(nn.Transformer(D, H, 1, 2, 12, activation=F.gelu, batch_first=True))
+    return randomized(nn.Transformer(D, H, 1, 2, 12, activation=F.gelu, batch_first=True))
 
 
 def test_transformer(wide):
@@ -172,7 +172,7 @@ def test_sequence_to_sequence(wide):
     "options", [{}, {"pool": "avg", "qk_norm": True, "layer_scale": True, "registers": 2}], ids=str
 )
 def test_vit(options, wide):
-    theirs = randomised(TimmViT(V, 4, D, 2, H, 12, 6, 3, **options))
+    theirs = randomized(TimmViT(V, 4, D, 2, H, 12, 6, 3, **options))
     fields = {
         "pool": "gap",
         "norm_after_pool": True,
@@ -190,7 +190,7 @@ def test_vit(options, wide):
 def test_autoencoder(wide):
     images, codes = numbers(B, 4, 6, 1), numbers(B, 3)
     encoder, decoder, discriminator = (
-        randomised(x)
+        randomized(x)
         for x in (TorchEncoder(24, (11, 9), 3), torch_decoder(3, (9, 12), 24), torch_discriminator(3, (6, 7)))
     )
     parts = AAEEncoder(3, (11, 9), **DTYPE), AAEDecoder((4, 6, 1), (9, 12), **DTYPE), AAEDiscriminator((6, 7), **DTYPE)

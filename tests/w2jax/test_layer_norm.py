@@ -1,11 +1,11 @@
-"""LayerNorm against torch: values and gradients."""
+"""LayerNorm and RMSNorm against torch: values and gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
-from w2jax.layer_norm import LayerNorm
+from w2jax.layer_norm import LayerNorm, RMSNorm
 
 X, G = (np.random.default_rng(seed).normal(3.0, 2.0, (2, 3, 7)).astype(np.float32) for seed in range(2))
 
@@ -30,6 +30,25 @@ def test_values_and_gradients_are_torchs():
     close(in_x, x.grad.numpy())
     close(gradients["scale"], theirs.weight.grad.numpy())
     close(gradients["bias"], theirs.bias.grad.numpy())
+
+
+def test_values_and_gradients_of_rms_norm_are_torchs():
+    theirs = torch.nn.RMSNorm(7, eps=1e-1)
+    scale = np.linspace(0.5, 2, 7, dtype=np.float32)
+    with torch.no_grad():
+        theirs.weight.copy_(torch.from_numpy(scale))
+    x = torch.from_numpy(X).requires_grad_()
+    out = theirs(x)
+    out.backward(torch.from_numpy(G))
+    params = {"scale": jnp.asarray(scale)}
+    ours, back = jax.vjp(lambda params, x: RMSNorm(1e-1).apply({"params": params}, x), params, jnp.asarray(X))
+    gradients, in_x = back(jnp.asarray(G))
+    close(ours, out.detach().numpy())
+    close(in_x, x.grad.numpy())
+    close(gradients["scale"], theirs.weight.grad.numpy())
+    half = RMSNorm(1e-1, dtype="bfloat16").apply({"params": params}, jnp.asarray(X, jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(half, np.float32), ours, rtol=1e-2, atol=1e-2)
 
 
 def test_in_bfloat16_the_statistics_are_exact():

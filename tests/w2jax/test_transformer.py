@@ -23,30 +23,37 @@ def stacked(params, depth):
     return {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *(params[f"block_{i}"] for i in range(depth)))}
 
 
-@pytest.mark.parametrize("from_norm", [False, True])
-def test_a_block_is_the_papers_equation_or_the_courses_residual(from_norm):
-    block = EncoderBlock(H, F, residual_from_norm=from_norm)
+@pytest.mark.parametrize("option", [None, "residual_from_norm", "res_post_norm", "sub_norm"])
+def test_a_block_is_the_equation_of_its_paper(option):
+    block = EncoderBlock(H, F, **({option: True} if option else {}))
     z = tokens()
     variables = random_variables(block, z)
     p = variables["params"]
 
-    def norm(z, name):
+    def norm(z, p):
         mean, var = z.mean(-1, keepdims=True), z.var(-1, keepdims=True)
-        return (z - mean) / jnp.sqrt(var + 1e-6) * p[name]["scale"] + p[name]["bias"]
+        return (z - mean) / jnp.sqrt(var + 1e-6) * p["scale"] + p["bias"]
 
     def attention(z):
         q, k, v = (jnp.einsum("bnd,dhk->bhnk", z, p["attention"][n]["kernel"]) for n in ("query", "key", "value"))
         q, k, v = (x + p["attention"][n]["bias"][:, None] for x, n in ((q, "query"), (k, "key"), (v, "value")))
         mixed = jax.nn.softmax(q @ jnp.swapaxes(k, -1, -2) / np.sqrt(D / H)) @ v
-        return jnp.einsum("bhnk,hkd->bnd", mixed, p["attention"]["out"]["kernel"]) + p["attention"]["out"]["bias"]
+        mixed = jnp.swapaxes(mixed, 1, 2).reshape(z.shape)
+        mixed = norm(mixed, p["attention"]["norm"]) if option == "sub_norm" else mixed
+        return mixed @ p["attention"]["out"]["kernel"].reshape(D, D) + p["attention"]["out"]["bias"]
 
     def mlp(z):
         z = jax.nn.gelu(z @ p["mlp"]["fc1"]["kernel"] + p["mlp"]["fc1"]["bias"], approximate=False)
+        z = norm(z, p["mlp"]["norm"]) if option == "sub_norm" else z
         return z @ p["mlp"]["fc2"]["kernel"] + p["mlp"]["fc2"]["bias"]
 
-    normed = norm(z, "norm1")
-    expected = attention(normed) + (normed if from_norm else z)
-    expected = mlp(norm(expected, "norm2")) + expected
+    if option == "res_post_norm":
+        expected = norm(attention(z), p["norm1"]) + z
+        expected = norm(mlp(expected), p["norm2"]) + expected
+    else:
+        normed = norm(z, p["norm1"])
+        expected = attention(normed) + (normed if option == "residual_from_norm" else z)
+        expected = mlp(norm(expected, p["norm2"])) + expected
     out, weights = run(block, variables, z)
     assert weights is None
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
@@ -55,6 +62,13 @@ def test_a_block_is_the_papers_equation_or_the_courses_residual(from_norm):
 def test_a_residual_from_the_norm_needs_a_norm_before_it():
     block = EncoderBlock(H, F, pre_norm=False, residual_from_norm=True)
     with pytest.raises(ValueError, match="pre_norm must be True if residual_from_norm is True"):
+        jax.eval_shape(block.init, jax.random.key(0), tokens())
+
+
+@pytest.mark.parametrize("option", [{"pre_norm": False}, {"residual_from_norm": True}, {"layer_scale": 0.5}])
+def test_norms_on_the_outputs_exclude_other_positions_of_norms(option):
+    block = EncoderBlock(H, F, res_post_norm=True, **option)
+    with pytest.raises(ValueError, match="res_post_norm needs pre_norm True, residual_from_norm False and layer_scale"):
         jax.eval_shape(block.init, jax.random.key(0), tokens())
 
 
@@ -79,11 +93,13 @@ def test_the_mlp_is_torchs_with_every_activation(activation, torchs):
     np.testing.assert_allclose(run(mlp, variables, x), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_scanned_layers_equal_unrolled_ones(remat):
+@pytest.mark.parametrize(
+    ("remat", "options"), [(False, {"layer_scale": 0.5}), (True, {"res_post_norm": True, "rms_norm": True})]
+)
+def test_scanned_layers_equal_unrolled_ones(remat, options):
     """In values, attention weights and gradients."""
     depth = 3
-    block = EncoderBlock(H, F, layer_scale=0.5)
+    block = EncoderBlock(H, F, **options)
     unrolled, scanned = TransformerEncoder(block, depth), TransformerEncoder(block, depth, remat=remat, scan=True)
     params = random_variables(unrolled, tokens())["params"]
     assert jax.tree.map(jnp.shape, stacked(params, depth)) == jax.tree.map(
@@ -142,6 +158,17 @@ def test_drop_path_drops_complete_examples_and_keeps_the_mean():
         encoder = TransformerEncoder(RateBlock(H, F), 4, drop_path=0.3, scan=scan)
         out, _ = run(encoder, {}, jnp.zeros((B, N, D)), train=True)
         np.testing.assert_allclose(out[0, 0, :2], [0.0 + 0.1 + 0.2 + 0.3, 0.3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"layer_scale": 0.5}, {"res_post_norm": True}])
+def test_a_block_whose_branches_are_dropped_is_the_identity(options):
+    """Also the biases of norms on the outputs are dropped."""
+    block, z = EncoderBlock(H, F, **options), jnp.tile(tokens(), (20, 1, 1))
+    variables, rngs = random_variables(block, z), {"dropout": jax.random.key(0)}
+    out, _ = run(block, variables, z, jnp.float32(0.6), train=True, rngs=rngs)
+    same = (out == z).all(axis=(1, 2))
+    assert 5 <= same.sum() <= 30  # 0.36 of 40 are expected
+    assert (out != z).any(axis=2)[~same].all()
 
 
 def test_random_layers_do_nothing_in_evaluation():

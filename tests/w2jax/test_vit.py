@@ -1,17 +1,20 @@
 """The Vision Transformer: torch's numbers, order given only by positions, and every option."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from flax import linen as nn
+from flax.errors import InvalidRngError
 from models import random_variables, run
 from torch_vit import TorchViT, state_dict
 
 from w2jax import ViT
 from w2jax.blocks import Mlp
-from w2jax.vit import AttentionPool, resize_positions, sincos2d_positions
+from w2jax.vit import AttentionPool, PatchEmbed, resize_positions, sincos2d_positions
 
 SIZES = {"num_classes": 5, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3, "mlp_dim": 20}
 B, HEIGHT, WIDTH, C, V = 2, 8, 12, 3, 5
@@ -86,6 +89,9 @@ def test_the_order_of_patches_matters_only_through_positions(options):
         {"pool": "cls_gap", "num_registers": 2, "head_bias": False},
         {"activation": "swiglu", "final_norm": False},
         {"num_registers": 1, "register_positions": True, "distilled": True},
+        {"res_post_norm": True, "patch_size": (2, 3)},
+        {"sub_norm": True},
+        {"rms_norm": True, "sub_norm": True, "qk_norm": True, "pool": "map", "num_registers": 2, "pool_prefix": True},
     ],
     ids=str,
 )
@@ -150,6 +156,33 @@ def test_pools_read_the_class_token_or_the_patches(pool, after):
 
     x = tokens[:, 0] if pool == "cls" else tokens[:, 3:]
     np.testing.assert_allclose(features, norm(pooled(x)) if after else pooled(norm(x)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["gap", "map"])
+def test_pools_can_read_all_tokens(pool):
+    plain = vit(num_classes=0, num_registers=2, pool=pool)
+    variables = init(plain)
+    tokens = plain.features(variables, images())[0]
+    pooled = tokens.mean(axis=1)
+    if pool == "map":
+        map_pool = AttentionPool(plain.num_heads, plain.mlp_dim)
+        pooled = map_pool.apply({"params": variables["params"]["pool"]}, tokens)
+    np.testing.assert_allclose(run(plain.clone(pool_prefix=True), variables, images())[0], pooled, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(run(plain, variables, images())[0], pooled, atol=1e-3)
+
+
+def test_a_patch_that_is_not_square_is_the_stride_of_torchs_convolution():
+    embed = PatchEmbed((2, 3), 5)
+    variables, x = init(embed), np.array(images())
+    kernel = np.asarray(variables["params"]["projection"]["kernel"]).reshape(2, 3, -1, 5).transpose(3, 2, 0, 1)
+    theirs = torch.nn.functional.conv2d(
+        torch.from_numpy(x).permute(0, 3, 1, 2),
+        torch.from_numpy(np.ascontiguousarray(kernel)),
+        torch.from_numpy(np.array(variables["params"]["projection"]["bias"])),
+        stride=(2, 3),
+    )
+    expected = theirs.flatten(2).transpose(1, 2)  # rows of 4 patches
+    np.testing.assert_allclose(embed.apply(variables, images()), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_cls_gap_is_the_class_token_and_then_the_mean_of_the_patches():
@@ -222,6 +255,11 @@ def test_resized_positions_interpolate_and_keep_the_class_token():
     same = model.resize(variables, (HEIGHT, WIDTH), (HEIGHT, WIDTH))
     np.testing.assert_array_equal(same["params"]["positions"], variables["params"]["positions"])
 
+    narrow = vit(patch_size=(2, 3))
+    resized = narrow.resize(init(narrow), (HEIGHT, WIDTH), (10, 9))
+    assert resized["params"]["positions"].shape == (1, 1 + 5 * 3, 12)
+    assert jnp.isfinite(run(narrow, resized, images(10, 9))[0]).all()
+
     model = vit(num_registers=2, register_positions=True)
     variables = init(model)
     resized = model.resize(variables, (HEIGHT, WIDTH), (12, 8))["params"]["positions"]
@@ -236,6 +274,37 @@ def test_resized_positions_interpolate_and_keep_the_class_token():
         ValueError, match=r"must have 15 entries \(0 for class token and registers, and 3×5 for the patches\), got 20"
     ):
         resize_positions(rows, (3, 5), (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({}, (1, 12)),
+        ({"pool": "cls_gap", "head_bias": False}, (1, 24)),
+        ({"pool": "map", "scan_layers": True, "dtype": "bfloat16"}, (1, 12)),
+        ({"pool": "gap", "norm_after_pool": True, "pre_logits_dim": 7}, (1, 7)),
+        ({"distilled": True, "num_registers": 1}, (2, 12)),
+    ],
+    ids=["cls", "cls_gap", "map", "pre_logits", "distilled"],
+)
+def test_the_logits_are_those_of_the_classifier_on_its_inputs(options, shape):
+    model = vit(**options)
+    variables = init(model)
+    inputs = jax.jit(partial(model.head_inputs, train=True))(variables, images())
+    assert inputs.shape == (len(images()), *shape) and inputs.dtype == jnp.float32
+    heads = {name: x for name, x in variables["params"].items() if name.startswith("head")}
+    logits = jax.jit(model.classify)({"params": heads}, inputs)
+    rtol = 1e-2 if model.dtype == "bfloat16" else 1e-5  # XLA may skip the rounding between two layers.
+    np.testing.assert_allclose(logits, run(model, variables, images())[0], rtol=rtol, atol=1e-6)
+
+
+def test_the_inputs_of_the_classifier_need_a_classifier_and_no_random_numbers():
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        vit(num_classes=0).head_inputs({}, images())
+    for rate in ("dropout", "attention_dropout", "drop_path"):
+        model = vit(**{rate: 0.1})
+        with pytest.raises(InvalidRngError):
+            jax.eval_shape(partial(model.head_inputs, train=True), init(model), images())
 
 
 @pytest.mark.slow
@@ -253,6 +322,10 @@ def test_named_sizes_have_the_published_parameter_counts():
     ("options", "size", "message"),
     [
         ({"drop_path": 1.0}, (8, 12), "drop_path must be at least 0 and below 1, got 1.0"),
+        ({"pool_prefix": True}, (8, 12), 'pool_prefix needs pool "gap" or "map", got pool "cls"'),
+        ({"patch_size": (4, 5)}, (8, 12), r"patch_size \(4, 5\) and an image of 8×12 pixels"),
+        ({"patch_size": (5, 4)}, (8, 12), r"patch_size \(5, 4\) and an image of 8×12 pixels"),
+        ({"patch_size": (0, 4)}, (8, 12), "patch_size must be at least 1, got 0"),
         ({}, (10, 12), "patch_size 4 and an image of 10×12 pixels. Resize the images, or set partial_patches to "),
         ({"partial_patches": "drop"}, (3, 12), "patch_size 4 and an image of 3×12 pixels"),
         ({"distilled": True}, (8, 12), 'distilled needs pool "cls", at least one register'),

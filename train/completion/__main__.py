@@ -1,8 +1,9 @@
 """Prints a shell script for TAB completion of all programs: python -m train.completion bash|zsh
 
-- python -m train.completion bash > ~/.w2jax.bash    # and in ~/.bashrc: source ~/.w2jax.bash
-- python -m train.completion zsh > ~/.w2jax.zsh      # and in ~/.zshrc: source ~/.w2jax.zsh
+- python -m train.completion bash > ~/.w2jax.bash
+- python -m train.completion zsh > ~/.w2jax.zsh
 
+Add `source ~/.w2jax.bash` to ~/.bashrc, or `source ~/.w2jax.zsh` to ~/.zshrc.
 After `python -m train.`, the script completes programs, presets, options, their choices and file names.
 """
 
@@ -16,11 +17,12 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
-from train import export, predict, prepare, runs
+from train import export, prepare, runs
 from train.config.cli import read_options, run_main
 from train.config.tasks import task_names, task_presets
 from train.data.locate import PREPARABLE
 from train.dryrun import __main__ as dryrun
+from train.predict import __main__ as predict
 from train.report import __main__ as report
 
 Shell = Literal["bash", "zsh"]
@@ -47,7 +49,7 @@ def specs() -> dict[str, CompletionSpec]:
         tasks[f"train.{task}"] = CompletionSpec(type(sample), tuple(presets), {"default": sample})
     return tasks | {
         "train.predict": CompletionSpec(predict.Options, tyro_arguments=no_pairs),
-        "train.export": CompletionSpec(export.Options),
+        "train.export": CompletionSpec(export.Options, tyro_arguments=no_pairs),
         "train.prepare": CompletionSpec(prepare.DownloadOptions, (*PREPARABLE, "folder"), no_pairs),
         "train.prepare.folder": CompletionSpec(prepare.FolderOptions, tyro_arguments=no_pairs),
         "train.report": CompletionSpec(report.Options),

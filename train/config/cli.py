@@ -135,15 +135,25 @@ def read_options(
     """
     import tyro  # Imported late, as in `parse`.
 
+    arguments = sys.argv[1:] if arguments is None else arguments
+    help_if_requested(kind, program, arguments, description)
     with one_line_errors():
         options = tyro.cli(
             kind,
-            args=without_values(sys.argv[1:] if arguments is None else arguments, flags_of(kind), False),
+            args=without_values(arguments, flags_of(kind), False),
             prog=f"python -m {program}",
-            description=description,
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
         )
     return with_homes(options)
+
+
+def help_if_requested(kind: type, program: str, arguments: Sequence[str], description: str | None = None) -> None:
+    """Prints the help of a program (`program_help`) and raises SystemExit if the arguments contain -h or --help."""
+    if {"-h", "--help"} & set(arguments):
+        from train.config.program_help import program_help
+
+        print(program_help(kind, program, description))
+        raise SystemExit(0)
 
 
 @contextlib.contextmanager

@@ -53,16 +53,16 @@ def model_flags(config: Any) -> dict[str, str]:
 def changeable_groups(config: Any) -> tuple[str, ...]:
     """The groups whose options may all change when a run resumes, such as "mesh."."""
     annotated = get_type_hints(type(config), include_extras=True)
-    return tuple(f"{name}." for name, kind in annotated.items() if Rule.CHANGEABLE_ON_RESUME in _extras(kind))
+    return tuple(f"{name}." for name, kind in annotated.items() if Rule.CHANGEABLE_ON_RESUME in extras_of(kind))
 
 
 def _options(config: Any, prefix: str, inherited: frozenset[Rule]) -> Iterator[Option]:
     annotated, plain = get_type_hints(type(config), include_extras=True), get_type_hints(type(config))
-    texts = _texts(type(config))
+    texts = texts_of(type(config))
     for field in fields(config):
         if field.name in ("parent", "name") and hasattr(config, "clone"):  # Every Linen module has these fields.
             continue
-        value, extras = getattr(config, field.name), list(_extras(annotated[field.name]))
+        value, extras = getattr(config, field.name), list(extras_of(annotated[field.name]))
         rules = inherited | {extra for extra in extras if isinstance(extra, Rule)}
         if is_dataclass(value) and not isinstance(value, type):
             yield from _options(value, f"{prefix}{field.name}.", rules)
@@ -72,17 +72,17 @@ def _options(config: Any, prefix: str, inherited: frozenset[Rule]) -> Iterator[O
         yield Option(prefix + field.name, value, plain[field.name], text, range_, rules)
 
 
-def _extras(annotation: Any) -> Iterator[Any]:
+def extras_of(annotation: Any) -> Iterator[Any]:
     """The metadata of `Annotated` in a type and in the members of a union."""
     if get_origin(annotation) is Annotated:
         yield from annotation.__metadata__
         annotation = annotation.__origin__
     for argument in get_args(annotation):
-        yield from _extras(argument)
+        yield from extras_of(argument)
 
 
 @cache
-def _texts(config_type: type) -> dict[str, str]:
+def texts_of(config_type: type) -> dict[str, str]:
     """The docstrings below the fields of a class and of its base classes."""
     texts = {}
     for cls in (cls for cls in reversed(config_type.__mro__) if is_dataclass(cls)):

@@ -1,4 +1,4 @@
-"""Labelled images. A source returns examples by index. Each batch is a pure function of the seed and the step.
+"""Labeled images. A source returns examples by index. Each batch is a pure function of the seed and the step.
 
 Importing this package is quick, because TFDS and grain are imported only by the functions that need them.
 """

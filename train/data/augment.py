@@ -42,7 +42,7 @@ def augment(
 def random_affine(key: Key[Array, ""], batch: int, config: Augment) -> Float[Array, "B 2 3"]:
     """Draws affine matrices that map an output pixel (row, column, 1) to its position in the input.
 
-    Both positions are measured from the image centre.
+    Both positions are measured from the image center.
     """
     turn, grow, slant, move = jax.random.split(key, 4)
     uniform = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
@@ -56,11 +56,11 @@ def random_affine(key: Key[Array, ""], batch: int, config: Augment) -> Float[Arr
 
 
 def warp(image: Float[Array, "h w C"], matrix: Float[Array, "2 3"]) -> Float[Array, "h w C"]:
-    """Applies an affine map about the image centre, with bilinear interpolation."""
+    """Applies an affine map about the image center, with bilinear interpolation."""
     height, width, _ = image.shape
-    centre = jnp.array([(height - 1) / 2, (width - 1) / 2])
-    pixels = rearrange(jnp.mgrid[:height, :width], "c h w -> h w c") - centre
-    source = pixels @ matrix[:, :2].T + matrix[:, 2] + centre
+    center = jnp.array([(height - 1) / 2, (width - 1) / 2])
+    pixels = rearrange(jnp.mgrid[:height, :width], "c h w -> h w c") - center
+    source = pixels @ matrix[:, :2].T + matrix[:, 2] + center
     coordinates = [source[..., 0], source[..., 1]]
     return jax.vmap(lambda plane: map_coordinates(plane, coordinates, order=1), in_axes=-1, out_axes=-1)(image)
 
@@ -83,8 +83,8 @@ def random_squares(key: Key[Array, ""], shape: tuple[int, int, int], largest: fl
 def mixup(
     key: Key[Array, ""], images: Float[Array, "B h w C"], labels: Float[Array, "B V"], alpha: float
 ) -> tuple[Float[Array, "B h w C"], Float[Array, "B V"]]:
-    """Blends each example with its neighbour (Zhang et al. 2018, "mixup"). The batch shares one λ ~ Beta(α, α)."""
-    # JAX samples Beta by rejection. With one λ per example, all devices would have to synchronise at every attempt.
+    """Blends each example with its neighbor (Zhang et al. 2018, "mixup"). The batch shares one λ ~ Beta(α, α)."""
+    # JAX samples Beta by rejection. With one λ per example, all devices would have to synchronize at every attempt.
     weight = jax.random.beta(key, alpha, alpha)
     weight = jnp.maximum(weight, 1 - weight)
 

@@ -65,7 +65,7 @@ def read_dataset_info(name: str, directory: str | None) -> DatasetInfo:
 
     Raises:
         UserError: the dataset is not found (see `locate_dataset`); a file is damaged or has impossible values; the
-            records are not stored as array_record; the examples are not labelled images.
+            records are not stored as array_record; the examples are not labeled images.
     """
     folder = locate_dataset(name, directory)
     from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2  # Imported late: it takes seconds.

@@ -33,7 +33,7 @@ def open_source(config: Data, split: str, train: bool = False) -> Source:
         train: whether `batches` uses random crops if `config.crop` is set. False: all crops are central.
 
     Raises:
-        UserError: the dataset or split does not exist; the split is empty; the examples are not labelled images;
+        UserError: the dataset or split does not exist; the split is empty; the examples are not labeled images;
             `config.image_size` is missing for images of different sizes or for a crop; a file or record is missing,
             damaged or does not match the dataset's metadata. If the split is streamed, this function checks only the
             end of each file and the first record.

@@ -1,4 +1,4 @@
-"""Reads labelled images from ArrayRecord files, by record number."""
+"""Reads labeled images from ArrayRecord files, by record number."""
 
 import errno
 import os

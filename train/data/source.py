@@ -45,7 +45,7 @@ def tell_converted(source: "Source", which: str) -> None:
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """Labelled images of one split, numbered from 0."""
+    """Labeled images of one split, numbered from 0."""
 
     name: str
     """The dataset's name, such as mnist."""
@@ -105,6 +105,23 @@ class InMemorySource(Source):
 
     def gather(self, indices: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, np.ndarray]:
         return {"image": self.images[indices], "label": self.labels[indices]}
+
+
+@dataclass(frozen=True)
+class FeatureSource(Source):
+    """A split whose examples are features in memory that a model computed from the images."""
+
+    features: np.ndarray = field(repr=False)
+    """float [N, K, D]."""
+    labels: np.ndarray = field(repr=False)
+    """int32 [N]."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def gather(self, indices: np.ndarray, uniforms: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """See `Source.gather`. "features" (float [n, K, D]) replaces "image"."""
+        return {"features": self.features[indices], "label": self.labels[indices]}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,15 @@
-"""Compiles the training step of a config for a TPU. Reports the memory that the step needs and the least time that it
-takes. No TPU is required.
+"""Compiles the training step of a config for a TPU. Reports the memory that the
+step needs and the least time that it takes. No TPU is required.
 
-    python -m train.dryrun TASK [PRESET] --topology v5e:2x2 [--slices N] [--hbm GIB] [--search] [--json FILE]
-                           [--options of the task]
+    python -m train.dryrun TASK [PRESET] --topology v5e:2x2 [--slices N]
+        [--hbm GIB] [--search] [--json FILE] [--options of the task]
 
-TASK is vit, lstm, mha or aae. PRESET and the options of the task are those of `python -m train.TASK`. No dataset is
-needed. `python -m train.dryrun TASK --help` explains the options.
+TASK is vit, lstm, mha or aae. PRESET and the options of the task are those of
+`python -m train.TASK`. No dataset is needed. For the options, run
+`python -m train.dryrun TASK --help`.
 
-Exit status: 0 if the step fits in memory, 1 if it does not fit, 2 if the command has an error.
+Exit status: 0 if the step fits in memory, 1 if it does not fit, 2 if the
+command has an error.
 """
 
 import os
@@ -28,7 +30,7 @@ from rich.console import Console
 
 from configs.base import Config
 from train.config.checks import batch_unit, check_batch, check_ranges
-from train.config.cli import one_line_errors, parse, preset_of, run_main
+from train.config.cli import help_if_requested, one_line_errors, parse, preset_of, run_main
 from train.config.flags import flags_of, without_values
 from train.config.options import model_flags
 from train.config.tasks import check_task, task_presets
@@ -53,7 +55,7 @@ class Options:
     topology: str
     """Devices to compile for: a TPU topology such as v5e:2x2, cpu:8 (8 simulated devices), or gpu."""
     slices: int = 1
-    """Number of TPU slices of this topology, connected by the data-centre network."""
+    """Number of TPU slices of this topology, connected by the data-center network."""
     hbm: float | None = None
     """Memory in GiB that the step may use on each chip. Default: the limit of the TPU compiler."""
     search: bool = False
@@ -69,13 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0
     check_task(task)
+    help_if_requested(
+        Options,
+        f"train.dryrun {task} [PRESET]",
+        rest,
+        f"{Options.__doc__}\n\nOptions of the task: see python -m train.{task} --help.\n\nTopologies: {FORMS}.",
+    )
     with one_line_errors():
         options, rest = tyro.cli(
             Options,
             args=without_values(rest, flags_of(Options), False),
             prog=f"python -m train.dryrun {task} [PRESET]",
-            description=f"{Options.__doc__}\n\nOptions of the task: see python -m train.{task} --help.\n\n"
-            f"Examples of topologies: {FORMS}.",
             config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             return_unknown_args=True,
         )

@@ -6,7 +6,7 @@ XLA's `cost_analysis` counts the body of a loop only once. This module counts it
   operations do not count, because they run in parallel with the matrix units.
 - Bytes: what each kernel reads from and writes to main memory, including the padding of tiles. A fusion is one kernel.
   On-chip memory (memory space 1 of a TPU) does not count. A slice counts with its own size, and an in-place update with
-  the bytes that it writes. Caches are not modelled, so each read counts.
+  the bytes that it writes. Caches are not modeled, so each read counts.
 - Collectives, by kind: their number, the bytes of the array, and the bytes that a device sends with the best
   algorithm. The array is the result for an all-gather, and the operand for all other kinds.
 """

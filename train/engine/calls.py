@@ -9,7 +9,7 @@ from contextlib import closing
 import jax
 import numpy as np
 
-from train.data import batches, example_order
+from train.data import Source, batches, example_order
 from train.engine.setup import Setup
 from train.task import Metrics, State
 
@@ -23,32 +23,36 @@ def no_calls() -> Generator[Call]:
     return (call for call in ())
 
 
-def train_calls(setup: Setup, state: State, done: int) -> Generator[Call]:
+def train_calls(setup: Setup, source: Source, state: State, done: int) -> Generator[Call]:
     """Compiles the training step, and returns a generator that runs the steps after step `done`.
 
-    `state` is the state after step `done`. Each yielded state is valid until the next call.
+    `source` has the training images or their features. `state` is the state after step `done`. Each yielded state is
+    valid until the next call.
     """
     run, program = setup.config.run, setup.program
     if run.steps_per_call == 1:
-        return _single_steps(setup, program.lowered_step.compile(), state, done)
-    return _several_steps(setup, program.lower_many(run.steps_per_call).compile(), state, done)
+        return _single_steps(setup, source, program.lowered_step.compile(), state, done)
+    return _several_steps(setup, source, program.lower_many(run.steps_per_call).compile(), state, done)
 
 
-def _single_steps(setup: Setup, train_step: jax.stages.Compiled, state: State, done: int) -> Generator[Call]:
+def _single_steps(
+    setup: Setup, source: Source, train_step: jax.stages.Compiled, state: State, done: int
+) -> Generator[Call]:
     run, program = setup.config.run, setup.program
     rows = program.rows(run.batch_size)
     workers = setup.config.data.workers
-    with closing(batches(setup.source, run.batch_size, run.seed, done, run.steps, rows, workers)) as feed:
+    with closing(batches(source, run.batch_size, run.seed, done, run.steps, rows, workers)) as feed:
         for step, batch in enumerate(feed, done + 1):
             state, metrics = train_step(state, program.place(batch, rows, run.batch_size))
             yield state, step, 1, metrics
 
 
-def _several_steps(setup: Setup, train_steps: jax.stages.Compiled, state: State, done: int) -> Generator[Call]:
-    run, program, source = setup.config.run, setup.program, setup.source
+def _several_steps(
+    setup: Setup, source: Source, train_steps: jax.stages.Compiled, state: State, done: int
+) -> Generator[Call]:
+    run, program = setup.config.run, setup.program
     most = run.steps_per_call
-    examples = source.gather(np.arange(len(source)))
-    images, labels = (program.replicate(examples[name]) for name in ("image", "label"))
+    examples = {name: program.replicate(x) for name, x in source.gather(np.arange(len(source))).items()}
     order = example_order(len(source), run.batch_size, run.seed)
     while done < run.steps:
         # A call ends where an evaluation or a checkpoint is due.
@@ -56,6 +60,6 @@ def _several_steps(setup: Setup, train_steps: jax.stages.Compiled, state: State,
         indices = np.zeros((most, run.batch_size), np.int32)
         indices[:count] = [order(step) for step in range(done, done + count)]
         arguments = program.replicate(indices), program.replicate(np.asarray(count, np.int32))
-        state, metrics = train_steps(state, images, labels, *arguments)
+        state, metrics = train_steps(state, examples, *arguments)
         done += count
         yield state, done, count, metrics

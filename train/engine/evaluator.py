@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train.data import eval_batches
+from train.data import Source, eval_batches
 from train.engine.setup import Setup
 from train.engine.step import nonfinite_leaves
 from train.report.mistakes import Predictions, balanced_accuracy, confusion_matrix
@@ -30,6 +30,7 @@ class Evaluator:
     def __init__(self, setup: Setup):
         """Compiles nothing yet: each function is compiled when it is first used."""
         self._setup, program, task = setup, setup.program, setup.task
+        self._examples: Source | None = None  # the test images, or their features
         once = program.run_once
         self._eval_step = program.jit(partial(eval_step, task), program.replicated)
         self._nonfinite = program.jit(nonfinite_leaves, program.replicated, compiler_options=once)
@@ -38,7 +39,9 @@ class Evaluator:
     def evaluate(self, state: State) -> Evaluation:
         """Returns the metrics of the whole test split, and the predictions of a classifier."""
         setup = self._setup
-        with closing(self._batches(setup.config.run.batch_size)) as feed:
+        if self._examples is None:
+            self._examples = setup.examples(setup.test_source, state)
+        with closing(self._batches(self._examples, setup.config.run.batch_size)) as feed:
             sums, predictions = zip(*(jax.device_get(self._eval_step(state, batch)) for batch in feed), strict=True)
         metrics = {name: sum(float(part[name]) for part in sums) / len(setup.test_source) for name in sums[0]}
         if predictions[0] is None:
@@ -58,7 +61,7 @@ class Evaluator:
         """Returns the pictures of the report, as arrays on the host."""
         parts = self._setup.batch_parts
         examples = -(-self._setup.task.figure_examples // parts) * parts
-        with closing(self._batches(examples)) as feed:
+        with closing(self._batches(self._setup.test_source, examples)) as feed:
             return jax.device_get(self._figures(state, next(feed)))
 
     def nonfinite_names(self, state: State) -> list[str]:
@@ -66,10 +69,10 @@ class Evaluator:
         names = list(named_leaves(state))
         return [names[i] for i in np.flatnonzero(self._nonfinite(state))]
 
-    def _batches(self, size: int) -> Generator[Batch]:
+    def _batches(self, source: Source, size: int) -> Generator[Batch]:
         """Yields the batches of the test split, sharded over the devices."""
         setup, rows = self._setup, self._setup.program.rows(size)
-        with closing(eval_batches(setup.test_source, size, rows, setup.config.data.workers)) as feed:
+        with closing(eval_batches(source, size, rows, setup.config.data.workers)) as feed:
             for batch in feed:
                 yield setup.program.place(batch, rows, size)
 
@@ -82,7 +85,7 @@ def eval_step(task: Task, state: State, batch: Batch) -> tuple[dict[str, jax.Arr
     sums = masked_sums(task.evaluate(state, batch), batch["mask"])
     if task.probabilities is None:
         return sums, None
-    probabilities = task.probabilities(state, batch["image"])  # XLA does not repeat what `evaluate` computes.
+    probabilities = task.probabilities(state, batch)  # XLA does not repeat what `evaluate` computes.
     predicted = jnp.where(batch["mask"], probabilities.argmax(axis=-1), -1)
     return sums, (batch["label"], predicted, probabilities.max(axis=-1))
 

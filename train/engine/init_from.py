@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +21,17 @@ from train.engine.finetuning import completed
 from train.engine.image_options import describe_images, run_spec, with_spec
 from train.process.errors import UserError
 from train.run.files import CONFIG, IMAGES, read_config_tree
-from train.run.folder import read_config, read_image_info
+from train.run.folder import has_checkpoint, read_config, read_image_info
 from train.run.weights import describe_run, is_run_folder, load_run
 from train.task import InitialParams
-from w2jax import ViT
 from w2jax.convert.hub import pinned
-from w2jax.convert.load_save import describe, describe_spec, load_described
+from w2jax.convert.load_save import describe, describe_names, describe_spec, load_described
 from w2jax.convert.state_dict import HEADS
+from w2jax.convert.vit_configs import square_image
 from w2jax.image_spec import ImageSpec
 from w2jax.serialize import field_names
 from w2jax.text import count_of, first_few
+from w2jax.vit import ViT, patch_grid, patch_sides
 
 # Fields that come from the config, not from the file: how to train and compute, and the number of classes.
 # A projection of CLIP has no bias, and the classifier that replaces it has one.
@@ -41,12 +42,13 @@ _ARCHITECTURE = [name for name in field_names(ViT) if name not in _TRAINING]
 def resolve(config: Config, default: Config, given: Collection[str] = ()) -> Config:
     """Returns `config` with the architecture of its file, and with the file's way of preparing images.
 
-    The name of a model on the hub gets the commit. A config of the preset finetune is completed.
+    The name of a model on the hub gets the commit. A config of the presets finetune and probe is completed.
 
     `default` is compared with `config` to find the options that the user changed. Some files do not state every field,
     often not the number of heads. Such a field gets the value of the changed option, or else the usual value of the
-    file's library. Only the description of the weights is read, not the weights. A run that an older version began
-    keeps its own way of preparing images. `given` are the options on the command line.
+    file's library. Only the description of the weights is read, not the weights. A run that has a checkpoint resumes
+    without the weights. A run that an older version began keeps its own way of preparing images. `given` are the
+    options on the command line.
 
     Raises:
         UserError: if the file cannot be read, or a changed option contradicts it.
@@ -54,9 +56,11 @@ def resolve(config: Config, default: Config, given: Collection[str] = ()) -> Con
     path, model = config.init_from, config.model
     if path is None:
         return completed(config, default, None, given)
-    path = _pinned(path, config.run.dir)
     typed = {flag.removeprefix("--model.").removeprefix("no-").replace("-", "_") for flag in given}
     changed = [n for n in _ARCHITECTURE if n in typed or getattr(model, n) != getattr(default.model, n)]
+    if _begun_with(path, config.run.dir) and has_checkpoint(config):
+        return _resumed(config, default, changed, given)
+    path = _pinned(path, config.run.dir)
     module, unknown = _agreeing_module(path, model, changed)
     fields = [*_TRAINING, *(name for name in changed if name in unknown)]
     config = replace(config, init_from=path, model=module.clone(**{name: getattr(model, name) for name in fields}))
@@ -67,18 +71,33 @@ def resolve(config: Config, default: Config, given: Collection[str] = ()) -> Con
     return config if spec is None or is_older else with_spec(config, spec)
 
 
-def weights_config(path: str, spec: ImageSpec | None) -> tuple[Config, ImageSpec, str]:
+def _resumed(config: Config, default: Config, changed: Collection[str], given: Collection[str]) -> Config:
+    """Returns what `resolve` returned when the run began. The weights are not read, because they may be gone.
+
+    The run's config has what came from the weights. Options of the user stay, so that the run folder compares them.
+    """
+    begun = read_config(Path(str(config.run.dir)), Config)
+    kept = {name: getattr(begun.model, name) for name in _ARCHITECTURE if name not in changed}
+    config = replace(config, init_from=begun.init_from, model=config.model.clone(**kept))
+    config = completed(config, default, begun.data.image_size, given)
+    images = {n: getattr(config.data, n) or getattr(begun.data, n) for n in ("image_size", "resize", "interpolation")}
+    normalize = begun.normalize if config.normalize == "auto" else config.normalize
+    return replace(config, data=replace(config.data, **images), normalize=normalize)
+
+
+def weights_config(path: str, spec: ImageSpec | None, fields: Mapping[str, Any]) -> tuple[Config, ImageSpec, str]:
     """Returns a config for the classifier in a weights file, the way its images are prepared, and a note for the user.
 
-    Images are prepared like `spec`; None: as the files say.
+    Images are prepared like `spec`; None: as the files say. If `spec` names no classes, they get the names in the
+    files. `fields` are fields of the ViT that the files do not state.
 
     Raises:
         UserError: the file cannot be read, has no classifier, or does not say how to prepare images.
     """
     with as_weights_error():
         path = pinned(path)
-        module, assumed = describe(path)
-        spec = spec or describe_spec(path)
+        module, assumed = describe(path, **fields)
+        spec = spec or describe_spec(path, **fields)
     if not isinstance(module, ViT) or not module.num_classes or not module.head_bias:
         what = "a ViT without a classifier" if isinstance(module, ViT) else f"a {type(module).__name__}"
         raise UserError(f"{path} must contain a ViT with a classifier, got {what}. Choose another file")
@@ -87,6 +106,8 @@ def weights_config(path: str, spec: ImageSpec | None) -> tuple[Config, ImageSpec
             f"{path} does not say how its images must be prepared. Add --normalize imagenet (or half, clip, none) and "
             "--image-size HEIGHT WIDTH, or put timm's config.json or Hugging Face's preprocessor_config.json beside it"
         )
+    if spec.label_names is None:
+        spec = replace(spec, label_names=describe_names(path, **fields))
     config = with_spec(Config(Data(image_size=spec.image_size), model=module, init_from=path), spec)
     return config, spec, "; ".join([f"the weights in {path}", describe_images(config), *_assumptions(module, assumed)])
 
@@ -107,21 +128,22 @@ def read_initial_params(config: Config, source: Source) -> InitialParams:
     notes = [f"{sum(x.size for x in jax.tree.leaves(variables)):,} parameters"]
 
     height, width, channels = source.image_shape
-    patch = model.patch_size
+    patch = patch_sides(model.patch_size)
     reads = input_channels(config.normalize, channels)
-    variables, adapted = _with_channels(path, variables, patch, source.name, reads)
+    variables, adapted = _with_channels(path, variables, math.prod(patch), source.name, reads)
     notes += [describe_images(config), *adapted, *["each gray value is used as R, G and B"] * (channels < reads)]
-    is_partial = bool(height % patch or width % patch)
-    if min(height, width) < patch or (is_partial and model.partial_patches == "error"):
-        fitting = [max(round(side / patch), 1) * patch for side in (height, width)]
+    new = patch_grid((height, width), patch)
+    is_partial = bool(height % patch[0] or width % patch[1])
+    if 0 in new or (is_partial and model.partial_patches == "error"):
+        fitting = [max(round(side / part), 1) * part for side, part in zip((height, width), patch, strict=True)]
         raise UserError(
-            f"--data.image-size must be divisible by {patch}, the patch size of {path}, got {height} {width}. "
-            f"Add --data.image-size {fitting[0]} {fitting[1]}"
+            f"--data.image-size must be divisible by {' '.join(map(str, dict.fromkeys(patch)))}, the patch size of "
+            f"{path}, got {height} {width}. Add --data.image-size {fitting[0]} {fitting[1]}"
         )
     if model.positions == "learned":
-        new = (height // patch, width // patch)
-        old = _grid(path, variables["params"]["positions"].shape[1] - model.prefix_positions, new)
-        variables = model.resize(variables, (old[0] * patch, old[1] * patch), (height, width))
+        old_size = _trained_size(path, model, variables["params"]["positions"].shape[1], (height, width))
+        old = patch_grid(old_size, patch)
+        variables = model.resize(variables, old_size, (height, width))
         resized = "" if old == new else f", resized to {new[0]}×{new[1]}"
         notes.append(f"position embeddings {old[0]}×{old[1]}{resized}")
 
@@ -148,18 +170,26 @@ def _pinned(path: str, run_dir: str | None) -> str:
 
     A run that resumes gets the commit from which it started, unless the user named a revision: a branch may have moved.
     """
-    folder = Path(str(run_dir))
-    saved = read_config_tree(folder).get("init_from") if (folder / CONFIG).is_file() else None
-    if isinstance(saved, str) and re.fullmatch(f"{re.escape(path)}@[0-9a-f]{{40}}", saved):
-        return saved
+    if begun := _begun_with(path, run_dir):
+        return begun
     with as_weights_error():
         return pinned(path)
 
 
+def _begun_with(path: str, run_dir: str | None) -> str | None:
+    """Returns the path or the name with its commit in a run's config if the run began with `path`, else None."""
+    folder = Path(str(run_dir))
+    saved = read_config_tree(folder).get("init_from") if (folder / CONFIG).is_file() else None
+    is_same = isinstance(saved, str) and re.fullmatch(f"{re.escape(path)}(@[0-9a-f]{{40}})?", saved)
+    return saved if is_same else None
+
+
 def _with_channels(
-    path: str, variables: dict[str, Any], patch: int, dataset: str, channels: int
+    path: str, variables: dict[str, Any], pixels: int, dataset: str, channels: int
 ) -> tuple[dict[str, Any], list[str]]:
     """Changes the patch embedding from color to gray images or back, if images with `channels` channels need it.
+
+    `pixels` is the number of pixels of a patch.
 
     Returns:
         The variables, and a note for the user if they changed.
@@ -170,7 +200,7 @@ def _with_channels(
     params = variables["params"]
     projection = params["patch_embed"]["projection"]
     kernel = projection["kernel"]
-    reads = kernel.shape[0] // patch**2
+    reads = kernel.shape[0] // pixels
     if reads == channels:
         return variables, []
     if {reads, channels} != {1, 3}:
@@ -263,7 +293,7 @@ def _image_spec(path: str, num_heads: int, normalize: Any) -> ImageSpec | None:
 def _assumptions(model: ViT, unknown: Iterable[str]) -> list[str]:
     """Returns a note about the fields that the file does not state, if there are any."""
     values = ", ".join(f"{name} {getattr(model, name)}" for name in unknown)
-    note = "not stated in the file, set from your options or usual values (to set others, convert the file first)"
+    note = "not stated in the file, set from your options or usual values"
     return [f"{note}: {values}"] if values else []
 
 
@@ -276,14 +306,14 @@ def as_weights_error() -> Iterator[None]:
         raise UserError(str(error)) from error
 
 
-def _grid(path: str, patches: int, new: tuple[int, int]) -> tuple[int, int]:
-    """Returns the grid (rows, columns) of patches that the position embeddings were trained for."""
-    if patches == new[0] * new[1]:
-        return new
-    side = math.isqrt(patches)
-    if side**2 == patches:
-        return side, side
-    raise UserError(
-        f"--data.image-size must give {patches} patches, got {new[0]}×{new[1]}. The {patches} position embeddings in "
-        f"{path} do not form a square grid, so they cannot be resized. Choose another --data.image-size"
-    )
+def _trained_size(path: str, model: ViT, positions: int, new: tuple[int, int]) -> tuple[int, int]:
+    """Returns (height, width) of images that have this number of position embeddings: `new`, else a square."""
+    patches = positions - model.prefix_positions
+    rows, columns = patch_grid(new, model.patch_size)
+    old = new if patches == rows * columns else square_image(model, positions)
+    if old is None:
+        raise UserError(
+            f"--data.image-size must give {patches} patches, got {rows}×{columns}. The {patches} position embeddings "
+            f"in {path} are not those of a square image, so they cannot be resized. Choose another --data.image-size"
+        )
+    return old

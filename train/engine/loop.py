@@ -217,9 +217,13 @@ def train(
         is_tested = progress.done in (line["step"] for line in publisher.lines.restored if line.get("split") == "test")
         if progress.done and is_due(progress.done, run.eval_every) and not is_tested:
             evaluate(progress.done)  # An earlier process ended after it saved this checkpoint, before the evaluation.
-        has_ended = is_end(progress.done, checkpoints.scores)
-        with publisher.phases.measure("compilation"):
-            calls = no_calls() if has_ended else train_calls(setup, progress.state, progress.done)
+        if is_end(progress.done, checkpoints.scores):
+            calls = no_calls()
+        else:
+            with signals.let_through():
+                examples = setup.examples(setup.source, progress.state)
+            with publisher.phases.measure("compilation"):
+                calls = train_calls(setup, examples, progress.state, progress.done)
         stack.enter_context(closing(calls))
         window.resume()  # The time of the compilation and of the evaluation does not count.
         for progress.state, step, count, metrics in calls:
@@ -277,6 +281,8 @@ def _announce(
         say(f"{run.steps:,} steps: {run.epochs:g} × {len(setup.source):,} images / {run.batch_size:,}, rounded up")
     if note is not None:
         say(note)
+    if setup.features.note is not None and progress.done < run.steps:
+        say(setup.features.note)
     if folder.left_by is not None:
         say(f"the last process in {folder.path} ({folder.left_by}) was killed or crashed")
     for message in checkpoints.notes:

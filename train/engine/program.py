@@ -29,8 +29,15 @@ class Program:
     The devices of the mesh may be unavailable, such as a TPU topology, as long as no array is placed on them.
     """
 
-    def __init__(self, config: Config, task: Task, source: Source, mesh: jax.sharding.Mesh):
-        """Traces the training step for the image shape of `source`.
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        source: Source,
+        mesh: jax.sharding.Mesh,
+        feature: jax.ShapeDtypeStruct | None = None,
+    ):
+        """Traces the training step for the image shape of `source`, or for a `feature` of each image.
 
         Raises:
             UserError: if the model, the optimizer, the images and the mesh do not work together.
@@ -38,10 +45,12 @@ class Program:
         self.mesh, self._source = mesh, source
         self._step = task.step if config.run.on_nonfinite == "stop" else skip_nonfinite(task.step)
         batch, size = batch_sharding(mesh), config.run.batch_size
+        image = jax.ShapeDtypeStruct(source.image_shape, jnp.uint8)
+        examples = {"image": image} if feature is None else {"features": feature}
+        number = jax.ShapeDtypeStruct((), jnp.int32)
         self.batch_shapes = {
-            "image": jax.ShapeDtypeStruct((size, *source.image_shape), jnp.uint8, sharding=batch),
-            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=batch),
-            "index": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=batch),
+            name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype, sharding=batch)
+            for name, x in {**examples, "label": number, "index": number}.items()
         }
         with as_user_error(model_flags(config)):
             shapes = jax.eval_shape(task.init)
@@ -58,15 +67,15 @@ class Program:
         """Lowers up to `most` steps in one call, on a training split of which each device has a full copy.
 
         Returns:
-            A function to compile: (state, images [N, h, w, C], labels [N], example indices [most, B], number of
-            steps n) -> (state, metrics [most]). Only the first n metrics are valid.
+            A function to compile: (state, examples [N, …] by name, example indices [most, B], number of steps n) ->
+            (state, metrics [most]). Only the first n metrics are valid.
         """
-        source, size, place = self._source, self.batch_shapes["index"].shape[0], self.batch_shapes["index"].sharding
+        count, (size,), place = len(self._source), self.batch_shapes["index"].shape, self.batch_shapes["index"].sharding
 
-        def many(state, images, labels, indices, count):
+        def many(state, examples, indices, steps):
             def step(i, state):
                 index = jax.lax.with_sharding_constraint(indices[i], place)
-                return self._step(state, {"image": images[index], "label": labels[index], "index": index})
+                return self._step(state, {**{name: x[index] for name, x in examples.items()}, "index": index})
 
             def body(i, carry):
                 state, metrics = carry
@@ -75,15 +84,16 @@ class Program:
 
             shapes = jax.eval_shape(step, 0, state)[1]
             metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
-            # `count` is an argument, so that the same program also runs the fewer steps before an evaluation.
-            return jax.lax.fori_loop(0, count, body, (state, metrics))
+            # `steps` is an argument, so that the same program also runs the fewer steps before an evaluation.
+            return jax.lax.fori_loop(0, steps, body, (state, metrics))
 
         def whole(shape: tuple[int, ...], dtype) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=self.replicated)
 
-        data = whole((len(source), *source.image_shape), jnp.uint8), whole((len(source),), jnp.int32)
-        indices, count = whole((most, size), jnp.int32), whole((), jnp.int32)
-        return self._step_jit(many).lower(self.state_shapes, *data, indices, count)
+        batch = {name: x for name, x in self.batch_shapes.items() if name != "index"}
+        examples = {name: whole((count, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+        indices, steps = whole((most, size), jnp.int32), whole((), jnp.int32)
+        return self._step_jit(many).lower(self.state_shapes, examples, indices, steps)
 
     def jit(self, function: Callable, places: PyTree[NamedSharding], **options: Any) -> jax.stages.Wrapped:
         """Returns `function` jitted for the mesh. `places` are the shardings of its results."""

@@ -14,12 +14,13 @@ from train.config.checks import check_batch, check_ranges, check_same
 from train.config.options import model_flags, options_of
 from train.data import Source, open_source
 from train.data.source import InMemorySource
+from train.engine.features import Plan, computed, plan
 from train.engine.program import Program
 from train.engine.sharding import batch_parts, make_mesh
 from train.loggers.trackers import check_trackers
 from train.process.errors import UserError, as_user_error
 from train.run.folder import has_checkpoint
-from train.task import InitialParams, Task
+from train.task import InitialParams, State, Task
 from w2jax.text import format_bytes
 
 MakeTask = Callable[[Any, Source], Task]
@@ -37,6 +38,7 @@ class Setup:
     """The training split."""
     test_source: Source
     program: Program
+    features: Plan
     started: float = field(default_factory=time.perf_counter)
     """Start time of the process, from `time.perf_counter`."""
 
@@ -44,6 +46,13 @@ class Setup:
     def batch_parts(self) -> int:
         """Number of shards of a batch."""
         return batch_parts(self.program.mesh)
+
+    def examples(self, source: Source, state: State) -> Source:
+        """Returns what steps and evaluations read of a split: its images, or their features."""
+        if self.features.feature is None or self.task.features is None:
+            return source
+        size, workers = self.config.run.batch_size, self.config.data.workers
+        return computed(self.program, self.task.features, source, state, size, workers)
 
 
 def set_up(config: Config, make_task: MakeTask) -> tuple[Setup, InitialParams | None]:
@@ -70,15 +79,17 @@ def set_up(config: Config, make_task: MakeTask) -> tuple[Setup, InitialParams | 
     source = open_source(config.data, config.data.train_split, train=True)
     config = with_steps(config, len(source))
     test_source = open_source(config.data, config.data.test_split)
-    _check_in_memory(config, source)
     with as_user_error(model_flags(config)):
         task = make_task(config, source)
+        features = plan(config, task, source, test_source)
+    if features.feature is None:
+        _check_in_memory(config, source)
     _check_examples(task, source, test_source)
     # The file may be wrong, so it is read before the run folder is created. A run that resumes does not need the file.
     initial = None if task.initial_params is None or has_checkpoint(config) else task.initial_params()
-    program = Program(config, task, source, mesh)
+    program = Program(config, task, source, mesh, features.feature)
     _check_memory(program)
-    return Setup(config, task, source, test_source, program, started), initial
+    return Setup(config, task, source, test_source, program, features, started), initial
 
 
 def with_steps(config: AnyConfig, examples: int) -> AnyConfig:

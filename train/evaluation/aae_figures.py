@@ -139,21 +139,21 @@ def _manifold(aae: AAE, points: Array) -> Grid:
 def _plane(aae: AAE, batch: Batch, codes: Array) -> Plane:
     """Decodes codes on a plane: the mean code ± 3 standard deviations along the two principal directions."""
     count, deviations, mask = 30, 3.0, batch["mask"][:, None]
-    centre = jnp.where(mask, codes, 0.0).sum(axis=0) / mask.sum()
-    centred = jnp.where(mask, codes - centre, 0.0)
-    variance, directions = jnp.linalg.eigh(centred.T @ centred / mask.sum())  # ascending
+    center = jnp.where(mask, codes, 0.0).sum(axis=0) / mask.sum()
+    centered = jnp.where(mask, codes - center, 0.0)
+    variance, directions = jnp.linalg.eigh(centered.T @ centered / mask.sum())  # ascending
     spread, axes = jnp.sqrt(variance[-2:]), directions[:, -2:]
     caption = "Move the pointer over the plot to see the decoded image at each code. Points are codes of test images."
     if codes.shape[1] == 2:  # not rotated
-        spread, axes = jnp.sqrt((centred**2).sum(axis=0) / mask.sum()), jnp.eye(2)
+        spread, axes = jnp.sqrt((centered**2).sum(axis=0) / mask.sum()), jnp.eye(2)
     else:
         caption = (
             "A plane through the mean code, along the two directions of largest variance. "
             "Move the pointer over the plot to see the decoded image at each code. Points are codes of test images."
         )
-    points = centred @ axes / jnp.maximum(deviations * spread, 1e-12)
+    points = centered @ axes / jnp.maximum(deviations * spread, 1e-12)
     inside = mask[:, 0] & (jnp.abs(points) <= 1.0).all(axis=1)
     steps = 2.0 * (jnp.arange(count) + 0.5) / count - 1.0
     square = jnp.stack(jnp.meshgrid(steps, steps[::-1]), -1).reshape(-1, 2)  # x to the right, y upwards, as in a plot
-    images = _cells(aae, aae.decoder(centre + (deviations * spread * square) @ axes.T), count)
+    images = _cells(aae, aae.decoder(center + (deviations * spread * square) @ axes.T), count)
     return Plane(images, jnp.where(inside[:, None], points, jnp.nan), batch["label"], caption)

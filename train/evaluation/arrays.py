@@ -46,7 +46,7 @@ def check_labels(name: str, labels: Int[HostOrDevice, "N"], count: int) -> Int[n
 def squared_distances(point: Float[Array, "D"], others: Float[Array, "M D"]) -> Float[Array, "M"]:
     """Computes |point - other|² as |p|² + |o|² - 2 p·o, which is one matrix product under vmap.
 
-    The terms cancel, so the error is as large as the rounding error of |p|² + |o|². Centre the points at the origin to
+    The terms cancel, so the error is as large as the rounding error of |p|² + |o|². Center the points at the origin to
     keep it small. The product always uses full float32, even if the default precision is lower (TF32 on a GPU), because
     Parzen's kernels divide its error by 0.02.
     """

@@ -84,7 +84,7 @@ def frechet_distance(x: Float[HostOrDevice, "N F"], y: Float[HostOrDevice, "M F"
 
     - training images and other training images: 0.74
     - training images and test images: 1.87
-    - test images and blurred test images (each pixel averaged with two neighbours): 18.6
+    - test images and blurred test images (each pixel averaged with two neighbors): 18.6
     - test images and noise: 910
 
     Raises:
@@ -105,5 +105,5 @@ def frechet_distance(x: Float[HostOrDevice, "N F"], y: Float[HostOrDevice, "M F"
 def _moments(x: Float[np.ndarray, "N F"]) -> tuple[Float[np.ndarray, "F"], Float[np.ndarray, "F F"]]:
     """Returns the mean and unbiased covariance in float64, because the distance is a small difference of traces."""
     mean = x.mean(axis=0, dtype=np.float64)
-    centred = x - mean
-    return mean, centred.T @ centred / (len(x) - 1)
+    centered = x - mean
+    return mean, centered.T @ centered / (len(x) - 1)

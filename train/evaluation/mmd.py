@@ -46,8 +46,8 @@ def _kernel_sum(
 
     Each row is summed in float32, and the total in float64.
     """
-    centre = y.mean(axis=0)
-    rows = _row_sums(x - centre, y - centre, constants, distinct, rows_per_block(len(y)))
+    center = y.mean(axis=0)
+    rows = _row_sums(x - center, y - center, constants, distinct, rows_per_block(len(y)))
     return float(np.asarray(rows).sum(dtype=np.float64))
 
 

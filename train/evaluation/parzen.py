@@ -51,8 +51,8 @@ def parzen(
         check_points("test", test),
     )
     check_same_width(samples=samples, validation=validation, test=test)
-    centre = samples.mean(axis=0)
-    samples, validation, test = samples - centre, validation - centre, test - centre
+    center = samples.mean(axis=0)
+    samples, validation, test = samples - center, validation - center, test - center
     sigma = SIGMAS[log_likelihoods(samples, validation, SIGMAS).mean(axis=0).argmax()]
     values = log_likelihoods(samples, test, np.array([sigma]))
     return Parzen(float(values.mean()), float(values.std() / math.sqrt(len(values))), float(sigma))
@@ -63,7 +63,7 @@ def log_likelihoods(
 ) -> Float[np.ndarray, "N S"]:
     """Computes log 1/M Σ_j N(image; sample_j, σ² I) in nats for each image and each width σ, as float64.
 
-    The distances are computed in float32, where terms cancel. So centre samples and images at the origin. Then the
+    The distances are computed in float32, where terms cancel. So center samples and images at the origin. Then the
     error is at most 0.002 nats for one MNIST image (at σ = 0.1), and 0.0002 nats for the mean of many.
     """
     count, pixels = samples.shape

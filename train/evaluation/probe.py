@@ -21,8 +21,8 @@ def probe_accuracy(
 ) -> float:
     """Trains multinomial logistic regression on `codes` and returns its accuracy on `test_codes`, from 0 to 1.
 
-    All codes are standardised with the mean and standard deviation of `codes`. The loss is Σ cross-entropy + |W|² / 2;
-    biases are not penalised. The minimising weights are unique even if the classes are separable. L-BFGS starts
+    All codes are standardized with the mean and standard deviation of `codes`. The loss is Σ cross-entropy + |W|² / 2;
+    biases are not penalized. The minimizing weights are unique even if the classes are separable. L-BFGS starts
     from 0, so the result is deterministic.
 
     Raises:
@@ -47,7 +47,7 @@ def probe_accuracy(
 
 @jax.jit
 def _fit(codes: Float[Array, "N Z"], targets: Float[Array, "N V"]) -> tuple[Float[Array, "Z V"], Float[Array, "V"]]:
-    """Returns the (weights, biases) that minimise the loss."""
+    """Returns the (weights, biases) that minimize the loss."""
 
     def loss(params):
         weights, biases = params

@@ -6,10 +6,13 @@ they are freed. Clearing the new pages, 4 KiB at a time, takes a third of a step
 
 import ctypes
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+
+from w2jax.interrupt import runs_module
 
 SWITCH = "W2JAX_HUGE_PAGES"
 """Environment variable; "0" turns huge pages off."""
@@ -41,19 +44,15 @@ def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
 def restart_with_huge_pages() -> None:
     """Restarts `python -m train.…` with the variables of `huge_pages`. Does nothing in any other program.
 
-    `train/__init__.py` calls this before any other import. Set W2JAX_HUGE_PAGES=0 in the environment to turn it off.
+    `train/__init__.py` calls this before JAX is imported. Set W2JAX_HUGE_PAGES=0 in the environment to turn it off.
     """
-    if sys.executable and _is_module_of_train() and (variables := huge_pages(os.environ)):
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
-
-
-def _is_module_of_train() -> bool:
-    """Returns whether Python is importing the package `train` to run one of its modules."""
-    # Until Python has found the module, argv[0] is "-m". The module's name comes before the arguments, as a separate
-    # word or joined, such as -mtrain.vit.
-    if sys.argv[:1] != ["-m"]:
-        return False
-    return sys.orig_argv[-len(sys.argv)].removeprefix("-m").split(".")[0] == "train"
+    if sys.executable and runs_module("train") and (variables := huge_pages(os.environ)):
+        # A Ctrl-C while Python starts again would print a traceback. It waits for `exit_on_interrupt`.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **variables})
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def keep_freed_memory() -> None:

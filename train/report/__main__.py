@@ -1,13 +1,13 @@
-"""Rewrites the report of a run, or writes a page that compares several runs.
+"""Rewrites the report of a run, or writes a page that compares runs.
 
     python -m train.report RUN_DIR [RUN_DIR ...] [--options]
 
-- python -m train.report runs/vit-sample                       # rewrites runs/vit-sample/report.html
-- python -m train.report runs/vit-sample --checkpoint best     # writes runs/vit-sample/report-best.html
-- python -m train.report runs/vit-sample --checkpoint best --split test   # on another split than the run's own
-- python -m train.report runs/vit-sample runs/lstm-sample      # writes comparison.html
-- python -m train.report runs/vit-sample --serve               # shows the report in the browser, also while it trains
-- python -m train.report runs/vit-sample --pictures talk       # writes its figures as PNG and SVG files into talk/
+- python -m train.report runs/vit-sample                    # its report.html
+- python -m train.report runs/vit-sample --checkpoint best  # report-best.html
+- python -m train.report runs/vit-sample --checkpoint best --split test
+- python -m train.report runs/vit-sample runs/lstm-sample   # comparison.html
+- python -m train.report runs/vit-sample --serve            # in the browser
+- python -m train.report runs/vit-sample --pictures talk    # PNG and SVG files
 """
 
 import re

@@ -112,12 +112,12 @@ def _picture(folder: Path, name: str, entry: Mapping[str, Any], charts: Charts) 
         chart = charts.add_plane(entry, read_image_info(folder).label_names)
         image = f"<div class=plane>{chart}<canvas class=decoded></canvas>{image}</div>"
     else:
-        image = _labelled(image, entry.get("column_labels", []), entry.get("row_labels", []))
+        image = _labeled(image, entry.get("column_labels", []), entry.get("row_labels", []))
     title = escaped(spaced(name).capitalize())
     return f"<h2>{title}</h2><figure>{image}<figcaption>{caption}</figcaption></figure>"
 
 
-def _labelled(image: str, columns: list[str], rows: list[str]) -> str:
+def _labeled(image: str, columns: list[str], rows: list[str]) -> str:
     """Returns a picture of cells with a label above each column and left of each row."""
 
     def labels(names: list[str], kind: str) -> str:
@@ -127,5 +127,5 @@ def _labelled(image: str, columns: list[str], rows: list[str]) -> str:
     if not columns and not rows:
         return image
     corner = "<span></span>" if columns and rows else ""
-    kind = "labelled beside" if rows else "labelled"
+    kind = "labeled beside" if rows else "labeled"
     return f"<div class='{kind}'>{corner}{labels(columns, 'columns')}{labels(rows, 'rows')}{image}</div>"

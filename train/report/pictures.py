@@ -78,7 +78,7 @@ def read_pictures(folder: Path) -> dict[str, dict[str, Any]]:
             if not all(isinstance(label, str) for label in labels):
                 raise ValueError(f"the labels of {name} must be texts")
             if "points" in entry and not _is_plane(entry):
-                raise ValueError(f"{name} must be a plane with labelled points")
+                raise ValueError(f"{name} must be a plane with labeled points")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is damaged ({error!r}). Remove {PICTURES}/ and run the training command again, which rewrites it."
@@ -125,7 +125,7 @@ def _entry(picture: Picture) -> dict[str, Any]:
 
 
 def encode_picture(picture: Picture, label_names: Sequence[str]) -> bytes:
-    """Encodes a picture as PNG. A class without a name is labelled with its number."""
+    """Encodes a picture as PNG. A class without a name is labeled with its number."""
     if isinstance(picture, Grid):
         return encode_png(tile_cells(np.asarray(picture.cells)))
     if isinstance(picture, Plane):

@@ -21,6 +21,7 @@ _MAX_LINES = 2**30  # bytes of metrics.jsonl: several million rows
 
 # Old names in run folders, mapped to the current names.
 _RENAMED_OPTIONS = {"on_nan": "on_nonfinite", "warmup": "warmup_fraction", "final": "final_lr_fraction"}
+_RENAMED_OPTIONS |= {"labelled_batch_size": "labeled_batch_size"}
 RENAMED_METRICS: dict[str, str] = {"told_apart": "discriminator_accuracy", "crowding": "head_distance_loss"}
 # Older config.json files do not name the task. There, the model's class determines the task.
 _TASK_OF_MODEL = {"ViT": "vit", "LSTMClassifier": "lstm", "AttentionClassifier": "mha", "AAE": "aae"}
@@ -46,7 +47,8 @@ def read_config_tree(folder: Path) -> dict[str, Any]:
     if not isinstance(extensions, list) or not all(_is_extension(entry) for entry in extensions):
         raise UserError(f'{folder / CONFIG} is damaged: "extensions" must be a list of objects with "steps" and "done"')
     groups = {name: _with_new_names(tree[name]) for name in ("run", "optim") if name in tree}
-    return {**tree, "task": tree.get("task") or of_model, **groups}
+    renamed = {_RENAMED_OPTIONS.get(name, name): value for name, value in tree.items()}
+    return {**renamed, "task": tree.get("task") or of_model, **groups}
 
 
 def _is_extension(entry: Any) -> bool:

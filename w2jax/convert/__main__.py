@@ -14,10 +14,12 @@ from flax import linen as nn
 from w2jax.blocks import Activation
 from w2jax.convert.files import read_weights
 from w2jax.convert.hub import pinned
-from w2jax.convert.load_save import Loaded, load_described, parameters_in, save_described
+from w2jax.convert.load_save import Loaded, load_described, parameters_in
+from w2jax.convert.saving import save_described
 from w2jax.convert.schema import split_variables
 from w2jax.convert.state_dict import read_variables
 from w2jax.convert.vit_tables import FORMATS
+from w2jax.interrupt import run_main
 from w2jax.text import count_of, printable
 from w2jax.vit import ViT
 
@@ -28,7 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: success. 1: the files differ. 2: an argument or a file is wrong.
     """
     options = _parser().parse_args(arguments)
-    names = ("num_heads", "activation", "norm_eps", "pool", "image_size")
+    if options.image_size is not None:
+        options.image_size = tuple(options.image_size)
+    names = ("num_heads", "activation", "norm_eps", "pool", "pool_prefix", "res_post_norm", "image_size")
     fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:
         options.src = pinned(options.src)
@@ -45,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 source.leaves,
                 source_config=source.config,
                 spec=source.spec,
+                overwrite=options.overwrite,
             )
             _print_table(saved.rows(options.dst))
         if options.check:
@@ -60,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     variants = ", ".join(form.name for form in FORMATS if form.name not in families)
     parser = argparse.ArgumentParser(
         "python -m w2jax.convert",
+        usage="%(prog)s SRC DST [OPTIONS]",
         description="Converts the weights of a Vision Transformer between timm, Hugging Face, torchvision, Google and "
         "w2jax.",
         epilog="Example: python -m w2jax.convert vit.safetensors vit.npz --format google",
@@ -85,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         "--check",
         action="store_true",
         help="compare DST with SRC tensor by tensor; without --format, DST must exist and nothing is written",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace existing files also if w2jax did not write them. Otherwise the command stops with an error",
     )
     parser.add_argument("--head", choices=["drop"], help="drop: convert without the classifier. Default: with it")
     parser.add_argument(
@@ -126,6 +137,18 @@ def _parser() -> argparse.ArgumentParser:
         "--pool",
         choices=["cls", "gap", "map"],
         help="cls: class token; gap: mean of the patches; map: attention pooling. Default: read from the tensors",
+    )
+    unknown.add_argument(
+        "--pool-prefix",
+        action="store_const",
+        const=True,
+        help="pools gap and map read the class token and the registers too, as pool_include_prefix in timm",
+    )
+    unknown.add_argument(
+        "--res-post-norm",
+        action="store_const",
+        const=True,
+        help="the norms are on the outputs of the attention and of the MLP, as in timm's models named rpn",
     )
     unknown.add_argument(
         "--image-size",
@@ -195,4 +218,4 @@ def _print(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

@@ -1,7 +1,7 @@
 """The images that pretrained weights were trained on, as timm and Hugging Face describe them in JSON files."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from w2jax.convert.imagenet import imagenet_names, names_of_tag
@@ -57,10 +57,17 @@ def image_spec(
         fields = _open_clip(config)
     else:
         fields = _timm(config)
-    names: Sequence[str] | None = class_names(config, num_classes)
-    if names is None and "model_type" not in config:
-        names = names_of_tag(config, timm_pretrained(config), num_classes)
-    return None if fields is None else _spec(fields, names)
+    return None if fields is None else _spec(fields, config_names(config, num_classes))
+
+
+def config_names(config: Mapping[str, Any] | None, num_classes: int) -> tuple[str, ...] | None:
+    """Return the names of the classes that a config.json has or determines; None if it has no names."""
+    names = class_names(config, num_classes)
+    if names is not None:
+        return tuple(names)
+    if config is None or "model_type" in config:
+        return None
+    return names_of_tag(config, timm_pretrained(config), num_classes)
 
 
 def exported_spec(images: Mapping[str, Any]) -> ImageSpec:
@@ -140,9 +147,9 @@ def huggingface_images(spec: ImageSpec) -> dict[str, Any] | None:
     }
 
 
-def _spec(fields: dict[str, Any], names: Sequence[str] | None) -> ImageSpec:
+def _spec(fields: dict[str, Any], names: tuple[str, ...] | None) -> ImageSpec:
     try:
-        return ImageSpec(**fields, label_names=None if names is None else tuple(names))
+        return ImageSpec(**fields, label_names=names)
     except ValueError as error:
         raise ValueError(f"{error}, in the files that describe the images") from error
 

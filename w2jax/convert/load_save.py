@@ -1,43 +1,31 @@
 """Load a module with its variables from a weight file, and save them to a file."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 
-from w2jax.convert.files import Weights, read_weights, write_weights
+from w2jax.convert.files import Weights, read_weights
 from w2jax.convert.hub import local_path
-from w2jax.convert.image_configs import (
-    PREPROCESSOR,
-    assumed_spec,
-    exported_spec,
-    huggingface_images,
-    image_spec,
-    timm_images,
-)
+from w2jax.convert.image_configs import PREPROCESSOR, assumed_spec, config_names, exported_spec, image_spec
 from w2jax.convert.lazy_tensor import LazyTensor
 from w2jax.convert.prefixes import under, without_wrappers
+from w2jax.convert.saving import IMAGE_METADATA, METADATA, save_described
 from w2jax.convert.schema import Leaf, module_leaves
-from w2jax.convert.state_dict import Head, Rename, format_of, prefix_of, read_variables, variable_leaves, write_tensors
+from w2jax.convert.state_dict import Head, Rename, prefix_of, read_variables
 from w2jax.convert.timm_names import check_model
-from w2jax.convert.vit_architecture import join_chunks, known_pairs, read_architecture, recognise, unstack_layers
-from w2jax.convert.vit_configs import class_names, huggingface_config, timm_arguments, timm_config, timm_constructor
+from w2jax.convert.vit_architecture import join_chunks, known_pairs, read_architecture, recognize, unstack_layers
 from w2jax.convert.vit_heads import with_usual_head
-from w2jax.convert.vit_tables import different_defaults
 from w2jax.files import json_object, read_json
 from w2jax.image_spec import ImageSpec
 from w2jax.module import field_names
-from w2jax.serialize import check_field_names, module_from_json, module_to_json, spec_from_json, with_fields
+from w2jax.serialize import check_field_names, module_from_json, spec_from_json, with_fields
 from w2jax.text import count_of, first_few, shorten
 from w2jax.vit import ViT
 
-METADATA = "w2jax"  # key in the metadata of a file written by `save`; its value describes the module as JSON
-IMAGE_METADATA = "w2jax_images"  # key whose value is an ImageSpec as JSON
 EXPORTED_IMAGES = "images.json"  # the file of train.export beside the weights
 
 # Prefixes of the parameters in a file with a complete training state, and prefixes of the rest of the state.
@@ -89,27 +77,6 @@ class _Found(NamedTuple):
     family: str = "w2jax"  # The library of the file's format.
 
 
-class Saved(NamedTuple):
-    """Information about a written file, for a user of the other library."""
-
-    names: list[str]
-    """The names of the tensors."""
-    different: str
-    """Fields that differ from the library's defaults, and what to do; "" if none differs or config.json has them."""
-    constructor: str
-    """The Python call that builds the model in timm; "" for other formats, or if config.json contains it."""
-    images: str = ""
-    """Why the folder does not say how to prepare images, although it is known; else ""."""
-
-    def rows(self, path: Path) -> dict[str, str]:
-        """Return a table for the user: the text of each row, by the row's name."""
-        rows = {"written": f"{path}: {count_of(len(self.names), 'tensor')}, the first is {self.names[0]}"}
-        if self.different:
-            rows["differs"] = self.different
-        rows |= {"in timm": self.constructor} if self.constructor else {}
-        return rows | ({"images": self.images} if self.images else {})
-
-
 def load(
     path: str | Path,
     head: Head = None,
@@ -128,7 +95,7 @@ def load(
         path: a `.safetensors`, `.safetensors.index.json` or `.npz` file, torch's `.pt`, `.pth`, `.ckpt`, `.tar` or
             `.bin`, which need torch, or a folder with one of them and optionally a config.json. Or a string, the name
             of a model on the Hugging Face hub: OWNER/NAME or OWNER/NAME@REVISION. It needs huggingface_hub.
-        head: "drop" loads the model without the classifier (`num_classes` is 0); "reinit" initialises a new classifier
+        head: "drop" loads the model without the classifier (`num_classes` is 0); "reinit" initializes a new classifier
             (pass `num_classes`). None: the classifier is loaded.
         module: the module of the parameters, if the file does not describe the module. `from_torch` lists the possible
             modules.
@@ -169,7 +136,8 @@ def save(
 ) -> None:
     """Save a module's variables with the tensor names and layouts of another library.
 
-    A file is written completely or not at all. In a folder, the files are replaced one by one.
+    A file is written completely or not at all, and replaces an existing one. In a folder, the files are replaced one by
+    one.
 
     Tensors do not contain all fields, for example the kind of GELU and the epsilon of LayerNorm. `.safetensors` and
     `.npz` files store all fields for `load`. In another library you must build the model with the same values.
@@ -243,79 +211,6 @@ def load_described(
     return Loaded(module, variables, leaves, source, count, assumed, notes, config, spec, spec_error, image_size)
 
 
-def save_described(
-    path: str | Path,
-    module: nn.Module,
-    variables: Mapping[str, Any],
-    format: str | None = None,
-    shard_bytes: int | None = None,
-    image_size: tuple[int, int] | None = None,
-    leaves: Mapping[str, Leaf] | None = None,
-    label_names: Sequence[str] | None = None,
-    source_config: Mapping[str, Any] | None = None,
-    spec: ImageSpec | None = None,
-) -> Saved:
-    """Save like `save`, and return information for the user.
-
-    `leaves` are the module's leaves, if already computed. A config.json keeps the class names and the unknown fields of
-    `source_config`, the config.json of the file from which the module was read.
-    """
-    path, format = Path(path), format or default_format(module, Path(path))
-    leaves = leaves or variable_leaves(module, variables)
-    tensors = write_tensors(module, variables, format, leaves=leaves)
-    metadata = {"format": "pt", METADATA: json.dumps(module_to_json(module))}  # transformers requires "pt"
-    if spec is not None:
-        metadata[IMAGE_METADATA] = json.dumps(asdict(spec))
-    if not isinstance(module, ViT):
-        write_weights(path, tensors, metadata, shard_bytes=shard_bytes)
-        return Saved(list(tensors), "", "")
-    fits = spec is not None and _fits(module, leaves, spec.image_size)
-    if image_size is None and spec is not None and fits:
-        image_size = spec.image_size
-    if label_names is None and spec is not None and len(spec.label_names or ()) == module.num_classes:
-        label_names = spec.label_names
-    is_timm = format.startswith("timm")
-    model = format_of(module, leaves, format).huggingface
-    configs: dict[str, Any] = {}
-    known: Any = None
-    if spec is not None:  # timm's models do not interpolate their position embeddings, as some of Hugging Face's do
-        known = huggingface_images(spec) if not is_timm else timm_images(spec) if fits else None
-    if model is not None and not path.suffix:
-        configs["config.json"] = huggingface_config(module, leaves, model, image_size, label_names, source_config)
-        configs |= {PREPROCESSOR: known} if known else {}
-    elif is_timm and not path.suffix:
-        names = label_names or class_names(source_config, module.num_classes)
-        arguments = timm_arguments(module, leaves, image_size)
-        config = timm_config(module, arguments, known or {}, names, source_config)
-        configs |= {} if config is None else {"config.json": config}
-    different = "" if configs else different_defaults(format, module)
-    if different:
-        different += ". Build the model in that library with these values, or its outputs will differ"
-    elif is_timm and configs and module.norm_eps < 1e-6:
-        different = f"norm_eps {module.norm_eps} here, 1e-06 in config.json. The outputs in timm differ slightly"
-    constructor = timm_constructor(module, leaves, image_size) if is_timm and not configs else ""
-    unknown = (
-        f"{format} cannot say how to prepare the images of this model, so no file says it: {spec}"
-        if configs and spec and not known
-        else ""
-    )
-    write_weights(path, tensors, metadata, configs, shard_bytes)
-    return Saved(list(tensors), different, constructor, unknown)
-
-
-def _fits(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int]) -> bool:
-    """Return True if the position embeddings are those of images of this size."""
-    patches = prod(side // module.patch_size for side in image_size)
-    return "positions" in leaves and leaves["positions"].shape[1] == module.prefix_positions + patches
-
-
-def default_format(module: nn.Module, path: Path) -> str:
-    """Return the format that `save` uses by default."""
-    if not isinstance(module, ViT):
-        return "torch"
-    return "google" if path.suffix == ".npz" else "timm"
-
-
 def describe(path: str | Path, **fields: Any) -> tuple[nn.Module, dict[str, Any]]:
     """Return the module that `load` would return and its assumed fields, without reading a tensor."""
     with _header(path, fields) as (_, found):
@@ -339,6 +234,29 @@ def describe_spec(path: str | Path, **fields: Any) -> ImageSpec | None:
     """
     with _header(path, fields) as (weights, found):
         return _spec(weights, found)
+
+
+def describe_names(path: str | Path, **fields: Any) -> tuple[str, ...] | None:
+    """Return the names of the classes in the files of weights, also if how to prepare images is unknown.
+
+    Args:
+        path: as in `load`.
+        **fields: as in `load`.
+
+    Returns:
+        A name for each class, or None if the files have none.
+
+    Raises:
+        ValueError: the file is broken.
+    """
+    with _header(path, fields) as (weights, found):
+        try:
+            spec = _spec(weights, found)
+        except ValueError:  # The names can be used without it.
+            spec = None
+        if spec is not None and spec.label_names is not None:
+            return spec.label_names
+        return config_names(found.config, getattr(found.module, "num_classes", 0))
 
 
 @contextmanager
@@ -365,7 +283,7 @@ def _module_in(weights: Weights, tensors: dict[str, LazyTensor], head: Head, fie
     if weights.config is not None and weights.own_config:
         check_model(weights.config.get("architecture"))  # Some of these models have other names of tensors.
     tensors = join_chunks(tensors)
-    form, prefix = recognise(tensors)
+    form, prefix = recognize(tensors)
     check_field_names(ViT, changes)
     tensors, left_out = under(tensors, prefix)
     tensors, notes = with_usual_head(form, tensors, keep=head is None)

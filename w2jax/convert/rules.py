@@ -64,7 +64,7 @@ def pairs(
         layout: names and patterns for rules without a pattern.
         separator: separator between the parts of their names.
         keys: existing names of the other library.
-        marked: tables for layers that are recognised by one of their keys, for rules without a pattern.
+        marked: tables for layers that are recognized by one of their keys, for rules without a pattern.
 
     Returns:
         Pairs in the order of the rules. Parameters without a matching rule are not in any pair.

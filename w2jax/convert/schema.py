@@ -69,7 +69,8 @@ def module_leaves(module: nn.Module, size: Size = lambda path, axis, default: de
 
 @lru_cache(maxsize=64)
 def _initial_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct | None) -> Any:
-    return jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    # The key is made in the traced function. Otherwise it would start JAX, whose devices a program can then not change.
+    return jax.eval_shape(lambda *inputs: module.init(jax.random.key(0), *inputs), *inputs)
 
 
 def assemble(leaves: Mapping[str, Leaf], values: Iterable[tuple[str, np.ndarray]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from w2jax.convert.torch_modules import torch_formats
 from w2jax.convert.vit_architecture import vit_prefixes
 from w2jax.convert.vit_tables import FORMATS, inexpressible
 from w2jax.text import nearest
-from w2jax.vit import ViT
+from w2jax.vit import ViT, patch_sides
 
 HEADS = ("head", "head_distilled")
 """The names of the classifiers in a module with `num_classes`."""
@@ -34,7 +34,7 @@ def from_torch(
     """Convert the parameters of a PyTorch model (or of Google's ViTs) to variables of a w2jax module.
 
     Args:
-        module: a module of w2jax. The names that are recognised depend on the module:
+        module: a module of w2jax. The names that are recognized depend on the module:
 
             - ViT: names of timm, Hugging Face, torchvision, Google, Facebook's releases, CLIP and open_clip.
             - LSTM, GRU, RNN, MultiHeadAttention, Transformer, TransformerEncoder and TransformerDecoder: names of the
@@ -50,7 +50,7 @@ def from_torch(
             from your layout to the layout of w2jax). Without a pattern the layout is that of torch.nn. For each
             parameter the first matching key is used, so put a part of a layer before the layer.
         head: the classifier. None: its shape must fit. "drop": ignore it in `state_dict`; the module must have
-            `num_classes=0`. "reinit": ignore it in `state_dict`, and initialise the module's classifier as `init` does.
+            `num_classes=0`. "reinit": ignore it in `state_dict`, and initialize the module's classifier as `init` does.
 
     Returns:
         {"params": …}, with {"batch_stats": …} if the module has batch statistics.
@@ -203,7 +203,7 @@ def _shapes(leaves: Mapping[str, Leaf]) -> dict[str, Shape]:
 
 
 def _sizes(module: nn.Module) -> dict[str, int]:
-    return {"p1": module.patch_size, "p2": module.patch_size} if isinstance(module, ViT) else {}
+    return dict(zip(("p1", "p2"), patch_sides(module.patch_size), strict=True)) if isinstance(module, ViT) else {}
 
 
 def _as_root(module: nn.Module) -> nn.Module:
@@ -283,7 +283,7 @@ def _without_head(
 
 
 def _new_head(module: nn.Module, leaves: Mapping[str, Leaf], size: Size) -> list[tuple[str, np.ndarray]]:
-    """Initialise the classifier as `init` does. The function is compiled, so no other parameter is computed."""
+    """Initialize the classifier as `init` does. The function is compiled, so no other parameter is computed."""
     inputs = example_inputs(module, size)
 
     def init() -> Any:

@@ -13,27 +13,26 @@ POOLS = {"token": "cls", "avg": "gap", "map": "map"}
 """The pool of `ViT` for each of timm's names."""
 
 _HEADS = {"tiny": 3, "xsmall": 4, "wee": 4, "little": 5, "small": 6, "medium": 8, "mediumd": 8, "betwixt": 10}
-_HEADS |= {"base": 12, "so150m2": 13, "so150m": 14, "vit": 2, "vit2": 2}
+_HEADS |= {"base": 12, "so150m2": 13, "so150m": 14, "vit": 2, "vit2": 2, "vit3": 3, "vit4": 3}
 _HEADS |= dict.fromkeys(("large", "huge", "giant", "giantopt", "gigantic", "so400m", "intern300m"), 16)
-"""Number of heads of a size; "vit" and "vit2" are those of test_vit and test_vit2."""
+"""Number of heads of a size; "vit" to "vit4" are those of test_vit to test_vit4."""
 
 _MORE_HEADS = {r".*_giant_.*(dinov2|tipsv2|radio)": 24, r".*_plus_": 14, r"vit_base_patch16_gap_": 16}
 """Number of heads of names that differ from their size."""
 
 _WORDS = {"deit", "deit3", "flexivit", "eva", "test", "clip", "quickgelu", "siglip", "dinov2", "tipsv2", "radio"}
-_WORDS |= {"v3", "v4", "distilled", "gap", "map", "plus", "miil", "36x1", *_HEADS}
+_WORDS |= {"beit3", "v3", "v4", "distilled", "gap", "map", "plus", "miil", "36x1", "rpn", *_HEADS}
 _NUMBERED_WORD = re.compile(r"(patch|reg)?\d+")  # patch16, reg4, and the image size 224
 
 _REFUSED = {
-    r"aimv2_": "RMSNorm and an MLP without biases",
-    r"beit3_": "norms inside the attention and the MLP",
+    r"aimv2_": "projections without biases in the attention and the MLP",
     r".*_(xp|pwee|dpwee|18x2)_": "parallel blocks",
     r".*_(dlittle|dwee)_": "differential attention",
-    r".*_rpn_": "norms after the attention and the MLP",
-    r"test_vit3": "attention pooling over the class token",
-    r"test_vit4": "RMSNorm",
 }
 """Models that have what `ViT` does not have. Some have tensors with the names of other models' tensors."""
+
+_SPECIAL = {r".*_rpn_": "res_post_norm", r"test_vit3": "pool_prefix", r"test_vit4": "rms_norm"}
+"""The option of `ViT` that a name implies. The tensors do not show the first two."""
 
 # SigLIP 2.
 _TANH = re.compile(r".*_(giantopt_patch16|so400m_patch16|base_patch32)_siglip_|.*_large_patch16_siglip_(gap_)?512")
@@ -42,6 +41,7 @@ _HARMLESS = {"img_size", "patch_size", "in_chans", "num_classes", "global_pool",
 _HARMLESS |= {"qkv_bias", "qk_norm", "init_values", "class_token", "pos_embed", "no_embed_class", "reg_tokens"}
 _HARMLESS |= {"pre_norm", "fc_norm", "dynamic_img_size", "strict_img_size", "drop_rate", "pos_drop_rate", "weight_init"}
 _HARMLESS |= {"patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate", "fix_init"}
+_HARMLESS |= {"scale_attn_norm", "scale_mlp_norm"}
 """Arguments of timm's constructor whose effect the tensors show, or that only training uses."""
 
 _ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu")
@@ -100,8 +100,9 @@ def _of_name(name: str) -> dict[str, Any]:
     return {
         "num_heads": heads,
         "activation": activation,
-        "norm_eps": 1e-5 if "clip" in words else 1e-6,
+        "norm_eps": 1e-5 if {"clip", "beit3"} & {*words} else 1e-6,
         "final_norm": not {"radio", "intern300m"} & {*words},
+        **{field: True for pattern, field in _SPECIAL.items() if re.match(pattern, name)},
     }
 
 
@@ -116,6 +117,10 @@ def _of_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         fields["activation"] = arguments["act_layer"]
     if "final_norm" in arguments:
         fields["final_norm"] = bool(arguments["final_norm"])
+    if isinstance(arguments.get("pool_include_prefix"), bool):
+        fields["pool_prefix"] = arguments["pool_include_prefix"]
+    if arguments.get("norm_layer") == "rmsnorm":
+        fields |= {"rms_norm": True, "norm_eps": 1e-6}
     return fields
 
 
@@ -123,4 +128,8 @@ def _is_unknown(argument: str, arguments: Mapping[str, Any]) -> bool:
     """Return True for an argument that may change the outputs in a way that is not known."""
     if argument == "act_layer":
         return arguments[argument] not in (None, *_ACTIVATIONS)
+    if argument == "norm_layer":
+        return arguments[argument] not in (None, "rmsnorm")
+    if argument == "pool_include_prefix":
+        return not isinstance(arguments[argument], bool | None)
     return argument not in _HARMLESS | {"num_heads", "final_norm"} and arguments[argument] not in (None, False)

@@ -1,6 +1,7 @@
 """Read the architecture of a Vision Transformer from the names and shapes of its tensors."""
 
 import math
+import operator
 import re
 from collections.abc import Collection, Mapping
 from functools import lru_cache, partial
@@ -13,11 +14,11 @@ from w2jax.convert.lazy_tensor import LazyTensor
 from w2jax.convert.prefixes import check_single, prefixes
 from w2jax.convert.rules import Pair, axis_sizes, flat, our_size
 from w2jax.convert.schema import module_leaves
-from w2jax.convert.vit_configs import config_fields, describes, image_sides, square_image
+from w2jax.convert.vit_configs import config_fields, describes, image_sides, square_image, square_side
 from w2jax.convert.vit_heads import replaced_head
 from w2jax.convert.vit_tables import FORMATS, TIMM_FAMILIES
 from w2jax.text import count_of, shorten
-from w2jax.vit import SIZES, ViT
+from w2jax.vit import SIZES, PatchSize, ViT, patch_grid, patch_sides
 
 _POSITIONS = ("class_position", "register_positions")
 _CHUNK = re.compile(r"(^|\.)blocks\.[0-9]+\.(?=[0-9]+\.)")
@@ -37,7 +38,7 @@ class Architecture(NamedTuple):
     """(height, width) in pixels: given, or in the config, or of a square with these positions; None if unknown."""
 
 
-def recognise(keys: Mapping[str, Any]) -> tuple[Format, str]:
+def recognize(keys: Mapping[str, Any]) -> tuple[Format, str]:
     """Find the format that has names for most of the keys: return (format, prefix of the names).
 
     Raises:
@@ -103,7 +104,7 @@ def read_architecture(
 
     Args:
         form: format of the tensors.
-        by_path: pairs by w2jax path, as `recognise` returns them.
+        by_path: pairs by w2jax path, as `recognize` returns them.
         tensors: tensors of the file, by name.
         config: content of the config.json next to the file.
         fields: the user's values of ViT fields, and `image_size`, (height, width) in pixels. They override values from
@@ -135,6 +136,7 @@ def read_architecture(
     read: dict[str, Any] = {
         "num_classes": size("head/bias", 0) if head_bias else size("head/kernel", 1),
         "head_bias": head_bias,
+        "final_norm": form.fixed.get("final_norm", (True,))[0],
         "patch_size": _patch_size(by_path["patch_embed/projection/kernel"], tensors),
         "embed_dim": width("encoder/block_0/norm1/scale"),
         "depth": len({path.split("/")[1] for path in by_path if path.startswith("encoder/")}),
@@ -145,6 +147,7 @@ def read_architecture(
         "embed_norm": "embed_norm/scale" in by_path,
         "qkv_bias": attention + "query/bias" in by_path,
         "qk_norm": attention + "query_norm/scale" in by_path,
+        "sub_norm": attention + "norm/scale" in by_path,
         "norm_after_pool": "pool_norm/scale" in by_path,
         "layer_scale": 1e-5 if "encoder/block_0/scale1/gamma" in by_path else None,
         "pre_logits_dim": width("pre_logits/bias") if "pre_logits/bias" in by_path else None,
@@ -155,11 +158,13 @@ def read_architecture(
     by_class = "cls" in by_path and not read["norm_after_pool"]
     assumed = dict(form.assumed) | ({"activation": "swiglu"} if is_gated else {})
     assumed["pool"] = "map" if "pool/probe" in by_path else "cls" if by_class else "gap"
+    if form.fixed.get("rms_norm") != (False,) and not any(path.endswith("/norm1/bias") for path in by_path):
+        assumed["rms_norm"] = True  # or LayerNorms without a bias, which no library has by default
     sides = image_sides(fields.get("image_size"), config)
     patches = None
     if sides is not None:
-        patches = math.prod(side // read["patch_size"] for side in sides)
-        is_partial = any(side % read["patch_size"] for side in sides)
+        patches = math.prod(patch_grid(sides, read["patch_size"]))
+        is_partial = any(map(operator.mod, sides, patch_sides(read["patch_size"])))
         read["partial_patches"] = "drop" if is_partial else "error"
     if "positions" in by_path:
         read |= _positions(form, size("positions", 1), read, patches)
@@ -234,7 +239,8 @@ class _StackedLayers:
 @lru_cache(maxsize=16)
 def _all_leaves(depth: int) -> dict[str, tuple[int, ...]]:
     """Return the leaves of a ViT with every optional parameter."""
-    options: dict[str, Any] = {"num_registers": 1, "embed_norm": True, "qk_norm": True, "layer_scale": 1.0}
+    options: dict[str, Any] = dict.fromkeys(("embed_norm", "qk_norm", "sub_norm"), True)
+    options |= {"num_registers": 1, "layer_scale": 1.0}
     module = ViT(1, 1, 4, depth, 1, 1, pool="map", pre_logits_dim=1, **options)
     other = ViT(1, 1, 4, depth, 1, 1, norm_after_pool=True, num_registers=1, distilled=True)
     return {path: leaf.shape for path, leaf in (module_leaves(module) | module_leaves(other)).items()}
@@ -251,18 +257,14 @@ def _depth(form: Format, keys: Collection[str]) -> int:
     return min(max(len(numbers), 1), _MAX_DEPTH)
 
 
-def _patch_size(pair: Pair, tensors: Mapping[str, LazyTensor]) -> int:
-    """Return the patch size that the patch projection has; raise a ValueError if patches are not square."""
+def _patch_size(pair: Pair, tensors: Mapping[str, LazyTensor]) -> PatchSize:
+    """Return the patch size that the patch projection has; raise a ValueError if it is not a convolution."""
     shape = tensors[pair.theirs].shape
     sizes = axis_sizes(pair.pattern.split("->")[0], shape, {}) if pair.pattern else {}
     if not sizes or not all(sizes.values()):
         raise ValueError(f"{pair.theirs} must have the axes of a convolution, not empty, got the shape {shape}")
-    if sizes["p1"] != sizes["p2"]:
-        raise ValueError(
-            f"patches must be square in w2jax.ViT, got patches of {sizes['p1']}×{sizes['p2']} pixels ({pair.theirs} of "
-            f"shape {shape}). This model cannot be converted"
-        )
-    return sizes["p1"]
+    height, width = sizes["p1"], sizes["p2"]
+    return height if height == width else (height, width)
 
 
 def _allows_sincos(form: Format) -> bool:
@@ -274,7 +276,8 @@ def _positions(form: Format, count: int, fields: Mapping[str, Any], patches: int
     """Find out whether class token and registers have positions. In timm, either all have one or none has.
 
     In timm, the number of positions determines this if the number of patches is known. Otherwise the answer is the one
-    for which the patches form a square. If both or none do, class token and registers are assumed to have positions.
+    for which the patches form a square image. If both or none do, class token and registers are assumed to have
+    positions.
     """
     prefix = fields["class_token"] + fields["num_registers"]
     if form.family not in TIMM_FAMILIES:
@@ -288,8 +291,8 @@ def _positions(form: Format, count: int, fields: Mapping[str, Any], patches: int
                 "and width in pixels"
             )
     else:
-        with_prefix, without = (n > 0 and math.isqrt(n) ** 2 == n for n in (count - prefix, count))
-        have = with_prefix or not without
+        with_prefix, without = (square_side(patches, fields["patch_size"]) for patches in (count - prefix, count))
+        have = with_prefix > 0 or without == 0
     return {"class_position": have, "register_positions": have and fields["num_registers"] > 0}
 
 

@@ -7,10 +7,10 @@ from typing import Any
 from w2jax.convert.layouts import Format
 from w2jax.convert.schema import Leaf
 from w2jax.convert.timm_names import POOLS, fields_of_model
-from w2jax.convert.vit_huggingface import DEFAULTS
+from w2jax.convert.vit_huggingface import DEFAULTS, WITH_TEXT
 from w2jax.convert.vit_open_clip import open_clip_fields, vision_options
 from w2jax.text import shorten
-from w2jax.vit import ViT
+from w2jax.vit import PatchSize, ViT, patch_sides
 
 _HUGGINGFACE_ACTIVATIONS = {
     "gelu": "gelu",
@@ -23,12 +23,13 @@ _HUGGINGFACE_ACTIVATIONS = {
 }
 
 _TIMM_ARCHITECTURES = {
-    ("", 1e-6): "vit_base_patch16_224",
-    ("", 1e-5): "vit_base_patch16_clip_224",
-    ("distilled", 1e-6): "deit_base_distilled_patch16_224",
-    ("gated", 1e-6): "vit_giant_patch14_dinov2",
+    ((), 1e-6): "vit_base_patch16_224",
+    ((), 1e-5): "vit_base_patch16_clip_224",
+    (("distilled",), 1e-6): "deit_base_distilled_patch16_224",
+    (("gated",), 1e-6): "vit_giant_patch14_dinov2",
+    (("res_post_norm",), 1e-6): "vit_base_patch16_rpn_224",
 }
-"""Models of timm that have a kind of MLP or head, and an epsilon of LayerNorm. Arguments determine the rest."""
+"""Models of timm that have a kind of block, MLP or head, and an epsilon of LayerNorm. Arguments determine the rest."""
 
 
 def timm_constructor(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int] | None) -> str:
@@ -43,7 +44,9 @@ def timm_constructor(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[
     if is_gated:
         arguments |= {"act_layer": "'silu'", "mlp_layer": "partial(GluMlp, gate_last=False)"}
     if module.norm_eps != 1e-6:
-        arguments["norm_layer"] = f"partial(nn.LayerNorm, eps={module.norm_eps})"
+        arguments["norm_layer"] = f"partial({'RmsNorm' if module.rms_norm else 'nn.LayerNorm'}, eps={module.norm_eps})"
+    if module.res_post_norm:
+        arguments["block_fn"] = "ResPostBlock"
     name = "VisionTransformerDistilled" if module.distilled else "VisionTransformer"
     return f"{name}({', '.join(f'{name}={value}' for name, value in arguments.items())})"
 
@@ -51,14 +54,15 @@ def timm_constructor(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[
 def timm_arguments(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[int, int] | None) -> dict[str, Any]:
     """Return timm's arguments for the module as JSON values, without those that have timm's default values.
 
-    JSON can express neither a gated MLP nor another epsilon of LayerNorm. The name of the architecture does.
+    JSON can express neither a gated MLP nor the position of the norms nor another epsilon of LayerNorm. The name of the
+    architecture does.
     """
     width = module.mlp_dim * (2 if module.activation == "swiglu" else 1)
     ratio = width / module.embed_dim
     arguments: dict[str, Any] = {
         "img_size": image_size or square_image(module, leaves["positions"].shape[1]),
         "patch_size": module.patch_size,
-        "in_chans": leaves["patch_embed/projection/kernel"].shape[0] // module.patch_size**2,
+        "in_chans": _channels(module, leaves),
         "num_classes": module.num_classes,
         "embed_dim": module.embed_dim,
         "depth": module.depth,
@@ -77,9 +81,13 @@ def timm_arguments(module: ViT, leaves: Mapping[str, Leaf], image_size: tuple[in
         "qkv_bias": (False, not module.qkv_bias),
         "qk_norm": (True, module.qk_norm),
         "init_values": (module.layer_scale, module.layer_scale is not None),
+        "scale_attn_norm": (True, module.sub_norm),
+        "scale_mlp_norm": (True, module.sub_norm),
+        "pool_include_prefix": (True, module.pool_prefix),
         "pre_norm": (True, module.embed_norm),
         "final_norm": (False, not module.final_norm),
         "act_layer": (module.activation, module.activation not in ("gelu", "swiglu")),
+        "norm_layer": ("rmsnorm", module.rms_norm),
     }
     return arguments | {name: value for name, (value, differs) in options.items() if differs}
 
@@ -104,19 +112,25 @@ def timm_config(
         The config; None if no architecture of timm has the module's epsilon or nearly so, or the image size is unknown.
         Epsilons below 1e-6, such as Hugging Face's 1e-12, become 1e-6.
     """
-    special = "gated" if module.activation == "swiglu" else "distilled" if module.distilled else ""
-    architecture = _TIMM_ARCHITECTURES.get((special, max(module.norm_eps, 1e-6)))
-    if architecture is None or arguments["img_size"] is None:
+    kinds = {
+        "distilled": module.distilled,
+        "gated": module.activation == "swiglu",
+        "res_post_norm": module.res_post_norm,
+    }
+    eps = max(module.norm_eps, 1e-6)
+    architecture = _TIMM_ARCHITECTURES.get((tuple(name for name, has in kinds.items() if has), eps))
+    if architecture is None or arguments["img_size"] is None or (module.rms_norm and eps != 1e-6):
         return None
     given = {} if source is None or "model_type" in source else timm_pretrained(source)
     kept = {name: given[name] for name in ("tag", "license") if isinstance(given.get(name), str)}
     # These differ between the architectures, so they are always stated.
-    arguments = {"pre_norm": False, "init_values": None, **arguments}
+    defaults = {"pre_norm": False, "init_values": None, "qkv_bias": True, "class_token": True, "global_pool": "token"}
+    arguments = {**defaults, **arguments}
     return {
         "architecture": architecture,
         "num_classes": module.num_classes,
         "num_features": module.embed_dim,
-        "global_pool": arguments.get("global_pool", "token"),
+        "global_pool": arguments["global_pool"],
         "model_args": arguments,
         **({} if label_names is None else {"label_names": list(label_names)}),
         "pretrained_cfg": {
@@ -133,9 +147,21 @@ def timm_config(
 
 def square_image(module: ViT, positions: int) -> tuple[int, int] | None:
     """Return height and width of the square image that fits the number of positions, or None if none fits."""
-    patches = positions - module.prefix_positions
-    side = math.isqrt(max(patches, 0)) * module.patch_size
-    return (side, side) if side > 0 and side**2 == patches * module.patch_size**2 else None
+    side = square_side(positions - module.prefix_positions, module.patch_size)
+    return (side, side) if side else None
+
+
+def square_side(patches: int, patch_size: PatchSize) -> int:
+    """Return the side in pixels of the square image that has this number of patches; 0 if no square image has it."""
+    height, width = patch_sides(patch_size)
+    area = max(patches, 0) * height * width
+    side = math.isqrt(area)
+    return side if side**2 == area and side % height == 0 == side % width else 0
+
+
+def _channels(module: ViT, leaves: Mapping[str, Leaf]) -> int:
+    """Return the number of channels of the images."""
+    return leaves["patch_embed/projection/kernel"].shape[0] // math.prod(patch_sides(module.patch_size))
 
 
 def huggingface_config(
@@ -159,14 +185,18 @@ def huggingface_config(
 
     Raises:
         ValueError: `image_size` is None, and the number of patches is not a square number; there are more or fewer
-            `label_names` than classes; or the library cannot have the MLP's width.
+            `label_names` than classes; or the library cannot have the MLP's width or such patches.
     """
     model_type, architecture = model
+    if isinstance(module.patch_size, tuple) and model_type not in ("vit", "deit", "vit_msn", "ijepa"):
+        raise ValueError(f"patches must be square in Hugging Face's {architecture}, got patch_size {module.patch_size}")
     if label_names is not None and len(label_names) != module.num_classes:
         raise ValueError(f"label_names must have {module.num_classes} names (num_classes), got {len(label_names)}")
     label_names = label_names or class_names(source, module.num_classes)
     kept = dict(source) if source is not None and source.get("model_type") == model_type else {}
-    size: Any = image_size or kept.get("image_size") or square_image(module, leaves["positions"].shape[1])
+    inner = kept.get("vision_config")
+    encoder = kept if model_type not in WITH_TEXT else inner if isinstance(inner, dict) else {}
+    size: Any = image_size or encoder.get("image_size") or square_image(module, leaves["positions"].shape[1])
     if size is None:
         patches = leaves["positions"].shape[1] - module.prefix_positions
         raise ValueError(
@@ -175,14 +205,14 @@ def huggingface_config(
         )
     names = {ours: theirs for theirs, ours in reversed(_HUGGINGFACE_ACTIVATIONS.items())}
     activation = names.get(module.activation, "gelu")
-    if _HUGGINGFACE_ACTIVATIONS.get(str(kept.get("hidden_act"))) == module.activation:
-        activation = kept["hidden_act"]
+    if _HUGGINGFACE_ACTIVATIONS.get(str(encoder.get("hidden_act"))) == module.activation:
+        activation = encoder["hidden_act"]
     labels = {str(i): f"LABEL_{i}" for i in range(module.num_classes)}
     if label_names:
         labels = {str(i): name for i, name in enumerate(label_names)}
+    named = {"architectures": [architecture], "model_type": model_type}
+    classes = {"id2label": labels, "label2id": {label: int(i) for i, label in labels.items()}}
     config = {
-        "architectures": [architecture],
-        "model_type": model_type,
         "hidden_size": module.embed_dim,
         "num_hidden_layers": module.depth,
         "num_attention_heads": module.num_heads,
@@ -190,19 +220,24 @@ def huggingface_config(
         "layer_norm_eps": module.norm_eps,
         "image_size": list(size) if isinstance(size, tuple) else size,
         "patch_size": module.patch_size,
-        "num_channels": leaves["patch_embed/projection/kernel"].shape[0] // module.patch_size**2,
+        "num_channels": _channels(module, leaves),
     }
-    if model_type in ("clip_vision_model", "siglip_vision_model"):
+    if model_type.startswith(WITH_TEXT):
         if isinstance(size, tuple):
             if size[0] != size[1]:
                 raise ValueError(f"image_size must be square in Hugging Face's {architecture}, got {size}")
             config["image_size"] = size[0]
-        projection = {"projection_dim": module.num_classes} if module.num_classes else {}
         dropout = {"attention_dropout": module.attention_dropout}
-        return dropout | kept | config | {"intermediate_size": module.mlp_dim} | projection
+        encoder = dropout | encoder | config | {"intermediate_size": module.mlp_dim}
+        if model_type in WITH_TEXT:
+            encoder |= {"model_type": f"{model_type}_vision_model"}
+            # SigLIP's classifier does not use the attention pool, so the file does not have it.
+            encoder |= {"vision_use_head": False} if model_type == "siglip" else {}
+            return kept | named | {"vision_config": encoder} | classes
+        projection = {"projection_dim": module.num_classes} if module.num_classes else {}
+        return encoder | named | projection
     dropout = {"hidden_dropout_prob": module.dropout, "attention_probs_dropout_prob": module.attention_dropout}
-    config |= {"qkv_bias": module.qkv_bias, "id2label": labels}
-    config["label2id"] = {label: int(i) for i, label in labels.items()}
+    config |= {"qkv_bias": module.qkv_bias} | named | classes
     if model_type.startswith("dinov2"):
         return dropout | kept | config | _dinov2_fields(module)
     if model_type in ("vit", "deit"):
@@ -262,7 +297,7 @@ def config_fields(config: Mapping[str, Any] | None, given: Mapping[str, Any]) ->
 def vision_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the part of a Hugging Face config that describes images, if the model is one of images and text."""
     inner = config.get("vision_config")
-    if config.get("model_type") not in ("clip", "siglip") or not isinstance(inner, dict):
+    if config.get("model_type") not in WITH_TEXT or not isinstance(inner, dict):
         return config
     return {"model_type": f"{config['model_type']}_vision_model", **inner}
 
@@ -277,7 +312,7 @@ def describes(config: Mapping[str, Any], form: Format, sizes: Mapping[str, Any])
         stated = {
             "embed_dim": config.get("hidden_size", 768),
             "depth": config.get("num_hidden_layers", 12),
-            "patch_size": config.get("patch_size", 16),
+            "patch_size": _as_field(config.get("patch_size", 16)),
         }
         if "mlp_ratio" not in config:
             stated["mlp_dim"] = config.get("intermediate_size", 3072)
@@ -286,10 +321,17 @@ def describes(config: Mapping[str, Any], form: Format, sizes: Mapping[str, Any])
     architecture, arguments = config.get("architecture"), config.get("model_args") or {}
     if form.family != "timm" or not isinstance(architecture, str) or not isinstance(arguments, dict):
         return False
-    stated = {name: arguments[name] for name in ("embed_dim", "depth", "patch_size") if name in arguments}
+    stated = {name: _as_field(arguments[name]) for name in ("embed_dim", "depth", "patch_size") if name in arguments}
     stated = {"embed_dim": config.get("num_features")} | stated
-    is_vit = "vit" in architecture or architecture.startswith("deit")
+    is_vit = "vit" in architecture or architecture.startswith(("deit", "beit3"))
     return is_vit and all(sizes[name] == size for name, size in stated.items())
+
+
+def _as_field(size: Any) -> Any:
+    """Return a size in JSON as a field of `ViT` has it. The patch size can be a list of height and width."""
+    if not isinstance(size, list):
+        return size
+    return size[0] if len(set(map(str, size))) == 1 else tuple(size)
 
 
 def class_names(config: Mapping[str, Any] | None, count: int) -> list[str] | None:

@@ -101,6 +101,7 @@ def _classifier(prefix: str, body: Table, *heads: Rule) -> Table:
 EVERYWHERE: dict[str, tuple[Any, ...]] = {"residual_from_norm": (False,), "attention_scale": (None,)}
 PLAIN = EVERYWHERE | {
     **dict.fromkeys(("norm_after_pool", "register_positions", "qk_norm", "distilled"), (False,)),
+    **dict.fromkeys(("res_post_norm", "rms_norm", "sub_norm", "pool_prefix"), (False,)),
     **dict.fromkeys(("patch_bias", "final_norm", "head_bias"), (True,)),
     "num_registers": (0,),
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
@@ -122,6 +123,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """The default activation and epsilon of each type of model ("model_type" in config.json)."""
 
+WITH_TEXT = ("clip", "siglip")
+"""Types of models of images and text. Their config.json has that of the image encoder as "vision_config"."""
+
 
 def _format(
     name: str,
@@ -133,7 +137,8 @@ def _format(
     *ignored: str,
 ) -> Format:
     model = (model_type, architecture)
-    return Format(name, table, family, assumed=DEFAULTS[model_type], fixed=fixed, ignored=ignored, huggingface=model)
+    assumed = DEFAULTS[f"{model_type}_vision_model" if model_type in WITH_TEXT else model_type]
+    return Format(name, table, family, assumed=assumed, fixed=fixed, ignored=ignored, huggingface=model)
 
 
 def _vit(name: str, table: Table, architecture: str) -> Format:
@@ -164,19 +169,40 @@ def _dinov2_formats() -> Iterator[Format]:
             yield _format(f"{label}_model", body, "dinov2", model_type, f"{name}Model", fixed, mask)
 
 
+_ENCODER_OF_CLIP = CLASS_TOKEN | {"patch_bias": (False,), "embed_norm": (True,), "qkv_bias": (True,)}
+_ENCODER_OF_SIGLIP = _NO_CLASS_TOKEN | {"embed_norm": (False,), "qkv_bias": (True,)}
 # In a CLIPModel beside the image encoder.
 _CLIP_TEXT = ("text_model.", "text_projection.", "logit_scale")
 
 
 def _clip(name: str, table: Table, architecture: str) -> Format:
-    fixed = CLASS_TOKEN | {"patch_bias": (False,), "embed_norm": (True,), "qkv_bias": (True,), "head_bias": (False,)}
+    fixed = _ENCODER_OF_CLIP | {"head_bias": (False,)}
     ignored = ("embeddings.position_ids", "vision_model.embeddings.position_ids", *_CLIP_TEXT)
     return _format(name, table, "clip_vision", "clip_vision_model", architecture, fixed, *ignored)
 
 
 def _siglip(name: str, table: Table) -> Format:
-    fixed = _NO_CLASS_TOKEN | {"pool": ("map",), "embed_norm": (False,), "qkv_bias": (True,)}
+    fixed = _ENCODER_OF_SIGLIP | {"pool": ("map",)}
     return _format(name, table, "siglip_vision", "siglip_vision_model", "SiglipVisionModel", fixed)
+
+
+def _clip_classifier() -> Format:
+    """Return the format of CLIP's classifier. It reads the mean of the patches, which have not passed the last norm."""
+    body = tuple(rule for rule in _CLIP if rule.ours != "norm")
+    fixed = _ENCODER_OF_CLIP | {"pool": ("gap",), "final_norm": (False,)}
+    ignored = "vision_model.embeddings.position_ids", "vision_model.post_layernorm."
+    table = _classifier("vision_model", body, _CLASSIFIER)
+    return _format(
+        "clip_vision_classifier", table, "clip_vision", "clip", "CLIPForImageClassification", fixed, *ignored
+    )
+
+
+def _siglip_classifier() -> Format:
+    """Return the format of SigLIP's classifier. It reads the mean of the patches and does not use the pool `head`."""
+    fixed = _ENCODER_OF_SIGLIP | {"pool": ("gap",)}
+    table = _classifier("vision_model", _VISION, _CLASSIFIER)
+    names = "siglip_vision_classifier", table, "siglip_vision", "siglip", "SiglipForImageClassification"
+    return _format(*names, fixed, "vision_model.head.")
 
 
 _PROJECTION = Rule("visual_projection", "head")
@@ -198,4 +224,6 @@ HUGGINGFACE_FORMATS = (
     _clip("clip_vision_projection", _classifier("vision_model", _CLIP, _PROJECTION), "CLIPVisionModelWithProjection"),
     _siglip("siglip_vision", _SIGLIP),
     _siglip("siglip_vision_prefixed", _classifier("vision_model", _SIGLIP)),
+    _siglip_classifier(),
+    _clip_classifier(),  # after SigLIP's, because it knows the names of SigLIP's encoder too
 )

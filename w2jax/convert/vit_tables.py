@@ -18,6 +18,7 @@ TIMM = (
     Rule("blocks.{i}.attn.qkv", "encoder/block_{i}/attention/{query,key,value}", QKV),
     Rule("blocks.{i}.attn.q_norm", "encoder/block_{i}/attention/query_norm"),
     Rule("blocks.{i}.attn.k_norm", "encoder/block_{i}/attention/key_norm"),
+    Rule("blocks.{i}.attn.norm", "encoder/block_{i}/attention/norm"),
     Rule("blocks.{i}.attn.proj", "encoder/block_{i}/attention/out"),
     Rule("blocks.{i}.ls1", "encoder/block_{i}/scale1"),
     Rule("blocks.{i}.norm2", "encoder/block_{i}/norm2"),

@@ -1,4 +1,4 @@
-"""Standardise vectors, the core of LayerNorm: the plain formula, and a version with a hand-written derivative."""
+"""Standardize vectors, the core of LayerNorm: the plain formula, and a version with a hand-written derivative."""
 
 import jax
 import jax.numpy as jnp
@@ -7,15 +7,15 @@ from jaxtyping import Array, Float
 
 def standardize_reference(x: Float[Array, "*batch D"], eps: float) -> Float[Array, "*batch D"]:
     """Compute (x − mean) / √(variance + eps) over the last axis, with the biased variance."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + eps)
+    centered = x - x.mean(axis=-1, keepdims=True)
+    return centered * jax.lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + eps)
 
 
 def _jvp(eps, primals, tangents):
     (x,), (dx,) = primals, tangents
-    centred = x - x.mean(axis=-1, keepdims=True)
-    inverse_deviation = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + eps)
-    y = centred * inverse_deviation
+    centered = x - x.mean(axis=-1, keepdims=True)
+    inverse_deviation = jax.lax.rsqrt(jnp.square(centered).mean(axis=-1, keepdims=True) + eps)
+    y = centered * inverse_deviation
     along_y = (dx * y).mean(axis=-1, keepdims=True)
     return y, (dx - dx.mean(axis=-1, keepdims=True) - y * along_y) * inverse_deviation
 

@@ -77,7 +77,7 @@ def presets_of(task):
         ("python -m train.dryrun vit --topo", ["--topology"]),
         ("python -m train.runs --sort ", ["name", "time", "metric"]),
         ("python -m train.report --o", ["--out"]),
-        ("python -m train.export --o", ["--out"]),
+        ("python -m train.export --o", ["--out", "--overwrite"]),
         ("python -m train.completion ", ["bash", "zsh"]),
         ("python -m http.server --b", []),
         ("python program", []),

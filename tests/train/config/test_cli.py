@@ -270,7 +270,7 @@ def test_a_section_of_help_all_begins_with_the_text_of_its_group(task, capsys):
         if "." in name:  # The field of a group in a group has its own text.
             continue
         config = presets["sample"].config
-        expected = options._texts(type(config)).get(name) or str(type(getattr(config, name)).__doc__)
+        expected = options.texts_of(type(config)).get(name) or str(type(getattr(config, name)).__doc__)
         text = " ".join(re.sub("[│─]|-{9,}", " ", section).split())
         assert text.startswith(" ".join(expected.partition("\n\n")[0].split())), name
 
@@ -353,7 +353,7 @@ def test_the_rules_of_an_option_are_at_its_field():
     groups = {name for name in options if name.startswith(("mesh.", "distributed."))}
     assert changeable == groups | {
         *("run.dir", "run.steps_per_call", "run.compilation_cache", "run.on_nonfinite", "run.on_save_error"),
-        *("run.extend", "run.log_every", "run.eval_every", "run.save_every"),
+        *("run.extend", "run.patience", "run.log_every", "run.eval_every", "run.save_every"),
         *("run.max_skipped_steps", "run.tensorboard", "run.wandb", "data.dir", "data.workers", "data.memory_limit"),
     }
     own = {name for name, option in options.items() if Rule.PER_PROCESS in option.rules}

@@ -3,12 +3,13 @@
 import pytest
 from tasks import TASKS, presets
 
-from train import predict, prepare, runs
+from train import prepare, runs
 from train.config.cli import parse, read_options
 from train.config.flags import flags_of
 from train.config.options import options_of
 from train.config.tree import flat_config
 from train.dryrun import __main__ as dryrun
+from train.predict.__main__ import Options as PredictOptions
 from train.process.errors import UserError
 
 
@@ -28,7 +29,7 @@ def test_every_flag_of_a_training_takes_true_and_false(task, word, value):
 @pytest.mark.parametrize(
     ("kind", "needed"),
     [
-        (predict.Options, ["run"]),
+        (PredictOptions, ["run"]),
         (prepare.DownloadOptions, []),
         (prepare.FolderOptions, ["--from", "a", "--name", "b"]),
         (runs.Options, []),

@@ -16,6 +16,7 @@ RESUME = "Leave it out: the same command resumes its run. --run.dir chooses the 
 MODEL = "The program's name chooses the model, such as python -m train.vit, and --model.* changes it"
 SCHEDULE = "The schedule is a linear warm-up and a cosine: see warmup-fraction and final-lr-fraction under --optim.*"
 DEVICES = "All devices are used. --mesh.* divides the work, and JAX_PLATFORMS=cpu in the environment selects the CPU"
+PATIENCE = "Early stopping: number of evaluations in a row without a better test metric after which the run ends"
 DATA = "Use --data.name and --data.dir. To prepare a folder of images, run python -m train.prepare --help"
 
 
@@ -68,7 +69,8 @@ def options(task):
         ("lstm", "--hidden_dim", "Use --model.hidden-size"),
         ("vit", "--dir", "Use --data.dir or --run.dir"),
         ("vit", "--run.name", "Use --run.dir for the folder of the run"),
-        ("vit", "--patience", "See python -m train.vit --help-all"),
+        ("vit", "--early-stopping", f"Use --run.patience. {PATIENCE}"),
+        ("vit", "--patience", f"Use --run.patience. {PATIENCE}"),
         ("vit", "--momentum", "See python -m train.vit --help-all"),
         ("lstm", "--lrr", "See python -m train.lstm --help-all"),
         ("vit", "--stepz", 'Did you mean "--run.steps"?'),

@@ -49,7 +49,7 @@ def test_a_shift_by_whole_pixels_moves_pixels_and_fills_with_zero():
     np.testing.assert_allclose(moved, expected, atol=1e-6)
 
 
-def test_a_quarter_turn_about_the_centre_is_rot90():
+def test_a_quarter_turn_about_the_center_is_rot90():
     square = IMAGES[0, :, :HEIGHT]
     turned = warp(square, jnp.array([[0.0, -1, 0], [1, 0, 0]]))
     np.testing.assert_allclose(turned, np.rot90(square, -1), atol=1e-5)
@@ -165,11 +165,11 @@ sheared = jax.jit(three_shears, static_argnames="magnitude")
 def test_shears_and_shifts_interpolate_between_rows_and_columns(strength, shape):
     height, width = shape
     image = np.random.default_rng(0).random((2, *shape), np.float32)
-    from_centre = [np.arange(side) - (side - 1) / 2 for side in shape]
+    from_center = [np.arange(side) - (side - 1) / 2 for side in shape]
     columns = image.transpose(0, 2, 1)
     expected = [
-        moved_along(image, 0.3 * strength * from_centre[0]),
-        moved_along(columns, 0.3 * strength * from_centre[1]).transpose(0, 2, 1),
+        moved_along(image, 0.3 * strength * from_center[0]),
+        moved_along(columns, 0.3 * strength * from_center[1]).transpose(0, 2, 1),
         moved_along(columns, 0.3 * strength * height).transpose(0, 2, 1),
         moved_along(image, 0.3 * strength * width),
     ]

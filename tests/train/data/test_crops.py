@@ -180,7 +180,7 @@ def test_a_crop_needs_a_size_and_a_fraction_of_the_area(photos: Data) -> None:
 
 
 def as_resized(photo: np.ndarray) -> np.ndarray:
-    """Pillow's result for a JPEG of a photo: the shorter side becomes 24 pixels, then the centre is cut out."""
+    """Pillow's result for a JPEG of a photo: the shorter side becomes 24 pixels, then the center is cut out."""
     file = Image.open(io.BytesIO(encoded(photo, "JPEG", quality=95)))
     width, height = (24 * side // min(file.size) for side in file.size)
     top, left = round((height - SIZE[0]) / 2), round((width - SIZE[1]) / 2)
@@ -189,7 +189,7 @@ def as_resized(photo: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("memory_limit", [0, 1024])
-def test_with_resize_the_shorter_side_is_resized_and_the_centre_cut_out(photos: Data, memory_limit: int) -> None:
+def test_with_resize_the_shorter_side_is_resized_and_the_center_cut_out(photos: Data, memory_limit: int) -> None:
     """Training images are prepared like test images, unless they get random crops."""
     config = replace(photos, crop=None, resize=24, interpolation="bicubic", memory_limit=memory_limit)
     expected = {as_resized(ramps(40 + 9 * k, 90 - 5 * k)).tobytes() for k in range(5)}
@@ -219,5 +219,5 @@ def test_a_resized_image_must_cover_the_image_size(photos: Data, resize: int | t
             UserError, match=r"--data.resize must be at least --data.image-size, 14 21, and at most 16384, got"
         ):
             make(replace(photos, resize=resize), "train")
-        with pytest.raises(UserError, match=r"--data.resize needs --data.image-size, the size that is cut from the"):
+        with pytest.raises(UserError, match=r"--data.resize needs the size that is cut from the resized images"):
             make(replace(photos, crop=None, resize=resize, image_size=None), "train")

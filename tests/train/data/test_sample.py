@@ -25,13 +25,13 @@ def test_the_sample_has_equally_many_images_of_each_digit_and_no_duplicates() ->
     assert len(seen) == 12_000
 
 
-def test_the_sample_names_its_author_and_licence_and_opens_with_tfds() -> None:
+def test_the_sample_names_its_author_and_license_and_opens_with_tfds() -> None:
     """The sample is also small."""
     folder = locate_dataset("mnist_sample")
     assert sum(path.stat().st_size for path in folder.parent.rglob("*") if path.is_file()) < 5_000_000
-    licence = (folder.parent / "LICENSE").read_text()
+    license = (folder.parent / "LICENSE").read_text()
     assert json.loads((folder / "dataset_info.json").read_text())["description"] == DESCRIPTION
-    assert all(word in licence for word in ("CC BY-SA 3.0", "Yann LeCun", "Corinna Cortes", "Burges"))
+    assert all(word in license for word in ("CC BY-SA 3.0", "Yann LeCun", "Corinna Cortes", "Burges"))
     example = tfds.builder_from_directory(folder).as_data_source(
         "test", decoders={"image": tfds.decode.SkipDecoding()}
     )[0]

@@ -108,6 +108,7 @@ def run(options, broken, start=None):
     setup = SimpleNamespace(
         config=config,
         source=SOURCE,
+        examples=lambda source, state: source,
         program=traced,
         task=SimpleNamespace(best="accuracy", best_mode="max", probabilities=None),
     )

@@ -110,7 +110,7 @@ def test_a_model_gives_the_logits_of_its_library_for_gray_images_too(channels, p
     logits, _ = run(module, variables, (np.repeat(images, 3 // channels, axis=-1) / np.float32(255) - MEAN) / STD)
     expected = jax.nn.softmax(logits)
     assert np.ptp(expected, axis=0).max() > 0.02
-    np.testing.assert_allclose(jax.jit(task.probabilities)(state, images), expected, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(task.probabilities)(state, {"image": images}), expected, atol=1e-5)
     assert ("; each gray value is used as R, G and B" in initial.note) == (channels == 1)
 
 
@@ -150,7 +150,21 @@ def test_the_printed_command_has_the_values_that_were_taken_over(trained):
         assert option in command
 
 
-def test_a_run_refuses_weights_whose_images_are_now_described_otherwise(trained, photos, tmp_path):
+def test_the_images_of_a_run_that_resumes_are_prepared_as_before_also_if_the_weights_are_gone(
+    trained, photos, tmp_path
+):
+    config, _ = trained
+    tree = json.loads(Path(config.run.dir, "config.json").read_text())
+    folder = shutil.copytree(config.run.dir, tmp_path / "run")
+    (folder / "config.json").write_text(json.dumps(tree | {"init_from": str(tmp_path / "gone")}))
+    found = parsed(photos, "--run.dir", folder, path=tmp_path / "gone")
+    assert (found.data, found.normalize, found.model) == (config.data, config.normalize, config.model)
+    arguments = ["--init-from", str(tmp_path / "gone"), "--data.name", "photos", "--data.dir", str(photos / "prepared")]
+    finetune = parse("vit", PRESETS, [*arguments, "--run.dir", str(folder)], pretrained.resolve)
+    assert finetune.model.clone(drop_path=0.0) == config.model and finetune.data.image_size == (40, 40)
+
+
+def test_a_run_without_a_checkpoint_refuses_weights_whose_images_are_now_described_otherwise(trained, photos, tmp_path):
     config, _ = trained
     changed = shutil.copytree(TIMM, tmp_path / "timm")
     described = json.loads((changed / "config.json").read_text())
@@ -159,6 +173,7 @@ def test_a_run_refuses_weights_whose_images_are_now_described_otherwise(trained,
     tree = json.loads(Path(config.run.dir, "config.json").read_text())
     folder = shutil.copytree(config.run.dir, tmp_path / "run")
     (folder / "config.json").write_text(json.dumps(tree | {"init_from": str(changed)}))
+    shutil.rmtree(folder / "checkpoints")
     with pytest.raises(UserError, match=r"other options: normalize was imagenet, now \[0\.5, 0\.4, 0\.3, 0\.229"):
         fit(parsed(photos, "--run.dir", folder, path=changed), make_task)
 

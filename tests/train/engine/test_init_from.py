@@ -3,16 +3,19 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import assert_same_trees, random_variables, run
+from PIL import Image
 from safetensors.numpy import save_file
 
 from configs.base import Mesh, Optim
 from configs.vit import PRESETS
+from train import export, runs
 from train.config.cli import parse
 from train.data import open_source
 from train.data.source import InMemorySource
@@ -20,7 +23,9 @@ from train.engine import init_from as pretrained
 from train.engine.loop import fit, placed_params
 from train.engine.sharding import make_mesh, state_sharding
 from train.predict import load
+from train.predict.__main__ import main as predict
 from train.process.errors import UserError
+from train.report.__main__ import main as report
 from train.report.page import run_page
 from train.run.weights import load_run
 from train.vit import main, make_task
@@ -109,7 +114,7 @@ def test_options_known_neither_from_tensors_nor_the_user_are_assumed_and_printed
     note = make_task(config, nothing()).initial_params().note
     assert "(timm)" in note
     assert note.endswith(
-        "; not stated in the file, set from your options or usual values (to set others, convert the file first): "
+        "; not stated in the file, set from your options or usual values: "
         "num_heads 2, activation gelu, norm_eps 1e-06, pool cls"
     )
 
@@ -219,7 +224,7 @@ def test_pretrained_parameters_are_placed_like_the_state(tmp_path):
             r"needs images with 4 channels, but dataset images has 1. Only gray \(1\) and RGB",
         ),
         ((28, 28), 1, (30, 40, 1), r"divisible by 7, the patch size of .*, got 30 40\. Add --data.image-size 28 42"),
-        ((14, 21), 1, (28, 28, 1), r"must give 6 patches, got 4×4\. The 6 position .* do not form a square grid"),
+        ((14, 21), 1, (28, 28, 1), r"must give 6 patches, got 4×4\. The 6 position .* are not those of a square image"),
     ],
     ids=lambda x: str(x),
 )
@@ -227,6 +232,21 @@ def test_image_sizes_that_do_not_fit_the_model_are_refused(size, channels, shape
     written(tmp_path / "vit.safetensors", size=size, channels=channels)
     with pytest.raises(UserError, match=message):
         make_task(parsed(tmp_path / "vit.safetensors"), nothing(shape)).initial_params()
+
+
+def test_patches_that_are_not_square_keep_their_shape_and_their_positions_are_resized(tmp_path):
+    narrow = usual.clone(patch_size=(7, 4))
+    variables = written(tmp_path / "vit.safetensors", narrow)
+    config = parsed(tmp_path / "vit.safetensors", "--model.patch-size", "7", "4")
+    assert config.model.patch_size == (7, 4)
+    _, state, note = begun(config, nothing((42, 20, 1)))
+    assert "position embeddings 4×7, resized to 6×5" in note
+    expected = narrow.resize(variables, (28, 28), (42, 20))["params"]["positions"]
+    np.testing.assert_allclose(state.params["positions"], expected, rtol=1e-6)
+    with pytest.raises(UserError, match=r"must be divisible by 7 4, the patch size .* Add --data.image-size 28 32"):
+        begun(config, nothing((28, 31, 1)))
+    with pytest.raises(UserError, match=r"--model.patch-size must be \(7, 4\), got 4"):
+        parsed(tmp_path / "vit.safetensors", "--model.patch-size", "4")
 
 
 GRAY = "patch embedding summed over R, G and B for gray images"
@@ -274,18 +294,55 @@ def whole(tmp_path_factory):
     return folder, fit(parsed(folder / "vit.safetensors", *RUN, str(folder / "a")), make_task)
 
 
-def test_a_resumed_run_reads_only_the_architecture_from_the_weights_file(whole, capsys, monkeypatch):
-    """It equals an uninterrupted run."""
+def without_weights(whole, tmp_path):
+    """Returns the path of weights that are gone, a copy of the run that started from them, and the run's last State."""
     folder, state = whole
-    path = folder / "vit.safetensors"
-    shutil.copytree(folder / "a", folder / "b")
-    shutil.rmtree(folder / "b" / "checkpoints" / "4")
-    written(path, size=(42, 42), seed=1)
-    monkeypatch.setattr(pretrained, "load_described", None)
-    assert_same_trees(fit(parsed(path, *RUN, str(folder / "b")), make_task), state)
-    assert (folder / "a" / "metrics.jsonl").read_bytes() == (folder / "b" / "metrics.jsonl").read_bytes()
+    run = shutil.copytree(folder / "a", tmp_path / "moved" / "run")
+    gone = tmp_path / "gone" / "vit.safetensors"
+    tree = json.loads((run / "config.json").read_text())
+    assert tree["init_from"] == str(folder / "vit.safetensors")
+    tree["run"]["dir"] = "runs/before-it-was-moved"
+    (run / "config.json").write_text(json.dumps(tree | {"init_from": str(gone)}))
+    return gone, run, state
+
+
+def test_a_run_resumes_without_the_weights_that_it_started_from(whole, tmp_path, capsys):
+    """It equals an uninterrupted run."""
+    gone, run, state = without_weights(whole, tmp_path)
+    shutil.rmtree(run / "checkpoints" / "4")
+    assert_same_trees(fit(parsed(gone, *RUN, str(run)), make_task), state)
+    assert (run / "metrics.jsonl").read_bytes() == (whole[0] / "a" / "metrics.jsonl").read_bytes()
     out = capsys.readouterr().out
     assert "Resumed from step 2 " in out and "initialized from" not in out
+    extended = ["--run.steps", "6", "--run.extend"]
+    assert int(fit(parsed(gone, *RUN, str(run), *extended), make_task).step) == 6
+    for option, told in (("--model.embed-dim=16", "model.embed_dim was 12, now 16"), ("--normalize=clip", "now clip")):
+        with pytest.raises(UserError, match=f"contains a run with other options: .*{told}"):
+            fit(parsed(gone, *RUN, str(run), *extended, option), make_task)
+
+
+def test_a_run_without_a_checkpoint_needs_its_weights(whole, tmp_path):
+    gone, run, _ = without_weights(whole, tmp_path)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match=r"gone/vit\.safetensors does not exist"):
+        parsed(gone, *RUN, str(run))
+
+
+def test_trained_models_are_used_without_the_weights_that_they_started_from(whole, tmp_path, monkeypatch, capsys):
+    """Also after the run folder was moved, and from another folder."""
+    _, run, _ = without_weights(whole, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.eye(28, dtype=np.uint8)).save("digit.png")
+    assert predict([str(run), "digit.png", "--json"]) == 0
+    for options in ([], ["--format", "timm"]):
+        export.main([str(run), *options, "--out", "out"])
+    for options in ([], ["--checkpoint", "last"]):
+        report([str(run), *options, "--out", "report.html"])
+    assert "accuracy" in Path("report.html").read_text()
+    capsys.readouterr()
+    runs.main([str(run.parent), "--json"])
+    assert json.loads(capsys.readouterr().out)["state"] == "finished"
+    assert parse("vit", PRESETS, ["tiny", "--init-from", str(run)], pretrained.resolve).model.embed_dim == 12
 
 
 def command(monkeypatch, *arguments):

@@ -178,7 +178,7 @@ def test_the_mistakes_are_those_of_the_last_evaluation(finished):
     source = open_source(config.data, config.data.test_split)
     examples = source.gather(np.arange(24))
     judge = jax.jit(make_task(config, source).probabilities)
-    probabilities = np.asarray(judge(state, examples["image"]))
+    probabilities = np.asarray(judge(state, examples))
     mistakes = read_mistakes(Path(config.run.dir))
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (examples["label"], probabilities.argmax(axis=1)), 1)

@@ -1,4 +1,4 @@
-"""Clusters are labelled by the paper's rule, which is not the majority vote."""
+"""Clusters are labeled by the paper's rule, which is not the majority vote."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The Fréchet distance equals the formula, and its features recognise digits."""
+"""The Fréchet distance equals the formula, and its features recognize digits."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +48,7 @@ def test_the_distance_to_itself_is_zero_and_to_a_shifted_set_is_the_shift():
     assert frechet_distance(few, few) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_shipped_classifier_recognises_the_samples_test_digits():
+def test_the_shipped_classifier_recognizes_the_samples_test_digits():
     images, labels = digits("test")
     logits, features = classify(load_weights(), jnp.asarray(images))
     assert (np.asarray(logits).argmax(axis=1) == labels).mean() >= 0.985

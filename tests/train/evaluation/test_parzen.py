@@ -43,7 +43,7 @@ def test_every_width_in_float32_is_as_exact_as_the_formula():
     np.testing.assert_allclose(result, expected, atol=5e-3)
 
 
-def test_one_sample_gives_a_normal_density_centred_on_the_sample():
+def test_one_sample_gives_a_normal_density_centered_on_the_sample():
     sigmas = np.array([0.1, 0.4])
     result = parzen.log_likelihoods(SAMPLES[:1], SAMPLES[:1], sigmas)
     np.testing.assert_allclose(result, -97 / 2 * np.log(2 * math.pi * sigmas**2)[None], atol=5e-3)

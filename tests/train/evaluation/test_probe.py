@@ -9,12 +9,12 @@ from train.evaluation.probe import probe_accuracy
 
 RNG = np.random.default_rng(0)
 V, Z = 4, 3  # plus one constant coordinate
-CENTRES = RNG.normal(size=(V, Z)).astype(np.float32)
+CENTERS = RNG.normal(size=(V, Z)).astype(np.float32)
 
 
 def cloud(count, spread):
     labels = RNG.integers(0, V, count)
-    codes = CENTRES[labels] + spread * RNG.normal(size=(count, Z)).astype(np.float32)
+    codes = CENTERS[labels] + spread * RNG.normal(size=(count, Z)).astype(np.float32)
     return np.pad(codes, ((0, 0), (0, 1)), constant_values=3.3), labels
 
 

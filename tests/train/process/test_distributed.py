@@ -98,6 +98,24 @@ def test_two_processes_log_the_losses_of_one(of_two, alone):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("limit", "told"), [("1024", "computed once"), ("0", "each step computes all layers")])
+def test_two_processes_probe_like_one_although_one_has_a_lower_memory_limit(limit, told, tmp_path):
+    """If the features do not fit in one process, no process stores them. Otherwise the processes would wait forever."""
+    probe = ["--run.steps", "3", "--mesh.data", "2", "--mesh.fsdp", "2", "--optim.freeze", "all-but-head"]
+    processes = start(tmp_path / "two", *probe, second=("--data.memory-limit", limit))
+    outputs = [process.communicate(timeout=400)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert told in outputs[0]
+    run, optim = (
+        replace(CONFIG.run, steps=3, dir=str(tmp_path / "one")),
+        replace(CONFIG.optim, freeze=("all-but-head",)),
+    )
+    fit(replace(CONFIG, run=run, optim=optim, mesh=Mesh(1, 1, 1)), make_task)
+    for ours, expected in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        np.testing.assert_allclose(ours["loss"], expected["loss"], rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_only_the_main_process_prints_and_writes(of_two):
     folder, (first, second) = of_two
     assert "4 CPU devices of 2 processes (mesh: data 2, fsdp 2)" in first

@@ -175,7 +175,7 @@ def test_a_run_that_gets_a_signal_twice_is_saved(whole, tmp_path, monkeypatch, m
     config = with_run(expected_config, tmp_path / "run", save_every=8)
     with monkeypatch.context() as patch:
         interrupted_at(patch, moment, signal.SIGINT)
-        patch.setattr(Checkpoints, "save", signalled_first(signal.SIGINT))
+        patch.setattr(Checkpoints, "save", signaled_first(signal.SIGINT))
         with pytest.raises(Interrupted) as error:
             fit(config, make_task)
     assert f"Last checkpoint: step {1 if moment[0] == 'step' else 4} in" in str(error.value)
@@ -184,15 +184,15 @@ def test_a_run_that_gets_a_signal_twice_is_saved(whole, tmp_path, monkeypatch, m
     assert lines(config) == lines(expected_config)
 
 
-def signalled_first(number, save=Checkpoints.save):
-    def signalled_save(*arguments, **options):
+def signaled_first(number, save=Checkpoints.save):
+    def signaled_save(*arguments, **options):
         signal.raise_signal(number)
         save(*arguments, **options)
 
-    return signalled_save
+    return signaled_save
 
 
-SIGNALLED = """
+SIGNALED = """
 import os, signal, sys, time
 import train.engine.loop
 from train.config.cli import run_main
@@ -200,7 +200,7 @@ from train.lstm import main
 
 times = int(sys.argv.pop(1))
 
-class Signalled(train.engine.loop.Checkpoints):
+class Signaled(train.engine.loop.Checkpoints):
     \"""Sends the signals before the checkpoint of step 20 gets its name. After three signals it takes for ever.\"""
 
     def _list_files(self):
@@ -211,36 +211,36 @@ class Signalled(train.engine.loop.Checkpoints):
             time.sleep(1000 * (times == 3))
         super()._list_files()
 
-train.engine.loop.Checkpoints = Signalled
+train.engine.loop.Checkpoints = Signaled
 run_main(main)
 """
 
 
-def signalled_run(folder, times, steps):
+def signaled_run(folder, times, steps):
     options = ["tiny", "--run.dir", str(folder), "--run.steps", steps, "--run.save-every", "10"]
-    command = [sys.executable, "-c", SIGNALLED, str(times), *options]
+    command = [sys.executable, "-c", SIGNALED, str(times), *options]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
 
 
 @pytest.mark.slow
 def test_two_signals_during_a_save_leave_a_complete_checkpoint(tmp_path):
-    first = signalled_run(tmp_path / "run", 2, "40")
+    first = signaled_run(tmp_path / "run", 2, "40")
     assert first.returncode == 143
     saved = max(checkpoint_steps(tmp_path / "run" / "checkpoints"))
     message, end = first.stderr.splitlines()
     assert message == "Saving. Send the signal again to stop without saving."
     assert saved >= 20 and end.startswith(f"interrupted by SIGTERM. Last checkpoint: step {saved} in ")
     assert damage(tmp_path / "run" / "checkpoints" / str(saved)) is None
-    again = signalled_run(tmp_path / "run", 0, "40")
+    again = signaled_run(tmp_path / "run", 0, "40")
     assert f"Resumed from step {saved} in" in again.stdout
 
 
 @pytest.mark.slow
 def test_a_third_signal_ends_a_run_without_its_save(tmp_path):
-    first = signalled_run(tmp_path / "run", 3, "40")
+    first = signaled_run(tmp_path / "run", 3, "40")
     assert first.returncode == 143
     assert first.stderr.splitlines()[-1].startswith("interrupted by SIGTERM. Last checkpoint: step 10 in ")
-    again = signalled_run(tmp_path / "run", 0, "40")
+    again = signaled_run(tmp_path / "run", 0, "40")
     assert again.returncode == 0 and "Resumed from step 10 in" in again.stdout
     assert not (tmp_path / "run" / "damaged").exists()
 
@@ -296,12 +296,12 @@ def test_a_signal_during_a_callback_ends_the_program_too():
 def test_a_signal_during_the_hook_for_callbacks_prints_no_traceback(place):
     """The hook itself runs Python code, in which a second signal may come."""
     module, name = place.rsplit(".", 1)
-    replacing = f"def main():\n    train.process.setup.silence_libraries(); {place} = signalled"
+    replacing = f"def main():\n    train.process.setup.silence_libraries(); {place} = signaled"
     program = f"""
 import signal, threading, train.process.setup
 wrapped = getattr({module}, "{name}", str)
 
-def signalled(*arguments):
+def signaled(*arguments):
     {module}.{name} = wrapped
     signal.raise_signal(signal.SIGHUP)
     return wrapped(*arguments)

@@ -216,9 +216,9 @@ def test_a_matrix_of_a_hundred_classes_shows_what_is_under_the_pointer(shown, fo
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_labels_of_a_picture_are_at_their_cells(shown, folder, width):
     page = shown(folder / "classes-12.html", width=width)
-    image = page.query_selector(".labelled img").bounding_box()
+    image = page.query_selector(".labeled img").bounding_box()
     for kind, axis, length, count in (("columns", "x", "width", 4), ("rows", "y", "height", 2)):
-        labels = [label.bounding_box() for label in page.query_selector_all(f".labelled .{kind} span")]
+        labels = [label.bounding_box() for label in page.query_selector_all(f".labeled .{kind} span")]
         assert len(labels) == count
         for place, label in enumerate(labels):
             middle = label[axis] + label[length] / 2

@@ -13,10 +13,11 @@ from configs import aae
 from configs.vit import PRESETS
 from train.aae import make_task as make_aae_task
 from train.config.cli import parse
+from train.config.tree import config_to_tree
 from train.engine.loop import fit
 from train.process.errors import UserError
 from train.run.files import read_lines
-from train.run.folder import ImageInfo, RunFolder
+from train.run.folder import ImageInfo, RunFolder, read_config
 from train.run.record import read_record
 from train.vit import make_task
 
@@ -89,6 +90,13 @@ def test_a_run_with_old_names_of_options_and_metrics_resumes(tmp_path, capsys):
     )
     record = read_record(folder)
     assert (record.state, record.task_info.best_metric) == ("finished", "reconstruction")
+
+
+def test_an_option_that_was_renamed_is_read_from_older_folders(tmp_path):
+    tree = config_to_tree(aae.PRESETS["tiny"].config)
+    tree["labelled_batch_size"] = tree.pop("labeled_batch_size") + 7
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    assert read_config(tmp_path, aae.Config).labeled_batch_size == tree["labelled_batch_size"]
 
 
 def test_a_run_of_another_task_is_named(tmp_path):

@@ -16,6 +16,8 @@ from w2jax import TransformerDecoder, TransformerEncoder, ViT
 from w2jax.blocks import DecoderBlock, EncoderBlock
 from w2jax.convert import from_torch, load, save, to_torch
 from w2jax.convert.__main__ import main
+from w2jax.convert.files import read_weights, write_weights
+from w2jax.convert.lazy_tensor import from_arrays
 from w2jax.convert.load_save import load_described
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "vit"
@@ -89,6 +91,29 @@ def test_resharding_in_place_keeps_class_names_and_unknown_fields(tmp_path):
     assert main([str(folder), str(tmp_path / "headless"), "--format", "huggingface", "--head", "drop"]) == 0
     headless = config_of(tmp_path / "headless")
     assert (headless["id2label"], headless["finetuned_on"]) == ({}, {"set": "pets"})
+
+
+@pytest.mark.parametrize("fixture", ["hf_clip_classifier", "hf_siglip_classifier", "hf_patch_6x4"])
+def test_a_classifiers_config_is_kept_or_made_anew(tmp_path, fixture):
+    loaded, theirs = load_described(FIXTURES / fixture), config_of(FIXTURES / fixture)
+    family = loaded.source.removesuffix("_classifier")
+    assert main([str(FIXTURES / fixture), str(tmp_path / "kept"), "--format", family]) == 0
+    if "siglip" in fixture:
+        theirs["vision_config"]["vision_use_head"] = False  # the attention pool is not written
+    assert config_of(tmp_path / "kept") == theirs
+    save(tmp_path / "new", loaded.module, loaded.variables, family, image_size=loaded.image_size)
+    assert config_of(tmp_path / "new")["architectures"] == theirs["architectures"]
+    tensors = {name: tensor.read() for name, tensor in read_weights(tmp_path / "new").tensors.items()}
+    write_weights(tmp_path / "new" / "model.safetensors", from_arrays(tensors))
+    again = load_described(tmp_path / "new")
+    assert (again.module, again.source, again.assumed) == (loaded.module, loaded.source, {})
+
+
+def test_patches_that_hugging_faces_model_cannot_have_are_refused(tmp_path):
+    module = ViT(5, (2, 3), 8, 1, 2, 12, pool="gap", class_token=False)
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 6, 6, 3)))
+    with pytest.raises(ValueError, match=r"must be square in Hugging Face's SiglipForImageClassification, got patch"):
+        save(tmp_path / "siglip", module, variables, "siglip_vision")
 
 
 def test_timms_class_names_reach_hugging_face(tmp_path):

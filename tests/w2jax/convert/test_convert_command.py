@@ -102,6 +102,42 @@ def test_for_a_run_folder_the_error_names_the_export_command(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("name", ["a.safetensors", "a.npz", "a.pt", "model.safetensors.index.json", "config.json"])
+def test_a_file_that_w2jax_did_not_write_is_kept(name, tmp_path, capsys):
+    file = tmp_path / name
+    target = file if name.startswith("a.") else tmp_path
+    command = [str(FIXTURES / "google_npz"), str(target), "--format", "timm"]
+    file.write_bytes(b"{}")
+    assert main(command) == 2
+    told = f"{file} exists, and nothing in it shows that w2jax wrote it. Choose another path, or replace it with "
+    assert capsys.readouterr().err == f"error: {told}--overwrite\n"
+    assert file.read_bytes() == b"{}" and len(list(tmp_path.iterdir())) == 1
+    assert main([*command, "--overwrite"]) == 0
+    assert not file.exists() or file.read_bytes() != b"{}"
+    assert main(command) == (2 if name == "a.pt" else 0)  # torch's files cannot say who wrote them
+
+
+def test_a_folder_that_w2jax_wrote_is_replaced_unless_another_program_changed_it(tmp_path, capsys):
+    command = [str(FIXTURES / "hf_vit"), str(tmp_path / "out"), "--format", "huggingface"]
+    assert main([*command, "--shard-bytes", "20000"]) == 0 and len(list((tmp_path / "out").glob("model-*"))) > 1
+    assert main(command) == 0 and not list((tmp_path / "out").glob("model-*"))
+    (tmp_path / "out" / "config.json").write_text('{"task": "vit", "run": {}}')  # the config.json of a run folder
+    assert main(command) == 2
+    capsys.readouterr()
+    shard = tmp_path / "out" / "model-00001-of-00002.safetensors"
+    shard.write_bytes((FIXTURES / "timm_cls" / "model.safetensors").read_bytes())
+    assert main([str(FIXTURES / "hf_vit"), str(tmp_path / "out"), "--format", "torch"]) == 2
+    assert f"{shard} exists, and nothing in it shows" in capsys.readouterr().err and shard.exists()
+
+
+def test_weights_of_others_are_not_converted_in_place(tmp_path, capsys):
+    path = tmp_path / "vit.safetensors"
+    path.write_bytes(content := (FIXTURES / "hf_vit" / "model.safetensors").read_bytes())
+    command = [str(path), str(path), "--num-heads", "3"]
+    assert main(command) == 2 and "vit.safetensors exists" in capsys.readouterr().err and path.read_bytes() == content
+    assert main([*command, "--overwrite"]) == 0 and "blocks.0.norm1.weight" in read_weights(path).tensors
+
+
 @pytest.mark.slow
 def test_a_conversion_whose_reader_is_gone_is_completed(tmp_path):
     reader, writer = os.pipe()

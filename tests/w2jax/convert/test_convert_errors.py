@@ -119,14 +119,6 @@ def test_a_wrong_use_of_head_is_refused() -> None:
     assert "head must be None for GRU" in refusal(lambda: from_torch(GRU(3), {}, head="drop"))
 
 
-def test_patches_that_are_not_square_are_refused(tmp_path: Path) -> None:
-    module, variables = example(depth=1)
-    tensors = to_torch(module, variables, "timm")
-    tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].reshape(8, 2, 1, 4)
-    message = refusal(lambda: load(write(tmp_path / "a.safetensors", tensors), num_heads=2))
-    assert "patches must be square" in message and "(8, 2, 1, 4)" in message
-
-
 def test_for_an_unknown_vit_field_the_error_names_the_nearest() -> None:
     assert 'did you mean "num_heads"?' in refusal(lambda: load(FIXTURES / "timm_cls", n_heads=3))
     assert 'no field "parent"' in refusal(lambda: load(FIXTURES / "timm_cls", parent=None))

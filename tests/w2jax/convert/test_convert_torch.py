@@ -13,7 +13,7 @@ from flax import linen
 from models import random_variables
 from torch import nn
 from torch_aae import TorchEncoder, hidden, images_of, torch_decoder, torch_discriminator
-from weights import DECODER, ENCODER, IMAGES, RNG, assert_same, converted, randomise, refusal
+from weights import DECODER, ENCODER, IMAGES, RNG, assert_same, converted, randomize, refusal
 
 from w2jax.aae import AAE, AAEDiscriminator, AAEEncoder
 from w2jax.attention import MultiHeadAttention
@@ -48,7 +48,7 @@ RECURRENT = [
 @pytest.mark.parametrize(("ours", "theirs", "options", "inputs"), RECURRENT, ids=str)
 def test_recurrent_networks_give_torchs_outputs(ours: Any, theirs: Any, options: dict[str, Any], inputs: int) -> None:
     x = X[:, :, :: 3 - inputs]
-    module, peer = ours(hidden_size=3, **options), randomise(theirs(x.shape[-1], 3, batch_first=True, **options))
+    module, peer = ours(hidden_size=3, **options), randomize(theirs(x.shape[-1], 3, batch_first=True, **options))
     variables = converted(module, peer)
     found, state = jax.jit(module.apply)(variables, jnp.asarray(x))
     wanted, last = peer(torch.from_numpy(np.ascontiguousarray(x)))
@@ -93,7 +93,7 @@ def test_a_file_of_multi_head_attention_gives_its_outputs_and_weights() -> None:
 def test_multi_head_attention_gives_torchs_outputs(options: dict[str, Any]) -> None:
     widths = 6, options.get("kdim", 6), options.get("vdim", 6)
     inputs = [RNG.standard_normal((2, 3 + (i > 0), width)).astype(np.float32) for i, width in enumerate(widths)]
-    peer = randomise(nn.MultiheadAttention(6, 2, batch_first=True, **options))
+    peer = randomize(nn.MultiheadAttention(6, 2, batch_first=True, **options))
     module = MultiHeadAttention(2, use_bias=options.get("bias", True))
     out, weights = module.apply(converted(module, peer), *map(jnp.asarray, inputs), return_weights=True)
     theirs = peer(*map(torch.from_numpy, inputs), average_attn_weights=False)
@@ -104,7 +104,7 @@ def test_multi_head_attention_gives_torchs_outputs(options: dict[str, Any]) -> N
 @pytest.mark.parametrize(("scan", "use_bias"), [(False, True), (True, False)])
 def test_a_transformer_gives_torchs_outputs(scan: bool, use_bias: bool) -> None:
     layers = {"num_encoder_layers": 2, "num_decoder_layers": 1, "dropout": 0.0}
-    peer = randomise(nn.Transformer(6, 2, dim_feedforward=8, batch_first=True, bias=use_bias, **layers))
+    peer = randomize(nn.Transformer(6, 2, dim_feedforward=8, batch_first=True, bias=use_bias, **layers))
     module = Transformer(2, 8, 2, 1, dropout=0.0, use_bias=use_bias, scan_layers=scan)
     source, target = (RNG.standard_normal((2, n, 6)).astype(np.float32) for n in (4, 3))
     out, _ = jax.jit(module.apply)(converted(module, peer), jnp.asarray(source), jnp.asarray(target))
@@ -115,7 +115,7 @@ def test_a_transformer_gives_torchs_outputs(scan: bool, use_bias: bool) -> None:
 def trained_decoder() -> nn.Sequential:
     """Returns a decoder whose batch norm was updated with three batches."""
     decoder = torch_decoder(3, (6, 4), 12)
-    randomise(decoder).train()
+    randomize(decoder).train()
     for _ in range(3):
         decoder(torch.randn(5, 3))
     return decoder.eval()
@@ -125,8 +125,8 @@ DISCRIMINATOR = AAEDiscriminator((6, 4))
 
 
 def test_the_autoencoders_parts_give_the_outputs_of_their_sequentials() -> None:
-    encoder, decoder = randomise(TorchEncoder(12, (7, 5), 3)), trained_decoder()
-    discriminator = randomise(torch_discriminator(3, (6, 4)))
+    encoder, decoder = randomize(TorchEncoder(12, (7, 5), 3)), trained_decoder()
+    discriminator = randomize(torch_discriminator(3, (6, 4)))
     code = ENCODER.apply(converted(ENCODER, encoder), IMAGES)
     mean, log_variance = encoder(images_of(IMAGES))
     close(code.mean, mean)
@@ -141,7 +141,7 @@ def test_the_autoencoders_parts_give_the_outputs_of_their_sequentials() -> None:
 
 def test_a_deterministic_encoder_converts_to_one_sequential() -> None:
     module, peer = AAEEncoder(3, (7, 5), stochastic=False), nn.Sequential(*hidden(12, (7, 5), 0.2), nn.Linear(5, 3))
-    code = module.apply(converted(module, randomise(peer)), IMAGES)
+    code = module.apply(converted(module, randomize(peer)), IMAGES)
     close(code.mean, peer(images_of(IMAGES).flatten(1)))
 
 

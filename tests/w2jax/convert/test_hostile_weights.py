@@ -22,7 +22,7 @@ from w2jax.convert import from_torch, load, to_torch
 from w2jax.convert.__main__ import main
 from w2jax.convert.files import read_weights, write_weights
 from w2jax.convert.lazy_tensor import from_arrays
-from w2jax.convert.vit_architecture import _depth, recognise
+from w2jax.convert.vit_architecture import _depth, recognize
 from w2jax.convert.vit_tables import FORMATS
 from w2jax.serialize import module_to_json
 
@@ -287,7 +287,7 @@ def test_files_with_changed_bytes_are_read_or_refused(small: dict[Path, bytes], 
 def test_a_huge_layer_number_does_not_allocate_as_many_layers(key: str) -> None:
     tensors = TIMM | {key: np.ones(8, np.float32)}
     assert all(_depth(form, tensors) <= 4 for form in FORMATS)
-    recognise(from_arrays(tensors))
+    recognize(from_arrays(tensors))
     with pytest.raises(ValueError, match=r"unexpected  [bT]"):
         from_torch(MODULE, tensors)
 
@@ -304,7 +304,7 @@ def test_a_huge_stack_of_layers_is_not_split(tmp_path: Path, shape: tuple[int, .
 def test_thousands_of_unknown_names_are_refused_and_a_few_are_shown() -> None:
     strange = {f"block.{i}.norm.wieght": np.ones(1, np.float32) for i in range(20_000)}
     with pytest.raises(ValueError, match="must be those of a ViT in one of the formats ") as caught:
-        recognise(from_arrays(strange))
+        recognize(from_arrays(strange))
     assert len(str(caught.value)) < 1000
     with pytest.raises(ValueError, match=r"\n  and \d+ more$") as caught:
         from_torch(MODULE, TIMM | strange)
@@ -335,7 +335,7 @@ def test_any_keys_and_shapes_are_read_or_refused(tmp_path: Path, data: st.DataOb
             tensors[key] = np.ones(shape, dtype)
     for work in (
         lambda: from_torch(MODULE, tensors),
-        lambda: recognise(from_arrays(tensors)),
+        lambda: recognize(from_arrays(tensors)),
         lambda: write_weights(tmp_path / "a.safetensors", from_arrays(tensors)),
         lambda: load(tmp_path / "a.safetensors", num_heads=2),
     ):

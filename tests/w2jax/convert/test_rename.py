@@ -13,7 +13,7 @@ from models import random_variables
 from torch import nn
 from torch_aae import TorchEncoder
 from torch_vit import TorchViT
-from weights import ENCODER, IMAGES, assert_same, converted, randomise, refusal
+from weights import ENCODER, IMAGES, assert_same, converted, randomize, refusal
 
 from w2jax.attention import MultiHeadAttention
 from w2jax.convert import from_torch, to_torch
@@ -40,7 +40,7 @@ COURSE = ATTENTION | LAYERS
 
 
 def torch_vit(**options: Any) -> TorchViT:
-    return randomise(TorchViT(5, 2, 8, 2, 2, 12, (4, 6), 2, **options))
+    return randomize(TorchViT(5, 2, 8, 2, 2, 12, (4, 6), 2, **options))
 
 
 @cache
@@ -121,7 +121,7 @@ def there_and_back(module: Any, theirs: nn.Module, rename: dict[str, Any]) -> di
 
 
 def test_a_vit_with_other_names_gives_the_same_outputs() -> None:
-    peer = randomise(MyViT())
+    peer = randomize(MyViT())
     logits, _ = compiled(FROM_NORM)(there_and_back(FROM_NORM, peer, MINE), jnp.asarray(PIXELS))
     np.testing.assert_allclose(logits, peer(torch.from_numpy(PIXELS)).detach(), rtol=0, atol=1e-5)
 
@@ -133,7 +133,7 @@ def test_the_courses_vit_gives_the_same_outputs(from_norm: bool) -> None:
     np.testing.assert_allclose(logits, peer(torch.from_numpy(PIXELS))[0].detach(), rtol=0, atol=1e-5)
 
 
-def test_torchs_attention_is_recognised_below_a_renamed_layer() -> None:
+def test_torchs_attention_is_recognized_below_a_renamed_layer() -> None:
     state = torch_vit().state_dict()
     assert_same(from_torch(VIT, state, LAYERS), from_torch(VIT, state, COURSE))
     separate = LAYERS | {"blocks.{i}.attention": ("encoder/block_{i}/attention", MULTIHEAD)}
@@ -150,7 +150,7 @@ def test_stacked_layers_accept_the_same_names() -> None:
 
 
 def test_the_courses_attention_with_four_linears_gives_the_same_outputs() -> None:
-    peer, module = randomise(Attention(6, 3)), MultiHeadAttention(3)
+    peer, module = randomize(Attention(6, 3)), MultiHeadAttention(3)
     rename = {"W_q": "query", "W_k": "key", "W_v": "value", "W_o": "out"}
     x = np.random.default_rng(2).standard_normal((2, 4, 6)).astype(np.float32)
     out, _ = module.apply(there_and_back(module, peer, rename), jnp.asarray(x))
@@ -158,7 +158,7 @@ def test_the_courses_attention_with_four_linears_gives_the_same_outputs() -> Non
 
 
 def test_an_encoder_with_other_names_converts_to_the_same_parameters() -> None:
-    peer = randomise(TorchEncoder(12, (7, 5), 3))
+    peer = randomize(TorchEncoder(12, (7, 5), 3))
     names = {"mean.": "mu.", "log_variance.": "logvar.", "hidden.0.": "fc1.", "hidden.3.": "fc2."}
     state = peer.state_dict()
     for ours, theirs in names.items():
@@ -173,7 +173,7 @@ def test_an_encoder_with_other_names_converts_to_the_same_parameters() -> None:
 
 
 def test_a_wrong_table_lists_the_unmatched_names_on_both_sides() -> None:
-    state = randomise(MyViT()).state_dict()
+    state = randomize(MyViT()).state_dict()
     without = {theirs: ours for theirs, ours in MINE.items() if theirs != "stack.{i}.ff_in"}
     message = refusal(lambda: from_torch(FROM_NORM, state, without))
     for line in (

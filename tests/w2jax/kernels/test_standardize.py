@@ -1,4 +1,4 @@
-"""Standardisation with a hand-written derivative equals the plain formula with JAX's derivative."""
+"""Standardization with a hand-written derivative equals the plain formula with JAX's derivative."""
 
 from functools import partial
 

@@ -27,6 +27,19 @@ _MAX_NAME = 500  # characters of a tensor's name
 _RUN_FOLDER = "To export a run folder, run: python -m train.export DIR --format F --out FILE"
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a .safetensors, .safetensors.index.json or .npz file; {} for any other file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is broken.
+    """
+    if path.name.endswith(_INDEX):
+        return _read_shards(path)[1]
+    read = {".safetensors": read_safetensors, ".npz": read_npz}.get(path.suffix)
+    return {} if read is None else read(path)[1]
+
+
 class Weights(NamedTuple):
     """The content of a weight file."""
 
@@ -201,7 +214,7 @@ def write_weights(
     """
     path, metadata, configs = Path(path), dict(metadata or {}), configs or {}
     check_count(path, len(tensors))
-    folder = path.is_dir() or not path.suffix
+    folder = is_folder(path)
     if string_map(metadata) is None:
         raise ValueError(f"metadata for {path} must be a dict of strings, got {metadata}")
     if shard_bytes is not None and shard_bytes < 1:
@@ -251,9 +264,20 @@ def _write_folder(
         files[folder / f"model{_INDEX}"] = partial(_write_json, index)
     write_files_atomic(files)
     # Remove files of an earlier write, the old index first: readers would prefer it to the new model.safetensors.
-    for path in sorted(folder.iterdir(), key=lambda path: not path.name.endswith(_INDEX)):
-        if path not in files and (path.name in _PREFERRED[:2] or _SHARD.fullmatch(path.name)):
+    for path in sorted(folder_files(folder), key=lambda path: not path.name.endswith(_INDEX)):
+        if path not in files:
             path.unlink()
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether `write_weights` writes a folder: an existing one, or a path without suffix."""
+    return path.is_dir() or not path.suffix
+
+
+def folder_files(folder: Path) -> list[Path]:
+    """Return the existing files that `write_weights` replaces or removes when it writes to a folder."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in paths if path.name in _PREFERRED[:2] or _SHARD.fullmatch(path.name)]
 
 
 def _shards(tensors: Mapping[str, LazyTensor], shard_bytes: int | None) -> list[dict[str, LazyTensor]]:

@@ -13,9 +13,12 @@ from archives import COUNTS, mnist, mnist_folder
 from image_files import classes, save
 
 from configs.base import Data
+from configs.vit import PRESETS
+from train.config.cli import parse
 from train.data import open_source
 from train.data.locate import locate_dataset
 from train.data.prepare.downloads import DOWNLOADS
+from train.engine.init_from import resolve
 from train.prepare import main
 from train.process.errors import RunStopped, UserError
 
@@ -30,13 +33,14 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
 
+@pytest.mark.parametrize("option", ["--data-dir", "--data.dir"])
 def test_a_published_dataset_is_written_to_the_chosen_folder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The program prints the training command that uses it."""
     mnist_folder(tmp_path)
     data_dir = tmp_path / "new" / "data"
-    main(["mnist", "--from", str(tmp_path), "--data-dir", str(data_dir)])
+    main(["mnist", "--from", str(tmp_path), option, str(data_dir)])
     (line,) = capsys.readouterr().out.splitlines()
     assert line == (f"wrote {data_dir}/mnist/3.0.1. To train on it: python -m train.vit mnist --data.dir {data_dir}")
     assert len(open_source(Data(name="mnist", dir=str(data_dir)), "train")) == COUNTS["train"]
@@ -97,7 +101,16 @@ def test_a_users_own_images_are_prepared_under_their_name(tmp_path: Path, capsys
     )
     printed = capsys.readouterr().out
     command = "python -m train.vit --data.name pets --data.image-size 56 56 --model.num-classes 2"  # 8 patches of 7
-    assert printed.endswith(f". To train on it: {command} --data.dir {data_dir}\n")
+    place = f"--data.dir {data_dir}"
+    *_, training, finetuning = printed.splitlines()
+    assert training.endswith(f". To train on it: {command} {place}")
+    assert finetuning == (
+        f"To fine-tune pretrained weights on it: python -m train.vit --init-from WEIGHTS --data.name pets {place}"
+    )
+    weights = Path(__file__).parents[3] / "fixtures/predict/timm"
+    arguments = shlex.split(finetuning.partition("train.vit ")[2].replace("WEIGHTS", str(weights)))
+    config = parse("vit", PRESETS, arguments, resolve)
+    assert (config.model.num_classes, config.data.image_size) == (2, (40, 40))
     source = open_source(Data(name="pets", dir=data_dir), "test")
     assert (len(source), source.label_names) == (5, ["cat", "dog"])
 
@@ -111,7 +124,7 @@ def test_the_printed_training_command_runs_where_names_have_spaces_and_quotes(
 ) -> None:
     classes(tmp_path / WEIRD, {"cat": 6, "dog": 4})
     main(["folder", "--from", str(tmp_path / WEIRD), "--name", "pets", "--data-dir", str(tmp_path / WEIRD / "data")])
-    command = capsys.readouterr().out.partition(". To train on it: ")[2].strip()
+    command = capsys.readouterr().out.partition(". To train on it: ")[2].splitlines()[0]
     (tmp_path / WEIRD / "here").mkdir()
     done = subprocess.run(
         ["bash", "-c", f"{command} --mesh.show"],
@@ -155,7 +168,7 @@ def test_corrupt_images_are_refused_by_name_or_skipped_with_a_list(
         main(command)
     assert not (tmp_path / "data").exists()
     main([*command, "--skip-corrupt"])
-    one, two, *table, bad, other, _ = capsys.readouterr().out.splitlines()
+    one, two, *table, bad, other, _, _ = capsys.readouterr().out.splitlines()
     assert one.startswith(f"skipped, cannot be read as an image: {tmp_path}/raw/cat/one.png")
     assert two.startswith(f"skipped, cannot be read as an image: {tmp_path}/raw/dog/two.jpg")
     assert [line.split() for line in table] == [
@@ -177,7 +190,7 @@ def test_the_folders_of_the_splits_and_equal_files_are_printed(
     classes(tmp_path / "raw/val", {"cat": 2, "dog": 2})
     (tmp_path / "raw/val/cat/0.png").write_bytes((tmp_path / "raw/train/cat/1.png").read_bytes())
     main(["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", str(tmp_path / "data")])
-    train, test, *_, warning, _ = capsys.readouterr().out.splitlines()
+    train, test, *_, warning, _, _ = capsys.readouterr().out.splitlines()
     assert train == f"split train: the folder {tmp_path}/raw/train"
     assert test == f"split test: the folder {tmp_path}/raw/val"
     assert warning.startswith(
@@ -220,7 +233,8 @@ def test_the_printed_command_resizes_only_where_necessary(
             save(tmp_path / "raw" / name / f"{file}.png", size=(14, 21))
     save(tmp_path / "raw/3/other.png", size=other)
     main(["folder", "--from", str(tmp_path / "raw"), "--name", "pets", "--data-dir", str(tmp_path / "data")])
-    assert capsys.readouterr().out.endswith(f"--data.name pets{words} --data.dir {tmp_path / 'data'}\n")
+    training, _ = capsys.readouterr().out.splitlines()[-2:]
+    assert training.endswith(f"python -m train.vit --data.name pets{words} --data.dir {tmp_path / 'data'}")
 
 
 @pytest.mark.parametrize(
