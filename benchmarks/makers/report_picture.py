@@ -13,25 +13,32 @@ import tyro
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
-# The page's sections (0: title and results, 1: curves, 2: confusion matrix, 3: mistakes, 4: attention) by column.
-_ARRANGE = """() => {
+# The page's sections by column, each named by the start of its title. "" is the beginning of the page.
+_COLUMNS = [["", "Curves"], ["Confusion matrix", "Misclassified images"], ["Attention"]]
+_FACTS = ["status", "model", "data", "devices", "versions"]  # the others depend on how busy the machine was
+_ARRANGE = """([columns, facts]) => {
   const sections = [[]];
   for (const element of [...document.body.children]) {
     if (element.tagName === "H2") sections.push([]);
     sections.at(-1).push(element);
   }
-  document.body.replaceChildren(...[[0, 1], [2, 3], [4]].map(column => {
+  const title = section => section[0].tagName === "H2" ? section[0].textContent : "";
+  document.body.replaceChildren(...columns.map(starts => {
     const div = document.createElement("div");
-    div.append(...column.flatMap(section => sections[section]));
+    for (const start of starts) {
+      div.append(...sections.find(section => start ? title(section).startsWith(start) : !title(section)));
+    }
     return div;
   }));
+  for (const row of document.querySelectorAll(".facts tr")) row.hidden = !facts.includes(row.cells[0].textContent);
 }"""
 _STYLE = """
 body { max-width: none; margin: 0; padding: 1rem 1.5rem; display: flex; gap: 2.5rem; }
 body > div { flex: 1 1 0; min-width: 0; } h2 { margin-top: 1.2rem; } h2:first-child { margin-top: .6rem; }
+.facts td, .facts th { padding-right: .6rem; } h2 + .soft:not(:has(+ .mistakes)) { display: none; }
 .charts { grid-template-columns: 1fr; } .chart:nth-child(n + 2), .about, .results td:last-child { display: none; }
 .mistakes { grid-template-columns: repeat(6, 1fr); } .mistakes figure:nth-child(n + 13) { display: none; }
-figure img { max-height: 43rem; }
+figure img { max-height: 44rem; }
 """
 
 
@@ -46,9 +53,9 @@ def main(run_dir: Path, out: Path, /) -> None:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1560, "height": 846}, device_scale_factor=1.25)
+        page = browser.new_page(viewport={"width": 1560, "height": 900}, device_scale_factor=1.25)
         page.goto((run_dir.resolve() / "report.html").as_uri())
-        page.evaluate(_ARRANGE)
+        page.evaluate(_ARRANGE, [_COLUMNS, _FACTS])
         page.add_style_tag(content=_STYLE)
         page.wait_for_timeout(500)
         page.screenshot(path=out)

@@ -228,6 +228,11 @@ def try_command(words, tmp_path, patch):
             default = Path(arguments[0], "exported", "model.stablehlo")
             out = Path(arguments[arguments.index("--out") + 1]) if "--out" in arguments else default
             assert (out / "model.safetensors" if out.is_dir() else out).stat().st_size > 1000
+        case ["python", "-m", "train.report", *arguments] if "--serve" in arguments:
+            program = importlib.import_module("train.report.__main__")
+            stop_behind(patch, program, "read_options")
+            with pytest.raises(Parsed):
+                program.main(arguments)
         case ["python", "-m", "train.report" | "train.runs" as module, *_]:
             patch.setattr("sys.argv", words[2:])
             program = importlib.import_module("train.report.__main__" if module == "train.report" else module)

@@ -10,7 +10,7 @@ from train.config.flat import differing, flatten
 from train.config.options import changeable_groups, names_with
 from train.config.run_name import default_folder
 from train.config.tasks import task_names, task_presets
-from train.config.tree import flat_config
+from train.config.tree import default_tree, flat_config
 from train.run.files import NO_OPTIONS
 
 
@@ -47,10 +47,13 @@ def _command(tree: Mapping[str, Any]) -> str | None:
     def options(flat: Mapping[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in flat.items() if not name.startswith(ignored)}
 
-    wanted = options(flatten(dict(tree)))
+    recorded = options(flatten(dict(tree)))
     of_presets = {name: options(flat_config(preset.config)) for name, preset in presets.items()}
-    preset = min(of_presets, key=lambda name: len(differing(wanted, of_presets[name])))
+    preset = min(of_presets, key=lambda name: len(differing(recorded, of_presets[name])))
     values = of_presets[preset]
+    # An option that did not exist when the run was trained has its default.
+    defaults = options(flatten(default_tree(presets[preset].config)))
+    wanted = {name: value for name, value in defaults.items() if name in values} | recorded
     if wanted.get("run.epochs") is not None:
         wanted["run.steps"] = values["run.steps"]  # It follows from the epochs.
     words = ["python", "-m", f"train.{task}", preset]

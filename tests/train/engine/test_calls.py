@@ -76,8 +76,11 @@ class Recorder:
     def test_line(self, step, metrics):
         self.rows.append((step, "test", metrics))
 
-    def evaluate(self, state, is_last=False):
+    def evaluate(self, state):
         return {"accuracy": float(state.params["a"].sum())}, None
+
+    def final_metrics(self, state):
+        return {}
 
     def save(self, step, state, saved, before):
         self.saves[step] = jax.tree.map(np.array, state), dict(saved["sums"]), saved["count"], saved["skipped_in_a_row"]
@@ -107,7 +110,7 @@ def run(options, broken, start=None):
         source=SOURCE,
         examples=lambda source, state: source,
         program=traced,
-        task=SimpleNamespace(best="accuracy", probabilities=None),
+        task=SimpleNamespace(best="accuracy", best_mode="max", probabilities=None),
     )
     done, (state, *window) = start or (0, (init(broken), {}, 0, 0))
     progress, error = Progress(jax.device_put(state, traced.places), done, *window), None

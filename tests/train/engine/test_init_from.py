@@ -276,7 +276,7 @@ def test_a_changed_patch_embedding_is_named_at_the_start_and_by_predict_and_the_
     fit(parsed(tmp_path / "vit.safetensors", *options), make_task)
     assert "Resumed from step 2 " in capsys.readouterr().out
     assert load(folder).note == f"the moving average (EMA) of the parameters of step 4; {GRAY}"
-    assert f"Initial weights: {GRAY}." in run_page(folder)
+    assert f"<th>initial weights<td>{GRAY}<" in run_page(folder)
 
 
 def test_nonsquare_positions_are_kept_for_images_with_as_many_patches(tmp_path):

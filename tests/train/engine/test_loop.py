@@ -217,8 +217,8 @@ def test_a_browser_can_watch_a_running_run(tmp_path):
     pages.append(Path(config.run.dir, "report.html").read_text())
     assert pages[0] is None  # before the first evaluation
     middle, end = pages[-2:]
-    assert "Not finished: step 3 of 5." in middle and "Attention of the last block" in middle
-    assert "Finished: step 5 of 5." in end
+    assert "Not finished: step 3 of 5" in middle and "Attention of block 1 of 1, the last one" in middle
+    assert "Finished: 5 of 5 steps" in end
 
 
 @pytest.mark.parametrize("on_save_error", ["stop", "retry"])
@@ -239,7 +239,7 @@ def test_without_disk_space_for_the_report_a_run_stops_unless_allowed(tmp_path, 
     else:
         fit(config, make_task)
         assert "warning: cannot use report.html: No space left" in capsys.readouterr().out
-        assert "Finished: step 5 of 5." in Path(config.run.dir, "report.html").read_text()
+        assert "Finished: 5 of 5 steps" in Path(config.run.dir, "report.html").read_text()
 
 
 def make_task_that(act):

@@ -118,7 +118,7 @@ def test_the_list_and_the_report_show_that_a_run_stopped_early(stopped):
     record = read_record(Path(stopped[0].run.dir))
     assert (record.state, record.step, record.total_steps, record.best_score) == ("stopped early", 10, 16, 0.75)
     page = Path(stopped[0].run.dir, "report.html").read_text()
-    assert "Stopped early: step 10 of 16." in page
+    assert "Stopped early: step 10 of 16" in page
     assert 'http-equiv="refresh"' not in page
 
 

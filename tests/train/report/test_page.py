@@ -23,7 +23,6 @@ import configs.vit
 from configs.vit import PRESETS
 from train.config.cli import parse
 from train.config.tree import config_to_tree
-from train.engine.optim import make_schedule
 from train.process.errors import UserError
 from train.report.__main__ import main as report
 from train.report.comparison import comparison
@@ -38,9 +37,6 @@ from train.report.mistakes import (
 from train.report.page import run_page, write_report
 from train.report.pictures import write_pictures
 from train.report.reproduce import commands
-from train.report.schedule import learning_rates
-from train.run.facts import Facts
-from train.run.record import TaskInfo, read_record
 
 
 @pytest.fixture
@@ -260,44 +256,6 @@ def test_a_matrix_of_hundreds_of_classes_is_not_drawn(folder):
     assert drawn(page)["matrices"] == [] and "<h2>Confusion matrix" not in page and "<h2>Most confused" in page
 
 
-def test_the_facts_say_what_was_trained_where_and_for_how_long(folder):
-    facts = {
-        "parameters": 24714,
-        "examples": {"train": 10000, "test": 2000},
-        "versions": {"Python": "3.11.2", "jax": "<0.7>"},
-        "started": "2025-11-29 14:31",
-        "phases": {"training": 4000.4, "compilation": 31.0, "report": 2.04, "saving": 0.04},
-    }
-    info = TaskInfo("accuracy", "max", facts=Facts(**facts))
-    (folder / "task.json").write_text(json.dumps(info.as_json()))
-    assert read_record(folder).task_info == info
-    rows = dict(re.findall(r"<tr><th>([^<]*)<td>([^<]*)", run_page(folder)))
-    assert rows == {
-        "status": "Not finished: step 4 of 400",
-        "model": "ViT, 24,714 parameters",
-        "data": "mnist_sample, 10,000 training and 2,000 test images",
-        "started": "2025-11-29 14:31 UTC",
-        "time by phase": "training 1:06:40, compilation 31 s, report 2.0 s",
-        "versions": "Python 3.11.2, jax &lt;0.7&gt;",
-    }
-
-
-@pytest.mark.parametrize("facts", [[], {"parameters": "7"}, {"versions": {"jax": 1}}, {"other": 1}, {"phases": 3}])
-def test_damaged_facts_are_one_clear_line(folder, facts):
-    content = TaskInfo("accuracy", "max").as_json() | {"facts": facts}
-    (folder / "task.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"task\.json is damaged\. Delete it"):
-        run_page(folder)
-
-
-def test_a_run_that_stopped_early_says_at_which_step(folder):
-    tree = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(tree | {"run": tree["run"] | {"steps": 2000, "patience": 2}}))
-    lines = [{"step": step, "split": "test", "accuracy": 0.5} for step in (200, 400, 600)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert "<th>status<td>Stopped early: step 600 of 2,000<" in run_page(folder)
-
-
 def test_a_picture_of_cells_has_labels_above_its_columns_and_left_of_its_rows(folder):
     grid = a_grid(2, 3, 4, 4).replace(column_labels=("image", "head <1>", "head 2"), row_labels=("a", "b"))
     write_pictures(folder, {"attention": grid, "plain": a_grid(1, 1, 4, 4)}, DIGITS)
@@ -322,32 +280,6 @@ def test_names_of_classes_in_any_script_are_shown_as_they_are(folder):
     escaped = [name.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for name in NAMES]
     assert re.findall("<th><bdi>(.*?)</bdi>", page)[:5] == escaped
     assert "true <bdi>قطة سوداء</bdi>, predicted <bdi>고양이</bdi> (50&nbsp;%)" in page
-
-
-def test_the_learning_rate_is_that_of_the_optimizer():
-    for warmup, final, steps in ((0.05, 0.01, 400), (0.0, 0.5, 7), (0.29, 0.0, 100), (0.99, 1.0, 3)):
-        optim = configs.base.AdamW(3e-3, warmup, final)
-        (rows,) = learning_rates({"optim": dataclasses.asdict(optim), "run": {"steps": steps}}, steps).values()
-        schedule = make_schedule(optim, steps)
-        assert rows[0]["step"] == 1 and rows[-1]["step"] == steps
-        for row in rows:
-            assert row["learning_rate"] == pytest.approx(float(schedule(row["step"] - 1)), rel=1e-5, abs=1e-9)
-
-
-def test_an_extended_run_has_the_learning_rate_of_each_part():
-    optim = configs.base.AdamW(1e-3, 0.1, 0.0)
-    tree = {"optim": dataclasses.asdict(optim), "run": {"steps": 90}, "extensions": [{"steps": 40, "done": 30}]}
-    (rows,) = learning_rates(tree, 90).values()
-    rates = {row["step"]: row["learning_rate"] for row in rows}
-    for step, planned in ((30, 40), (31, 90), (90, 90)):
-        assert rates[step] == pytest.approx(float(make_schedule(optim, planned)(step - 1)), rel=1e-5, abs=1e-9)
-
-
-def test_each_optimizer_has_its_learning_rate_and_a_wrong_config_has_none():
-    tree = config_to_tree(configs.aae.PRESETS["tiny"].config)
-    assert list(learning_rates(tree, 10)) == ["reconstruction", "discriminator", "generator", "classification"]
-    for broken in ({}, {"run": 3, "optim": []}, tree | {"run": {"steps": "9"}}, tree | {"optim": {"a": {"b": 1}}}):
-        assert learning_rates(broken, 10) == {}
 
 
 @pytest.mark.parametrize(
@@ -431,6 +363,13 @@ def test_a_config_that_no_options_can_make_has_no_command():
     assert len(commands(tree)) == 1
     tree["model"]["invented"] = 3
     assert commands(tree) == []
+
+
+def test_a_run_from_before_an_option_existed_has_its_command():
+    config = parse("vit", PRESETS, ["tiny", "--model.num-heads", "4", "--run.dir", "r"])
+    tree = {"task": "vit", **config_to_tree(config)}
+    del tree["model"]["num_registers"], tree["run"]["patience"]
+    assert commands(tree) == ["python -m train.vit tiny --model.num-heads 4 --run.dir r"]
 
 
 def test_an_extended_run_has_a_command_for_each_part():
