@@ -34,7 +34,7 @@ class Data:
     interpolation: Interpolation | None = None
     """Interpolation for all resizing. None: bilinear."""
     memory_limit: Annotated[Natural, CHANGEABLE, PER_PROCESS] = 1024
-    """Size limit, in MiB of decoded images, for keeping a split in memory. Larger splits are streamed from disk.
+    """Size of the largest split that is kept in memory, in MiB of decoded images. Larger ones are streamed from disk.
     The limit also applies to the features of a linear probe (--optim.freeze)."""
     workers: Annotated[int, Range(0, 256), CHANGEABLE, PER_PROCESS] = 2
     """Number of processes that decode a streamed split. 0: decode in the training process."""
@@ -101,8 +101,9 @@ class Optim(AdamW):
     """Factor of the learning rate of the head, the last layer. A new head may learn faster than pretrained layers."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: patterns of their paths, such as patch_embed, encoder/block_0 or '*/norm?/*'.
-    all-but-head: train only the head (a linear probe). The other layers run once per image if nothing is random: no
-    augmentation, random crops, dropout or drop path, and if the results fit in --data.memory-limit."""
+    A pattern also freezes everything below the path that it matches. all-but-head: only the head trains (a linear probe).
+    If there is no augmentation, random crop, dropout and drop path, and the outputs fit in --data.memory-limit, the
+    frozen layers run only once for each image. The preset probe of train.vit is set up so."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,11 @@ class RunConfig:
     save_every: Annotated[Count, CHANGEABLE] = 500
     """Number of steps between two checkpoints. The last step is always saved."""
     patience: Annotated[Count | None, CHANGEABLE] = None
-    """Early stopping: number of evaluations in a row without a better test metric after which the run ends.
+    """Early stopping: end the run after this number of evaluations in a row that do not improve the test metric.
     The metric is the one that decides the best checkpoint. Each evaluation then also saves a checkpoint.
-    To choose by images that the final test does not use, evaluate on a part of the training split, for example
-    --data.train-split train[:90%] --data.test-split train[90%:]. None: the run ends at its last step."""
+    Set --run.eval-every so that there are many more evaluations. To keep the test images for the final test, evaluate
+    on a part of the training split, for example --data.train-split train[:90%] --data.test-split train[90%:].
+    None: the run ends at its last step."""
     steps_per_call: Annotated[Count, CHANGEABLE] = 1
     """Training steps per device call.
     Values above 1 are faster if a step takes only milliseconds, but the training split must fit in device memory.

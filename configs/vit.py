@@ -20,12 +20,12 @@ class Config(ClassifierConfig):
     A folder is a run folder, or one that w2jax.convert reads. A model on the hub is OWNER/NAME or OWNER/NAME@REVISION.
     None: all weights are random.
     The model is built to match the weights. Position embeddings are resized to the images.
-    If the number of classes differs, the head gets random weights.
+    If the number or the names of the classes differ, the head is new.
     If the files of the weights say how to prepare images, this sets --normalize, --data.resize and
-    --data.interpolation, unless you do. If the images differ in size, it also sets --data.image-size.
-    If no preset is named, this option selects the preset finetune. There, and in the preset probe, the number of
-    classes is that of the dataset, all images get the size of the weights, the learning rate is proportional to the
-    batch size, and a run takes at least 100 steps."""
+    --data.interpolation, unless you do. If the dataset has images of several sizes, it also sets --data.image-size.
+    If no preset is named, this option selects the preset finetune. The presets finetune and probe take the number of
+    classes from the dataset and the image size from the weights. Their learning rate is proportional to the batch
+    size, and they take at least 100 steps, unless you set the length."""
     normalize: Annotated[Literal["auto", "half", "imagenet", "clip", "none"] | tuple[float, ...], COMMON] = "auto"
     """Normalization of the pixels, which are in [0, 1]. half: to [-1, 1]. imagenet, clip: by these mean values and
     standard deviations of RGB. none: no change. You can also pass 2, 6 or 8 numbers: the means, then the deviations.

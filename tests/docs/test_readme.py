@@ -147,7 +147,7 @@ def desk(tmp_path_factory):
             fit(*read_task(task, ["tiny", "--run.steps", "2", "--run.dir", f"runs/{task}-sample", *small]))
         export.main(["runs/vit-sample", "--format", "timm", "--out", "vit.safetensors"])
         export.main(["runs/vit-sample", "--format", "timm", "--out", "pretrained"])
-        for copy in ("mine", "early", "textures"):
+        for copy in ("mine", "my-run", "early", "textures"):
             shutil.copytree("runs/vit-sample", f"runs/{copy}")
 
         config, _ = read_task("vit", ["tiny"])

@@ -16,7 +16,7 @@ RESUME = "Leave it out: the same command resumes its run. --run.dir chooses the 
 MODEL = "The program's name chooses the model, such as python -m train.vit, and --model.* changes it"
 SCHEDULE = "The schedule is a linear warm-up and a cosine: see warmup-fraction and final-lr-fraction under --optim.*"
 DEVICES = "All devices are used. --mesh.* divides the work, and JAX_PLATFORMS=cpu in the environment selects the CPU"
-PATIENCE = "Early stopping: number of evaluations in a row without a better test metric after which the run ends"
+PATIENCE = "Early stopping: end the run after this number of evaluations in a row that do not improve the test metric"
 DATA = "Use --data.name and --data.dir. To prepare a folder of images, run python -m train.prepare --help"
 
 
