@@ -101,7 +101,7 @@ class Optim(AdamW):
     """Factor of the learning rate of the head, the last layer. A new head may learn faster than pretrained layers."""
     freeze: tuple[str, ...] = ()
     """Parameters that are not trained: patterns of their paths, such as patch_embed, encoder/block_0 or '*/norm?/*'.
-    A pattern also freezes everything below the path that it matches. all-but-head: only the head trains (a linear probe).
+    A pattern also freezes everything below the path that it matches. all-but-head: train only the head (linear probe).
     If there is no augmentation, random crop, dropout and drop path, and the outputs fit in --data.memory-limit, the
     frozen layers run only once for each image. The preset probe of train.vit is set up so."""
 
