@@ -33,6 +33,15 @@ def a_plane(rows=3, columns=5):
     return Plane(np.broadcast_to(images, (rows, columns, 4, 6)), points, np.array([2, 0, 1]), "Move.")
 
 
+def with_fitting_labels(pictures):
+    """Returns the pictures of a task. Asserts that the labels of each grid fit its rows and columns."""
+    for picture in pictures.values():
+        if isinstance(picture, Grid):
+            rows, columns = picture.cells.shape[:2]
+            assert len(picture.row_labels) in (0, rows) and len(picture.column_labels) in (0, columns)
+    return pictures
+
+
 def a_run_folder(path):
     """Writes a run folder whose metrics.jsonl has two train rows and a test row with one more metric."""
     tiny = PRESETS["tiny"].config

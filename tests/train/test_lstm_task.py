@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from einops import rearrange
+from pictures import with_fitting_labels
 from torch_sequence import TorchLSTMClassifier
 
 from configs.base import Data
@@ -67,7 +68,8 @@ def test_a_row_of_the_figure_is_the_prediction_after_the_rows_above_it():
     config = PRESETS["tiny"].config
     task = make_task(config, source)
     state = task.init()
-    pictures = jax.jit(task.figures)(state, batch)
+    pictures = with_fitting_labels(jax.jit(task.figures)(state, batch))
+    assert pictures["gates"].column_labels == ("image", "input gate", "forget gate", "output gate")
     assert pictures["gates"].cells.shape == (3, 4, 28, 32)  # the image and three gates; 32 units
     cells = pictures["beliefs"].cells
     images = jnp.asarray(batch["image"][..., 0]) / 255.0

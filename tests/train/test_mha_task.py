@@ -31,7 +31,9 @@ def test_the_figure_is_the_image_and_the_last_blocks_attention_to_rows():
     state = task.init()
     noise = jax.random.normal(jax.random.key(0), state.params["positions"].shape)
     state = state.replace(params={**state.params, "positions": noise})
-    cells = jax.jit(task.figures)(state, batch)["attention"].cells
+    picture = jax.jit(task.figures)(state, batch)["attention"]
+    cells = picture.cells
+    assert picture.column_labels == ("image", *(f"head {head}" for head in range(1, config.model.num_heads + 1)))
     images = jnp.asarray(batch["image"][..., 0]) / 255.0
     _, attentions = config.model.apply({"params": state.params}, 2.0 * images - 1.0, return_attention=True)
     np.testing.assert_allclose(cells[:, 0], images, atol=1e-6)

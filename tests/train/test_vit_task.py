@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import random_variables
+from pictures import with_fitting_labels
 
 from configs.vit import PRESETS
 from train import vit
@@ -143,7 +144,8 @@ def test_every_vit_has_its_pictures(scan, positions, patch):
     source = InMemorySource("colors", "train", images.shape[1:], 3, [], images, np.arange(5) % 3)
     task = make_task(config, source)
     params = random_variables(model, jnp.zeros((1, 8, 12, 3)))["params"]
-    pictures = jax.jit(task.figures)(State(jnp.zeros((), jnp.int32), params, None), source.gather(np.arange(5)))
+    state = State(jnp.zeros((), jnp.int32), params, None)
+    pictures = with_fitting_labels(jax.jit(task.figures)(state, source.gather(np.arange(5))))
     columns, sides = (4, (4, 3)) if patch == (4, 3) else (3, (4, 4))
     shapes = {"attention": (5, 3, 8, 12, 3), "attention_rollout": (2, 5, 8, 12, 3), "patch_filters": (1, 8, *sides)}
     if positions == "learned":

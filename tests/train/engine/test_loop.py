@@ -166,7 +166,7 @@ def test_showing_the_mesh_creates_no_folder(tmp_path, capsys):
 def test_the_report_shows_every_metric_and_figure_and_needs_no_network(finished):
     config, _ = finished
     page = Path(config.run.dir, "report.html").read_text()
-    for word in ("test accuracy", "<h3>loss", "<h3>grad norm", "Attention of the last block", "optim.ema"):
+    for word in ("test accuracy", "<h3>loss", "<h3>grad norm", "Attention of block 1 of 1", "optim.ema"):
         assert word in page
     pictures, mistakes = list(Path(config.run.dir, "pictures").glob("*.png")), page.count("<figcaption>true ")
     assert len(pictures) >= 4 and mistakes > 0

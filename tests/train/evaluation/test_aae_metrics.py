@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from models import random_variables
+from pictures import with_fitting_labels
 
 from configs.aae import Config
 from train.data.source import InMemorySource
@@ -51,7 +52,7 @@ def batch(masked=0):
 
 def pictures(model, state, masked=0, **options):
     figures = make_figures(Config(model=model, **options), K)
-    return jax.jit(figures)(state, batch(masked))
+    return with_fitting_labels(jax.jit(figures)(state, batch(masked)))
 
 
 def test_reconstructions_are_below_their_images():
