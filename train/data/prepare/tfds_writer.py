@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import requests
 import tensorflow_datasets as tfds
 from PIL import Image
+from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.util import DownloadError
 
@@ -39,6 +41,13 @@ Dataset = tuple[DatasetMetadata, dict[str, Iterator[Example]]]
 """Input of `write`: the metadata, and the examples of each split."""
 
 
+class _Serializer(example_serializer.ExampleSerializer):
+    """Writes the same bytes for the same example in each process. Else protobuf orders the features at random."""
+
+    def serialize_example(self, example: Example) -> bytes:
+        return self.get_tf_example(example).SerializeToString(deterministic=True)
+
+
 class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def __init__(self, metadata: DatasetMetadata, splits: Mapping[str, Iterable[Example]], data_dir: Path) -> None:
         self.name = metadata.name  # pyright: ignore[reportAttributeAccessIssue]  TFDS's ReadOnlyBuilder does this too.
@@ -63,7 +72,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def write(metadata: DatasetMetadata, splits: Mapping[str, Iterable[Example]], data_dir: Path) -> Path:
-    """Writes a dataset and returns its folder. The examples are shuffled in the same order each time.
+    """Writes a dataset and returns its folder. The same examples give the same files each time.
 
     The dataset appears only when it is complete. It replaces an existing dataset with the same name and version.
 
@@ -83,7 +92,11 @@ def write(metadata: DatasetMetadata, splits: Mapping[str, Iterable[Example]], da
             raise UserError(f"{place} is a link. Remove it, or set --data-dir to another folder.")
     with tempfile.TemporaryDirectory(prefix=f".{metadata.name}-", dir=data_dir) as scratch:
         builder = _Builder(metadata, splits, Path(scratch))
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would announce a download, but nothing is downloaded.
+        with contextlib.ExitStack() as stack:
+            # TFDS has no option for the serializer.
+            stack.enter_context(patch.object(example_serializer, "ExampleSerializer", _Serializer))
+            # TFDS would announce a download, but nothing is downloaded.
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
         try:
             target.parent.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ from unicodedata import normalize
 
 import numpy as np
 import pytest
+from array_record.python.array_record_module import ArrayRecordReader
 from image_files import SIZE, classes, save
 from PIL import Image
 
@@ -165,6 +166,15 @@ def test_a_train_or_test_folder_without_images_is_refused(tmp_path: Path) -> Non
     (tmp_path / "test/cat").mkdir(parents=True)
     with pytest.raises(UserError, match=r"the class folders in .*test contain no readable image\. There is no"):
         scan(tmp_path, 0.25, 0)
+
+
+def test_a_record_has_the_same_bytes_in_each_process(tmp_path: Path) -> None:
+    """Its features are sorted by name. Else protobuf's order of them depends on the process."""
+    classes(tmp_path / "raw", {"cat": 2, "dog": 2})
+    (file, *_) = write(*dataset("own", scan(tmp_path / "raw", 0.5, 0)), tmp_path / "data").glob("*train*")
+    content = ArrayRecordReader(str(file)).read([0])[0]
+    places = [content.index(name) for name in (b"file_name", b"image", b"label")]
+    assert places == sorted(places)
 
 
 def test_a_fingerprint_depends_on_the_files_and_not_on_their_place(tmp_path: Path) -> None:
