@@ -68,7 +68,7 @@ def test_files_of_save_keep_the_description(tmp_path: Path, name: str) -> None:
 def test_a_damaged_description_in_the_metadata_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, variables = small()
     for wrong in ({"image_size": [16, 24]}, {"image_size": [16, 24], "resize": "18"}, {"resize": 18, "images": 1}):
-        monkeypatch.setattr("w2jax.convert.load_save.asdict", lambda _, wrong=wrong: wrong)
+        monkeypatch.setattr("w2jax.convert.saving.asdict", lambda _, wrong=wrong: wrong)
         save(tmp_path / "a.safetensors", module, variables, spec=SPEC)
         with pytest.raises(ValueError, match="ImageSpec"):
             load_pretrained(tmp_path / "a.safetensors")

@@ -84,7 +84,7 @@ def test_resharding_in_place_keeps_class_names_and_unknown_fields(tmp_path):
     config = json.loads(json.dumps(config_of(folder) | labels | mine))
     for _ in range(2):  # the second time the weights have our metadata
         (folder / "config.json").write_text(json.dumps(config))
-        command = [str(folder), str(folder), "--format", "huggingface", "--shard-bytes", "50000"]
+        command = [str(folder), str(folder), "--format", "huggingface", "--shard-bytes", "50000", "--overwrite"]
         assert main(command) == 0
         assert config_of(folder) == config
     assert len(list(folder.glob("model-*.safetensors"))) > 1
