@@ -1,6 +1,6 @@
-"""Times our steps against PyTorch and stock Flax modules, alternating between separate processes.
+"""Times our steps against PyTorch and Flax modules, in alternating processes.
 
-    python -m benchmarks [CASE ...] [--malloc own|default|keep|huge] [--json FILE]
+    python -m benchmarks [CASE ...] [--sizes course|real] [--malloc own|default|keep|huge] [--json FILE]
 
 The program prints the median time of a step over all turns, with its range. Then it prints the ratio of our time to the
 time of each other implementation: the median over the turns, the range and the goal. The floor is the time of the
@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES
+from benchmarks.cases import CASES, REAL_CASES
 from benchmarks.inputs import step_flops
 from benchmarks.runner import Timings, measure
 
@@ -42,13 +42,27 @@ def show(name: str, measured: Mapping[str, Timings], goals: Mapping[str, float])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    examples = "  python -m benchmarks vit_step lstm_step\n  python -m benchmarks --sizes real --json times.json"
+    about = f"{__doc__.splitlines()[0]}\n\n{examples}"
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        "%(prog)s [CASE ...] [OPTIONS]",
+        about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "cases",
         nargs="*",
         metavar="CASE",
-        choices=(*CASES, []),
-        help=f"cases to run: {', '.join(CASES)} (default: all)",
+        choices=(*CASES, *REAL_CASES, []),
+        help=f"cases to run: {', '.join([*CASES, *REAL_CASES])} (default: all of --sizes)",
+    )
+    parser.add_argument(
+        "--sizes",
+        choices=("course", "real"),
+        default="course",
+        help="course (default): our training steps and inference with the sizes of the course's models; real: the "
+        "library in a user's own jax.jit, with published sizes of the ViT, also against timm if it is installed",
     )
     parser.add_argument("--processes", type=int, default=2, help="processes per implementation (default: 2)")
     parser.add_argument("--turns", type=int, default=5, help="number of timed turns of each process (default: 5)")
@@ -60,18 +74,19 @@ def main() -> None:
         "--malloc",
         choices=("own", "default", "keep", "huge"),
         default="own",
-        help="setting of glibc's malloc. own (default): huge for ours, default for the others; default: glibc's own "
-        "for all; keep, huge: `keep_freed_memory` or `huge_pages` of train.process.malloc for all",
+        help="setting of glibc's malloc. own (default): huge for our programs, default for the rest; default: glibc's "
+        "own for all; keep: `w2jax.cpu.keep_freed_memory` for all; huge: `train.process.malloc.huge_pages` for all",
     )
     parser.add_argument("--json", type=Path, help="file to which all figures are written")
     options = parser.parse_args()
-    names = options.cases or list(CASES)
-    if any("floor" in CASES[name].goals for name in names):
+    cases = CASES | REAL_CASES
+    names = options.cases or list(CASES if options.sizes == "course" else REAL_CASES)
+    if any("floor" in cases[name].goals for name in names):
         names = ["gemm", *(name for name in names if name != "gemm")]
     figures: dict[str, Any] = {}
     flops_per_ms = 0.0
     for name in names:
-        case = CASES[name]
+        case = cases[name]
         measured, differences = measure(
             case, options.processes, options.turns, options.seconds, options.threads, options.malloc
         )

@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+from benchmarks.inputs import REAL
 
 OURS, TORCH, FLAX = "benchmarks.baselines.ours", "benchmarks.baselines.torch_steps", "benchmarks.baselines.flax_steps"
+OWN_JIT, TIMM = "benchmarks.baselines.own_jit", "benchmarks.baselines.timm_steps"
 
 # The largest allowed difference, relative to the array's largest value. After an update losses ("later") differ more:
 # Adam divides gradients by their size, so rounding a small gradient changes its parameter a lot. Flax's LSTM has one
@@ -59,3 +63,28 @@ CASES = {
         for batch_size in (1, 256)
     },
 }
+
+
+def _own_jit(model: str, kind: str, batch_size: int, goal: float, ours: str = "") -> Case:
+    """Returns a case of the library in a user's own `jax.jit`. `ours` is our function if its name differs."""
+    name = f"{model}_{kind}"
+    functions = {"ours": f"{OWN_JIT}:{ours or name}", "torch": f"{TORCH}:{name}"}
+    if model in REAL and find_spec("timm"):
+        functions["timm"] = f"{TIMM}:{name}"
+    return Case(model, batch_size, functions, dict.fromkeys([*functions][1:], goal))
+
+
+REAL_CASES = {
+    "lstm_own_jit": _own_jit("lstm", "step", 256, 1.0),
+    "vit_own_jit": _own_jit("vit", "step", 128, 1.0),
+    "lstm_own_jit_split": _own_jit("lstm", "step", 256, 1.0, "lstm_split_step"),
+    "vit_own_jit_split": _own_jit("vit", "step", 128, 1.0, "vit_split_step"),
+    "vit_s16_step": _own_jit("vit_s16", "step", 8, 1.0),
+    "vit_ti16_step": _own_jit("vit_ti16", "step", 16, 1.0),
+    "vit_ti16_step_split": _own_jit("vit_ti16", "step", 16, 1.0, "vit_ti16_split_step"),
+    **{
+        f"{model}_inference_{batch_size}": _own_jit(model, "inference", batch_size, 0.9)
+        for model, batch_size in (("vit_s16", 1), ("vit_s16", 8), ("vit_b16", 4))
+    },
+}
+"""Cases of `--sizes real`: the library as a user calls it, with published sizes of the ViT."""

@@ -10,13 +10,14 @@ import argparse
 import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 PYTHON = sys.executable
 IMPORTS = [PYTHON, "-c", "import jax, flax.linen, optax"]
@@ -29,11 +30,22 @@ def measure(command: list[str], stdout: IO[bytes] | int = subprocess.DEVNULL) ->
     The peak is at least the memory of this process, so keep this process small.
     """
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=stdout)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"{' '.join(command)} failed with status {os.waitstatus_to_exitcode(status)}")
+    usage = run(command, stdout)
     return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def run(command: list[str], stdout: Any, folder: Path | None = None) -> resource.struct_rusage:
+    """Runs a command in `folder` and returns its CPU times and peak memory. If it fails, this program ends."""
+    process = subprocess.Popen(command, cwd=folder, stdout=stdout)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except KeyboardInterrupt:
+        process.wait()  # A training program saves a checkpoint first.
+        raise
+    process.returncode = os.waitstatus_to_exitcode(status)  # Popen does not know that the process was waited for.
+    if status:
+        sys.exit(f"{' '.join(command)} failed with status {process.returncode}")
+    return usage
 
 
 def line(name: str, runs: list[tuple[float, float]], note: str = "") -> None:

@@ -10,6 +10,11 @@ import numpy as np
 LSTM = {"num_classes": 10, "hidden_size": 256, "num_layers": 2}
 ATTENTION = {"num_classes": 10, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_dim": 128}
 VIT = {"num_classes": 10, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_dim": 256}
+REAL = {
+    "vit_ti16": {"num_classes": 1000, "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3, "mlp_dim": 768},
+    "vit_s16": {"num_classes": 1000, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536},
+    "vit_b16": {"num_classes": 1000, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072},
+}  # published sizes, for images of 224 × 224 pixels
 HEADS, WIDTH, QUERIES, KEYS = 4, 128, 30, 50  # of the cases with multi-head attention alone
 
 BATCH_SIZES = {"lstm": 256, "mha": 128, "vit": 128, "aae": 64}  # of the programs in benchmarks.programs
@@ -29,26 +34,32 @@ def build(model: str) -> tuple[Any, tuple[int, ...], str]:
         "vit": (ViT(**VIT), (28, 28, 1), "timm"),
         "aae": (AAE(), (32, 32, 1), "torch"),
         "attention": (MultiHeadAttention(HEADS), (KEYS, WIDTH), "torch"),
+        **{name: (ViT(**options), (224, 224, 3), "timm") for name, options in REAL.items()},
     }[model]
 
 
 def write_inputs(path: Path, model: str, batch_size: int) -> None:
-    """Writes the parameters ("ours/…", "torch/…") and a batch of random images and labels to one .npz file."""
+    """Writes `make_inputs` to one .npz file."""
+    np.savez(path, **make_inputs(model, batch_size))
+
+
+def make_inputs(model: str, batch_size: int) -> dict[str, np.ndarray]:
+    """Returns the parameters ("ours/…", "torch/…") and a batch of random images, labels, queries and keys."""
     import jax
     import jax.numpy as jnp
+    from flax.traverse_util import flatten_dict
 
-    from train.task import named_leaves
     from w2jax.convert import to_torch
 
     module, shape, names = build(model)
     rng = np.random.default_rng(0)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, *shape)))
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *shape)))
     # Heads and biases of zeros would hide differences, so they get random values.
     params = jax.tree.map(
         lambda x: x if x.any() else jnp.asarray(0.05 * rng.standard_normal(x.shape, np.float32)), variables["params"]
     )
     variables = {**variables, "params": params}
-    ours = {f"ours/{name}": leaf for name, leaf in named_leaves(params).items()}
+    ours = {f"ours/{name}": np.asarray(leaf) for name, leaf in flatten_dict(params, sep="/").items()}
     torch = {f"torch/{name}": tensor for name, tensor in to_torch(module, variables, names).items()}
     image_shape = shape if len(shape) == 3 else (28, 28, 1)
     batch = {
@@ -57,7 +68,7 @@ def write_inputs(path: Path, model: str, batch_size: int) -> None:
         "query": rng.standard_normal((batch_size, QUERIES, WIDTH), np.float32),
         "key": rng.standard_normal((batch_size, KEYS, WIDTH), np.float32),
     }
-    np.savez(path, **ours, **torch, **batch)
+    return {**ours, **torch, **batch}
 
 
 def part(inputs: Arrays, which: str) -> dict[str, np.ndarray]:

@@ -18,8 +18,8 @@ from pathlib import Path
 import jax
 
 from benchmarks.inputs import BATCH_SIZES
-from benchmarks.step import Step
-from train.process.malloc import keep_freed_memory
+from benchmarks.step import Step, course_step
+from w2jax.cpu import keep_freed_memory
 
 STEPS = 7
 _OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = .*?op_name="([^"]*)"', re.MULTILINE)
@@ -48,7 +48,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     keep_freed_memory()
-    step = Step(options.task)
+    step = course_step(options.task)
     times = statistics.median(step() for _ in range(2 * STEPS))
     names = dict(_OPERATION.findall(step.compiled.as_text()))
     spent = {name: time for name, time in profiled(step).items() if name in names and not name.startswith("while")}

@@ -14,8 +14,8 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.step import Step
-from train.process.malloc import keep_freed_memory
+from benchmarks.step import course_step
+from w2jax.cpu import keep_freed_memory
 
 FACTOR = 4
 # Per name: the task, and the sizes that differ from the course. The first size grows. An image's height is T.
@@ -33,7 +33,7 @@ CASES = {
 
 def measure(task: str, sizes: Mapping[str, int], grown: str, repeat: int) -> list[dict[str, float]]:
     """Returns the FLOPs, seconds and bytes of the small and the large step, which run in alternation."""
-    steps = [Step(task, sizes), Step(task, {**sizes, grown: FACTOR * sizes[grown]})]
+    steps = [course_step(task, sizes), course_step(task, {**sizes, grown: FACTOR * sizes[grown]})]
     for step in steps:
         step()
     times = zip(*([step() for step in steps] for _ in range(repeat)), strict=True)

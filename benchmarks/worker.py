@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.process.malloc import keep_freed_memory, trim_after_compiling
+from train.process.malloc import trim_after_compiling
+from w2jax.cpu import keep_freed_memory
 
 
 class Workload(NamedTuple):

@@ -14,14 +14,14 @@ class Data:
     """Options of the dataset of labeled images."""
 
     name: Annotated[str, COMMON] = "mnist_sample"
-    """Dataset in TFDS format: mnist_sample (bundled), or a dataset prepared with "python -m train.prepare"."""
+    """Dataset: mnist_sample, or one from train.prepare. Any other dataset in TFDS format works too."""
     dir: Annotated[str | None, COMMON, CHANGEABLE, PER_PROCESS] = None
-    """Folder with the prepared datasets; default: $TFDS_DATA_DIR if set, else ~/tensorflow_datasets."""
+    """Folder of datasets; default: ~/tensorflow_datasets. $TFDS_DATA_DIR replaces this default."""
     train_split: str = "train"
     """Training split, in TFDS notation. Part of a split: train[:90%]."""
     test_split: str = "test"
     """Split for evaluation, in TFDS notation."""
-    image_size: tuple[int, int] | None = None
+    image_size: Annotated[tuple[int, int] | None, COMMON] = None
     """Height and width in pixels to resize all images to. None: keep the size of the dataset."""
     crop: float | None = None
     """Smallest area of a random training crop, as a fraction of the image's area, such as 0.05.
@@ -122,9 +122,9 @@ class RunConfig:
     batch_size: Annotated[Count, COMMON] = 128
     """Examples per step, summed over all devices."""
     seed: Annotated[Seed, COMMON] = 0
-    """Random seed of the run: initial weights, batch order, dropout, augmentation."""
+    """Random seed: weights, batches, dropout, augmentation."""
     dir: Annotated[str | None, COMMON, CHANGEABLE] = None
-    """Run folder; default: runs/TASK-PRESET plus the changed options. Run the same command again to resume."""
+    """Run folder; default: runs/TASK-PRESET plus changes. Run the same command again to resume."""
     log_every: Annotated[Count, CHANGEABLE] = 50
     """Number of steps between two training rows in metrics.jsonl."""
     eval_every: Annotated[Count, CHANGEABLE] = 500
@@ -137,9 +137,11 @@ class RunConfig:
     Set --run.eval-every so that there are many more evaluations. To keep the test images for the final test, evaluate
     on a part of the training split, for example --data.train-split train[:90%] --data.test-split train[90%:].
     None: the run ends at its last step."""
-    steps_per_call: Annotated[Count, CHANGEABLE] = 1
+    steps_per_call: Annotated[Count | Literal["auto"], CHANGEABLE] = "auto"
     """Training steps per device call.
     Values above 1 are faster if a step takes only milliseconds, but the training split must fit in device memory.
+    auto: at most 50 on a GPU or TPU, if the model has at most 5 million parameters and the training split is in memory
+    and takes at most a tenth of the device's; otherwise 1.
     The results are the same, except for rounding in convolutions and, with jax 0.12, in the autoencoder.
     A call ends early at an evaluation or a checkpoint. Metrics are read once per call."""
     on_nonfinite: Annotated[Literal["stop", "skip"], CHANGEABLE] = "stop"
@@ -151,7 +153,7 @@ class RunConfig:
     """What to do if a checkpoint cannot be written, for example on a full disk.
     stop: stop the run; retry: continue, and try again at the next checkpoint."""
     tensorboard: Annotated[bool, COMMON, CHANGEABLE] = False
-    """Also log metrics, pictures and config to TensorBoard files in tensorboard/ in the run folder."""
+    """Also log to TensorBoard files in the run folder. They have metrics, pictures and config."""
     wandb: Annotated[str | None, COMMON, CHANGEABLE] = None
     """Also log to this project of Weights & Biases. It gets metrics, pictures and config.
     To log without a network, set WANDB_MODE=offline in the environment."""
@@ -178,7 +180,7 @@ class Mesh:
     cpu_micro_batch: Count | Literal["auto"] | None = "auto"
     """Approximate micro-batch size per CPU device, for classifiers on several CPU devices.
     A small micro-batch fits in the core's cache. If you set a number, a model with dropout draws other random numbers.
-    auto: 8 for a model without dropout or drop path, otherwise None. None: no micro-batches."""
+    auto: 16 for a model without dropout or drop path, otherwise None. None: no micro-batches."""
     show: bool = False
     """Print the sharding and the memory per device of each parameter, and exit."""
 

@@ -1,6 +1,7 @@
-"""Settings of all tests: eight simulated devices, fast compilation, and run-time checks of jaxtyping signatures."""
+"""Settings of all tests: eight simulated devices, fast compilation, checked jaxtyping signatures; a browser."""
 
 import os
+import signal
 from importlib.metadata import version
 
 # Compile without optimization. Where this XLA still has the older emitters, use them: they take a third of the time
@@ -15,8 +16,19 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from train.process.signals import SIGNALS
+
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook(["w2jax", "train.data.augment"], "beartype.beartype")
+
+
+@pytest.fixture
+def default_handlers():
+    """Ensures that no signal is ignored, which tests and started programs would inherit from nohup or a shell's job."""
+    outer = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
+    yield
+    for number, handler in outer.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +37,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium, for tests that are skipped if no browser is installed."""
+    from playwright.sync_api import sync_playwright
+
+    from benchmarks.makers.report_picture import CHROMIUM
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()

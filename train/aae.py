@@ -1,5 +1,8 @@
 """python -m train.aae [PRESET]: trains an adversarial autoencoder in three or four phases per step.
 
+    python -m train.aae mixture_labels --run.seed 1         # a preset
+    python -m train.aae --run.steps 3000 --run.dir runs/short
+
 Makhzani et al. 2015, arXiv 1511.05644: section 2 (reconstruction, discriminator, generator) and 5 (classification).
 """
 
@@ -23,7 +26,13 @@ from train.engine.main import train_program
 from train.engine.optim import make_optimizer
 from train.engine.sharding import gathered_by_layer
 from train.engine.step import nonfinite, squared_norms, update_ema
-from train.evaluation.aae_apply import apply_eval, model_range_to_unit, pixels_to_model_range, sample_images
+from train.evaluation.aae_apply import (
+    apply_eval,
+    make_latent,
+    model_range_to_unit,
+    pixels_to_model_range,
+    sample_images,
+)
 from train.evaluation.aae_figures import make_figures
 from train.evaluation.aae_metrics import METRIC_DESCRIPTIONS, MIN_EXAMPLES, make_final_metrics
 from train.process.errors import UserError
@@ -128,6 +137,7 @@ def make_task(config: Config, source: Source) -> Task:
         # A decoder with the label as input cannot reconstruct an image without a label.
         reconstruct=None if config.labels == "decoder" else reconstruct,
         sample=sample,
+        latent=make_latent(config, source.label_names),
     )
 
 

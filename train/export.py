@@ -1,20 +1,16 @@
 """Exports a trained model to files for other programs: python -m train.export RUN_DIR [--format FORMAT] [--out PATH]
 
-`model.stablehlo` contains the model and its weights as a function of 1 or more images, on CPU, GPU and TPU.
-It needs neither this project nor Flax. Run `pip install jax flatbuffers`, with the same or a newer version of jax than
-the exporting program. Then, in Python:
-
-    import jax.export
-
-    model = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
-    probabilities = model.call(images)  # uint8 [B, h, w, C] -> [B, V]; an autoencoder returns reconstructions
-
-`model.safetensors` contains the weights with this project's names and torch.nn's layouts. `w2jax.convert` reads it.
-`images.json` contains the shape of the images and the names of the classes.
-
-With `--format`, the program writes only the weights, with the names and layouts of another library:
-
+    python -m train.export runs/vit-sample  # the model with its weights
+    python -m train.export runs/vit-sample --format onnx --out vit.onnx
     python -m train.export runs/vit-sample --format timm --out vit.safetensors
+
+Without `--format`, `model.stablehlo` contains the model and its weights as a function of 1 or more images, on CPU, GPU
+and TPU. It needs `pip install jax flatbuffers`, with the same or a newer version of jax, but neither this project nor
+Flax. `model.safetensors` contains the weights with this project's names and torch.nn's layouts, and `images.json` the
+shape of the images and the names of the classes. The program prints how to run the model in Python.
+
+With `--format onnx`, one ONNX file contains the model with its weights. With any other format, the program writes only
+the weights, with the names and layouts of that library.
 """
 
 import json
@@ -30,6 +26,7 @@ from jax import export
 from configs.vit import Config
 from train.config.cli import read_options, run_main
 from train.engine.image_options import run_spec
+from train.onnx_program import INPUT, check_installed, onnx_program
 from train.predict import Predictor, run_predictor
 from train.process.errors import UserError, as_user_error
 from train.process.setup import silence_libraries
@@ -41,11 +38,11 @@ from train.run.weights import is_run_folder, load_run
 from w2jax import convert
 from w2jax.convert.saving import check_replaceable, save_described
 from w2jax.image_spec import ImageSpec
-from w2jax.text import one_line, printable
+from w2jax.text import format_bytes, one_line, printable
 
-PROGRAM, WEIGHTS = "model.stablehlo", "model.safetensors"
+PROGRAM, WEIGHTS, ONNX = "model.stablehlo", "model.safetensors", "model.onnx"
 PLATFORMS = ("cpu", "cuda", "tpu")
-MOST_BYTES = 2**31 - 2**24  # largest size of the parameters: a flatbuffer's limit is 2 GiB, including the program
+MOST_BYTES = 2**31 - 2**24  # largest size of the parameters: flatbuffers and ONNX files have at most 2 GiB in total
 
 
 def stablehlo(predictor: Predictor) -> bytes:
@@ -54,11 +51,7 @@ def stablehlo(predictor: Predictor) -> bytes:
     Raises:
         UserError: the model is not a function of images alone, is too large, or flatbuffers is not installed.
     """
-    if (held := sum(x.nbytes for x in jax.tree.leaves(predictor.state.params))) > MOST_BYTES:
-        raise UserError(
-            f"the model must have less than 2 GiB of parameters for jax.export, got {held / 2**30:.1f} GiB. "
-            "Run python -m train.export RUN_DIR --format torch to write only the weights"
-        )
+    _check_size(predictor, "jax.export")
     (size,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((size, *predictor.image_shape), "uint8")
     function = jax.jit(lambda images: predictor.apply(predictor.state, images))
@@ -115,7 +108,7 @@ def export_weights(
         out: a weights file, or a folder for model.safetensors. The default is a file in RUN_DIR/exported, named
             after the format.
         checkpoint: "last", "best" (by the test metric that ranks runs) or a step.
-        overwrite: replace files also if w2jax did not write them.
+        overwrite: replace files even if w2jax did not write them.
 
     Raises:
         UserError: it is not a run folder, it has no such checkpoint, the format does not support its model, `out` is a
@@ -144,6 +137,62 @@ def export_weights(
     return {"read": f"{run_dir}: {'; '.join(notes)}"} | saved.rows(out)
 
 
+def export_onnx(
+    run_dir: Path, out: Path | None = None, checkpoint: str = LAST, overwrite: bool = False
+) -> tuple[Path, dict[str, str]]:
+    """Writes a run's model with its weights as an ONNX file; returns its path, and a table for the user.
+
+    Args:
+        run_dir: the run folder.
+        out: a .onnx file, or a folder for model.onnx. The default is the folder RUN_DIR/exported.
+        checkpoint: "last", "best" (by the test metric that ranks runs) or a step.
+        overwrite: replace the file even if w2jax did not write it.
+
+    Raises:
+        UserError: it is not a run folder, it has no such checkpoint, `onnx_program` cannot export its model, `out` is a
+            run folder or a file that w2jax did not write, or cannot be written.
+    """
+    out = out or run_dir / "exported"
+    path = out if out.suffix and not out.is_dir() else out / ONNX
+    if path.suffix != ".onnx":
+        raise UserError(f"--out must be a folder or a .onnx file, got {out}. Choose another --out")
+    check_no_link(path, run_dir)
+    read_config_tree(run_dir)
+    _check_is_no_run(out)
+    if not overwrite:
+        with as_user_error():
+            check_replaceable([path])
+    check_installed()
+    predictor = run_predictor(run_dir, checkpoint)
+    _check_size(predictor, "ONNX")
+    program = onnx_program(predictor)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, program.content)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be written: {error.strerror}. Choose another --out"
+        ) from error
+    told = program.metadata
+    return path, {
+        "read": f"{run_dir}: {predictor.note}",
+        "written": f"{path}: {format_bytes(len(program.content))}, opset {told['opset']}, computes in float32",
+        "checked": f"ONNX Runtime's outputs differ from the model's by at most {program.difference:.1g}",
+        "input": f"{INPUT}: {told[f'input_{INPUT}']}",
+        "images": told["preprocessing"],
+        "output": f"{program.output}: {told[f'output_{program.output}']}",
+    }
+
+
+def _check_size(predictor: Predictor, form: str) -> None:
+    """Raises UserError if a file with the program and the weights would be too large."""
+    if (held := sum(x.nbytes for x in jax.tree.leaves(predictor.state.params))) > MOST_BYTES:
+        raise UserError(
+            f"the model must have less than 2 GiB of parameters for {form}, got {held / 2**30:.1f} GiB. "
+            "Run python -m train.export RUN_DIR --format torch to write only the weights"
+        )
+
+
 def _spec(run_dir: Path, images: ImageInfo) -> ImageSpec | None:
     """Returns how a run of train.vit prepares images; None for other runs, whose models normalize in another way."""
     return run_spec(read_config(run_dir, Config), images) if read_config_tree(run_dir)["task"] == "vit" else None
@@ -157,26 +206,39 @@ def _check_is_no_run(out: Path) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """Exports a trained model: as StableHLO with its weights, and its weights as safetensors."""
+    """Exports a trained model: as StableHLO or ONNX with its weights, or only its weights."""
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
     """Run folder of a training, such as runs/vit-sample."""
     format: Annotated[
-        str | None, tyro.conf.arg(metavar="timm|huggingface|torchvision|google|torch", help_behavior_hint="")
+        str | None, tyro.conf.arg(metavar="onnx|timm|huggingface|torchvision|google|torch", help_behavior_hint="")
     ] = None
-    """Write only the weights, with the names and layouts of this library.
-    torch (torch.nn) works for every model. All other formats need a ViT."""
+    """onnx: write the model with its weights as one ONNX file (pip install -e ".[onnx]").
+    Others: write only the weights, with the names and layouts of this library.
+    onnx and torch (torch.nn) work for every model. All other formats need a ViT."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
-    """Output folder; default: RUN_DIR/exported. With --format, also a .safetensors, .npz, .pt or .pth file."""
+    """Output folder; default: RUN_DIR/exported. With --format, also a file: .onnx for onnx, otherwise .safetensors,
+    .npz, .pt or .pth."""
     checkpoint: Annotated[str, tyro.conf.arg(metavar="last|best|STEP")] = LAST
     """Checkpoint to export: the last one, the one with the best test metric, or the one of a step."""
     overwrite: bool = False
-    """Replace existing files also if w2jax did not write them. Otherwise the command stops with an error."""
+    """Replace existing files even if w2jax did not write them. Otherwise the command stops with an error."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = read_options(Options, "train.export", arguments)
+    options = read_options(Options, "train.export", arguments, __doc__)
     silence_libraries()
+    if options.format == "onnx":
+        path, table = export_onnx(options.run_dir, options.out, options.checkpoint, options.overwrite)
+        for name, text in table.items():
+            print(printable(f"{name:<12}{text}"))
+        shape = ", ".join(map(str, read_image_info(options.run_dir).image_shape))
+        print("\nTo run it elsewhere: pip install onnxruntime. In Python, with a black image:\n")
+        print("import numpy, onnxruntime")
+        print(f"model = onnxruntime.InferenceSession({str(path.absolute())!r})")
+        print(f"images = numpy.zeros((1, {shape}), 'uint8')  # [B, h, w, C], any B above 0")
+        print(f"print(model.run(None, {{{INPUT!r}: images}})[0])")
+        return
     if options.format is not None:
         table = export_weights(options.run_dir, options.format, options.out, options.checkpoint, options.overwrite)
         for name, text in table.items():
@@ -184,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     out = options.out or options.run_dir / "exported"
     if out.suffix and not out.is_dir():
-        raise UserError(f"--out must be a folder, got {out}. Add --format to write one file of weights")
+        raise UserError(f"--out must be a folder, got {out}. Add --format to write one file")
     predictor = export_run(options.run_dir, out, options.checkpoint, options.overwrite)
     path, shape = str((out / PROGRAM).absolute()), ", ".join(map(str, predictor.image_shape))
     what = "probabilities" if predictor.classifies else "reconstructions"

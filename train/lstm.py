@@ -1,4 +1,8 @@
-"""python -m train.lstm [PRESET]: trains an LSTM that classifies an image by reading it row by row."""
+"""python -m train.lstm [PRESET]: trains an LSTM that classifies an image by reading it row by row.
+
+python -m train.lstm best --run.seed 1                  # a preset
+python -m train.lstm --model.num-layers 2 --run.dir runs/two-layers
+"""
 
 import jax.numpy as jnp
 from einops import rearrange, repeat

@@ -1,4 +1,8 @@
-"""python -m train.mha [PRESET]: trains multi-head attention that classifies an image by its rows."""
+"""python -m train.mha [PRESET]: trains multi-head attention that classifies an image by its rows.
+
+python -m train.mha mnist --run.seed 1                  # a preset
+python -m train.mha --model.num-heads 8 --run.dir runs/eight-heads
+"""
 
 import jax
 

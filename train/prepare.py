@@ -1,6 +1,11 @@
 """Prepares a dataset for training. Every task can use it, and TensorFlow is not
 needed.
 
+    python -m train.prepare mnist
+    python -m train.prepare folder --from DIR --name my_images
+
+The forms of the command:
+
     python -m train.prepare mnist|fashion_mnist|cifar10|cifar100 [--from DIR]
         [--data-dir DIR] [--overwrite]
     python -m train.prepare folder --from DIR --name NAME [--test-fraction 0.2]

@@ -2,6 +2,7 @@
 
 - python -m train.runs                               # lists the runs in runs/
 - python -m train.runs runs /mnt --sort metric       # the best runs first
+- python -m train.runs --task vit --state finished   # only these runs
 - python -m train.runs --json                        # one JSON object per line
 """
 
@@ -12,18 +13,19 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from train.config.cli import read_options, run_main
 from train.process.errors import UserError
 from train.run.files import CHECKPOINTS, CONFIG, METRICS, format_duration
-from train.run.record import read_record
+from train.run.record import RunState, read_record
 from w2jax.text import one_line
 
 _RUN_FILES = {CONFIG, METRICS, CHECKPOINTS}  # A folder that contains one of these is a run folder.
 _WIDE_TERMINAL = 120  # columns
+STATES = (*get_args(RunState), "damaged")
 _HINT = "Run python -m train.vit tiny to make a run in runs/"
 
 
@@ -33,7 +35,7 @@ class ListedRun:
 
     path: str
     state: str
-    """A state of `RunRecord`, or "damaged"."""
+    """One of STATES."""
     note: str | None = None
     """The process of a running run, or the error of a damaged run."""
     task: str | None = None
@@ -118,6 +120,10 @@ class Options:
     """Folders to search for runs, including their subfolders."""
     sort: Literal["name", "time", "metric"] = "name"
     """Order of the list. name: by path; time: latest first; metric: best first."""
+    task: Annotated[str | None, tyro.conf.arg(metavar="TASK", help_behavior_hint="")] = None
+    """List only runs of this task, such as vit."""
+    state: Annotated[str | None, tyro.conf.arg(metavar="STATE", help_behavior_hint="")] = None
+    """List only runs in this state, as the table shows it, such as finished or "stopped early"."""
     json: bool = False
     """Print one JSON object per line for each run instead of a table."""
 
@@ -128,10 +134,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"
             raise UserError(f"DIR must be a folder with runs, but {folder} {what}. {_HINT}")
-    runs = sort_runs([run for folder in dict.fromkeys(options.dirs) for run in find_runs(folder)], options.sort)
-    if not runs:
-        where = ", ".join(map(str, options.dirs))
+    if options.state not in (None, *STATES):
+        raise UserError(f"--state must be one of {', '.join(STATES)}, got {options.state}. Choose one of these")
+    found = [run for folder in dict.fromkeys(options.dirs) for run in find_runs(folder)]
+    wanted = [run for run in found if options.task in (None, run.task) and options.state in (None, run.state)]
+    runs = sort_runs(wanted, options.sort)
+    where = ", ".join(map(str, options.dirs))
+    if not found:
         print(one_line(f"there is no run in {where}. {_HINT}"), file=sys.stderr)
+    elif not runs:
+        tasks = ", ".join(sorted({run.task for run in found if run.task is not None}))
+        print(
+            one_line(f"no run in {where} has this task and state. Tasks: {tasks}. Omit --task or --state"),
+            file=sys.stderr,
+        )
     elif options.json:
         print("\n".join(json.dumps(asdict(run)) for run in runs))
     else:

@@ -95,6 +95,35 @@ Features = Callable[[State, Array], Float[Array, "B K D"]]
 
 
 @dataclass(frozen=True)
+class Latent:
+    """The codes of an autoencoder: z, and y for a decoder that also needs a label or a category."""
+
+    size: int
+    """Z, the number of dimensions of z."""
+    num_kinds: int
+    """K, the number of labels or categories of y; 0: the decoder needs only z."""
+    label_names: tuple[str, ...]
+    """The name of each label, or () if y is a category."""
+    encode: Callable[[State, Array], tuple[Float[Array, "B Z"], Float[Array, "B K"] | None]]
+    """(state, images uint8 [B, h, w, C]) -> z, and the probabilities y; None: the encoder does not compute y."""
+    decode: Callable[[State, Float[Array, "B Z"], Float[Array, "B K"] | None], Float[Array, "B h w C"]]
+    """(state, z, y) -> images in [0, 1]. y is None if K is 0."""
+    sample: Callable[[Key[Array, ""], int], Float[Array, "B Z"]]
+    """(key, count) -> z, sampled from the prior."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Attention through all blocks of a ViT (Abnar & Zuidema 2020, <https://arxiv.org/abs/2005.00928>, equation 1)."""
+
+    shares: Callable[[State, Array], Float[Array, "B n m"]]
+    """(state, images uint8 [B, h, w, C]) -> the share of each patch in what the classifier reads. The shares of all
+    tokens add up to 1. The class token and registers have the rest."""
+    patch: tuple[int, int]
+    """(height, width) of a patch in pixels. The first patch is at the top left."""
+
+
+@dataclass(frozen=True)
 class Task:
     """A model and its training as pure functions that can be jitted and sharded.
 
@@ -137,8 +166,12 @@ class Task:
     """Reconstructions in [0, 1] of images uint8 [B, h, w, C]; None: the model does not reconstruct."""
     sample: Callable[[State, Key[Array, ""], int], Float[Array, "B h w C"]] | None = None
     """(state, key, count) -> images in [0, 1], sampled from a generative model; None: the model does not generate."""
+    latent: Latent | None = None
+    """The codes of an autoencoder; None: the task does not describe any."""
     overlay: Callable[[State, Array], Float[Array, "B h w 3"]] | None = None
     """Images in [0, 1] with attention in red, from images uint8 [B, h, w, C]; None: the model has no attention."""
+    rollout: Rollout | None = None
+    """Attention from the classifier back to the patches; None: the model is not a ViT."""
     initial_params: Callable[[], InitialParams] | None = None
     """Reads the parameters that a new run passes to `init`; None: `init` gets no argument."""
 

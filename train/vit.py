@@ -1,11 +1,16 @@
-"""python -m train.vit [PRESET]: trains a Vision Transformer that classifies images."""
+"""python -m train.vit [PRESET]: trains a Vision Transformer that classifies images.
+
+python -m train.vit --run.steps 4000 --run.seed 1  # sample, but longer
+python -m train.vit --init-from vit.safetensors --data.name my_images
+"""
 
 from dataclasses import replace
 from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, reduce, repeat
+from einops import einsum, rearrange, reduce, repeat
+from flax import linen as nn
 
 from configs.vit import PRESETS, Config
 from train.classify import classification_task
@@ -14,8 +19,8 @@ from train.data import Source
 from train.data.normalize import input_channels, normalized
 from train.engine.init_from import read_initial_params, resolve
 from train.engine.main import train_program
-from train.task import Grid, Task
-from w2jax.vit import PatchSize, patch_grid, patch_sides
+from train.task import Grid, Rollout, Task
+from w2jax.vit import PatchSize, ViT, patch_grid, patch_sides
 
 MAPS = 5  # maps of position similarity in a row and in a column; more would be too small to read
 PIXELS = 2**20  # limit for an attention picture; fewer images are drawn if they are large, to keep the report small
@@ -27,12 +32,13 @@ def make_task(config: Config, source: Source) -> Task:
     input_channels(config.normalize, source.image_shape[-1])  # Checks the option.
 
     def figures(forward, params, images):
-        _, attentions = forward(images, return_attention=True)
+        attentions, pool_weights = all_attentions(forward, images)
         blocks = len(attentions)
         size, token = model.patch_size, model.class_token
         grid = attention_grid(images, attentions[-1], size, token)
         grid = grid[: max(1, PIXELS * 3 // grid[0].size)]
-        flow = attention_grid(images, rollout(attentions)[:, None], size, token)
+        read = shares_read(rollout(attentions), model, pool_weights)
+        flow = with_overlays(images, patch_maps(images, read[:, None], size))
         pictures = {
             "attention": Grid(
                 grid,
@@ -69,8 +75,18 @@ def make_task(config: Config, source: Source) -> Task:
             images, attention_maps(images, attentions[-1], model.patch_size, model.class_token).mean(axis=1)
         )
 
+    def shares(state, images):
+        def forward(images, **options):
+            return model.apply({"params": state.eval_params}, prepare(images), **options)
+
+        attentions, pool_weights = all_attentions(forward, images / 255.0)
+        read = shares_read(rollout(attentions), model, pool_weights)
+        rows, columns = patch_grid(images.shape[1:3], model.patch_size)
+        return rearrange(read[:, -rows * columns :], "b (n m) -> b n m", n=rows)
+
     prepare = partial(normalized, normalize=config.normalize)
     task = classification_task(config, source, model, prepare, figures, overlay)
+    task = replace(task, rollout=Rollout(shares, patch_sides(model.patch_size)))
     if config.init_from is None:
         return task
     return replace(task, initial_params=partial(read_initial_params, config, source))
@@ -78,7 +94,11 @@ def make_task(config: Config, source: Source) -> Task:
 
 def attention_grid(images, weights, patch_size: PatchSize, class_token: bool):
     """One row of cells per example [B, 1 + H, h, w, 3]: the image, then one copy per head, red where it attends."""
-    maps = attention_maps(images, weights, patch_size, class_token)
+    return with_overlays(images, attention_maps(images, weights, patch_size, class_token))
+
+
+def with_overlays(images, maps):
+    """One row of cells per example [B, 1 + K, h, w, 3]: the image, then a copy per map [B, K, h, w], red near 1."""
     image = jnp.broadcast_to(images[..., :3], (*images.shape[:3], 3))
     return jnp.concatenate([image[:, None], red_overlay(images[:, None], maps)], axis=1)
 
@@ -89,8 +109,13 @@ def attention_maps(images, weights, patch_size: PatchSize, class_token: bool):
     A map is the class token's attention to the patches. Without a class token, it is the mean over all queries. It is 0
     where the model drops partial patches.
     """
-    height, width = patch_grid(images.shape[1:3], patch_size)
     received = weights[:, :, 0] if class_token else reduce(weights, "b h t s -> b h s", "mean")
+    return patch_maps(images, received, patch_size)
+
+
+def patch_maps(images, received, patch_size: PatchSize):
+    """Draws values of all tokens [B, K, T] at their patches in the images [B, K, h, w], divided by the largest one."""
+    height, width = patch_grid(images.shape[1:3], patch_size)
     received = received[..., -height * width :]
     received = received / received.max(axis=-1, keepdims=True)
     p1, p2 = patch_sides(patch_size)
@@ -114,6 +139,39 @@ def rollout(attentions):
     for weights in attentions:
         through = (0.5 * weights.mean(axis=1) + 0.5 * jnp.eye(weights.shape[-1])) @ through
     return through
+
+
+def all_attentions(forward, images):
+    """The attention weights of each block, and those of the attention pooling [B, H, 1, T] or None."""
+    pooling = None
+
+    def keep(call, arguments, options, context):
+        nonlocal pooling
+        if context.module.path != ("pool", "attention") or context.method_name != "__call__":
+            return call(*arguments, **options)
+        x, pooling = call(*arguments, **options, return_weights=True)
+        return x, pooling
+
+    with nn.intercept_methods(keep):
+        _, attentions = forward(images, return_attention=True)
+    return attentions, pooling
+
+
+def shares_read(through, model: ViT, pool_weights):
+    """The share of each token in what the classifier reads [B, T], from a rollout [B, T, T].
+
+    The classifier reads the class token, the mean of the patches, both (the shares are then means), or the tokens that
+    the attention pooling attends to. A distilled model has a second class token with its own classifier.
+    """
+    prefix = model.class_token + model.num_registers
+    if model.pool == "cls":
+        return through[:, : 1 + model.distilled].mean(axis=1)
+    if model.pool == "cls_gap":
+        return 0.5 * through[:, 0] + 0.5 * through[:, prefix:].mean(axis=1)
+    pooled = through if model.pool_prefix else through[:, prefix:]
+    if model.pool == "gap":
+        return pooled.mean(axis=1)
+    return einsum(pool_weights[:, :, 0].mean(axis=1), pooled, "b t, b t s -> b s")
 
 
 def patch_filters(kernel, patch_size: PatchSize):

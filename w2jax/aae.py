@@ -18,7 +18,17 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from w2jax.module import Dtype, Inputs, Size, abstract, at_least_float32, check_rates, check_sizes, compute_dtype
+from w2jax.module import (
+    Dtype,
+    Inputs,
+    Size,
+    abstract,
+    at_least_float32,
+    check_mesh,
+    check_rates,
+    check_sizes,
+    compute_dtype,
+)
 from w2jax.priors import Prior, check_prior, sample_prior
 from w2jax.recurrent import uniform_init
 
@@ -183,7 +193,7 @@ class AAE(nn.Module):
             raise ValueError("encoder.categories must be above 0 for cluster_heads, got 0. Set encoder.categories")
         if self.cluster_heads:
             spread = nn.initializers.normal(self.prior_scale)
-            self.heads = nn.Dense(self.encoder.latent_size, use_bias=False, kernel_init=spread)
+            self.heads: nn.Dense = nn.Dense(self.encoder.latent_size, use_bias=False, kernel_init=spread)
 
     def __call__(
         self,
@@ -345,6 +355,7 @@ def hidden_layers(
     Raises:
         ValueError: a size, the dropout rate or an index in `batch_norm` is outside its range.
     """
+    check_mesh(x)
     for size in sizes:
         check_sizes(hidden_sizes=size)
     check_rates(dropout=dropout)

@@ -69,9 +69,9 @@ def scaled_dot_product_attention(
             - "xla" computes all logits [..., T, S] at once.
             - "chunked" computes the logits block by block, forward and backward, so memory is linear in T and S. The
               result is the same up to rounding; dropout draws other random bits. It cannot return weights.
-            - "cudnn" is the fused kernel of jax.nn. It needs an NVIDIA GPU, float16 or bfloat16, inputs [B, H, ·, K]
-              and V = K. It supports no weights, no dropout, no bias and no "bottom_right". JAX raises an error for
-              other limits of the GPU.
+            - "cudnn" is the fused kernel of jax.nn. It is untested on hardware: no GPU was available to us. It needs an
+              NVIDIA GPU, float16 or bfloat16, inputs [B, H, ·, K] and V = K. It supports no weights, no dropout, no
+              bias and no "bottom_right". JAX raises an error for other limits of the GPU.
             - "auto" is "chunked" if `return_weights` is False and the logits need more than `CHUNK_ABOVE_BYTES`
               (1 GiB), else "xla". A symbolic size of `jax.export` counts as 1.
 
@@ -115,6 +115,7 @@ def scaled_dot_product_attention(
         implementation = "xla" if return_weights or small else "chunked"
     factor: float = query.shape[-1] ** -0.5 if scale is None else scale
     lengths = None if key_lengths is None else jnp.minimum(key_lengths, keys)[..., None, None]
+    dropout_key = dropout_key if dropout > 0.0 else None
     offset = None  # query t attends to keys up to t + offset
     if causal:
         offset = (keys if lengths is None else lengths) - queries if causal == "bottom_right" else 0
@@ -155,7 +156,9 @@ class HeadProjection(nn.Module):
             return rearrange(flat, "i (h k) -> i h k", h=shape[1])
 
         kernel = self.param("kernel", init, shape)
-        x = jnp.einsum("bti,ihk->bhtk", x.astype(self.dtype), kernel.astype(self.dtype))
+        # For "bti,ihk->bhtk", einsum would transpose the kernel, which takes up to a quarter of the time on a CPU.
+        x = jnp.einsum("bti,ihk->bthk", x.astype(self.dtype), kernel.astype(self.dtype))
+        x = rearrange(x, "b t h k -> b h t k")
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)[:, None]
         return x
@@ -190,7 +193,7 @@ class MultiHeadAttention(nn.Module):
     norm_eps: float = 1e-6  # Epsilon of the LayerNorms, added to the variance.
     rms_norm: bool = False  # RMSNorm instead of these LayerNorms.
     scale: float | None = None  # Factor of the logits; None: 1/√(head width).
-    implementation: Implementation = "auto"  # Algorithm; see scaled_dot_product_attention.
+    implementation: Implementation = "auto"  # See scaled_dot_product_attention; "cudnn" is untested on hardware.
     dtype: str = "float32"  # Data type of activations and matrix products; parameters stay float32.
 
     @nn.compact

@@ -299,7 +299,7 @@ def _residual(x, layer: Callable, norm: Callable, pre_norm: bool, from_norm: boo
     return (x + y if pre_norm else norm(x + y)), weights
 
 
-def layer_norm(module, name: str | None = None, **own: Any) -> LayerNorm | RMSNorm:
+def layer_norm(module: nn.Module, name: str | None = None, **own: Any) -> LayerNorm | RMSNorm:
     """Create a LayerNorm with the options of `module`, or an RMSNorm if it has the option `rms_norm`."""
     norm = RMSNorm if getattr(module, "rms_norm", False) else LayerNorm
     return submodule(norm, module, eps=module.norm_eps, name=name, **own)

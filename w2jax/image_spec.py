@@ -59,7 +59,7 @@ class ImageSpec:
     crop_offset: Literal["round", "floor"] = "round"
     """How half a pixel is rounded if the margin of a crop is odd: to even (timm) or down (Hugging Face)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_sides("image_size", self.image_size)
         _check_sides("resize", (self.resize,) * 2 if isinstance(self.resize, int) else self.resize)
         _check_choice("interpolation", self.interpolation, get_args(Interpolation))
@@ -116,6 +116,24 @@ class ImageSpec:
     def normalize(self, images: UInt8[Any, "B h w C"]) -> Float[Any, "B h w C"]:
         """Return the pixel values that the model expects, in float32. Works on arrays of NumPy and JAX, also in jit."""
         return (images.astype("float32") / 255 - np.array(self.mean, "float32")) / np.array(self.std, "float32")
+
+    def source_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """Return which part of an image the model gets: (left, top, right, bottom) in pixels of the image.
+
+        The part extends beyond the image where the model's input is black.
+
+        Args:
+            height: height of the upright image in pixels.
+            width: its width in pixels.
+        """
+        edges = []
+        resized = self._resized_shape(height, width)
+        for original, length, size in zip((height, width), resized, self.image_size, strict=True):
+            kept, place = self._crop(length, size)
+            start = kept.start - place.start
+            edges.append((start * original / length, (start + size) * original / length))
+        (top, bottom), (left, right) = edges
+        return left, top, right, bottom
 
     def _resized(self, picture: Any) -> UInt8[np.ndarray, "h w C"]:
         image = _decoded(picture, self.upright, _MODES[self.channels])

@@ -1,4 +1,4 @@
-"""Helpers for Linen modules: copy fields to a submodule, describe example inputs, check rates."""
+"""Helpers for Linen modules: copy fields to a submodule, describe example inputs, check sizes, rates and meshes."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -79,6 +79,16 @@ def check_sizes(at_least: int = 1, at_most: int = 2**30, **sizes: int | float | 
             raise ValueError(f"{name} must be at least {at_least}, got {size}")
         if size is not None and size > at_most:
             raise ValueError(f"{name} must be at most {at_most}, got {size}")
+
+
+def check_mesh(x: Array) -> None:
+    """Raise a ValueError if x is sharded over an axis of type Explicit, which JAX cannot propagate through a model."""
+    if any(jax.typeof(x).sharding.spec):  # axes of type Auto are not part of the type
+        raise ValueError(
+            f"the input must not be sharded over mesh axes of type Explicit, got {jax.typeof(x)}. Create the mesh with "
+            "axis_types=(jax.sharding.AxisType.Auto,), one for each axis, or wrap the call in jax.sharding.auto_axes "
+            "(see 'On many devices' in docs/python.md)"
+        )
 
 
 def check_rates(**rates: float) -> None:

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from w2jax.module import MAX_LAYERS, Dtype, Inputs, Size, abstract, check_sizes, compute_dtype
+from w2jax.module import MAX_LAYERS, Dtype, Inputs, Size, abstract, check_mesh, check_sizes, compute_dtype
 
 Lengths = Int[Array, "..."] | np.ndarray | Sequence[int]
 States = tuple[Array, ...]
@@ -64,6 +64,7 @@ class Recurrent(nn.Module):
             (output of the last layer, final states).
         """
         self._check(x.shape)
+        check_mesh(x)
         x, (batch,) = pack([x.astype(compute_dtype(self.dtype))], "t * i" if self.time_major else "* t i")
         x = x if self.time_major else rearrange(x, "b t i -> t b i")
         directions = ("forward", "backward")[: 1 + self.bidirectional]

@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from w2jax.blocks import Activation
-from w2jax.module import Inputs, Size, abstract, at_least_float32, check_sizes, compute_dtype, submodule
+from w2jax.module import Inputs, Size, abstract, at_least_float32, check_mesh, check_sizes, compute_dtype, submodule
 from w2jax.transformer import Transformer
 
 
@@ -50,7 +50,7 @@ class Seq2Seq(nn.Module):
     remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
     scan_layers: bool = False  # Compile one block per stack and scan over depth; parameters are stacked along depth.
 
-    def setup(self):
+    def setup(self) -> None:
         dtype = compute_dtype(self.dtype)
         # The factor √D scales the standard deviation 1/√D to 1. A tied output layer then starts with small logits.
         check_sizes(vocab_size=self.vocab_size, embed_dim=self.embed_dim, max_length=self.max_length)
@@ -58,18 +58,20 @@ class Seq2Seq(nn.Module):
         embed = partial(
             nn.Embed, features=self.embed_dim, embedding_init=nn.initializers.normal(self.embed_dim**-0.5), dtype=dtype
         )
-        self.embedding = embed(self.vocab_size)
-        self.source_embedding = self.embedding if self.source_vocab_size is None else embed(self.source_vocab_size)
+        self.embedding: nn.Embed = embed(self.vocab_size)
+        self.source_embedding: nn.Embed = (
+            self.embedding if self.source_vocab_size is None else embed(self.source_vocab_size)
+        )
         if self.positions == "learned":
             shape, init = (self.max_length, self.embed_dim), nn.initializers.normal(0.02)
-            self.source_positions = self.param("source_positions", init, shape)
-            self.target_positions = self.param("target_positions", init, shape)
+            self.source_positions: Array = self.param("source_positions", init, shape)
+            self.target_positions: Array = self.param("target_positions", init, shape)
         else:
             self.source_positions = self.target_positions = sinusoidal_positions(self.max_length, self.embed_dim)
-        self.embedding_dropout = nn.Dropout(self.dropout)
-        self.transformer = submodule(Transformer, self)
+        self.embedding_dropout: nn.Dropout = nn.Dropout(self.dropout)
+        self.transformer: Transformer = submodule(Transformer, self)
         if not self.tie_output:
-            self.head = nn.Dense(self.vocab_size, use_bias=self.use_bias, dtype=dtype)
+            self.head: nn.Dense = nn.Dense(self.vocab_size, use_bias=self.use_bias, dtype=dtype)
 
     def __call__(
         self,
@@ -225,6 +227,7 @@ class Seq2Seq(nn.Module):
                 f"the tokens must have at most max_length {self.max_length} positions, got {end}. "
                 "Shorten them or increase max_length"
             )
+        check_mesh(tokens)
         x = embedding(tokens) * self.embed_dim**0.5
         positions = positions.astype(x.dtype).at[start + jnp.arange(length)].get(mode="fill", fill_value=jnp.nan)
         return self.embedding_dropout(x + positions, deterministic=not train)

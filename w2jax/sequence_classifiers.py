@@ -15,6 +15,7 @@ from w2jax.module import (
     Size,
     abstract,
     at_least_float32,
+    check_mesh,
     check_rates,
     check_sizes,
     compute_dtype,
@@ -58,6 +59,7 @@ class AttentionClassifier(nn.Module):
         Raises:
             ValueError: embed_dim is not divisible by num_heads, or a rate is outside [0, 1).
         """
+        check_mesh(x)
         check_sizes(embed_dim=self.embed_dim, num_classes=self.num_classes)
         check_rates(dropout=self.dropout, attention_dropout=self.attention_dropout, drop_path=self.drop_path)
         dtype = compute_dtype(self.dtype)

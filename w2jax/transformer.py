@@ -15,8 +15,9 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from w2jax.blocks import Activation, DecoderBlock, EncoderBlock, is_valid, layer_norm
+from w2jax.layer_norm import LayerNorm, RMSNorm
 from w2jax.masks import check_lengths, check_masks
-from w2jax.module import MAX_LAYERS, Inputs, Size, abstract, check_sizes, submodule
+from w2jax.module import MAX_LAYERS, Inputs, Size, abstract, check_mesh, check_sizes, submodule
 
 
 class TransformerEncoder(nn.Module):
@@ -45,6 +46,7 @@ class TransformerEncoder(nn.Module):
 
         The arguments are those of `EncoderBlock`.
         """
+        check_mesh(x)
         rates = jnp.linspace(0.0, self.drop_path, self.depth) if self.drop_path > 0.0 else None
 
         def run(block, x, rate):
@@ -89,6 +91,7 @@ class TransformerDecoder(nn.Module):
         The arguments are those of `Transformer.decode` with shorter names: `target_lengths` is `lengths` here, and
         `source_lengths` is `memory_lengths`.
         """
+        check_mesh(x)
 
         def run(block, x, _):
             return block(x, memory, mask, memory_mask, lengths, memory_lengths, causal, cache, train, return_attention)
@@ -124,14 +127,18 @@ class Transformer(nn.Module):
     remat: bool = False  # Recompute each block in the backward pass, which saves memory and costs time.
     scan_layers: bool = False  # Compile one block per stack and scan over depth; parameters are stacked along depth.
 
-    def setup(self):
+    def setup(self) -> None:
         encoder_block = submodule(EncoderBlock, self, attention_dropout=self.dropout, parent=None)
         decoder_block = submodule(DecoderBlock, self, attention_dropout=self.dropout, parent=None)
         scan, depths = self.scan_layers, (self.encoder_depth, self.decoder_depth)
-        self.encoder = submodule(TransformerEncoder, self, block=encoder_block, depth=depths[0], scan=scan)
-        self.encoder_norm = layer_norm(self)
-        self.decoder = submodule(TransformerDecoder, self, block=decoder_block, depth=depths[1], scan=scan)
-        self.decoder_norm = layer_norm(self)
+        self.encoder: TransformerEncoder = submodule(
+            TransformerEncoder, self, block=encoder_block, depth=depths[0], scan=scan
+        )
+        self.encoder_norm: LayerNorm | RMSNorm = layer_norm(self)
+        self.decoder: TransformerDecoder = submodule(
+            TransformerDecoder, self, block=decoder_block, depth=depths[1], scan=scan
+        )
+        self.decoder_norm: LayerNorm | RMSNorm = layer_norm(self)
 
     def __call__(
         self,

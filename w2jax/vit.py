@@ -23,6 +23,7 @@ from w2jax.module import (
     Size,
     abstract,
     at_least_float32,
+    check_mesh,
     check_rates,
     check_sizes,
     compute_dtype,
@@ -72,6 +73,7 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B h w C"]) -> Float[Array, "B N D"]:
         """Return one token per patch; N = h · w / (height · width of a patch)."""
+        check_mesh(images)
         height, width = patch_sides(self.patch_size)
         patches = rearrange(images, "b (n p1) (m p2) c -> b (n m) (p1 p2 c)", p1=height, p2=width)
         dense = nn.Dense(self.embed_dim, use_bias=self.use_bias, dtype=compute_dtype(self.dtype), name="projection")

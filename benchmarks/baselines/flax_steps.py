@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from benchmarks.baselines.with_jax import attended, compiled_update, images, inferred, trained
+from benchmarks.baselines import with_jax
+from benchmarks.baselines.with_jax import attended, images, inferred, trained_by
 from benchmarks.inputs import ATTENTION, HEADS, LSTM, VIT, WIDTH, Arrays, our_params
 from benchmarks.worker import Workload
 
@@ -101,21 +102,8 @@ def transformer_params(params: dict[str, Any]) -> dict[str, Any]:
     return theirs
 
 
-def training(module: nn.Module, params: Any, x: jax.Array, inputs: Arrays, optimizer) -> tuple[Callable, Any, Any]:
-    """Returns (a train step: state, batch -> state, metrics; its first state; a batch)."""
-
-    def update(state, batch):
-        (params, opt_state), (x, labels) = state, batch
-
-        def loss(params):
-            logits = module.apply({"params": params}, x)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        value, gradients = jax.value_and_grad(loss)(params)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), {"loss": value}
-
-    return update, (params, optimizer.init(params)), (x, jnp.asarray(inputs["label"]))
+def training(module: nn.Module, params: Any, *rest: Any) -> tuple[Callable, Any, Any]:
+    return with_jax.training(lambda params, x: module.apply({"params": params}, x), params, *rest)
 
 
 def lstm_training(inputs: Arrays):
@@ -132,10 +120,6 @@ def mha_training(inputs: Arrays):
     params = transformer_params(our_params(inputs))
     x = 2 * images(inputs)[..., 0] - 1
     return training(AttentionClassifier(), params, x, inputs, optax.adamw(1e-3, weight_decay=0.01))
-
-
-def trained_by(update: Callable, state: Any, batch: Any) -> Workload:
-    return trained(compiled_update(update, state, batch), state, batch)
 
 
 def lstm_step(inputs: Arrays) -> Workload:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.baselines.own_jit import inference
 from benchmarks.baselines.with_jax import attended, compiled_update, images, inferred, stepping, trained
 from benchmarks.inputs import HEADS, Arrays, build, our_params
 from benchmarks.worker import Workload
@@ -114,11 +115,6 @@ def aae_step(inputs: Arrays) -> Workload:
     return Workload(
         {"reconstruction": losses["reconstruction"], "game": [losses["discriminator"], losses["generator"]]}, step
     )
-
-
-def inference(model: str, x: jax.Array, inputs: Arrays) -> Workload:
-    module, _, _ = build(model)
-    return inferred(lambda variables, x: module.apply(variables, x)[0], {"params": our_params(inputs)}, x)
 
 
 def lstm_inference(inputs: Arrays) -> Workload:

@@ -8,20 +8,26 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.baselines.torch_models import AAE, AttentionClassifier, LSTMClassifier, ViT
-from benchmarks.inputs import HEADS, WIDTH, Arrays, part
+from benchmarks.inputs import HEADS, REAL, WIDTH, Arrays, part
 from benchmarks.worker import Workload
 
 Steps = Callable[[], torch.Tensor]
 
 
 def loaded(module: nn.Module, inputs: Arrays) -> nn.Module:
-    """Returns the module with the inputs' parameters. Merges three projections where the module has one."""
-    state = {name: torch.from_numpy(x.copy()) for name, x in part(inputs, "torch").items()}
+    """Returns the module with the inputs' parameters."""
+    state = merge_projections(part(inputs, "torch"))
+    module.load_state_dict({name: torch.from_numpy(x.copy()) for name, x in state.items()})
+    return module
+
+
+def merge_projections(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Returns parameters, or their gradients, with one projection where the baselines merge three."""
+    state = dict(arrays)
     for name in [name for name in state if ".attention.query." in name]:
         parts = [state.pop(name.replace("query", each)) for each in ("query", "key", "value")]
-        state[name.replace("attention.query", "attn.qkv")] = torch.cat(parts)
-    module.load_state_dict({name.replace("attention.out", "attn.proj"): x for name, x in state.items()})
-    return module
+        state[name.replace("attention.query", "attn.qkv")] = np.concatenate(parts)
+    return {name.replace("attention.out", "attn.proj"): x for name, x in state.items()}
 
 
 def images(inputs: Arrays) -> torch.Tensor:
@@ -50,8 +56,20 @@ def lstm_step(inputs: Arrays) -> Workload:
 
 
 def vit_step(inputs: Arrays) -> Workload:
-    model = loaded(ViT(), inputs)
-    return trained(model, 2 * images(inputs) - 1, inputs, torch.optim.AdamW(model.parameters(), lr=1e-3))
+    return vit_training(ViT(), inputs)
+
+
+def vit_training(module: nn.Module, inputs: Arrays) -> Workload:
+    optimizer = torch.optim.AdamW(loaded(module, inputs).parameters(), lr=1e-3, fused=True)
+    return trained(module, 2 * images(inputs) - 1, inputs, optimizer)
+
+
+def vit_s16_step(inputs: Arrays) -> Workload:
+    return vit_training(ViT(REAL["vit_s16"], 224, 3), inputs)
+
+
+def vit_ti16_step(inputs: Arrays) -> Workload:
+    return vit_training(ViT(REAL["vit_ti16"], 224, 3), inputs)
 
 
 def mha_step(inputs: Arrays) -> Workload:
@@ -152,6 +170,14 @@ def mha_inference(inputs: Arrays) -> Workload:
 
 def vit_inference(inputs: Arrays) -> Workload:
     return inference(ViT(), 2 * images(inputs) - 1, inputs)
+
+
+def vit_s16_inference(inputs: Arrays) -> Workload:
+    return inference(ViT(REAL["vit_s16"], 224, 3), 2 * images(inputs) - 1, inputs)
+
+
+def vit_b16_inference(inputs: Arrays) -> Workload:
+    return inference(ViT(REAL["vit_b16"], 224, 3), 2 * images(inputs) - 1, inputs)
 
 
 class Reconstruction(AAE):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from benchmarks.inputs import Arrays
 from benchmarks.worker import Workload
@@ -19,6 +20,37 @@ def images(inputs: Arrays) -> jax.Array:
 
 def compiled_update(update: Callable, state: Any, batch: Any) -> Callable:
     return jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+
+
+def training(
+    logits_of: Callable,
+    params: Any,
+    x: jax.Array,
+    inputs: Arrays,
+    optimizer,
+    in_parts: Callable = lambda gradient: gradient,
+) -> tuple[Callable, Any, Any]:
+    """Returns (a classifier's train step: state, batch -> state, metrics; its first state; a batch).
+
+    `logits_of` maps (params, images or sequences x) to logits. `in_parts` changes how the gradient is computed.
+    """
+
+    def update(state, batch):
+        params, opt_state = state
+
+        def loss(params, batch):
+            x, labels = batch
+            return optax.softmax_cross_entropy_with_integer_labels(logits_of(params, x), labels).mean()
+
+        value, gradients = in_parts(jax.value_and_grad(loss))(params, batch)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), {"loss": value}
+
+    return update, (params, optimizer.init(params)), (x, jnp.asarray(inputs["label"]))
+
+
+def trained_by(update: Callable, state: Any, batch: Any) -> Workload:
+    return trained(compiled_update(update, state, batch), state, batch)
 
 
 def stepping(compiled: Callable, state: Any, batch: Any) -> Step:

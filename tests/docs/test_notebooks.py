@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 INSTALL = 2  # index of the install cell
+SOLUTION = r"<details><summary>Solution</summary>\n\n```python\n(.*?)\n```\n\n</details>\Z"
 
 # For each number that a notebook prints: the text before the number, and its lower and upper bound.
 CLAIMS = {
@@ -28,18 +30,18 @@ CLAIMS = {
         ("codes in the petal of their digit:", 0.7, 1.0),
     ],
     "attention": [
-        ("largest difference to the equation:", 0.0, 1e-5),
+        ("largest difference from the equation:", 0.0, 1e-5),
         ("largest deviation of a row sum from 1:", 0.0, 1e-5),
         ("query 2 attends to no key, output: [", 0.0, 0.0),
         ("largest gradient from the future:", 0.0, 0.0),
         ("smallest gradient from the past:", 1e-4, 10.0),
-        ("largest difference to torch:", 0.0, 1e-5),
+        ("largest difference from torch:", 0.0, 1e-5),
         ("test accuracy │", 0.75, 1.0),
     ],
     "finetune": [
         ("step 350/350 test accuracy", 0.5, 1.0),
         ("step 100/100 test accuracy", 0.75, 1.0),
-        ("largest difference to train.predict:", 0.0, 1e-5),
+        ("largest difference from train.predict:", 0.0, 1e-5),
         ("test accuracy in JAX:", 0.6, 1.0),
         ("in torch:", 0.6, 1.0),
         ("largest difference of the losses:", 0.0, 1e-3),
@@ -52,15 +54,19 @@ CLAIMS = {
         ("test accuracy in torch, after training in JAX:", 0.88, 1.0),
     ],
     "lstm": [
-        ("largest difference to the equations:", 0.0, 1e-5),
-        ("largest difference to torch:", 0.0, 1e-5),
+        ("largest difference from the equations:", 0.0, 1e-5),
+        ("largest difference from torch:", 0.0, 1e-5),
         ("right digit after  7 rows:", 0.05, 0.4),
         ("right digit after 28 rows:", 0.8, 1.0),
         ("test accuracy │", 0.88, 1.0),
     ],
-    "quickstart": [("test accuracy:", 0.75, 1.0)],
+    "quickstart": [
+        ("test accuracy:", 0.75, 1.0),
+        ("test accuracy by hand:", 0.7, 1.0),
+        ("test accuracy │", 0.7, 1.0),
+    ],
     "vit": [
-        ("largest difference to the convolution:", 0.0, 1e-5),
+        ("largest difference from the convolution:", 0.0, 1e-5),
         ("test accuracy:", 0.7, 1.0),
         ("logits with positions:", 0.1, 100.0),
         ("logits without positions:", 0.0, 1e-4),
@@ -87,6 +93,24 @@ def kinds(cell):
     return [[output.output_type, output.get("name"), sorted(output.get("data", {}))] for output in cell.outputs]
 
 
+def exercises(cells):
+    """Returns, for each exercise, the indices of its text, of the cell for the answer and of the check."""
+    texts = [i for i, cell in enumerate(cells) if cell.source.startswith("### Exercise: ")]
+    return [(text, text + 1, text + 2) for text in texts]
+
+
+def with_solutions(cells):
+    """Returns the cells and a set of indices: after each check, the solution of its exercise and the check again."""
+    result, added, checks = [], set(), {check: text for text, _, check in exercises(cells)}
+    for i, cell in enumerate(cells):
+        result.append(cell)
+        if i in checks:
+            (solution,) = re.findall(SOLUTION, cells[checks[i]].source, re.DOTALL)
+            result += [nbformat.v4.new_code_cell(source) for source in (solution, cell.source)]
+            added |= {len(result) - 2, len(result) - 1}
+    return result, added
+
+
 def check_outputs(name, notebook):
     """Checks that pictures are not blank, printed numbers are within `CLAIMS`, and no cell failed or warned."""
     text = ""
@@ -108,15 +132,21 @@ def check_outputs(name, notebook):
 
 @pytest.mark.slow
 def test_a_notebook_runs_and_gives_the_committed_outputs(committed, tmp_path):
-    """Executes the notebook inside a clone. Its outputs must have the same types as the committed ones."""
+    """Executes the notebook inside a clone. Its outputs must have the same types as the committed ones.
+
+    A reader who copies the solutions into the notebook gets "correct" from each check.
+    """
     name, notebook = committed
     for part in ("configs", "train", "w2jax"):  # a clone that the run folders are written to
         (tmp_path / part).symlink_to(ROOT / part)
     before = [kinds(cell) for cell in code_cells(notebook)]
+    notebook.cells, added = with_solutions(notebook.cells)
     client = NotebookClient(
         notebook, timeout=240, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": tmp_path}}
     )
     client.execute(env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"})
+    answers = [notebook.cells.pop(i) for i in sorted(added, reverse=True)]
+    assert [output.text for cell in answers for output in cell.outputs] == ["correct\n"] * (len(answers) // 2)
     check_outputs(name, notebook)
     assert notebook.cells[INSTALL].outputs == []
     assert [kinds(cell) for cell in code_cells(notebook)] == before
@@ -128,6 +158,37 @@ def test_the_committed_outputs_are_complete_and_true(committed):
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     assert all(not cell.metadata for cell in cells)
+
+
+def test_the_exercises_have_a_solution_an_empty_answer_and_a_check(committed):
+    name, notebook = committed
+    found = exercises(notebook.cells)
+    assert found or name == "finetune"
+    assert sum("<details>" in cell.source for cell in notebook.cells) == len(found)
+    for text, answer, check in found:
+        (solution,) = re.findall(SOLUTION, notebook.cells[text].source, re.DOTALL)
+        (defined,) = re.findall(r"^(?:def )?\w+", solution, re.MULTILINE)
+        assert notebook.cells[answer].source.startswith(defined)
+        (output,) = notebook.cells[check].outputs
+        assert output.text.startswith("not yet: write your ")
+
+
+@pytest.mark.parametrize("on_colab", [False, True])
+def test_the_run_on_google_drive_is_in_its_folder_on_colab_only(on_colab, monkeypatch):
+    """Runs the cell without its training, with a stand-in for Colab's module."""
+    (cell,) = [
+        cell for cell in nbformat.read(ROOT / "notebooks" / "quickstart.ipynb", 4).cells if "/MyDrive" in cell.source
+    ]
+    mounted = []
+    monkeypatch.delitem(sys.modules, "google.colab", raising=False)
+    if on_colab:
+        drive = SimpleNamespace(mount=mounted.append)
+        monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace(drive=drive))
+    names = {"sys": sys, "Path": Path}
+    exec(cell.source.replace("fit(kept, make_task);", ""), names)
+    assert mounted == ["/content/drive"] * on_colab
+    home = "/content/drive/MyDrive/w2jax" if on_colab else "runs"
+    assert names["kept"].run.dir == f"{home}/kept"
 
 
 def test_a_notebook_is_small(committed):

@@ -11,6 +11,7 @@ import griffe
 import pytest
 
 import w2jax
+from benchmarks.makers.report_picture import CHROMIUM
 
 ROOT = Path(__file__).parents[2]
 # The public modules of w2jax. The names that `w2jax.convert` exports are added below.
@@ -107,6 +108,36 @@ def test_solutions_are_folded_and_highlighted(site):
         solutions = re.findall(r"<details>(.*?)</details>", page.read_text(), re.DOTALL)
         assert len(solutions) == 13
         assert sum('class="highlight"' in solution for solution in solutions) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
+@pytest.mark.parametrize(("words", "page"), [("stochastic depth", "DropPath"), ("어텐션", "수업 코드에서")])
+def test_the_search_finds_pages_that_are_opened_from_disk(site, browser, words, page):
+    """It loads nothing from other servers."""
+    tab, elsewhere = browser.new_page(), []
+    tab.on("request", lambda request: elsewhere.append(request.url) if not request.url.startswith("file:") else None)
+    tab.goto((site / "index.html").as_uri())
+    tab.locator(".md-search__input").click()
+    tab.keyboard.type(words + " ")  # The theme waits for a key. Playwright inserts Korean letters without one.
+    tab.locator(".md-search-result__item", has_text=page).first.wait_for()
+    assert not elsewhere
+    tab.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
+def test_no_page_and_no_code_is_wider_than_a_phone(site, browser):
+    tab, wide = browser.new_page(viewport={"width": 390, "height": 800}), []
+    pages = [page for page in site.rglob("*.html") if page.name != "404.html"]
+    for page in pages:
+        tab.goto(page.as_uri())
+        if tab.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            wide.append(page.name)
+        codes = "[...document.querySelectorAll('pre > code')].filter(code => code.scrollWidth > code.clientWidth + 1)"
+        wide += tab.evaluate(f"{codes}.map(code => code.innerText)")
+    tab.close()
+    assert len(pages) > 20 and wide == []
 
 
 def test_the_reference_lists_everything_public(site, library):

@@ -1,6 +1,7 @@
 """No line of the project unpickles a file, runs text as code, calls a shell, or listens on the network.
 
-Only `train/report/serve.py` listens, to programs of the same machine (`tests/train/report/test_serve.py`).
+Only `train/report/serve.py` and `train/demo/serve.py` listen, by default to programs of the same machine
+(`tests/train/report/test_serve.py`, `tests/train/demo/test_program.py`).
 
 `ruff check` finds most such lines by its rules S and TID251 (pyproject.toml); `UNSAFE` finds the others.
 """

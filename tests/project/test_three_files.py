@@ -69,7 +69,8 @@ def tree(request, tmp_path_factory):
 
 
 def test_help_and_completion_know_the_new_task(tree):
-    assert "to see that it works" in tree.run("-m", f"train.{tree.task}", "--help")
+    told = tree.run("-m", f"train.{tree.task}", "--help")
+    assert "to see that it works" in told and told.splitlines()[1] == f"    python -m train.{tree.task} tiny"
     script = tree.run("-m", "train.completion", "bash")
     assert f"train.{tree.task}) echo tiny sample ;;" in script
     assert f'Did you mean "{tree.task}"?' in tree.run(

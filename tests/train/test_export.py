@@ -1,11 +1,12 @@
 """An exported model gives the predictor's outputs in a program that only has jax."""
 
 import dataclasses
-import importlib
 import json
+import re
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -14,16 +15,15 @@ import numpy as np
 import optax
 import pytest
 from models import random_variables
+from predictors import CASES, GRAY, VIT, one_step_run, preset, untrained
 
-from configs.base import Mesh
 from train import export
 from train.engine.checkpoint import Checkpoints
-from train.engine.loop import fit
 from train.predict import load, make_predictor
 from train.process.errors import UserError
 from train.run.folder import ImageInfo, read_image_info
 from train.task import State
-from w2jax import ViT, convert
+from w2jax import convert
 from w2jax.aae import AAE, AAEDecoder, AAEDiscriminator, AAEEncoder
 from w2jax.serialize import module_to_json
 
@@ -41,26 +41,6 @@ for folder in pathlib.Path(sys.argv[1]).iterdir():
     np.save(folder / "found.npy", np.concatenate([model.call(x) for x in (images[:1], images[1:4], images[4:])]))
 assert not {"flax", "w2jax", "train"} & set(sys.modules)
 """
-VIT = ViT(10, 7, 16, 2, 2, 16)
-SCANNED = VIT.clone(pool="map", num_registers=2, embed_norm=True, scan_layers=True)
-CATEGORIES = AAE(
-    AAEEncoder(3, hidden_sizes=(16,), categories=10, normalize_categories=True),
-    AAEDecoder((28, 28, 1), hidden_sizes=(16,), batch_norm=(0,), activation="sigmoid"),
-    AAEDiscriminator(hidden_sizes=(8,)),
-    AAEDiscriminator(hidden_sizes=(8,)),
-)
-GRAY, RGB = (28, 28, 1), (28, 28, 3)
-CASES = {  # preset, another model than the preset's or None, shape of the images
-    "vit": (("vit", "tiny"), VIT, GRAY),
-    "vit_rgb": (("vit", "tiny"), VIT, RGB),
-    "vit_scanned": (("vit", "tiny"), SCANNED, GRAY),
-    "vit_bfloat16": (("vit", "tiny"), VIT.clone(dtype="bfloat16"), GRAY),
-    "lstm": (("lstm", "tiny"), None, GRAY),
-    "mha": (("mha", "tiny"), None, GRAY),
-    "aae": (("aae", "tiny"), None, (32, 32, 1)),
-    "aae_semi": (("aae", "semi_100"), CATEGORIES, GRAY),
-    "aae_clusters": (("aae", "reduction"), CATEGORIES.clone(cluster_heads=True, decoder=AAEDecoder(GRAY)), GRAY),
-}
 
 
 def write_run(folder, module, variables):
@@ -71,26 +51,6 @@ def write_run(folder, module, variables):
     with Checkpoints(folder / "checkpoints") as checkpoints:
         checkpoints.save(3, state, {"seconds": 1.0})
     return folder
-
-
-def preset(task, name):
-    return importlib.import_module(f"configs.{task}").PRESETS[name].config
-
-
-def untrained(case):
-    """Returns the predictor of a model with random weights."""
-    (task, name), model, shape = CASES[case]
-    config = preset(task, name)
-    config = config if model is None else dataclasses.replace(config, model=model)
-    example = np.zeros((1, *shape) if task in ("vit", "aae") else (1, shape[0], shape[1] * shape[2]), np.float32)
-    shapes = jax.eval_shape(config.model.init, {"params": jax.random.key(0), "sample": jax.random.key(0)}, example)
-    rng = np.random.default_rng(0)
-    variables = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), shapes)
-    if "batch_stats" in shapes:
-        variables["batch_stats"] = jax.tree.map(
-            lambda x: rng.uniform(1, 2, x.shape).astype(x.dtype), shapes["batch_stats"]
-        )
-    return make_predictor(config, ImageInfo(shape, list("0123456789")), variables, "random ones")
 
 
 @pytest.fixture(scope="module")
@@ -121,17 +81,7 @@ def test_the_exported_program_gives_the_predictors_outputs(case, computed):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Returns the folder of a run of one step, whose model cannot be expressed in timm."""
-    tiny = preset("vit", "tiny")
-    config = dataclasses.replace(
-        tiny,
-        model=SCANNED.clone(depth=1, embed_dim=8),
-        data=dataclasses.replace(tiny.data, train_split="train[:20]", test_split="test[:10]"),
-        run=dataclasses.replace(tiny.run, steps=1, batch_size=10, dir=str(tmp_path_factory.mktemp("vit") / "run")),
-        mesh=Mesh(1, 1, 1),
-    )
-    fit(config, importlib.import_module("train.vit").make_task)
-    return Path(config.run.dir)
+    return one_step_run(tmp_path_factory.mktemp("vit") / "run")
 
 
 @pytest.mark.slow
@@ -229,7 +179,7 @@ def test_a_file_of_someone_else_is_not_overwritten(options, name, content, run, 
     export.main(command)  # Its own export may be replaced.
 
 
-@pytest.mark.parametrize("options", [[], ["--format", "torch"], ["--format", "huggingface"]])
+@pytest.mark.parametrize("options", [[], ["--format", "torch"], ["--format", "huggingface"], ["--format", "onnx"]])
 def test_another_run_folder_is_not_overwritten(options, run, tmp_path):
     other = Path(shutil.copytree(run, tmp_path / "other"))
     before = (other / "images.json").read_bytes(), (other / "config.json").read_bytes()
@@ -238,7 +188,7 @@ def test_another_run_folder_is_not_overwritten(options, run, tmp_path):
     assert before == ((other / "images.json").read_bytes(), (other / "config.json").read_bytes())
 
 
-@pytest.mark.parametrize("options", [[], ["--format", "torch"], ["--format", "huggingface"]])
+@pytest.mark.parametrize("options", [[], ["--format", "torch"], ["--format", "huggingface"], ["--format", "onnx"]])
 def test_nothing_is_written_through_a_link_in_the_run_folder(options, run, tmp_path, capfd):
     copy = Path(shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("exported")))
     (tmp_path / "outside").mkdir()
@@ -264,6 +214,7 @@ def test_a_linked_file_is_not_copied(run, tmp_path):
         (["{run}", "--format", "keras"], 'must be one of timm, .*, got "keras"'),
         (["{run}", "--format", "torch", "--out", "{file}/deeper.npz"], "cannot be written: .* Choose another --out"),
         (["{run}", "--format", "torch", "--out", "a.txt"], "got the suffix .txt"),
+        (["{run}", "--format", "onnx", "--out", "a.txt"], r"--out must be a folder or a \.onnx file, got a\.txt"),
         (["{fresh}", "--format", "torch"], "has no checkpoint yet"),
         (["{file}", "--format", "torch"], "is no run folder|config.json"),
         (["{run}", "--out", "{file}"], r"cannot be written: .*\. Choose another --out"),
@@ -307,6 +258,19 @@ def test_without_flatbuffers_one_line_says_what_to_install(run, tmp_path):
         ended.stderr
         == "error: exporting needs flatbuffers, which is not installed. Install it: pip install flatbuffers\n"
     )
+
+
+@pytest.mark.parametrize("package", ["jax2onnx", "onnxruntime"])
+def test_without_the_onnx_packages_one_line_says_what_to_install(package, run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax2onnx", types.ModuleType("jax2onnx"))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError) as error:
+        export.main([str(run), "--format", "onnx", "--out", str(tmp_path / "out")])
+    assert re.fullmatch(
+        rf"--format onnx needs the packages jax2onnx and onnxruntime \(.*{package}.*\)\. Run: .*", str(error.value)
+    )
+    assert str(error.value).endswith('Run: pip install -e ".[onnx]"')
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_decoder_conditioned_on_labels_is_refused(tmp_path):

@@ -9,6 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -335,6 +336,23 @@ def test_an_error_is_one_line(arguments, told, vit, files, tmp_path):
     with pytest.raises(UserError, match=told) as error:
         main([argument.format(**places) for argument in arguments])
     assert "\n" not in str(error.value)
+
+
+def test_a_predictor_compiles_only_once_for_a_number_of_images(vit, digits):
+    predictor, compiled = load(vit.run.dir), []
+
+    def count(event, seconds, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    first = predictor(digits[0][:3])
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        assert np.array_equal(predictor(digits[0][:3]), first) and not compiled
+        predictor(digits[0][:5])
+        assert compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
 
 
 def test_images_of_another_shape_or_type_are_refused(vit, digits):

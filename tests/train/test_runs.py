@@ -254,6 +254,29 @@ def test_runs_are_sorted_by_name_by_time_and_each_metric_by_its_best(tmp_path, c
     assert order("--sort", "time") == "eadcbf"
 
 
+def test_runs_are_filtered_by_task_and_state(tmp_path, capsys):
+    a_run(tmp_path / "a", "aae", accuracies=((400, 0.25),), metric="reconstruction")
+    a_run(tmp_path / "b", accuracies=((400, 0.5),))
+    a_run(tmp_path / "c", accuracies=())
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "config.json").write_text("{}")
+
+    def names(*options):
+        main([str(tmp_path), "--json", *options])
+        return "".join(json.loads(line)["path"][-1] for line in capsys.readouterr().out.splitlines())
+
+    assert names("--task", "vit") == "bc"
+    assert names("--state", "finished") == "ab"
+    assert names("--task", "vit", "--state", "finished") == "b"
+    assert names("--state", "damaged") == "d"
+    main([str(tmp_path), "--task", "lstm"])
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == f"no run in {tmp_path} has this task and state. Tasks: aae, vit. Omit --task or --state\n"
+    with pytest.raises(UserError, match=r"^--state must be one of running, finished, .*, damaged, got done\. Choose"):
+        main([str(tmp_path), "--state", "done"])
+
+
 def test_a_missing_folder_or_an_empty_one_is_reported_in_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(

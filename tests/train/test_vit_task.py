@@ -156,3 +156,18 @@ def test_every_vit_has_its_pictures(scan, positions, patch):
     assert pictures["attention_rollout"].row_labels == ("image", "blocks 1–2")
     assert "block 2 of 2" in pictures["attention"].caption
     np.testing.assert_allclose(pictures["attention_rollout"].cells[0], images / 255, atol=1e-5)
+
+
+def test_the_reports_rollout_starts_at_what_the_classifier_reads():
+    """The image is black, so the color shows the shares that the task gives, divided by the largest one."""
+    model = ViT(3, patch_size=4, embed_dim=8, depth=2, num_heads=2, mlp_dim=8, pool="map", num_registers=1)
+    config = dataclasses.replace(PRESETS["tiny"].config, model=model)
+    images = np.zeros((5, 8, 12, 3), np.uint8)
+    source = InMemorySource("colors", "train", images.shape[1:], 3, [], images, np.arange(5) % 3)
+    task = make_task(config, source)
+    state = State(jnp.zeros((), jnp.int32), random_variables(model, jnp.zeros((1, 8, 12, 3)))["params"], None)
+    drawn = jax.jit(task.figures)(state, source.gather(np.arange(5)))["attention_rollout"].cells[1]
+    shares = np.asarray(jax.jit(task.rollout.shares)(state, images))
+    expected = (shares / shares.max(axis=(1, 2), keepdims=True)).repeat(4, axis=1).repeat(4, axis=2)
+    np.testing.assert_allclose(drawn[..., 0], 0.65 * expected, atol=1e-5)
+    assert np.ptp(expected) > 0.01

@@ -21,6 +21,7 @@ from train import export, prepare, runs
 from train.config.cli import read_options, run_main
 from train.config.tasks import task_names, task_presets
 from train.data.locate import PREPARABLE
+from train.demo import __main__ as demo
 from train.dryrun import __main__ as dryrun
 from train.predict import __main__ as predict
 from train.report import __main__ as report
@@ -49,6 +50,7 @@ def specs() -> dict[str, CompletionSpec]:
         tasks[f"train.{task}"] = CompletionSpec(type(sample), tuple(presets), {"default": sample})
     return tasks | {
         "train.predict": CompletionSpec(predict.Options, tyro_arguments=no_pairs),
+        "train.demo": CompletionSpec(demo.Options, tyro_arguments=no_pairs),
         "train.export": CompletionSpec(export.Options, tyro_arguments=no_pairs),
         "train.prepare": CompletionSpec(prepare.DownloadOptions, (*PREPARABLE, "folder"), no_pairs),
         "train.prepare.folder": CompletionSpec(prepare.FolderOptions, tyro_arguments=no_pairs),

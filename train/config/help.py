@@ -1,4 +1,4 @@
-"""The short help of `python -m train.TASK`: the presets, the common options, and the names of all other options."""
+"""The short help of `python -m train.TASK`: examples, presets, common options, and the names of all other options."""
 
 import shlex
 import textwrap
@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin
 from configs.base import Preset
 from configs.options import Rule
 from train.config.options import Option, options_of
+from train.config.tasks import task_examples
 
 _WIDTH, _COLUMN = 80, 27
 
@@ -18,11 +19,12 @@ def short_help(task: str, presets: Mapping[str, Preset], preset: str) -> str:
     config = presets[preset].config
     options = options_of(config)
     # The task's own options come first. Options of nested groups, such as the AAE's phases, would fill the screen.
-    common = (option for option in options.values() if Rule.COMMON in option.rules and option.name.count(".") < 2)
+    common = (option for option in options.values() if _is_common(option))
     shown = sorted(common, key=lambda option: "." in option.name)
     return "\n".join(
         [
             f"usage: python -m train.{task} [PRESET] [--OPTION VALUE ...]",
+            *task_examples(task),
             "",
             *textwrap.wrap(str(type(config).__doc__), _WIDTH),
             "",
@@ -35,6 +37,12 @@ def short_help(task: str, presets: Mapping[str, Preset], preset: str) -> str:
             *_names([name for name, option in options.items() if option not in shown]),
         ]
     )
+
+
+def _is_common(option: Option) -> bool:
+    # The model of a photo's classifier needs the number of classes. A field of a model has no rules.
+    is_common = Rule.COMMON in option.rules or option.name == "model.num_classes"
+    return is_common and option.name.count(".") < 2
 
 
 def _presets(presets: Mapping[str, Preset]) -> list[str]:

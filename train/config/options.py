@@ -22,7 +22,7 @@ class Option:
     type: Any
     """The type of the field, without the metadata of `Annotated`."""
     text: str
-    """The docstring below its field; "" for a field of a model, which has a comment instead."""
+    """The docstring below its field, or the comment on the line of a model's field."""
     range: Range | None
     rules: frozenset[Rule]
     """The option's own rules and the rules of its groups."""
@@ -83,12 +83,17 @@ def extras_of(annotation: Any) -> Iterator[Any]:
 
 @cache
 def texts_of(config_type: type) -> dict[str, str]:
-    """The docstrings below the fields of a class and of its base classes."""
+    """The docstrings below the fields of a class and of its base classes, or the comments on their lines."""
     texts = {}
     for cls in (cls for cls in reversed(config_type.__mro__) if is_dataclass(cls)):
-        module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+        source = inspect.getsource(sys.modules[cls.__module__])
+        module, lines = ast.parse(source), source.splitlines()
         classes = {node.name: node.body for node in module.body if isinstance(node, ast.ClassDef)}
         for field, text in pairwise(classes.get(cls.__name__, [])):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            if not isinstance(field, ast.AnnAssign):
+                continue
+            if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 texts[ast.unparse(field.target)] = " ".join(str(text.value.value).split())
+            elif comment := lines[(field.end_lineno or field.lineno) - 1].partition("  # ")[2]:
+                texts[ast.unparse(field.target)] = comment
     return texts

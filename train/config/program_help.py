@@ -25,7 +25,8 @@ def program_help(kind: type, program: str, description: str | None) -> str:
     """
     annotated, plain, texts = get_type_hints(kind, include_extras=True), get_type_hints(kind), texts_of(kind)
     arguments, options = [], [("-h, --help", "Show this help and exit.")]
-    for field in fields(kind):
+    # Options that several programs have follow those of this program.
+    for field in sorted(fields(kind), key=lambda field: field.kw_only and field.name not in kind.__annotations__):
         extras = list(extras_of(annotated[field.name]))
         of_tyro = [extra for extra in extras if hasattr(extra, "metavar")]
         given = next((extra.metavar for extra in of_tyro if extra.metavar is not None), None)

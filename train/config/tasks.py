@@ -1,8 +1,10 @@
 """Finds the tasks by their files, `configs/NAME.py` and `train/NAME.py`, without importing JAX."""
 
+import ast
 import importlib
 import pkgutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import configs
@@ -21,6 +23,13 @@ def task_names() -> list[str]:
 def task_presets(task: str) -> dict[str, Preset[Any]]:
     """The presets of a task by name."""
     return importlib.import_module(f"configs.{check_task(task)}").PRESETS
+
+
+def task_examples(task: str) -> list[str]:
+    """The commands in the docstring of a task's program, each on an indented line."""
+    code = Path(train.__path__[0], f"{check_task(task)}.py").read_text()
+    lines = (ast.get_docstring(ast.parse(code)) or "").splitlines()[1:]
+    return [f"    {line.strip()}" for line in lines if line.strip().startswith("python -m ")]
 
 
 def task_config_type(task: str) -> type[Any]:

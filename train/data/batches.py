@@ -80,7 +80,8 @@ def eval_batches(
         of the last example, whose mask is False.
 
     Raises:
-        See `batches`.
+        ValueError: `rows` is not increasing, or a row is outside the batch.
+        UserError: see `Source.gather`.
     """
     rows = _checked_rows(rows, batch_size)
     steps = range(-(-len(source) // batch_size))

@@ -1,6 +1,11 @@
 """Compiles the training step of a config for a TPU. Reports the memory that the
 step needs and the least time that it takes. No TPU is required.
 
+    python -m train.dryrun vit imagenet_b16 --topology v5e:8x8
+    python -m train.dryrun lstm --topology cpu:2
+
+The form of the command:
+
     python -m train.dryrun TASK [PRESET] --topology v5e:2x2 [--slices N]
         [--hbm GIB] [--search] [--json FILE] [--options of the task]
 

@@ -33,6 +33,8 @@ _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "async-update", "opt-barrier", "optimization-barrier", "domain",
 }  # fmt: skip
+# Parts of an operation's name that are not modules.
+_CONTROL = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_computation"}
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
 
@@ -75,21 +77,32 @@ class Counts:
     """The work of a computation."""
 
     flops: float = 0
-    bytes: float = 0
+    traffic: dict[str, float] = field(default_factory=dict)
+    """Bytes by the part of the model that a kernel belongs to (see `part_of`)."""
     collectives: dict[str, Collectives] = field(default_factory=dict)
     unknown_loops: float = 0
     """Number of loops of unknown length. Their bodies count once."""
 
+    @property
+    def bytes(self) -> float:
+        """The memory traffic of all parts."""
+        return sum(self.traffic.values())
+
     def add(self, other: "Counts", times: int = 1) -> None:
         """Adds the work of `other`, `times` times."""
         self.flops += times * other.flops
-        self.bytes += times * other.bytes
+        for part, size in other.traffic.items():
+            self.add_traffic(part, times * size)
         self.unknown_loops += times * other.unknown_loops
         for kind, part in other.collectives.items():
             total = self.collectives.setdefault(kind, Collectives())
             total.count += times * part.count
             total.bytes += times * part.bytes
             total.sent += times * part.sent
+
+    def add_traffic(self, part: str, size: float) -> None:
+        """Adds bytes to a part of the model."""
+        self.traffic[part] = self.traffic.get(part, 0.0) + size
 
 
 def count(text: str, devices: int) -> Counts:
@@ -137,7 +150,7 @@ class _Counter:
         elif opcode == "convolution":
             total.flops += convolution_flops(instruction, scope)
         if not fused and opcode not in _FREE:
-            total.bytes += self._traffic(instruction, scope)
+            total.add_traffic(part_of(instruction), self._traffic(instruction, scope))
 
     def _add_collectives(
         self, total: Counts, instruction: Instruction, scope: Computation, name: str, started: set[str]
@@ -287,6 +300,22 @@ def bytes_written(instruction: Instruction, inside: Computation) -> float:
             size = array.bytes
         total += size if array.main else 0.0
     return total
+
+
+def part_of(instruction: Instruction) -> str:
+    """Returns the path of the module that a kernel belongs to, and its direction: "encoder/block_*/mlp forward".
+
+    The compiler keeps JAX's name of one of the operations in the kernel. A kernel without a name only moves data.
+    """
+    named = re.search(r'op_name="([^"]*)"', instruction.attributes)
+    if named is None:
+        return "copies"
+    *path, _ = named[1].split("/")
+    modules = [re.sub(r"_\d+$", "_*", name) for name in path if re.fullmatch(r"\w+", name) and name not in _CONTROL]
+    if "jvp(" not in named[1]:
+        return "/".join(modules) or "outside the model"
+    direction = "backward" if "transpose(jvp(" in named[1] else "forward"
+    return f"{'/'.join(modules) or 'model'} {direction}"
 
 
 def dot_flops(instruction: Instruction, scope: Computation) -> int:

@@ -23,6 +23,7 @@ from w2jax.text import format_bytes
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 _SIZE = r"([\d.]+)([BKMGT]?)"
 
+LARGEST = 5  # parts of the memory or of the memory traffic in the table
 Report = dict[str, Any]
 """The content of the --json file. Sizes are bytes per chip, times are seconds."""
 
@@ -64,6 +65,7 @@ def measure(config: Config, make_task, source: Source, mesh: jax.sharding.Mesh, 
         "model_flops": model_flops(without_remat(config), make_task, source, program) / mesh.size,
         "flops": counts.flops,
         "bytes": counts.bytes,
+        "traffic": dict(sorted(counts.traffic.items(), key=lambda part: -part[1])),
         "collectives": {
             kind: {"count": part.count, "bytes": part.bytes, "sent": part.sent}
             for kind, part in sorted(counts.collectives.items())
@@ -166,9 +168,10 @@ def rows(report: Report) -> list[tuple[str, str]]:
     """Returns the rows of the table, as (name, text)."""
     memory = report["memory"]
     slices = f" in {report['slices']} slices" if report["slices"] > 1 else ""
+    halves = " halves" if report["topology"].startswith("v7x") else ""
     mesh = "  ".join(f"{name} {size}" for name, size in report["mesh"].items())
     table = [
-        ("chips", f"{report['chips']}{slices}: {mesh}"),
+        ("chips", f"{report['chips']}{halves}{slices}: {mesh}"),
         ("batch size", f"{report['batch_size']:,} images, {report['batch_size'] / report['batch_parts']:g} per chip"),
         ("parameters", f"{report['parameters']:,}"),
     ]
@@ -176,7 +179,8 @@ def rows(report: Report) -> list[tuple[str, str]]:
     table += [(f"memory: {text}", format_bytes(memory[name])) for name, text in names.items() if name in memory]
     table.append(("memory per chip", fit(report)))
     table += [
-        (f"  {format_bytes(part['bytes'])}", f"{part['shape']} {part['of']}") for part in memory.get("largest", [])[:5]
+        (f"  {format_bytes(part['bytes'])}", f"{part['shape']} {part['of']}")
+        for part in memory.get("largest", [])[:LARGEST]
     ]
     if "flops" in report:
         table += [
@@ -185,6 +189,7 @@ def rows(report: Report) -> list[tuple[str, str]]:
                 f"{quantity(report['flops'])} (model FLOPs: {quantity(report['model_flops'])})",
             ),
             ("memory traffic per step and chip", format_bytes(report["bytes"])),
+            *((f"  {part}", format_bytes(size)) for part, size in [*report["traffic"].items()][:LARGEST]),
         ]
         for kind, part in report["collectives"].items():
             table.append((kind, f"{part['count']:,.0f} per step, {format_bytes(part['bytes'])}"))

@@ -14,11 +14,16 @@ import jax
 from train.process.errors import UserError
 
 GIB = 2**30
-FORMS = "v5e:2x2, v6e:4x8 (one chip: 1x1), v4:2x2x1, v5p:4x4x8 (one chip: 1x1x1), cpu:8 (simulated devices), gpu"
+FORMS = (
+    "v5e:2x2, v6e:4x8 (one chip: 1x1), v4:2x2x1, v5p:4x4x8, v7x:2x2x1 (one chip: 1x1x1), cpu:8 (simulated devices), gpu"
+)
 
 
 class Chip(NamedTuple):
-    """The limits of a chip, from the system architecture pages of Google Cloud's TPU documentation."""
+    """The limits of a JAX device, from the system architecture pages of Google Cloud's TPU documentation.
+
+    A device is a chip. Only on v7x it is half a chip, because JAX has a device for each of the two chiplets.
+    """
 
     flops: float
     """Peak FLOP/s in bfloat16. Float32 products reach it too: by default XLA rounds their operands to bfloat16."""
@@ -27,7 +32,7 @@ class Chip(NamedTuple):
     bandwidth: float
     """Bytes per second to and from HBM."""
     interconnect: float
-    """Bytes per second that a chip can send over all its links to other chips of the slice."""
+    """Bytes per second that the device can send over all its links to other chips of the slice."""
     pod: int
     """Number of chips in the largest slice."""
     dimensions: int
@@ -39,7 +44,9 @@ CHIPS = {
     "v5e": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 256, 2),
     "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 600e9, 8960, 3),
     "v6e": Chip(918e12, 31.25 * GIB, 1638e9, 400e9, 256, 2),
+    "v7x": Chip(2307e12 / 2, 94.75 * GIB, 7380e9 / 2, 600e9 / 2, 9216, 3),
 }
+COMPILER_NAMES = {"v7x": "tpu7x"}  # where the compiler's name of a generation differs from ours
 
 
 @dataclass(frozen=True)
@@ -104,14 +111,17 @@ def _tpus(generation: str, grid: str, sides: list[int], slices: int) -> Sequence
         )
     from jax.experimental import topologies
 
+    name = f"{COMPILER_NAMES.get(generation, generation)}:{grid}"
     options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     # A host has one chip, or 2×2 chips of a plane.
     options["chips_per_host_bounds"] = (1, 1, 1) if any(side % 2 for side in sides[:2]) else (2, 2, 1)
     if generation == "v4":
         options["chip_config_name"] = "megacore"  # The two cores of a chip count as one device.
+    # libtpu lets only one process use the TPUs of a machine. The compiler uses none, so several may run at once.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     try:
         with quiet_stderr():
-            topology = topologies.get_topology_desc(platform="tpu", topology_name=f"{generation}:{grid}", **options)
+            topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
         raise UserError(
             f"--topology: {generation}:{grid} is not a valid TPU topology ({str(error).splitlines()[0]})"

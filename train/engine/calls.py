@@ -29,10 +29,10 @@ def train_calls(setup: Setup, source: Source, state: State, done: int) -> Genera
     `source` has the training images or their features. `state` is the state after step `done`. Each yielded state is
     valid until the next call.
     """
-    run, program = setup.config.run, setup.program
-    if run.steps_per_call == 1:
+    program, most = setup.program, setup.steps_per_call.number
+    if most == 1:
         return _single_steps(setup, source, program.lowered_step.compile(), state, done)
-    return _several_steps(setup, source, program.lower_many(run.steps_per_call).compile(), state, done)
+    return _several_steps(setup, source, program.lower_many(most).compile(), state, done)
 
 
 def _single_steps(
@@ -51,7 +51,7 @@ def _several_steps(
     setup: Setup, source: Source, train_steps: jax.stages.Compiled, state: State, done: int
 ) -> Generator[Call]:
     run, program = setup.config.run, setup.program
-    most = run.steps_per_call
+    most = setup.steps_per_call.number
     examples = {name: program.replicate(x) for name, x in source.gather(np.arange(len(source))).items()}
     order = example_order(len(source), run.batch_size, run.seed)
     while done < run.steps:

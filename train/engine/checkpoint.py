@@ -24,6 +24,7 @@ from train.engine.save_errors import reporting
 from train.process.distributed import barrier, is_main_process
 from train.process.errors import RunStopped, UserError
 from train.run.manifest import VERSION, checkpoint_steps, damage, has_manifest, write_manifest
+from train.run.patience import best_step
 from train.task import State, array_differences
 from w2jax.text import first_few, one_line, shorten
 
@@ -257,12 +258,13 @@ class _LatestAndBest(preservation_policy.PreservationPolicy):
     """Keeps the latest two checkpoints and the one with the best score."""
 
     def __init__(self, scores: dict[int, float], mode: Literal["max", "min"]):
-        self._scores, self._best = scores, max if mode == "max" else min
+        self._scores: dict[int, float] = scores
+        self._mode: Literal["max", "min"] = mode
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        scored = [step for step in steps if step in self._scores]
-        preserved = {*steps[-2:], *([self._best(scored, key=self._scores.__getitem__)] if scored else [])}
+        scored = {step: self._scores[step] for step in steps if step in self._scores}
+        preserved = {*steps[-2:], *([best_step(scored, self._mode)] if scored else [])}
         return [step in preserved for step in steps]
 
 

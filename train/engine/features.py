@@ -19,6 +19,7 @@ from train.data import Source, eval_batches
 from train.data.source import FeatureSource
 from train.engine.freeze import split
 from train.engine.program import Program
+from train.process.distributed import in_every_process
 from train.task import Features, State, Task, named_leaves
 from w2jax.convert.state_dict import HEADS
 from w2jax.text import format_bytes
@@ -61,7 +62,7 @@ def plan(config: Config, task: Task, source: Source, test_source: Source) -> Pla
         return Plan(note=f"{every_step}, because the model draws random numbers")
     sizes = [len(part) * math.prod(feature.shape) * feature.dtype.itemsize for part in (source, test_source)]
     limit = config.data.memory_limit
-    if not _in_every_process(max(sizes) <= limit * 2**20):
+    if not in_every_process(max(sizes) <= limit * 2**20):  # The limit may differ between processes.
         needed = format_bytes(max(sizes))
         return Plan(note=f"{every_step}, because their outputs need {needed}, above --data.memory-limit {limit} (MiB)")
     counts = f"{len(source):,} train and {len(test_source):,} test images"
@@ -85,12 +86,3 @@ def computed(program: Program, features: Features, source: Source, state: State,
 def _is_random(name: str) -> bool:
     """Returns whether an option that is on makes an image or the outputs of the model random."""
     return name in _RANDOM or (name.startswith("augment.") and name != "augment.magnitude")
-
-
-def _in_every_process(value: bool) -> bool:
-    """Returns whether `value` is True in every process. --data.memory-limit may differ between them."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.process_allgather(np.asarray(value)).all())

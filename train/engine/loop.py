@@ -5,7 +5,7 @@ The loop uses only the task, so a new model needs no change here.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from train.loggers.trackers import Trackers
 from train.loggers.window import FINITE_REMEDY, MetricWindow, check_finite_metrics
 from train.process.distributed import barrier, is_main_process
 from train.process.errors import Interrupted, RunStopped, UserError
-from train.process.signals import DeferredSignals
+from train.process.signals import DeferredSignals, set_handled
 from train.report.mistakes import Predictions
 from train.run.files import RENAMED_METRICS
 from train.run.folder import ImageInfo, RunFolder
@@ -193,14 +193,11 @@ def train(
         with publisher.phases.measure("saving"):
             checkpoints.save(step, progress.state, saved, before=publisher.sync)
 
-    def is_end(step: int, scores: Mapping[int, float]) -> bool:
-        return step == run.steps or is_over(scores, task.best_mode, run.patience)
-
     def evaluate(step: int) -> None:
         nonlocal predictions
         with publisher.phases.measure("evaluation"), signals.let_through():
             metrics, predictions = evaluator.evaluate(progress.state)
-            if is_end(step, checkpoints.scores | {step: metrics[task.best]}):
+            if _has_ended(setup, step, checkpoints.scores | {step: metrics[task.best]}):
                 metrics |= evaluator.final_metrics(progress.state)
         try:
             check_finite_metrics(step, metrics)
@@ -217,7 +214,7 @@ def train(
         is_tested = progress.done in (line["step"] for line in publisher.lines.restored if line.get("split") == "test")
         if progress.done and is_due(progress.done, run.eval_every) and not is_tested:
             evaluate(progress.done)  # An earlier process ended after it saved this checkpoint, before the evaluation.
-        if is_end(progress.done, checkpoints.scores):
+        if _has_ended(setup, progress.done, checkpoints.scores):
             calls = no_calls()
         else:
             with signals.let_through():
@@ -247,7 +244,7 @@ def train(
                     if not saves:
                         save(step)
                     raise
-                if is_end(step, checkpoints.scores):
+                if _has_ended(setup, step, checkpoints.scores):
                     break
                 publisher.report(evaluator, progress.state)
             window.resume()
@@ -259,6 +256,12 @@ def train(
     if predictions is None and task.probabilities is not None:
         predictions = evaluator.evaluate(progress.state).predictions  # A finished run has no step left that evaluates.
     return predictions
+
+
+def _has_ended(setup: Setup, step: int, scores: Mapping[int, float]) -> bool:
+    """Returns whether a run ends after this step: at its last step, or early."""
+    run = setup.config.run
+    return step == run.steps or is_over(scores, setup.task.best_mode, run.patience)
 
 
 def _announce(
@@ -276,13 +279,15 @@ def _announce(
         f"{setup.source.name}: {len(setup.source):,} train and {len(setup.test_source):,} test images; "
         f"{parameters:,} parameters on {program.devices}"
     )
-    run = setup.config.run
+    run, has_ended = setup.config.run, _has_ended(setup, progress.done, checkpoints.scores)
     if run.epochs is not None:
         say(f"{run.steps:,} steps: {run.epochs:g} × {len(setup.source):,} images / {run.batch_size:,}, rounded up")
     if note is not None:
         say(note)
-    if setup.features.note is not None and progress.done < run.steps:
+    if setup.features.note is not None and not has_ended:
         say(setup.features.note)
+    if setup.steps_per_call.note is not None and not has_ended:
+        say(setup.steps_per_call.note)
     if folder.left_by is not None:
         say(f"the last process in {folder.path} ({folder.left_by}) was killed or crashed")
     for message in checkpoints.notes:
@@ -290,8 +295,7 @@ def _announce(
     if not progress.done:
         return
     moved = "" if progress.devices in (None, program.devices) else f"; the checkpoint was saved on {progress.devices}"
-    is_finished = progress.done == run.steps or is_over(checkpoints.scores, setup.task.best_mode, run.patience)
-    start = "Training already finished at" if is_finished else "Resumed from"
+    start = "Training already finished at" if has_ended else "Resumed from"
     say(f"{start} step {progress.done:,} in {folder.path}{moved}")
     saved = [line for line in publisher.lines.restored if (line["step"], line.get("split")) != (progress.done, "test")]
     rows = f"the first {progress.lines} rows of {folder.metrics}"
@@ -338,8 +342,10 @@ def _what_is_saved(folder: RunFolder, checkpoints: Checkpoints, signals: Deferre
     except Interrupted as error:
         signals.defer_after(error)
         failure = None
-        with suppress(Interrupted):  # the third signal, while the run waits for a save
+        try:
             failure = checkpoints.failure(wait=not signals.is_urgent)
+        except Interrupted as third:  # the third signal, while the run waits for a save
+            set_handled(third)
         if signals.is_urgent:
             checkpoints.abandon()
         prefix = "" if failure is None else f"{failure}. "

@@ -17,6 +17,7 @@ from train.data.source import InMemorySource
 from train.engine.features import Plan, computed, plan
 from train.engine.program import Program
 from train.engine.sharding import batch_parts, make_mesh
+from train.engine.steps_per_call import StepsPerCall, choose
 from train.loggers.trackers import check_trackers
 from train.process.errors import UserError, as_user_error
 from train.run.folder import has_checkpoint
@@ -39,6 +40,7 @@ class Setup:
     test_source: Source
     program: Program
     features: Plan
+    steps_per_call: StepsPerCall
     started: float = field(default_factory=time.perf_counter)
     """Start time of the process, from `time.perf_counter`."""
 
@@ -89,7 +91,8 @@ def set_up(config: Config, make_task: MakeTask) -> tuple[Setup, InitialParams | 
     initial = None if task.initial_params is None or has_checkpoint(config) else task.initial_params()
     program = Program(config, task, source, mesh, features.feature)
     _check_memory(program)
-    return Setup(config, task, source, test_source, program, features, started), initial
+    calls = choose(config, source, program, features.feature is not None)
+    return Setup(config, task, source, test_source, program, features, calls, started), initial
 
 
 def with_steps(config: AnyConfig, examples: int) -> AnyConfig:
@@ -108,8 +111,8 @@ def with_steps(config: AnyConfig, examples: int) -> AnyConfig:
     limit = options_of(config)["run.steps"].range
     if limit is not None and steps not in limit:
         raise UserError(
-            f"--run.epochs must give at most {limit.high:,} steps, got {run.epochs:g} ({steps:.3g} steps of "
-            f"{run.batch_size:,} of {examples:,} images). Set fewer epochs"
+            f"--run.epochs must give at most {limit.high:,} steps, got {run.epochs:g} epochs, which are "
+            f"{steps:.3g} steps with {run.batch_size:,} of the {examples:,} images in each. Set fewer epochs"
         )
     return replace(config, run=replace(run, steps=steps))
 
@@ -144,10 +147,10 @@ def _check_memory(program: Program) -> None:
 
 
 def _check_in_memory(config: Config, source: Source) -> None:
-    """Raises UserError if `steps_per_call` is above 1 and the training split is not in memory."""
-    if config.run.steps_per_call > 1 and not isinstance(source, InMemorySource):
+    """Raises UserError if `steps_per_call` is a number above 1 and the training split is not in memory."""
+    if config.run.steps_per_call not in ("auto", 1) and not isinstance(source, InMemorySource):
         raise UserError(
-            f"--run.steps-per-call must be 1 if the dataset is streamed, got {config.run.steps_per_call}: "
-            f"{source.name} is streamed. Set --run.steps-per-call to 1, or raise --data.memory-limit if the "
+            f"--run.steps-per-call must be auto or 1 if the dataset is streamed, got {config.run.steps_per_call}: "
+            f"{source.name} is streamed. Leave --run.steps-per-call out, or raise --data.memory-limit if the "
             "training split fits in memory and on the device"
         )

@@ -1,8 +1,6 @@
 """Builds the training step of a task with one loss: gradient, update, moving average."""
 
-import math
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import jax
@@ -10,12 +8,12 @@ import jax.numpy as jnp
 import optax
 from einops import rearrange
 from jax.interpreters import partial_eval
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 from configs.base import Optim
 from train.engine.freeze import merged, split
 from train.task import NONFINITE, Batch, Metrics, Params, State
+from w2jax.micro_batches import MICRO_BATCH, in_micro_batches, mean_over_parts, number_of_parts
 
 Step = Callable[[State, Batch], tuple[State, Metrics]]
 # (parameters, batch, key) -> (mean loss over the batch, mean metrics)
@@ -23,8 +21,6 @@ Loss = Callable[[Params, Batch, Key[Array, ""]], tuple[Float[Array, ""], Metrics
 # (parameters, batch, key) -> means over the batch: (metrics with "loss", gradients)
 Gradient = Callable[[Params, Batch, Key[Array, ""]], tuple[Metrics, Params]]
 MicroBatch = int | Literal["auto"] | None
-
-AUTO_MICRO_BATCH = 8  # so few examples that their activations fit in a core's cache (benchmarks/README.md)
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, config: Optim) -> State:
@@ -51,7 +47,7 @@ def make_train_step(
         seed: seed of all random numbers in the step.
         augment: `augment(batch, key)` changes a batch, or a part of one, before `loss` uses it.
         micro_batch: approximate number of examples that each of several CPU devices processes at a time. None: all
-            examples. "auto": `AUTO_MICRO_BATCH` if `loss` does not use its key, else all examples.
+            examples. "auto": `MICRO_BATCH` if `loss` does not use its key, else all examples.
     """
 
     def gradient(params: Params, batch: Batch, key: Key[Array, ""]):
@@ -125,13 +121,12 @@ def _accumulated(gradient: Gradient, params: Params, batch: Batch, key: Key[Arra
         return gradient(params, batch, key)
     # Each part contains every parts-th example, so that no example moves to another device.
     split = jax.tree.map(lambda x: rearrange(x, "(b p) ... -> p b ...", p=parts), dict(batch))
-    return _mean(gradient, params, split, jax.random.split(key, parts))
+    return mean_over_parts(gradient, params, split, jax.random.split(key, parts))
 
 
 def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key[Array, ""], size: MicroBatch):
     """Computes `gradient` of a batch, where each of several CPU devices processes about `size` examples at a time.
 
-    The activations of a micro-batch fit in a core's cache, and the devices exchange gradients once per step.
     Micro-batches need a mesh (`jax.sharding.use_abstract_mesh`) whose devices all have the full parameters. On any
     other mesh, `gradient` is computed on the whole batch.
     """
@@ -139,23 +134,14 @@ def _in_micro_batches(gradient: Gradient, params: Params, batch: Batch, key: Key
     if size is None or mesh.size < 2 or mesh.abstract_device.device_kind != "cpu" or mesh.shape["data"] != mesh.size:
         return gradient(params, batch, key)
     gradient = jax.jit(gradient, inline=True)  # traced once, although it is used several times below
-    examples = jax.tree.leaves(batch)[0].shape[0] // mesh.size
-    target = AUTO_MICRO_BATCH if size == "auto" else size
-    divisors = (count for count in range(1, examples + 1) if examples % count == 0)
-    count = min(divisors, key=lambda count: abs(math.log(examples / count / target)))
+    examples = len(jax.tree.leaves(batch)[0]) // mesh.size
+    target = MICRO_BATCH if size == "auto" else size
+    count = number_of_parts(examples, target)
     micro = jax.tree.map(lambda x: jax.ShapeDtypeStruct((examples // count, *x.shape[1:]), x.dtype), dict(batch))
     # Each micro-batch has its own random key, so dropout would not be the same as on one device or an accelerator.
     if count == 1 or (size == "auto" and _uses_last_argument(gradient, params, micro, key)):
         return gradient(params, batch, key)
-    replicated, sharded = PartitionSpec(), PartitionSpec("data")
-
-    # With check_vma, JAX would sum over the devices for each gradient of replicated parameters.
-    @partial(jax.shard_map, in_specs=(replicated, sharded, sharded), out_specs=replicated, check_vma=False)
-    def on_each_device(params, batch, keys):
-        split = jax.tree.map(lambda x: rearrange(x, "(p b) ... -> p b ...", p=count), batch)
-        return jax.lax.pmean(_mean(gradient, params, split, keys), "data")
-
-    return on_each_device(params, dict(batch), jax.random.split(key, mesh.size * count))
+    return in_micro_batches(gradient, target, mesh)(params, dict(batch), key)
 
 
 def _uses_last_argument(function: jax.stages.Wrapped, *arguments) -> bool:
@@ -163,16 +149,3 @@ def _uses_last_argument(function: jax.stages.Wrapped, *arguments) -> bool:
     jaxpr = function.trace(*arguments).jaxpr.jaxpr
     _, is_used = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return is_used[-1]
-
-
-def _mean(gradient: Gradient, params: Params, parts: Batch, keys: Key[Array, "P"]):
-    """Returns the mean of `gradient` over equal parts of a batch [P, ...], computed one after another."""
-    gradient = jax.jit(gradient, inline=True)  # traced once for both uses: its shapes and the loop
-    shapes = jax.eval_shape(gradient, params, *jax.tree.map(lambda x: x[0], (parts, keys)))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    def add(total, inputs):
-        return jax.tree.map(jnp.add, total, gradient(params, *inputs)), None
-
-    total, _ = jax.lax.scan(add, zeros, (parts, keys))
-    return jax.tree.map(lambda x: x / len(keys), total)

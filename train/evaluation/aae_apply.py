@@ -1,6 +1,6 @@
 """Helpers to apply a trained adversarial autoencoder to images and to samples of the prior."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from configs.aae import Config
-from train.task import State
+from train.task import Latent, State
 from w2jax.aae import AAE
+from w2jax.priors import sample_prior
 
 Images = Float[Array, "B h w C"]
 
@@ -35,3 +36,22 @@ def sample_images(config: Config, num_classes: int, state: State, count: int, ke
     return model_range_to_unit(
         config.model, apply_eval(config.model, state, lambda aae: aae.sample(count, labels), key)
     )
+
+
+def make_latent(config: Config, label_names: Sequence[str]) -> Latent:
+    """The codes of an autoencoder, whose images have labels with these names."""
+    model, size = config.model, config.model.encoder.latent_size
+
+    def encode(state: State, images: Array) -> tuple[Array, Array | None]:
+        code = apply_eval(model, state, lambda aae: aae.encode(pixels_to_model_range(aae, images)))
+        return code.z, code.y
+
+    def decode(state: State, z: Array, y: Array | None) -> Images:
+        return model_range_to_unit(model, apply_eval(model, state, lambda aae: aae.decode(z, y)))
+
+    def sample(key: Key[Array, ""], count: int) -> Array:
+        return sample_prior(key, model.prior, count, size, model.prior_scale, num_classes=model.prior_classes)
+
+    are_labels = config.labels in ("decoder", "categories")
+    names = tuple(label_names) if are_labels else ()
+    return Latent(size, len(names) or model.encoder.categories, names, encode, decode, sample)

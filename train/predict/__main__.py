@@ -3,6 +3,7 @@
     python -m train.predict runs/vit-sample digit.png photos/
     python -m train.predict vit.safetensors photo.jpg  # of timm and others
     python -m train.predict runs/vit-sample digit.png --attention looked.png
+    python -m train.predict vit.safetensors photo.jpg --rollout talk
     python -m train.predict runs/aae-sample digit.png --out again.png
     python -m train.predict runs/aae-sample --sample 20 --out drawn.png
 
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast
 
 import jax
 import numpy as np
@@ -23,40 +24,33 @@ from jaxtyping import UInt8
 from train.config.cli import read_options, run_main
 from train.data.decode import SUFFIXES
 from train.data.image_files import LeftOut, Listing, describe, list_images
-from train.data.normalize import mean_and_std
-from train.predict.loading import load
+from train.predict.options import ModelOptions, load_model
 from train.predict.output import above, in_rows, print_classes, write_png
 from train.predict.predictor import Predictor, kind_of
-from train.process.errors import UserError, as_user_error
+from train.process.errors import UserError
 from train.process.setup import silence_libraries
-from train.run.choose import LAST
-from w2jax.blocks import Activation
-from w2jax.image_spec import ImageSpec
-from w2jax.text import one_line
-
-# Fields of a ViT that weights do not always determine, as in w2jax.convert.
-_FIELDS = ("num_heads", "activation", "norm_eps", "pool")
+from w2jax.text import count_of, one_line
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ModelOptions):
     """Runs a trained model on images: prints class probabilities, or writes an autoencoder's reconstructions."""
 
-    run_or_weights: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_WEIGHTS")]
-    """Run folder, such as runs/vit-sample. Or the weights of a ViT: a file or folder from timm,
-    Hugging Face, torchvision, Google or w2jax, or the name of a model on the Hugging Face hub."""
     images: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="[IMAGE|FOLDER ...]", help_behavior_hint="")
     ] = ()
     """Image files or folders of image files."""
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="last|best|STEP")] = LAST
-    """Checkpoint of a run: the last one, the one with the best test metric, or the one of a step."""
     top_k: int | None = None
     """Number of classes to print for each image, the most probable first. Default: 3, or all if there are fewer."""
     json: bool = False
     """Print one JSON object per line for each image instead of a table."""
     attention: Path | None = None
     """PNG file to write: each image with the attention of a ViT's last block in red (mean over heads)."""
+    rollout: Path | None = None
+    """Folder for a PNG and an SVG file of each photo: the photo in its own size, with a ViT's attention through
+    all blocks in color, and the most probable classes as caption."""
+    overwrite: bool = False
+    """With --rollout: replace files that exist."""
     out: Path | None = None
     """PNG file to write for an autoencoder: each image with its reconstruction below it.
     With --sample: the generated images."""
@@ -64,18 +58,6 @@ class Options:
     """Number of images to sample from an autoencoder's prior, instead of reading images."""
     skip_corrupt: bool = False
     """Exit with status 0 even if some images cannot be read. Without this option, the status is 1 then."""
-    normalize: Literal["half", "imagenet", "clip", "none"] | None = None
-    """Normalization, in place of that in the files of the weights. Pass --image-size too."""
-    image_size: Annotated[tuple[int, int] | None, tyro.conf.arg(metavar="H W")] = None
-    """Size in pixels to which images are resized and cut, in place of that in the files of the weights."""
-    num_heads: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
-    """Number of attention heads, if the files of the weights do not say it."""
-    activation: Activation | None = None
-    """Activation of the MLPs, if the files of the weights do not say it. Default: the library's."""
-    norm_eps: Annotated[float | None, tyro.conf.arg(metavar="E")] = None
-    """Epsilon of every LayerNorm, if the files of the weights do not say it. Default: the library's."""
-    pool: Literal["cls", "gap", "map"] | None = None
-    """cls: class token; gap: mean of the patches; map: attention pooling. Default: read from the weights."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = read_options(Options, "train.predict", arguments, __doc__)
     silence_libraries()
-    fields = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
-    predictor = load(options.run_or_weights, options.checkpoint, _spec(options), **fields)
+    predictor = load_model(options)
     place = Path(options.run_or_weights)
     check_options(options, predictor)
     if options.json or not predictor.classifies:
@@ -97,6 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     paths, images, is_complete = _read_all(predictor, options.images)
     _check_not_input(options, paths)
+    pictures = None
+    if options.rollout is not None:
+        from train.predict.rollout import Pictures  # Late import: matplotlib takes 0.5 s.
+
+        pictures = Pictures(options.rollout, paths, place, options.overwrite)
     results = predictor(images)
     if predictor.classifies:
         print_classes(predictor, paths, results, options.top_k, options.json)
@@ -106,21 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overlaid = np.asarray(jax.jit(cast(Callable, predictor.task.overlay))(predictor.state, images))
         gray = np.broadcast_to(images[..., :3] / 255.0, overlaid.shape)
         write_png(options.attention, above(gray, overlaid), place)
+    if pictures is not None:
+        pictures.write(predictor, paths, images, results, options.top_k)
+        told = count_of(len(paths), "picture")
+        print(one_line(f"wrote {told} as PNG and SVG into {options.rollout}"), file=sys.stderr)
     return 0 if is_complete or options.skip_corrupt else 1
-
-
-def _spec(options: Options) -> ImageSpec | None:
-    """Returns the description of the images from the options; None if the user passed no such option."""
-    if options.normalize is None and options.image_size is None:
-        return None
-    if options.normalize is None or options.image_size is None:
-        raise UserError("--normalize and --image-size must be given together. Add the other one")
-    mean, std = mean_and_std(options.normalize)
-    repeats = 3 // len(mean)
-    height, width = options.image_size
-    resize = height if height == width else options.image_size
-    with as_user_error({"image_size": "--image-size", "resize": "--image-size"}):
-        return ImageSpec(options.image_size, resize, mean=mean * repeats, std=std * repeats, stretch=False)
 
 
 def files(places: Sequence[Path]) -> Listing:
@@ -190,6 +166,13 @@ def check_options(options: Options, predictor: Predictor) -> None:
         raise UserError(
             f"--attention needs a model with attention, such as a run of train.vit, got {kind_of(predictor.config)}"
         )
+    if options.rollout is not None and predictor.task.rollout is None:
+        raise UserError(
+            f"--rollout needs a ViT, such as a run of train.vit, got {kind_of(predictor.config)}. To see the pictures "
+            "of this model, run python -m train.report RUN --pictures DIR"
+        )
+    if options.overwrite and options.rollout is None:
+        raise UserError("--overwrite must be used with --rollout. Leave it out")
     if options.sample is not None and options.images:
         raise UserError(
             f"--sample does not use input images, got {options.images[0]}. Leave out the images or --sample"

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -11,7 +12,7 @@ from jaxtyping import Float, UInt8
 
 from train.predict.predictor import Predictor
 from train.process.errors import UserError
-from train.report.pictures import encode_png
+from train.report.pictures import encode_png, to_pixels
 from train.run.atomic import check_no_link, write_atomic
 from w2jax.text import one_line
 
@@ -24,12 +25,7 @@ def print_classes(
     as_json: bool,
 ) -> None:
     """Prints the `top_k` most probable classes of each image as a table, or as one JSON object per line."""
-    top_k = min(3, len(predictor.label_names)) if top_k is None else top_k
-    best = np.argsort(-probabilities, axis=1, kind="stable")[:, :top_k]
-    rows = [
-        [{"label": predictor.label_names[k], "probability": float(row[k])} for k in order]
-        for row, order in zip(probabilities, best, strict=True)
-    ]
+    rows = best_classes(predictor, probabilities, top_k)
     if as_json:
         for path, row in zip(paths, rows, strict=True):
             print(json.dumps({"image": str(path), **row[0], "top": row}))
@@ -42,12 +38,23 @@ def print_classes(
     table = Table()
     longest = max(len(one_line(str(path))) for path in paths)
     table.add_column("image", overflow="fold", min_width=min(longest, console.width // 4))
-    for k in range(top_k):
+    for k in range(len(rows[0])):
         table.add_column(f"{k + 1}.", overflow="fold")
     for path, row in zip(paths, rows, strict=True):
         table.add_row(one_line(str(path)), *(one_line(f"{x['label']}  {x['probability']:.1%}") for x in row))
     console.print(table)
     console.print(one_line(predictor.note))
+
+
+def best_classes(
+    predictor: Predictor, probabilities: Float[np.ndarray, "B V"], top_k: int | None
+) -> list[list[dict[str, Any]]]:
+    """Returns the `top_k` (default: 3) most probable classes of each image, as label and probability."""
+    best = np.argsort(-probabilities, axis=1, kind="stable")[:, : 3 if top_k is None else top_k]
+    return [
+        [{"label": predictor.label_names[k], "probability": float(row[k])} for k in order]
+        for row, order in zip(probabilities, best, strict=True)
+    ]
 
 
 def above(images: Float[np.ndarray, "B h w C"], others: Float[np.ndarray, "B h w C"]) -> UInt8[np.ndarray, "H W C"]:
@@ -59,7 +66,7 @@ def in_rows(images: Float[np.ndarray, "B h w C"]) -> UInt8[np.ndarray, "H W C"]:
     """Images in [0, 1], ten per row. Black images fill up the last row."""
     columns = min(10, len(images))
     filled = np.concatenate([images, np.zeros((-len(images) % columns, *images.shape[1:]), images.dtype)])
-    return rearrange((filled * 255).round().clip(0, 255).astype(np.uint8), "(r k) h w c -> (r h) (k w) c", k=columns)
+    return rearrange(to_pixels(filled), "(r k) h w c -> (r h) (k w) c", k=columns)
 
 
 def write_png(path: Path, pixels: UInt8[np.ndarray, "H W C"], run_dir: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from train.config.tasks import task_maker, task_names, task_of
-from train.data.crops import central_box
+from train.data.crops import Box, central_box
 from train.data.decode import IMAGE_ERRORS, MODES, decode, read_image_bytes
 from train.data.open import resizing_spec
 from train.data.source import AbstractSource, Source
@@ -74,8 +74,12 @@ class Predictor:
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or not len(images):
             raise ValueError(f"images must be uint8 [B, *{self.image_shape}], got {images.dtype} {images.shape}")
         parts = [images[start : start + _AT_ONCE] for start in range(0, len(images), _AT_ONCE)]
-        apply = jax.jit(self.apply)
-        return np.concatenate([np.asarray(apply(self.state, part)) for part in parts])
+        return np.concatenate([np.asarray(self._compiled(self.state, part)) for part in parts])
+
+    @cached_property
+    def _compiled(self) -> Callable[[State, Any], Any]:
+        """`apply`, compiled once for each number of images."""
+        return jax.jit(self.apply)
 
     def sample(self, count: int, seed: int = 0) -> Float[np.ndarray, "B h w C"]:
         """Samples `count` images in [0, 1] from a generative model.
@@ -95,17 +99,35 @@ class Predictor:
         Raises:
             UserError: a file cannot be read as an image.
         """
-        height, width, channels = self.image_shape
-        data = self.config.data
-        part = None if data.crop is None else partial(central_box, size=(height, width))
-        resizing = (height, width), part, data.interpolation or "bilinear", self.spec
         images = []
         for path in paths:
             try:
-                images.append(decode(read_image_bytes(path, MODES[channels]), channels, *resizing)[0])
+                images.append(self.decode(read_image_bytes(path, MODES[self.image_shape[-1]])))
             except IMAGE_ERRORS as error:
                 raise UserError(f"{path} cannot be read as an image ({error})") from error
         return np.stack(images)
+
+    def decode(self, encoded: bytes) -> UInt8[np.ndarray, "h w C"]:
+        """Decodes the bytes of an image file, and resizes and cuts the image as `read` does.
+
+        Raises:
+            ValueError: as in `train.data.decode.decode`.
+        """
+        height, width, channels = self.image_shape
+        data = self.config.data
+        part = None if data.crop is None else partial(central_box, size=(height, width))
+        return decode(encoded, channels, (height, width), part, data.interpolation or "bilinear", self.spec)[0]
+
+    def box(self, height: int, width: int) -> Box:
+        """Returns which part of an upright image `read` keeps: (left, top, right, bottom) in pixels of the image.
+
+        The part extends beyond the image where the model's input is black.
+        """
+        if self.spec is not None:
+            return self.spec.source_box(height, width)
+        if self.config.data.crop is None:
+            return 0.0, 0.0, float(width), float(height)
+        return central_box(width, height, self.image_shape[:2])
 
 
 def make_predictor(config: Any, images: ImageInfo, variables: Mapping[str, Any], note: str) -> Predictor:

@@ -95,6 +95,15 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def in_every_process(value: bool) -> bool:
+    """Returns whether `value` is True in every process. All processes must call this function."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(value).all())
+
+
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _exit_on_abort(_: int) -> None:
     os.write(2, f"{PROCESS_LOST}\n".encode())

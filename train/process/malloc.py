@@ -4,7 +4,6 @@ XLA allocates new temporaries in each step. glibc maps such large blocks when th
 they are freed. Clearing the new pages, 4 KiB at a time, takes a third of a step (benchmarks/README.md).
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -12,18 +11,16 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
+from w2jax.cpu import HUGE_PAGES, glibc
 from w2jax.interrupt import runs_module
 
 SWITCH = "W2JAX_HUGE_PAGES"
 """Environment variable; "0" turns huge pages off."""
 
-_TUNABLE = "glibc.malloc.hugetlb"
 # The kernel's mode is the word in brackets: huge pages "always", "never", or only where requested ("madvise").
 _KERNEL = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name for the event
 _LONG_COMPILATION = 0.2  # in seconds; malloc_trim takes a few hundredths of a second
-# Constants from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
@@ -33,12 +30,12 @@ def huge_pages(environ: Mapping[str, str]) -> dict[str, str]:
     """
     tunables = environ.get("GLIBC_TUNABLES", "")
     name = "CS_GNU_LIBC_VERSION"
-    glibc = (os.confstr(name) or "") if name in getattr(os, "confstr_names", ()) else ""
-    version = tuple(int(part) for part in glibc.removeprefix("glibc ").split(".") if part.isdigit())
+    library = (os.confstr(name) or "") if name in getattr(os, "confstr_names", ()) else ""
+    version = tuple(int(part) for part in library.removeprefix("glibc ").split(".") if part.isdigit())
     on_request = _KERNEL.exists() and "[madvise]" in _KERNEL.read_text()
-    if environ.get(SWITCH) == "0" or _TUNABLE in tunables or version < (2, 35) or not on_request:
+    if environ.get(SWITCH) == "0" or HUGE_PAGES in tunables or version < (2, 35) or not on_request:
         return {}
-    return {"GLIBC_TUNABLES": f"{tunables}:{_TUNABLE}=1".lstrip(":")}
+    return {"GLIBC_TUNABLES": f"{tunables}:{HUGE_PAGES}=1".lstrip(":")}
 
 
 def restart_with_huge_pages() -> None:
@@ -55,23 +52,6 @@ def restart_with_huge_pages() -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
-def keep_freed_memory() -> None:
-    """Makes glibc keep freed memory for the next allocation. Call this before JAX starts.
-
-    This is for a process that started without huge pages, such as a notebook. It is as fast as huge pages, but memory
-    gets fragmented, and the process may need up to twice as much. Does nothing if malloc is not glibc's.
-    """
-    libc = _glibc()
-    if libc is None or _TUNABLE in os.environ.get("GLIBC_TUNABLES", ""):
-        return
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_M_TOP_PAD, 2**26)
-    # Otherwise each XLA thread gets a separate heap of at most 64 MiB, and glibc returns such heaps to the kernel
-    # whatever the threshold is. glibc reads this setting once, when a second thread first allocates.
-    libc.mallopt(_M_ARENA_MAX, 1)
-
-
 @cache
 def trim_after_compiling() -> None:
     """Makes glibc return the compiler's freed memory to the kernel after each long compilation.
@@ -79,7 +59,7 @@ def trim_after_compiling() -> None:
     Otherwise the process keeps this memory until it ends: more than 100 MiB for a train step. Does nothing if malloc is
     not glibc's.
     """
-    libc = _glibc()
+    libc = glibc()
     if libc is None:
         return
     import jax  # Late import: this module is imported before the restart, and JAX must not be.
@@ -89,10 +69,3 @@ def trim_after_compiling() -> None:
             libc.malloc_trim(0)
 
     jax.monitoring.register_event_duration_secs_listener(trim)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None

@@ -16,8 +16,9 @@ from configs.base import Config
 from train.process.distributed import connect
 from train.process.errors import UserError
 from train.process.home import user_cache
-from train.process.malloc import keep_freed_memory, trim_after_compiling
+from train.process.malloc import trim_after_compiling
 from train.process.signals import add_unraisable_hook
+from w2jax.cpu import keep_freed_memory
 
 
 def prepare_process(config: Config) -> None:
@@ -28,7 +29,8 @@ def prepare_process(config: Config) -> None:
     These settings change for the whole process:
 
     - The logging of JAX, absl, asyncio and orbax, and the hooks for uncaught errors of threads and callbacks.
-    - glibc's malloc keeps freed memory, and returns the compiler's memory after each long compilation.
+    - glibc's malloc returns the compiler's memory after each long compilation. If the CPU is one device, it keeps all
+      other freed memory.
     - The soft limit of open files becomes the hard limit, because a dataset may have thousands of files.
     - The process connects to the other processes of the run, if `config.distributed` or a launcher names any.
     - JAX's number of CPU devices (`config.mesh.cpu_devices`) and its compilation cache.
@@ -40,21 +42,23 @@ def prepare_process(config: Config) -> None:
         UserError: if the other processes cannot be reached.
     """
     silence_libraries()
-    keep_freed_memory()
     trim_after_compiling()
     raise_open_file_limit()
     connect(config.distributed)
     split_cpu_into_devices(config)
+    if getattr(jax.config, "jax_num_cpu_devices", -1) <= 1:
+        keep_freed_memory()  # It would slow several devices (w2jax/cpu.py).
     enable_compilation_cache(config.run.compilation_cache)
 
 
 def silence_libraries() -> None:
-    """Keeps messages of libraries out of the training log. JAX's errors are still shown.
+    """Keeps messages of libraries out of the training log. Errors of JAX and of the ONNX export are still shown.
 
     Orbax raises an error if a save fails, and `train/engine/checkpoint.py` handles it. Each thread and task of orbax
     would also log the error, a thousand lines in total.
     """
-    logging.getLogger("jax").setLevel(logging.ERROR)
+    for name in ("jax", "jax2onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     for name in ("absl", "asyncio", "orbax"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     _silence_orbax_threads()

@@ -30,7 +30,7 @@ def raise_on_signals() -> None:
     is_ending = False
     for number in _not_ignored():
         signal.signal(number, _raise_interrupted)
-    add_unraisable_hook(_resend_if_swallowed)
+    add_unraisable_hook(_print_no_interrupt)
 
 
 def add_unraisable_hook(function: Callable[[Callable[[Any], object], Any], None]) -> None:
@@ -55,22 +55,48 @@ def _raise_interrupted(number: int, frame: FrameType | None) -> None:
         if frame.f_code in _hooks:
             return _resend(number)
         frame = frame.f_back
-    raise Interrupted(number)
+    raise _Raised(number)
 
 
-def _resend_if_swallowed(next_hook: Callable[[Any], object], failure: Any) -> None:
-    """Sends a signal again if its exception was raised in a callback, where Python ignores exceptions.
+class _Raised(Interrupted):
+    """The exception that a handler raises. It sends its signal again if Python or a library ignores it.
 
-    JAX's garbage collector hook is such a callback.
+    A handler can run within a callback whose exceptions are ignored: JAX's hook of the garbage collector, a library's
+    audit hook, or a `__del__`. The exception is then freed, and no code has handled it.
     """
-    if isinstance(failure.exc_value, Interrupted):
-        _resend(failure.exc_value.number)
-    else:
+
+    is_handled = False
+
+    def __del__(self) -> None:
+        if not self.is_handled and not is_ending:
+            _resend(self.number)
+
+
+def _print_no_interrupt(next_hook: Callable[[Any], object], failure: Any) -> None:
+    if not isinstance(failure.exc_value, Interrupted):
         next_hook(failure)
 
 
 def _resend(number: int) -> None:
-    threading.Timer(0.02, signal.pthread_kill, (threading.main_thread().ident, number)).start()
+    threading.Timer(0.02, _send, (number,)).start()
+
+
+def _send(number: int) -> None:
+    """Sends a signal to the main thread, if the signal would still reach one of the handlers of this module."""
+    handler = signal.getsignal(number)
+    if not is_ending and getattr(handler, "__func__", handler) in (_raise_interrupted, DeferredSignals._handle):
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+
+
+def set_handled(error: BaseException | None) -> None:
+    """Marks an exception, and those during whose handling it was raised, as handled: their signals are not sent again.
+
+    Otherwise each signal is sent again when its exception is freed.
+    """
+    while error is not None:
+        if isinstance(error, _Raised):
+            error.is_handled = True
+        error = error.__context__
 
 
 def _not_ignored() -> list[signal.Signals]:
@@ -84,11 +110,11 @@ class DeferredSignals:
     """A context in which a training run handles its signals.
 
     At first each signal raises Interrupted immediately. Within `deferred`, the first signal waits until the loop calls
-    `after`, between two steps. The second one has no effect, so that the run can save. The third one raises Interrupted
+    `after`, between two steps. The second one only prints how to stop without saving. The third one raises Interrupted
     immediately.
 
-    With several processes, a SIGTERM to one of them stops all of them after the same step. JAX's handler does this, so
-    it is not replaced.
+    With several processes, nothing is deferred: Ctrl-C and SIGHUP raise Interrupted immediately, and JAX handles
+    SIGTERM, so that all processes stop after the same step.
     """
 
     def __init__(self) -> None:
@@ -104,9 +130,10 @@ class DeferredSignals:
         self._previous = {number: signal.signal(number, self._handle) for number in handled}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        set_handled(error)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if not self._deferring:
@@ -139,6 +166,7 @@ class DeferredSignals:
 
     def defer_after(self, first: Interrupted) -> None:
         """Defers signals from now on. The signal that raised `first` counts as the first."""
+        set_handled(first)
         self._number, self._count = first.number, max(self._count, 1)
         self._deferring = self._can_defer
 

@@ -1,7 +1,5 @@
 """Rewrites the report of a run, or writes a page that compares runs.
 
-    python -m train.report RUN_DIR [RUN_DIR ...] [--options]
-
 - python -m train.report runs/vit-sample                    # its report.html
 - python -m train.report runs/vit-sample --checkpoint best  # report-best.html
 - python -m train.report runs/vit-sample --checkpoint best --split test

@@ -32,7 +32,7 @@ _DPI = 200
 _LETTERS = 88  # of a caption in a line
 _MAX_NUMBERS = 30  # classes; the numbers of a larger confusion matrix would be too small to read
 _MAX_NAME = 24  # letters of a class
-_STYLE: Any = {"font.size": 12, "svg.fonttype": "none", "svg.hashsalt": "w2jax", "axes.spines.top": False}
+STYLE: Any = {"font.size": 12, "svg.fonttype": "none", "svg.hashsalt": "w2jax", "axes.spines.top": False}
 
 
 def write_figures(run_dir: Path, folder: Path) -> list[str]:
@@ -47,22 +47,26 @@ def write_figures(run_dir: Path, folder: Path) -> list[str]:
     run = read_record(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         for name, figure in (*_curves(run), *_confusion(run_dir), *_pictures(run_dir)):
             for kind in ("png", "svg"):
                 path = folder / f"{name}.{kind}"
                 check_no_link(path, run_dir)
-                write_atomic(path, _encoded(figure, kind))
+                write_atomic(path, encode_figure(figure, kind))
             names.append(name)
     return names
 
 
-def _encoded(figure: Figure, kind: str) -> bytes:
-    """Encodes a figure. The same figure always gives the same bytes."""
+def encode_figure(figure: Figure, kind: str, dpi: float = _DPI, box: str = "tight") -> bytes:
+    """Encodes a figure as "png" or "svg". The same figure always gives the same bytes.
+
+    `box` "tight" cuts or adds margins so that everything is just visible. "figure" keeps the size of the figure.
+    """
     file = io.BytesIO()
     with _no_font_warnings():
         metadata = {"Date": None} if kind == "svg" else {}
-        figure.savefig(file, format=kind, dpi=_DPI, metadata=metadata, facecolor="white", bbox_inches="tight")
+        bounds = "tight" if box == "tight" else None
+        figure.savefig(file, format=kind, dpi=dpi, metadata=metadata, facecolor="white", bbox_inches=bounds)
     return file.getvalue()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float, UInt8
+from jaxtyping import ArrayLike, Float, UInt8
 from PIL import Image
 
 from train.process.errors import UserError
@@ -129,8 +129,7 @@ def encode_picture(picture: Picture, label_names: Sequence[str]) -> bytes:
     if isinstance(picture, Grid):
         return encode_png(tile_cells(np.asarray(picture.cells)))
     if isinstance(picture, Plane):
-        pixels = (np.clip(np.asarray(picture.images), 0, 1) * 255).round().astype(np.uint8)
-        return encode_png(rearrange(pixels, "r c h w -> (r h) (c w)"))
+        return encode_png(rearrange(to_pixels(picture.images), "r c h w -> (r h) (c w)"))
     file = io.BytesIO()
     with warnings.catch_warnings():
         # matplotlib draws boxes for characters that its font lacks. Ignore its warnings about them.
@@ -146,6 +145,11 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def to_pixels(values: Float[ArrayLike, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
+    """Converts values in [0, 1] to pixels. Values outside count as 0 or 1."""
+    return (np.clip(np.asarray(values), 0, 1) * 255).round().astype(np.uint8)
+
+
 def tile_cells(cells: Float[np.ndarray, "rows columns h w *rgb"]) -> UInt8[np.ndarray, "H W 4"]:
     """Arranges cells in rows and columns as one image. Gaps are transparent, so they do not look like image content.
 
@@ -155,7 +159,7 @@ def tile_cells(cells: Float[np.ndarray, "rows columns h w *rgb"]) -> UInt8[np.nd
     columns, width = cells.shape[1], cells.shape[3]
     zoom = max(1, min(_CELL // width, (MAX_WIDTH - GAP * (columns - 1)) // (columns * width)))
     pixels = np.full((*cells.shape[:4], 4), 255, np.uint8)
-    pixels[..., :3] = (np.clip(cells, 0, 1) * 255).round().reshape(*cells.shape[:4], -1)
+    pixels[..., :3] = to_pixels(cells).reshape(*cells.shape[:4], -1)
     large = pixels.repeat(zoom, axis=2).repeat(zoom, axis=3)
     framed = np.pad(large, ((0, 0), (0, 0), (0, GAP), (0, GAP), (0, 0)))
     return rearrange(framed, "r c h w rgba -> (r h) (c w) rgba")[:-GAP, :-GAP]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from train.run.files import CHECKPOINTS, METRICS, is_number, read_lines
 from train.run.manifest import checkpoint_steps, damage, saved_scores
+from train.run.patience import best_step
 from train.run.record import read_task_info
 from w2jax.text import first_few, shorten
 
@@ -65,18 +66,18 @@ def _last(run_dir: Path, steps: list[int]) -> Choice:
 def _best(run_dir: Path, steps: list[int]) -> tuple[int, str]:
     lines = read_lines(run_dir / METRICS)
     info = read_task_info(run_dir, lines)
-    metric, best = info.best_metric, max if info.best_mode == "max" else min
+    metric = info.best_metric
     tests = [line for line in lines if line.get("split") == "test"]
     scores = {line["step"]: line[metric] for line in tests if is_number(line.get(metric))}
     # The checkpoints have checksums, so their scores count more than those of metrics.jsonl.
     scores |= saved_scores(_folder(run_dir, _last(run_dir, steps).step))
-    kept = [step for step in steps if step in scores]
+    kept = {step: scores[step] for step in steps if step in scores}
     if not kept:
         raise ValueError(
             f"checkpoint must be {LAST} or a step for {run_dir}, got {BEST}, but no checkpoint was evaluated. "
             f"Pass {LAST}"
         )
-    step, overall = best(kept, key=scores.__getitem__), best(scores, key=scores.__getitem__)
+    step, overall = best_step(kept, info.best_mode), best_step(scores, info.best_mode)
     reason = f"best {metric}, {scores[step]:.4f}"
     if scores[overall] != scores[step]:
         reason += f"; step {overall} scored {scores[overall]:.4f}, which is better, but its checkpoint no longer exists"

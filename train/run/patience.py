@@ -14,7 +14,10 @@ def is_over(scores: Mapping[int, float], mode: Literal["max", "min"], patience: 
         mode: "max" if the highest score is best, "min" if the lowest is.
         patience: number of evaluations; None: any number, so the result is False.
     """
-    return bool(scores) and patience is not None and sum(step > best_step(scores, mode) for step in scores) >= patience
+    if not scores or patience is None:
+        return False
+    best = best_step(scores, mode)
+    return sum(step > best for step in scores) >= patience
 
 
 def best_step(scores: Mapping[int, float], mode: Literal["max", "min"]) -> int:

@@ -29,6 +29,9 @@ _WRITTEN_BY_TRAINING = (CONFIG, METRICS, TIMING, CHECKPOINTS)
 _OLD_BEST_METRICS: dict[str, Literal["max", "min"]] = {"accuracy": "max", "reconstruction": "min"}
 
 
+RunState = Literal["running", "finished", "stopped early", "no checkpoint", "stopped", "not evaluated"]
+
+
 @dataclass(frozen=True)
 class TaskInfo:
     """The content of `task.json`: describes the metrics of a run, its model and its data."""
@@ -127,7 +130,7 @@ class RunRecord:
         return self.total_steps not in self.scores and is_over(self.scores, self.task_info.best_mode, patience)
 
     @property
-    def state(self) -> Literal["running", "finished", "stopped early", "no checkpoint", "stopped", "not evaluated"]:
+    def state(self) -> RunState:
         """State of the run. "not evaluated": the last step is saved, but was not evaluated."""
         if self.process is not None:
             return "running"

@@ -66,9 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m w2jax.convert",
         usage="%(prog)s SRC DST [OPTIONS]",
-        description="Converts the weights of a Vision Transformer between timm, Hugging Face, torchvision, Google and "
-        "w2jax.",
-        epilog="Example: python -m w2jax.convert vit.safetensors vit.npz --format google",
+        description="Converts the weights of a Vision Transformer between timm, Hugging Face,\n"
+        "torchvision, Google and w2jax.\n\n"
+        "  python -m w2jax.convert vit.safetensors vit.npz --format google\n"
+        "  python -m w2jax.convert pretrained vit-hf --format huggingface",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "src",
@@ -95,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace existing files also if w2jax did not write them. Otherwise the command stops with an error",
+        help="replace existing files even if w2jax did not write them. Otherwise the command stops with an error",
     )
     parser.add_argument("--head", choices=["drop"], help="drop: convert without the classifier. Default: with it")
     parser.add_argument(
@@ -118,8 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     unknown = parser.add_argument_group(
         "options of the model in SRC",
-        "The tensors do not always determine these options. Pass an option if the model differs from the default of "
-        "its library.",
+        "The tensors do not always determine these options. Pass an option if the\n"
+        "model differs from the default of its library.",
     )
     unknown.add_argument(
         "--num-heads",

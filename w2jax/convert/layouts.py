@@ -67,7 +67,7 @@ MULTIHEAD_SEPARATE = (
     IN_PROJ_BIAS,
     Rule("out_proj", "out"),
 )
-MARKED = {"in_proj_weight": MULTIHEAD, "q_proj_weight": MULTIHEAD_SEPARATE}
+MARKED: dict[str, Table] = {"in_proj_weight": MULTIHEAD, "q_proj_weight": MULTIHEAD_SEPARATE}
 
 
 @dataclass(frozen=True)

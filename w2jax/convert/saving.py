@@ -25,6 +25,7 @@ METADATA = "w2jax"  # key in the metadata of a written file; its value describes
 IMAGE_METADATA = "w2jax_images"  # key whose value is an ImageSpec as JSON
 
 _CONFIG = "config.json"
+_ONNX_PRODUCER = b"\x12\x05w2jax"  # field 2 of an ONNX file (protobuf): the producer's name, 5 bytes
 
 
 class Saved(NamedTuple):
@@ -97,8 +98,8 @@ def save_described(
 def check_replaceable(files: Iterable[Path]) -> None:
     """Raise a ValueError if one of the files exists and nothing in it shows that w2jax wrote it.
 
-    The metadata of w2jax's .safetensors and .npz files shows it. Other files are w2jax's if they belong to such a
-    model.safetensors in the same folder. torch's files have no metadata.
+    The metadata of w2jax's .safetensors and .npz files shows it, and the producer of an .onnx file. Other files are
+    w2jax's if they belong to such a model.safetensors in the same folder. torch's files have no metadata.
     """
     for file in files:
         if file.is_file() and not _is_ours(file):
@@ -113,6 +114,9 @@ def _is_ours(file: Path) -> bool:
         # A run folder with exported weights has a config.json too, that of the run.
         if file.name == _CONFIG and {"architecture", "architectures"}.isdisjoint(read_json(file)):
             return False
+        if file.suffix == ".onnx":
+            with file.open("rb") as content:
+                return _ONNX_PRODUCER in content.read(16)  # behind the format's version
         weights = folder_files(file.parent) if file.suffix in (".json", ".stablehlo") else [file]
         return bool(weights) and all(METADATA in read_metadata(path) for path in weights)
     except (OSError, ValueError):

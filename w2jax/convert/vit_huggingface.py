@@ -99,14 +99,14 @@ def _classifier(prefix: str, body: Table, *heads: Rule) -> Table:
 
 # The values of the fields of `ViT` that a library supports.
 EVERYWHERE: dict[str, tuple[Any, ...]] = {"residual_from_norm": (False,), "attention_scale": (None,)}
-PLAIN = EVERYWHERE | {
+PLAIN: dict[str, tuple[Any, ...]] = EVERYWHERE | {
     **dict.fromkeys(("norm_after_pool", "register_positions", "qk_norm", "distilled"), (False,)),
     **dict.fromkeys(("res_post_norm", "rms_norm", "sub_norm", "pool_prefix"), (False,)),
     **dict.fromkeys(("patch_bias", "final_norm", "head_bias"), (True,)),
     "num_registers": (0,),
     "activation": ("gelu", "gelu_tanh", "quick_gelu", "relu"),
 }
-CLASS_TOKEN = PLAIN | {
+CLASS_TOKEN: dict[str, tuple[Any, ...]] = PLAIN | {
     **dict.fromkeys(("class_token", "class_position"), (True,)),
     "pool": ("cls",),
     "positions": ("learned",),

@@ -7,7 +7,7 @@ All three return the same output, up to rounding. `scaled_dot_product_attention`
 - `offset`: query t attends to keys up to t + offset. None: to all keys.
 - `lengths` [..., 1, 1]: number of valid keys. None: all keys are valid.
 - `factor`: multiplies the logits.
-- `dropout`: rate on the weights, drawn from `dropout_key`.
+- `dropout`: rate on the weights, drawn from `dropout_key`. Without a key there is no dropout.
 """
 
 import math
@@ -16,15 +16,29 @@ from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int, Key
+
+Offset = int | Int[Array, "..."] | None
 
 QUERY_BLOCK, KEY_BLOCK = 512, 512  # queries and keys in a block of `chunked_attention`
 LOWEST = float(jnp.finfo(jnp.float32).min)  # used instead of −inf, because −inf − (−inf) is NaN
 
 
-def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key):
+def xla_attention(
+    query: Float[Array, "*batch_q T K"],
+    key: Float[Array, "*batch_k S K"],
+    value: Float[Array, "*batch_k S V"],
+    mask: Bool[Array, "..."] | None,
+    bias: Float[Array, "..."] | None,
+    offset: Offset,
+    lengths: Int[Array, "..."] | None,
+    factor: float,
+    dropout: float,
+    dropout_key: Key[Array, ""] | None,
+) -> tuple[Float[Array, "*batch T V"], Float[Array, "*batch T S"]]:
     """Compute softmax(Q Kᵀ · factor + bias) V with all logits [..., T, S] in memory: return (output, weights)."""
     rows, columns = jnp.arange(query.shape[-2])[:, None], jnp.arange(key.shape[-2])
     conditions = _conditions(mask, bias, offset, lengths, rows, columns)
@@ -41,86 +55,168 @@ def xla_attention(query, key, value, mask, bias, offset, lengths, factor, dropou
         weights = nn.softmax(logits)
     else:  # with LOWEST the softmax of a fully masked row is finite; the outer `where` sets its weights to exactly 0
         weights = jnp.where(visible, nn.softmax(jnp.where(visible, logits, LOWEST)), 0)
-    dropped = _dropout(dropout_key, dropout, weights) if dropout > 0.0 else weights
+    dropped = weights if dropout_key is None else _dropout(dropout_key, dropout, weights)
     output = jnp.einsum("...ts,...sv->...tv", dropped.astype(value.dtype), value)
     if nan_rows is not None:
         output, weights = jnp.where(nan_rows, jnp.nan, output), jnp.where(nan_rows, jnp.nan, weights)
     return output, weights
 
 
-def chunked_attention(query, key, value, mask, bias, offset, lengths, factor, dropout, dropout_key):
+def chunked_attention(
+    query: Float[Array, "*batch_q T K"],
+    key: Float[Array, "*batch_k S K"],
+    value: Float[Array, "*batch_k S V"],
+    mask: Bool[Array, "..."] | None,
+    bias: Float[Array, "..."] | None,
+    offset: Offset,
+    lengths: Int[Array, "..."] | None,
+    factor: float,
+    dropout: float,
+    dropout_key: Key[Array, ""] | None,
+) -> Float[Array, "*batch T V"]:
     """Compute the output in a loop over blocks of queries, with an inner loop over blocks of keys.
 
     The inner loop carries the state of an online softmax: (largest logit so far, sum of exponentials, weighted sum of
     values). Both sums are relative to the largest logit (Milakov & Gimelshein 2018, "Online normalizer calculation for
-    softmax" <https://arxiv.org/abs/1805.02867>). The backward pass recomputes each block instead of storing it (Rabe &
-    Staats 2021, "Self-attention Does Not Need O(n²) Memory" <https://arxiv.org/abs/2112.05682>).
+    softmax" <https://arxiv.org/abs/1805.02867>).
     """
-    queries, keys, width = query.shape[-2], key.shape[-2], value.shape[-1]
-    dtype, exact = value.dtype, _exact_dtype(query, key, value)
-    lengths = keys if lengths is None else lengths  # masks the padding of the last block
-    shapes = [jnp.shape(x)[:-2] for x in (query, key, value, mask, bias, lengths) if x is not None]
-    batch = jnp.broadcast_shapes(*shapes)
-
     key, value, finite = _without_nan(key, value)
+    arrays = {"query": query * factor, "key": key, "value": value, "bias": bias}
+    fixed = {"mask": mask, "lengths": lengths, "offset": offset, "finite": finite, "dropout_key": dropout_key}
+    output, _, nan_rows = _attend_by_blocks(dropout, arrays, fixed)
+    return jnp.where(nan_rows, jnp.nan, output)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attend_by_blocks(dropout, arrays, fixed):
+    """Return (output, logarithm of the sum of the exponentials of each query's logits, queries that attend to NaN).
+
+    `arrays` has the scaled queries, the keys, the values and the bias, which are differentiated, and `fixed` the rest.
+    """
+    dtype, exact = arrays["value"].dtype, _exact_dtype(*(arrays[name] for name in ("query", "key", "value")))
+
+    def add_block(state, x, visible, keep):
+        top, total, output, nan_rows = state
+        logits = jnp.where(visible, _logits(x["query"], x["key"], x["bias"], exact), LOWEST)
+        new_top = jnp.maximum(top, logits.max(-1, keepdims=True))
+        weights, shrink = jnp.where(visible, jnp.exp(logits - new_top), 0), jnp.exp(top - new_top)
+        added = jnp.einsum("...ts,...vs->...tv", keep(weights).astype(dtype), x["value"], preferred_element_type=exact)
+        nan_rows = nan_rows | (visible & ~x["finite"]).any(-1, keepdims=True)
+        return new_top, total * shrink + weights.sum(-1, keepdims=True), output * shrink + added, nan_rows
+
+    width = arrays["value"].shape[-1]
+    start = ((1, LOWEST, exact), (1, 0, exact), (width, 0, exact), (1, False, bool))
+    top, total, output, nan_rows = _over_blocks(add_block, start, arrays, {}, fixed, dropout)
+    total = jnp.where(total == 0, 1, total)
+    return (output / total).astype(dtype), top + jnp.log(total), nan_rows
+
+
+@_attend_by_blocks.defjvp
+def _attend_by_blocks_jvp(dropout, primals, tangents):
+    """Compute the weights P of each block again instead of storing them. Keys are s; D is the dropout factor:
+
+        d output = Σ_s D P (dL V + dV) − output · Σ_s P dL,  where dL are the derivatives of the logits
+
+    (Rabe & Staats 2021, "Self-attention Does Not Need O(n²) Memory" <https://arxiv.org/abs/2112.05682>). The gradient
+    is the transpose of this sum, so it computes each block of weights once, as in FlashAttention (Dao et al. 2022
+    <https://arxiv.org/abs/2205.14135>).
+    """
+    (arrays, fixed), (changes, _) = primals, tangents
+    output, log_total, nan_rows = _attend_by_blocks(dropout, arrays, fixed)
+    dtype, exact = output.dtype, log_total.dtype
+
+    def add_block(state, x, visible, keep):
+        d_output, d_log_total = state
+        logits = jnp.where(visible, _logits(x["query"], x["key"], x["bias"], exact), LOWEST)
+        weights = jnp.where(visible, jnp.exp(logits - x["log_total"]), 0)
+        d_logits = _logits(x["d_query"], x["key"], x["d_bias"], exact) + _logits(x["query"], x["d_key"], None, exact)
+        change, dropped = weights * jnp.where(visible, d_logits, 0), keep(weights).astype(dtype)
+        product = partial(jnp.einsum, "...ts,...vs->...tv", preferred_element_type=exact)
+        added = product(keep(change).astype(dtype), x["value"]) + product(dropped, x["d_value"])
+        return d_output + added, d_log_total + change.sum(-1, keepdims=True)
+
+    start = ((output.shape[-1], 0, exact), (1, 0, exact))
+    moving = {f"d_{name}": x for name, x in changes.items()} | {"log_total": log_total}
+    d_output, d_log_total = _over_blocks(add_block, start, arrays, moving, fixed, dropout)
+    d_output = (d_output - output * d_log_total).astype(dtype)
+    return (output, log_total, nan_rows), (d_output, d_log_total, np.zeros(nan_rows.shape, jax.dtypes.float0))
+
+
+def _logits(query, key, bias, exact):
+    logits = jnp.einsum("...tk,...ks->...ts", query, key, preferred_element_type=exact)
+    return logits if bias is None else logits + bias.astype(exact)
+
+
+def _over_blocks(add_block, start, arrays, moving, fixed, dropout) -> tuple[Array, ...]:
+    """Add all blocks of keys to a state of each query: return the states after the last block, each [..., T, width].
+
+    `add_block(state, arrays of the block, visible, keep)` returns the new state. `keep(weights)` applies the dropout of
+    the block. `start` has the width, the value and the dtype of each part of the state. Blocks without a visible
+    key are skipped.
+    """
+    x = {**arrays, **moving, "mask": fixed["mask"], "finite": fixed["finite"][..., None, :]}
+    queries, keys = x["query"].shape[-2], x["key"].shape[-2]
+    known = [arrays[name] for name in ("query", "key", "value", "bias")] + [fixed["mask"], fixed["lengths"]]
+    batch = jnp.broadcast_shapes(*(jnp.shape(array)[:-2] for array in known if array is not None))
     row_size, column_size = min(QUERY_BLOCK, queries), min(KEY_BLOCK, keys)
     row_count, column_count = -(-queries // row_size), -(-keys // column_size)
-    by_row, for_all_rows = _blocks({"query": query * factor, "mask": mask, "bias": bias}, -2, row_size)
-    key_axes = {"key": jnp.swapaxes(key, -1, -2), "value": jnp.swapaxes(value, -1, -2), "finite": finite[..., None, :]}
-    by_column, for_all_columns = _blocks(key_axes, -1, column_size)
+    padded = keys % column_size > 0  # in the last block
+    lengths = keys if padded and fixed["lengths"] is None else fixed["lengths"]
+    of_keys = {name: jnp.swapaxes(x.pop(name), -1, -2) for name in ("key", "value", "d_key", "d_value") if name in x}
+    of_keys["finite"] = x.pop("finite")
+    by_column, for_all_columns = _blocks(of_keys, -1, column_size)
+    by_row, for_all_rows = _blocks(x, -2, row_size)
 
     # prevent_cse is not needed in a loop, because XLA cannot merge the recomputation with the forward pass there.
     @partial(jax.checkpoint, prevent_cse=False)
-    def attend_from(block):
+    def of_rows(block):
         i, own = block
-        query, mask, bias = (({**for_all_rows, **own})[name] for name in ("query", "mask", "bias"))
+        own = for_all_rows | own
+        both = {name: own.pop(name) for name in ("mask", "bias", "d_bias") if name in own}
         rows = i * row_size + jnp.arange(row_size)[:, None]
-        own_by_column, own_for_all_columns = _blocks({"mask": mask, "bias": bias}, -1, column_size)
+        own_by_column, own_for_all_columns = _blocks(both, -1, column_size)
 
         @partial(jax.checkpoint, prevent_cse=False)
-        def attend_to(state, block):
-            j, own = block
-            x = {**for_all_columns, **own_for_all_columns, **own}
+        def step(state, block):
+            j, of_column = block
+            x = {**own, **for_all_columns, **own_for_all_columns, **of_column}
             columns = j * column_size + jnp.arange(column_size)
-            visible = reduce(jnp.logical_and, _conditions(x["mask"], x["bias"], offset, lengths, rows, columns))
+            conditions = _conditions(x["mask"], x["bias"], fixed["offset"], lengths, rows, columns)
 
-            def add_block(state):
-                top, total, output, nan_rows = state
-                logits = jnp.einsum("...tk,...ks->...ts", query, x["key"], preferred_element_type=exact)
-                if x["bias"] is not None:
-                    logits = logits + x["bias"].astype(exact)
-                logits = jnp.where(visible, logits, LOWEST)
-                # new_top cancels out in the final result, so its gradient is not needed.
-                new_top = jnp.maximum(top, jax.lax.stop_gradient(logits).max(-1, keepdims=True))
-                weights = jnp.where(visible, jnp.exp(logits - new_top), 0)
-                shrink = jnp.exp(top - new_top)
-                total = total * shrink + weights.sum(-1, keepdims=True)
-                if dropout > 0.0:
-                    own_key = jax.random.fold_in(jax.random.fold_in(dropout_key, i), j)
-                    weights = _dropout(own_key, dropout, weights)
-                added = jnp.einsum(
-                    "...ts,...vs->...tv", weights.astype(dtype), x["value"], preferred_element_type=exact
-                )
-                nan_rows = nan_rows | (visible & ~x["finite"]).any(-1, keepdims=True)
-                return new_top, total, output * shrink + added, nan_rows
+            def keep(weights):
+                if fixed["dropout_key"] is None:
+                    return weights
+                own_key = jax.random.fold_in(jax.random.fold_in(fixed["dropout_key"], i), j)
+                return _dropout(own_key, dropout, weights)
 
-            return jax.lax.cond(visible.any(), add_block, lambda state: state, state), None
+            if not conditions:
+                return add_block(state, x, jnp.array(True), keep), None
+            visible = reduce(jnp.logical_and, conditions)
+            added = partial(add_block, x=x, visible=visible, keep=keep)
+            return jax.lax.cond(visible.any(), added, lambda state: state, state), None
 
-        one = (*batch, row_size, 1)
-        zeros = partial(jnp.zeros, dtype=exact)
-        start = zeros(one) + LOWEST, zeros(one), zeros((*batch, row_size, width)), jnp.zeros(one, bool)
-        blocks = jnp.arange(column_count), {**by_column, **own_by_column}
-        (_, total, output, nan_rows), _ = jax.lax.scan(attend_to, start, blocks)
-        output = output / jnp.where(total == 0, 1, total)
-        return jnp.where(nan_rows, jnp.nan, output).astype(dtype)
+        first = tuple(jnp.full((*batch, row_size, width), value, dtype) for width, value, dtype in start)
+        return jax.lax.scan(step, first, (jnp.arange(column_count), {**by_column, **own_by_column}))[0]
 
-    output = jax.lax.map(attend_from, (jnp.arange(row_count), by_row))
-    output = jnp.moveaxis(output, 0, -3).reshape(*batch, row_count * row_size, width)
-    return output[..., :queries, :]
+    def joined(blocks):
+        return jnp.moveaxis(blocks, 0, -3).reshape(*batch, -1, blocks.shape[-1])[..., :queries, :]
+
+    return tuple(map(joined, jax.lax.map(of_rows, (jnp.arange(row_count), by_row))))
 
 
-def cudnn_attention(query, key, value, mask, offset, lengths, factor, unsupported: dict[str, bool]):
+def cudnn_attention(
+    query: Float[Array, "*batch_q T K"],
+    key: Float[Array, "*batch_k S K"],
+    value: Float[Array, "*batch_k S V"],
+    mask: Bool[Array, "..."] | None,
+    offset: Offset,
+    lengths: Int[Array, "..."] | None,
+    factor: float,
+    unsupported: dict[str, bool],
+) -> Float[Array, "*batch T V"]:
     """Compute the output with the cuDNN kernel of `jax.nn.dot_product_attention`.
+
+    It is untested on hardware: no GPU was available to us. `python -m benchmarks.accelerator` tests it on a GPU.
 
     `unsupported` maps the description of a feature that cuDNN lacks to True if the caller uses this feature.
 

@@ -1,5 +1,7 @@
 """Standardize vectors, the core of LayerNorm: the plain formula, and a version with a hand-written derivative."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -20,7 +22,7 @@ def _jvp(eps, primals, tangents):
     return y, (dx - dx.mean(axis=-1, keepdims=True) - y * along_y) * inverse_deviation
 
 
-standardize = jax.custom_jvp(standardize_reference, nondiff_argnums=(1,))
+standardize: Callable[[Array, float], Array] = jax.custom_jvp(standardize_reference, nondiff_argnums=(1,))
 """Compute `standardize_reference` with a hand-written derivative:
 
     dy = (dx − mean(dx) − y · mean(dx · y)) / √(variance + eps)

@@ -4,6 +4,8 @@ Axis names: T time, B batch, H hidden width, P output width (H without a project
 i, f, g, o.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -133,7 +135,7 @@ def _one_step_before(x: Array, initial: Array, reverse: bool) -> Array:
     return jnp.concatenate([x[1:], initial[None]] if reverse else [initial[None], x[:-1]])
 
 
-lstm_scan = jax.custom_vjp(lstm_scan_reference, nondiff_argnums=(6,))
+lstm_scan: Callable[..., Result] = jax.custom_vjp(lstm_scan_reference, nondiff_argnums=(6,))
 """Compute `lstm_scan_reference` with a hand-written gradient.
 
 JAX's automatic gradient adds to the gradients of the kernels at every step. Here the backward scan only collects the

@@ -286,6 +286,7 @@ def test_help_fits_a_screen_and_names_every_preset_and_every_option(task, capsys
         lines = capsys.readouterr().out.splitlines()
         lines = lines[len(lines) // 2 :]
         assert len(lines) <= 50 + len(presets) and max(map(len, lines)) <= 80
+        assert [line.startswith(f"    python -m train.{task} ") for line in lines[1:4]] == [True, True, False]
         assert all(any(line.startswith(f"{name} ") for line in lines) for name in presets)
         # An option is shown alone, as --run.steps, or in the list of its group, as --run.* log-every.
         text = " ".join(" ".join(lines).split())
@@ -300,16 +301,15 @@ def test_help_fits_a_screen_and_names_every_preset_and_every_option(task, capsys
             assert re.search(rf"{re.escape(alone)}(,| |$)", text) or last in groups[f"--{group}.*"], name
             common = name in names_with(presets[preset].config, Rule.COMMON) and name.count(".") < 2
             if common and value is not None and not isinstance(value, bool):
-                assert f"{alone} {value} " in text
+                shown = " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+                assert f"{alone} {shown} " in text
 
 
 def test_help_shows_the_presets_values_and_the_text_of_each_field(capsys):
     with pytest.raises(SystemExit):
         parse("vit", PRESETS, ["cifar10", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert (
-        "options, with their values in preset cifar10: --init-from STR Initial weights: a file, a folder or a" in text
-    )
+    assert "options, with their values in preset cifar10: --init-from STR Initial weights: a file, folder or Hu" in text
     assert (
         "--run.steps 78000 Number of optimizer steps in the run "
         "--run.epochs FLOAT Length of the run in epochs, instead of --run.steps --run.batch-size 128 Examples per"
@@ -318,6 +318,8 @@ def test_help_shows_the_presets_values_and_the_text_of_each_field(capsys):
     assert (
         "--optim.ema 0.999 Evaluate an exponential moving average of the parameters with this decay rate; None:" in text
     )
+    assert "--data.image-size INT INT Height and width in pixels to resize all images to --run.steps" in text
+    assert "--model.num-classes 10 V, number of classes; 0: return the pooled features instead of logits more" in text
     assert (
         "cifar10 cifar10 78,000 × 128 for a GPU or TPU" in text and "sample (default) mnist_sample 2,000 × 100" in text
     )
@@ -344,7 +346,7 @@ def test_every_option_has_a_text_and_every_preset_a_description(task):
     for preset in _presets(task).PRESETS.values():
         assert preset.about
         options = options_of(preset.config).values()
-        assert [o.name for o in options if not o.text and not o.name.startswith("model.")] == []
+        assert [o.name for o in options if not o.text] == []
 
 
 def test_the_rules_of_an_option_are_at_its_field():

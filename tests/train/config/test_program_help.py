@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import pytest
 import tyro
 
+from benchmarks.__main__ import main as benchmarks
 from train.__main__ import main as list_programs
 from train.__main__ import programs
 from train.config.program_help import program_help
@@ -73,6 +74,15 @@ def test_the_help_of_a_program_fits_into_80_columns(command, capsys, monkeypatch
         assert end.code == 0
     told = capsys.readouterr().out
     assert max(map(len, told.splitlines())) <= 80 and "(default: None)" not in told and "\n\n\n" not in told.strip()
+    if not arguments:
+        assert has_two_examples_first(told, f"train.{name}")
+
+
+def has_two_examples_first(told, program):
+    """Whether nothing but the usage and what the program does is above two examples."""
+    lines = [line.strip() for line in told.splitlines() if not line.startswith("usage: ")]
+    examples = [number for number, line in enumerate(lines) if line.startswith((f"python -m {program}", "- python -m"))]
+    return examples[:2] == [examples[0], examples[0] + 1] and examples[0] <= 4
 
 
 def test_the_list_of_programs_fits_into_80_columns(capsys, monkeypatch):
@@ -84,4 +94,26 @@ def test_the_list_of_programs_fits_into_80_columns(capsys, monkeypatch):
 def test_the_help_of_the_converter_fits_into_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     parser: argparse.ArgumentParser = _parser()
-    assert max(map(len, parser.format_help().splitlines())) <= 80
+    told = parser.format_help()
+    assert max(map(len, told.splitlines())) <= 80 and has_two_examples_first(told, "w2jax.convert")
+
+
+def test_the_help_of_the_benchmarks_has_two_examples_that_can_be_parsed(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["benchmarks", "--help"])
+    with pytest.raises(SystemExit):
+        benchmarks()
+    told = capsys.readouterr().out
+    assert has_two_examples_first(told, "benchmarks")
+    parse, parsed = argparse.ArgumentParser.parse_args, []
+
+    def stop(parser):
+        parsed.append(parse(parser))
+        raise SystemExit(0)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    for line in [line.split() for line in told.splitlines() if line.startswith("  python -m benchmarks ")]:
+        monkeypatch.setattr("sys.argv", line[2:])
+        with pytest.raises(SystemExit) as end:
+            benchmarks()
+        assert end.value.code == 0
+    assert len(parsed) == 2

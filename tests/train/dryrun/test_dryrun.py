@@ -8,7 +8,7 @@ import pytest
 
 from train.dryrun.__main__ import largest_that_fits, main
 from train.dryrun.hlo import Collectives, Counts
-from train.dryrun.report import refused, roofline
+from train.dryrun.report import refused, roofline, rows
 from train.dryrun.target import CHIPS
 from train.process.errors import UserError
 
@@ -40,6 +40,8 @@ def test_the_report_of_a_tiny_task_agrees_with_arithmetic(capsys):
     (sums,) = report["collectives"].values()
     assert sums["bytes"] == pytest.approx(4 * parameters, rel=0.02)  # the gradients
     assert f"{parameters:,}" in table
+    assert dict(rows(report))["chips"].startswith("2: data 2")
+    assert dict(rows(report | {"topology": "v7x:1x1x1"}))["chips"].startswith("2 halves: data 2")
 
 
 def test_a_step_that_is_too_large_is_reported_with_advice_and_status_1(capsys):
@@ -93,7 +95,7 @@ def test_both_forms_of_the_compilers_out_of_memory_error_are_read():
     [(197e9, 1e6, 1e6, "compute", 1e-3), (1e9, 819e7, 1e6, "memory", 1e-2), (1e9, 1e6, 400e6, "interconnect", 2e-3)],
 )
 def test_the_busiest_resource_bounds_a_step(flops, traffic, sent, bound, seconds):
-    counts = Counts(flops, traffic, {"all-gather": Collectives(2, 3 * sent, sent)})
+    counts = Counts(flops, {"model": traffic}, {"all-gather": Collectives(2, 3 * sent, sent)})
     line = roofline(counts, flops / 2, 300, CHIPS["v5e"])
     assert (line["bound"], line["step_seconds"]) == (bound, pytest.approx(seconds))
     assert line["images_per_second"] == pytest.approx(300 / seconds)

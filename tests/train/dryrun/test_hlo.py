@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from train.dryrun.flops import flops_of
 from train.dryrun.hlo import arrays, count, group_size
+from w2jax.blocks import Mlp
 
 STEPS, BATCH, WIDTH = 5, 6, 16
 
@@ -185,6 +186,24 @@ def test_a_loop_counts_as_often_as_its_condition_allows():
 def test_on_chip_memory_costs_no_traffic():
     traffic = count(TPU, devices=4).bytes
     assert count(TPU.replace("S(1)", ""), devices=4).bytes == traffic + 3 * 2 * 8 * 256 * 4
+
+
+def test_memory_traffic_is_counted_by_module_and_direction():
+    """Three products: `fc1` is constant, so the backward pass only computes the gradient of the kernel of `fc2`."""
+    mesh, mlp, x = mesh_of(1), Mlp(300, activation="relu"), placed(mesh_of(1), (200, 100))
+    shapes = jax.eval_shape(mlp.init, jax.random.key(0), x)["params"]
+    params = jax.tree.map(lambda leaf: placed(mesh, leaf.shape), shapes)
+
+    @jax.grad
+    def gradient(fc2, fc1, x):
+        return (mlp.apply({"params": {"fc1": fc1, "fc2": fc2}}, x) ** 2).sum()
+
+    result = count(jax.jit(gradient).lower(params["fc2"], params["fc1"], x).compile().as_text(), devices=1)
+    assert result.bytes == sum(result.traffic.values())
+    product = 4 * (200 * 100 + 100 * 300 + 200 * 300)  # reads two of these arrays and writes the third
+    for part in ("fc1 forward", "fc2 forward", "fc2 backward"):
+        assert product <= result.traffic.get(part, 0) < 2 * product
+    assert "fc1 backward" not in result.traffic
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from train.data.source import InMemorySource
 from train.engine.loop import Progress, train
 from train.engine.program import Program
 from train.engine.sharding import make_mesh
+from train.engine.steps_per_call import StepsPerCall
 from train.process.errors import RunStopped
 from train.process.signals import DeferredSignals
 from train.task import NONFINITE, State, Task
@@ -103,13 +104,15 @@ class Recorder:
 
 def run(options, broken, start=None):
     """The rows, saves, last state and error of a run. `start` is the step and save that it resumes from."""
-    config, recorder = Config(run=dataclasses.replace(RunConfig(batch_size=BATCH), **options)), Recorder()
+    config = Config(run=dataclasses.replace(RunConfig(batch_size=BATCH, steps_per_call=1), **options))
+    recorder = Recorder()
     traced = program(config.run.steps_per_call, config.run.on_nonfinite)
     setup = SimpleNamespace(
         config=config,
         source=SOURCE,
         examples=lambda source, state: source,
         program=traced,
+        steps_per_call=StepsPerCall(config.run.steps_per_call),
         task=SimpleNamespace(best="accuracy", best_mode="max", probabilities=None),
     )
     done, (state, *window) = start or (0, (init(broken), {}, 0, 0))

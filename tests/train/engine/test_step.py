@@ -55,12 +55,12 @@ def drawn(params, batch, key):
     return (jax.random.normal(key, batch["y"].shape) * params["own"][batch["index"]]).mean(), {}
 
 
-def on_devices(devices, micro_batch, loss=wide_error):
-    """Returns (the compiled step on `devices` devices, its arguments: a state and a batch of 24)."""
+def on_devices(devices, micro_batch, loss=wide_error, examples=24):
+    """Returns (the compiled step on `devices` devices, its arguments: a state and a batch)."""
     mesh, optimizer, rng = make_mesh(Mesh(devices, 1, 1)), optax.sgd(0.1), np.random.default_rng(0)
-    shapes = {"kernel": (3, 500), "out": (500,), "own": (24,)}
+    shapes = {"kernel": (3, 500), "out": (500,), "own": (examples,)}
     params = {name: jnp.asarray(rng.standard_normal(shape, np.float32)) for name, shape in shapes.items()}
-    batch = {"x": rng.standard_normal((24, 3), np.float32), "y": rng.standard_normal(24, np.float32)}
+    batch = {"x": rng.standard_normal((examples, 3), np.float32), "y": rng.standard_normal(examples, np.float32)}
     step = make_train_step(loss, optimizer, Optim(), 0, micro_batch=micro_batch)
 
     def on_mesh(state, batch):
@@ -68,7 +68,7 @@ def on_devices(devices, micro_batch, loss=wide_error):
             return step(state, batch)
 
     state = jax.device_put(init_state(params, optimizer, Optim()), NamedSharding(mesh, PartitionSpec()))
-    arguments = state, jax.device_put({**batch, "index": np.arange(24)}, batch_sharding(mesh))
+    arguments = state, jax.device_put({**batch, "index": np.arange(examples)}, batch_sharding(mesh))
     return jax.jit(on_mesh).lower(*arguments).compile(), arguments
 
 
@@ -109,11 +109,11 @@ def split_in_vain(params, batch, key):
 @pytest.mark.parametrize(("loss", "is_cut"), [(wide_error, True), (split_in_vain, True), (drawn, False)])
 def test_micro_batches_are_automatic_only_where_the_loss_draws_nothing(loss, is_cut):
     """So a config draws the same numbers on every device. A given size always uses micro-batches."""
-    (auto, arguments), (asked, _) = on_devices(2, "auto", loss), on_devices(2, 4, loss)
+    (auto, arguments), (asked, _) = on_devices(2, "auto", loss, 66), on_devices(2, 4, loss, 66)
     assert ("while" in auto.as_text() and "shard_map" in auto.as_text()) == is_cut
     assert "shard_map" in asked.as_text()
     if not is_cut:
-        alone, arguments_alone = on_devices(1, "auto", loss)
+        alone, arguments_alone = on_devices(1, "auto", loss, 66)
         (state, _), (expected, _) = auto(*arguments), alone(*arguments_alone)
         np.testing.assert_allclose(state.params["own"], expected.params["own"], rtol=1e-5)
 

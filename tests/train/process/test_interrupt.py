@@ -10,12 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Ensures that Ctrl-C is not ignored, which programs would inherit from nohup or a shell's background job."""
-    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, outer)
+pytestmark = pytest.mark.usefixtures("default_handlers")
 
 
 def interrupted(module: str, *command: str) -> tuple[int, list[str]]:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,20 +17,14 @@ from runs import interrupted_at, lines, small, with_run
 from train.engine.checkpoint import Checkpoints
 from train.engine.loop import _what_is_saved, fit
 from train.process.errors import Interrupted, RunStopped
-from train.process.signals import SIGNALS, DeferredSignals
+from train.process.signals import DeferredSignals
 from train.run.manifest import checkpoint_steps, damage
 from train.vit import make_task
 
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(autouse=True)
-def default_handlers():
-    """Ensures that no signal is ignored, which tests would inherit from nohup or a shell's background job."""
-    outer = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
-    yield
-    for number, handler in outer.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("default_handlers")
 
 
 @pytest.fixture(scope="module")
@@ -292,11 +286,8 @@ def test_a_signal_during_a_callback_ends_the_program_too():
     assert (result.returncode, result.stderr) == (143, "interrupted by SIGTERM\n")
 
 
-# Marked slow, because the quick tests also run with the newest libraries. There, a library has an audit hook in Python,
-# which can swallow the signal too, and the program here then waits for ever.
-@pytest.mark.slow
 @pytest.mark.parametrize("place", ["threading.Thread.start", "train.process.setup.str"])
-def test_a_signal_during_the_hook_for_callbacks_prints_no_traceback(place):
+def test_a_signal_during_the_hook_for_callbacks_ends_the_program_too(place):
     """The hook itself runs Python code, in which a second signal may come."""
     module, name = place.rsplit(".", 1)
     replacing = f"def main():\n    train.process.setup.silence_libraries(); {place} = signaled"
@@ -312,10 +303,39 @@ def signaled(*arguments):
 {SWALLOWED.replace("def main():", replacing)}
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
-    assert (result.returncode, result.stderr) in (
-        (143, "interrupted by SIGTERM\n"),
-        (129, "interrupted by SIGHUP\n"),
-    )
+    name, status = ("SIGTERM", 143) if "SIGTERM" in result.stderr else ("SIGHUP", 129)
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (status, f"interrupted by {name}")
+    # If both signals come at the same time, the second one can come in a library's audit hook (the next test).
+    assert result.stderr.count("\n") == 1 or result.stderr.startswith("Exception ignored in audit hook")
+
+
+def test_a_signal_is_not_sent_again_after_the_run():
+    """A notebook handles signals too."""
+    received = []
+    signal.signal(signal.SIGINT, lambda *arguments: received.append(arguments))
+    with DeferredSignals(), suppress(Interrupted):
+        signal.raise_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert received == []
+
+
+def test_a_signal_during_an_audit_hook_ends_the_program_too():
+    """Some libraries add an audit hook. Python itself prints an exception of the hook for this event and ignores it."""
+    program = f"""
+import signal, sys
+
+def audit(event, arguments):
+    if event == "sys.unraisablehook" and not audited:
+        audited.append(event)
+        signal.raise_signal(signal.SIGHUP)
+
+audited = []
+sys.addaudithook(audit)
+{SWALLOWED}
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=50)
+    assert result.stderr.startswith("Exception ignored in audit hook")
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (129, "interrupted by SIGHUP")
 
 
 AT_ONCE = """

@@ -141,16 +141,8 @@ def test_a_port_in_use_is_one_line(folder):
         report([str(folder), "--serve", "--no-open", "--port", str(server.server_port)])
 
 
-@pytest.fixture
-def receives_ctrl_c():
-    """Makes started programs receive SIGINT, also under nohup and in a shell's background job."""
-    outer = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, outer)
-
-
 @pytest.mark.slow
-def test_the_program_serves_until_ctrl_c(folder, receives_ctrl_c):
+def test_the_program_serves_until_ctrl_c(folder, default_handlers):
     words = [sys.executable, "-m", "train.report", str(folder), "--serve", "--no-open"]
     root = Path(__file__).parents[3]
     with subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as program:
