@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from importlib.metadata import version
 
 # Compile without optimization. Where this XLA still has the older emitters, use them: they take a third of the time
@@ -27,6 +28,9 @@ def default_handlers():
     """Ensures that no signal is ignored, which tests and started programs would inherit from nohup or a shell's job."""
     outer = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     yield
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):  # It sends a signal again, which no later test may get.
+            thread.join()
     for number, handler in outer.items():
         signal.signal(number, handler)
 

@@ -1,4 +1,4 @@
-"""Measures the rows of docs/results.md, and writes their tables.
+"""Measures the rows of docs/results.md and docs/aae.md, and writes their tables.
 
     python -m benchmarks.results --list                 # the rows, and the seeds that were measured
     python -m benchmarks.results vit-sample             # measures one row, in some minutes
@@ -7,7 +7,7 @@
 
 Each seed is one run of the row's command, in a new process. The record of a run goes to
 benchmarks/results/measured/ROW.json: final metrics, wall time, peak memory, versions, machine, date and commit. The
-tables of the page are made from these files. If you interrupt the program, the same command continues; only a run of
+tables of the pages are made from these files. If you interrupt the program, the same command continues; only a run of
 PyTorch starts again. To repeat a run that has a record, delete its run folder first.
 MNIST and Fashion-MNIST must be prepared with `python -m train.prepare`.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.results.measure import measure
 from benchmarks.results.rows import ROWS
-from benchmarks.results.tables import PAGE, page_with_tables, read_runs, store_run
+from benchmarks.results.tables import read_runs, store_run, write_pages
 
 
 def main() -> None:
@@ -52,9 +52,9 @@ def main() -> None:
                 print(f"{name}, seed {seed}: already measured")
             else:
                 store_run(name, measure(row, seed, options.runs))
-                PAGE.write_text(page_with_tables())
+                write_pages()
     if options.tables:
-        PAGE.write_text(page_with_tables())
+        write_pages()
 
 
 if __name__ == "__main__":

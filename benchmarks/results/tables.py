@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, made from the JSON files of the results."""
+"""The tables of docs/results.md and docs/aae.md, made from the JSON files of the results."""
 
 import json
 import statistics
@@ -11,7 +11,7 @@ from benchmarks.results.rows import ABLATION, AUTOENCODERS, CLASSIFIERS, COMPARE
 
 ROOT = Path(__file__).parents[2]
 MEASURED = Path(__file__).parent / "measured"
-PAGE = ROOT / "docs" / "results.md"
+RESULTS, AAE = ROOT / "docs" / "results.md", ROOT / "docs" / "aae.md"
 
 Record = dict[str, Any]  # what `measure` returns
 
@@ -30,18 +30,30 @@ def store_run(name: str, record: Record) -> None:
     (MEASURED / f"{name}.json").write_text(text + "\n")
 
 
-def page_with_tables() -> str:
-    """Returns the text of the page, with tables that show the records."""
-    text = PAGE.read_text()
-    for name, table in {
-        "classifiers": results_table(CLASSIFIERS),
-        "autoencoders": results_table([*AUTOENCODERS, *ABLATION]),
-        "torch": torch_table(),
-        "missing": missing_rows(),
-        "machines": machines_table(),
-    }.items():
-        text = with_table(text, name, table)
-    return text
+def pages_with_tables() -> dict[Path, str]:
+    """Returns the text of each page, with tables that show the records."""
+    tables = {
+        RESULTS: {
+            "classifiers": results_table(CLASSIFIERS),
+            "autoencoders": results_table(AUTOENCODERS),
+            "torch": torch_table(),
+            "missing": missing_rows(),
+            "machines": machines_table(),
+        },
+        AAE: {"ablation": ablation_table()},
+    }
+    pages = {}
+    for page, of_page in tables.items():
+        pages[page] = page.read_text()
+        for name, table in of_page.items():
+            pages[page] = with_table(pages[page], name, table)
+    return pages
+
+
+def write_pages() -> None:
+    """Writes the tables of all pages."""
+    for page, text in pages_with_tables().items():
+        page.write_text(text)
 
 
 def with_table(text: str, name: str, table: str) -> str:
@@ -78,6 +90,17 @@ def results_table(rows: Iterable[Row]) -> str:
                 f"{max(peaks):,} MiB" if peaks else "",
             ]
         )
+    return aligned(lines)
+
+
+def ablation_table() -> str:
+    """Returns a table with the error of `semi_100` without each technique, for the rows that were measured."""
+    lines = [["left out", "row", "test error of each seed, %", "mean ± SD", "wall time"]]
+    for left_out, row in ABLATION.items():
+        if runs := read_runs(row.name):
+            values = [shown_value(row.metric, run) for run in runs]
+            shown = ", ".join(number(row.metric, value) for value in values)
+            lines.append([left_out, f"`{row.name}`", shown, mean_and_spread(row.metric, values), wall_time(runs)])
     return aligned(lines)
 
 
