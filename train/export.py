@@ -1,7 +1,8 @@
-"""Exports a trained model to files for other programs: python -m train.export RUN_DIR [--format FORMAT] [--out PATH]
+"""Exports a trained model to files for other programs: python -m train.export RUN_OR_WEIGHTS [--options]
 
     python -m train.export runs/vit-sample  # the model with its weights
     python -m train.export runs/vit-sample --format onnx --out vit.onnx
+    python -m train.export timm-vit.safetensors --format onnx --out vit.onnx  # also pretrained weights
     python -m train.export runs/vit-sample --format timm --out vit.safetensors
 
 Without `--format`, `model.stablehlo` contains the model and its weights as a function of 1 or more images, on CPU, GPU
@@ -10,7 +11,7 @@ Flax. `model.safetensors` contains the weights with this project's names and tor
 shape of the images and the names of the classes. The program prints how to run the model in Python.
 
 With `--format onnx`, one ONNX file contains the model with its weights. With any other format, the program writes only
-the weights, with the names and layouts of that library.
+the weights, with the names and layouts of that library. To convert weights that are not a run's, use `w2jax.convert`.
 """
 
 import json
@@ -28,6 +29,7 @@ from train.config.cli import read_options, run_main
 from train.engine.image_options import run_spec
 from train.onnx_program import INPUT, check_installed, onnx_program
 from train.predict import Predictor, run_predictor
+from train.predict.options import ModelOptions, check_for_run, load_model
 from train.process.errors import UserError, as_user_error
 from train.process.setup import silence_libraries
 from train.run.atomic import check_no_link, write_atomic
@@ -36,6 +38,7 @@ from train.run.files import IMAGES, read_config_tree
 from train.run.folder import ImageInfo, read_config, read_image_info
 from train.run.weights import is_run_folder, load_run
 from w2jax import convert
+from w2jax.convert.files import has_weights
 from w2jax.convert.saving import check_replaceable, save_described
 from w2jax.image_spec import ImageSpec
 from w2jax.text import format_bytes, one_line, printable
@@ -138,32 +141,34 @@ def export_weights(
 
 
 def export_onnx(
-    run_dir: Path, out: Path | None = None, checkpoint: str = LAST, overwrite: bool = False
-) -> tuple[Path, dict[str, str]]:
-    """Writes a run's model with its weights as an ONNX file; returns its path, and a table for the user.
+    model: ModelOptions, out: Path | None = None, overwrite: bool = False
+) -> tuple[Path, Predictor, dict[str, str]]:
+    """Writes a model with its weights as an ONNX file; returns its path, the model, and a table for the user.
 
     Args:
-        run_dir: the run folder.
-        out: a .onnx file, or a folder for model.onnx. The default is the folder RUN_DIR/exported.
-        checkpoint: "last", "best" (by the test metric that ranks runs) or a step.
+        model: a run, or the weights of a ViT.
+        out: a .onnx file, or a folder for model.onnx. The default is the folder RUN_DIR/exported of a run.
         overwrite: replace the file even if w2jax did not write it.
 
     Raises:
-        UserError: it is not a run folder, it has no such checkpoint, `onnx_program` cannot export its model, `out` is a
-            run folder or a file that w2jax did not write, or cannot be written.
+        UserError: the model cannot be loaded, `onnx_program` cannot export it, `out` is a run folder or a file that
+            w2jax did not write, or cannot be written, or there is no `out` for weights.
     """
-    out = out or run_dir / "exported"
+    place = Path(model.run_or_weights)
+    if out is None and not is_run_folder(place):
+        raise UserError(f"--out is required for weights, got only {place}. Add --out FILE.onnx")
+    out = out or place / "exported"
     path = out if out.suffix and not out.is_dir() else out / ONNX
     if path.suffix != ".onnx":
         raise UserError(f"--out must be a folder or a .onnx file, got {out}. Choose another --out")
-    check_no_link(path, run_dir)
-    read_config_tree(run_dir)
+    if is_run_folder(place):
+        check_no_link(path, place)
     _check_is_no_run(out)
     if not overwrite:
         with as_user_error():
             check_replaceable([path])
     check_installed()
-    predictor = run_predictor(run_dir, checkpoint)
+    predictor = load_model(model)
     _check_size(predictor, "ONNX")
     program = onnx_program(predictor)
     try:
@@ -174,14 +179,18 @@ def export_onnx(
             f"{error.filename or path} cannot be written: {error.strerror}. Choose another --out"
         ) from error
     told = program.metadata
-    return path, {
-        "read": f"{run_dir}: {predictor.note}",
-        "written": f"{path}: {format_bytes(len(program.content))}, opset {told['opset']}, computes in float32",
-        "checked": f"ONNX Runtime's outputs differ from the model's by at most {program.difference:.1g}",
-        "input": f"{INPUT}: {told[f'input_{INPUT}']}",
-        "images": told["preprocessing"],
-        "output": f"{program.output}: {told[f'output_{program.output}']}",
-    }
+    return (
+        path,
+        predictor,
+        {
+            "read": f"{place}: {predictor.note}",
+            "written": f"{path}: {format_bytes(len(program.content))}, opset {told['opset']}, computes in float32",
+            "checked": f"ONNX Runtime's outputs differ from the model's by at most {program.difference:.1g}",
+            "input": f"{INPUT}: {told[f'input_{INPUT}']}",
+            "images": told["preprocessing"],
+            "output": f"{program.output}: {told[f'output_{program.output}']}",
+        },
+    )
 
 
 def _check_size(predictor: Predictor, form: str) -> None:
@@ -204,23 +213,31 @@ def _check_is_no_run(out: Path) -> None:
         raise UserError(f"--out must not be a run folder, got {out}. Choose another --out")
 
 
+def _check_is_run(options: ModelOptions) -> None:
+    """Raises UserError if the options name weights instead of a run folder, or have options for weights."""
+    place = Path(options.run_or_weights)
+    if not is_run_folder(place) and has_weights(place):
+        raise UserError(
+            f"RUN_OR_WEIGHTS must be a run folder without --format onnx, got {place}. Add --format onnx, or convert "
+            "the weights with python -m w2jax.convert"
+        )
+    check_for_run(options)
+
+
 @dataclass(frozen=True)
-class Options:
+class Options(ModelOptions):
     """Exports a trained model: as StableHLO or ONNX with its weights, or only its weights."""
 
-    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN_DIR")]
-    """Run folder of a training, such as runs/vit-sample."""
     format: Annotated[
         str | None, tyro.conf.arg(metavar="onnx|timm|huggingface|torchvision|google|torch", help_behavior_hint="")
     ] = None
-    """onnx: write the model with its weights as one ONNX file (pip install -e ".[onnx]").
+    """onnx: write the model with its weights as one ONNX file (pip install -e ".[onnx]"). It is the only format
+    for weights; all others need a run.
     Others: write only the weights, with the names and layouts of this library.
     onnx and torch (torch.nn) work for every model. All other formats need a ViT."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
     """Output folder; default: RUN_DIR/exported. With --format, also a file: .onnx for onnx, otherwise .safetensors,
     .npz, .pt or .pth."""
-    checkpoint: Annotated[str, tyro.conf.arg(metavar="last|best|STEP")] = LAST
-    """Checkpoint to export: the last one, the one with the best test metric, or the one of a step."""
     overwrite: bool = False
     """Replace existing files even if w2jax did not write them. Otherwise the command stops with an error."""
 
@@ -228,26 +245,28 @@ class Options:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = read_options(Options, "train.export", arguments, __doc__)
     silence_libraries()
+    run_dir = Path(options.run_or_weights)
     if options.format == "onnx":
-        path, table = export_onnx(options.run_dir, options.out, options.checkpoint, options.overwrite)
+        path, predictor, table = export_onnx(options, options.out, options.overwrite)
         for name, text in table.items():
             print(printable(f"{name:<12}{text}"))
-        shape = ", ".join(map(str, read_image_info(options.run_dir).image_shape))
+        shape = ", ".join(map(str, predictor.image_shape))
         print("\nTo run it elsewhere: pip install onnxruntime. In Python, with a black image:\n")
         print("import numpy, onnxruntime")
         print(f"model = onnxruntime.InferenceSession({str(path.absolute())!r})")
         print(f"images = numpy.zeros((1, {shape}), 'uint8')  # [B, h, w, C], any B above 0")
         print(f"print(model.run(None, {{{INPUT!r}: images}})[0])")
         return
+    _check_is_run(options)
     if options.format is not None:
-        table = export_weights(options.run_dir, options.format, options.out, options.checkpoint, options.overwrite)
+        table = export_weights(run_dir, options.format, options.out, options.checkpoint, options.overwrite)
         for name, text in table.items():
             print(printable(f"{name:<12}{text}"))
         return
-    out = options.out or options.run_dir / "exported"
+    out = options.out or run_dir / "exported"
     if out.suffix and not out.is_dir():
         raise UserError(f"--out must be a folder, got {out}. Add --format to write one file")
-    predictor = export_run(options.run_dir, out, options.checkpoint, options.overwrite)
+    predictor = export_run(run_dir, out, options.checkpoint, options.overwrite)
     path, shape = str((out / PROGRAM).absolute()), ", ".join(map(str, predictor.image_shape))
     what = "probabilities" if predictor.classifies else "reconstructions"
     print(one_line(f"wrote {PROGRAM}, {WEIGHTS} and {IMAGES} into {out} ({predictor.note})"))

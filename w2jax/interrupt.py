@@ -1,5 +1,6 @@
 """Ends a program quietly if Ctrl-C comes while Python still imports its modules. Imports no other module of w2jax."""
 
+import io
 import os
 import signal
 import sys
@@ -35,6 +36,8 @@ def run_main(main: Callable[[], int]) -> NoReturn:
     """Run a program's main function and exit with its status. Ctrl-C prints one line and gives the status 130."""
     if signal.getsignal(signal.SIGINT) is _exit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None if the program's output is closed.
+        sys.stdout.reconfigure(errors="backslashreplace")  # Paths may have characters that the encoding lacks.
     try:
         status = main()
     except KeyboardInterrupt:

@@ -16,12 +16,19 @@ WHEELS = {
     "optax": "optax",
     "PIL": "pillow",
     "flatbuffers": "flatbuffers",
+    "flax": "flax",
+    "einops": "einops",
+    "jaxtyping": "jaxtyping",
+    "rich": "rich",
+    "importlib_resources": "importlib_resources",  # of tensorflow-datasets
 }
 """The optional wheels, by the name that Python imports."""
 
 MODES = ("train", "inference")
-STEP = ("optax", "PIL")  # to build a train step
-PROGRAM = (*STEP, "tyro", "grain", "array_record", "tensorflow_datasets", "orbax")  # to run a training program
+MODELS = ("flax", "einops", "jaxtyping")
+STEP = (*MODELS, "optax", "PIL", "rich")  # to build a train step
+DATA = ("grain", "array_record", "tensorflow_datasets", "importlib_resources")
+PROGRAM = (*STEP, *DATA, "tyro", "orbax")  # to run a training program
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ AUTOENCODERS = [
     ),
 ]
 
+
 def _ablated(name: str, options: str) -> Row:
     return Row(f"semi-{name}", f"train.aae semi_100 {options}", ERROR)
 

@@ -210,6 +210,9 @@ def test_a_linked_file_is_not_copied(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["{weights}", "--format", "timm"], "must be a run folder .*, got .*Add --format onnx, or convert the weights"),
+        (["{weights}", "--out", "out"], "must be a run folder .*, got .*Add --format onnx, or convert the weights"),
+        (["{run}", "--num-heads", "3"], "^--num-heads must be left out for a run, got .*They are for weights"),
         (["{run}", "--format", "timm"], 'the format "timm" cannot store .* of this ViT'),
         (["{run}", "--format", "keras"], 'must be one of timm, .*, got "keras"'),
         (["{run}", "--format", "torch", "--out", "{file}/deeper.npz"], "cannot be written: .* Choose another --out"),

@@ -74,6 +74,17 @@ def test_the_command_writes_the_file_and_prints_code_that_runs_it(run, capfd):
 
 
 @pytest.mark.slow
+def test_the_command_writes_pretrained_weights_too(tmp_path, capfd):
+    path = tmp_path / "vit.onnx"
+    export.main([str(TIMM), "--format", "onnx", "--out", str(path)])
+    exec(capfd.readouterr().out.split("\n\n")[-1], {})
+    found = np.array(capfd.readouterr().out.strip(" []\n").split(), float)
+    np.testing.assert_allclose(found, load(TIMM)(np.zeros((1, 40, 40, 3), np.uint8))[0], rtol=1e-4)
+    with pytest.raises(UserError, match=r"^--out is required for weights, got only .*\. Add --out FILE\.onnx$"):
+        export.main([str(TIMM), "--format", "onnx"])
+
+
+@pytest.mark.slow
 def test_only_a_file_of_w2jax_is_replaced(run, tmp_path, capfd):
     """The file of another program remains without --overwrite."""
     path = tmp_path / "vit.onnx"
@@ -107,7 +118,7 @@ def test_a_file_with_a_wrong_weight_is_not_written(run, tmp_path, monkeypatch):
         return broken.SerializeToString()
 
     monkeypatch.setattr(onnx_program, "_serialize", serialize)
-    monkeypatch.setattr(export, "run_predictor", lambda *_: untrained("aae_semi"))
+    monkeypatch.setattr(export, "load_model", lambda _: untrained("aae_semi"))
     with pytest.raises(
         UserError,
         match=r"the outputs of the ONNX file must equal the model's within 0\.0001, got a difference of 0\.\d",

@@ -16,6 +16,7 @@ from train.config.tree import config_to_tree
 from train.loggers.trackers import MetricRow, PictureFile
 from train.process.errors import UserError
 from train.run.atomic import write_atomic
+from train.run.files import read_run_file
 from train.run.folder import RunFolder
 
 
@@ -87,7 +88,7 @@ def _run_id(path: Path) -> str:
     if not path.exists():
         write_atomic(path, json.dumps({"id": uuid.uuid4().hex}) + "\n")
     try:
-        return str(json.loads(path.read_bytes())["id"])
+        return str(json.loads(read_run_file(path))["id"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{path} must be {{"id": …}}, got {error!r}. Delete the file to start a new W&B run') from error
 

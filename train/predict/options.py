@@ -1,7 +1,8 @@
 """The options that name a trained model, common to train.predict and train.demo."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -49,8 +50,18 @@ def load_model(options: ModelOptions) -> Predictor:
     Raises:
         UserError: as in `load`, or the options do not match each other.
     """
-    fields = {name: getattr(options, name) for name in _FIELDS if getattr(options, name) is not None}
-    return load(options.run_or_weights, options.checkpoint, _spec(options), **fields)
+    return load(options.run_or_weights, options.checkpoint, _spec(options), **_given(options, _FIELDS))
+
+
+def check_for_run(options: ModelOptions) -> None:
+    """Raises UserError if there is an option that only weights need."""
+    if given := _given(options, ("normalize", "image_size", *_FIELDS)):
+        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UserError(f"{names} must be left out for a run, got {options.run_or_weights}. They are for weights")
+
+
+def _given(options: ModelOptions, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
 def _spec(options: ModelOptions) -> ImageSpec | None:

@@ -21,6 +21,7 @@ from train.predict.output import best_classes
 from train.predict.predictor import Predictor
 from train.process.errors import UserError
 from train.report.figures import STYLE, encode_figure
+from train.report.fonts import fonts_for_any_script
 from train.run.atomic import check_no_link, write_atomic
 from train.task import Rollout
 from w2jax.text import one_line
@@ -78,7 +79,7 @@ class Pictures:
             box = predictor.box(*pixels.shape[:2])
             drawn, is_seen = overlaid(pixels, shares, covered(box, image.shape[:2], shares.shape, rollout), box)
             names = ", ".join(f"{row['label']} {row['probability']:.1%}" for row in answer)
-            with mpl.rc_context(STYLE):
+            with mpl.rc_context(STYLE), fonts_for_any_script():
                 figure = _figure(drawn, shares, names, is_seen)
                 contents = {kind: encode_figure(figure, kind, figure.dpi, "figure") for kind in _KINDS}
             try:

@@ -3,9 +3,7 @@
 import io
 import re
 import textwrap
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from PIL import Image
 
 from train.report.curves import SPLIT_COLORS, Series, descriptions, metric_names
 from train.report.document import spaced
+from train.report.fonts import fonts_for_any_script
 from train.report.mistakes import read_mistakes
 from train.report.pictures import class_colors, picture_path, read_pictures
 from train.report.schedule import learning_rates
@@ -47,7 +46,7 @@ def write_figures(run_dir: Path, folder: Path) -> list[str]:
     run = read_record(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names = []
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), fonts_for_any_script():
         for name, figure in (*_curves(run), *_confusion(run_dir), *_pictures(run_dir)):
             for kind in ("png", "svg"):
                 path = folder / f"{name}.{kind}"
@@ -63,19 +62,10 @@ def encode_figure(figure: Figure, kind: str, dpi: float = _DPI, box: str = "tigh
     `box` "tight" cuts or adds margins so that everything is just visible. "figure" keeps the size of the figure.
     """
     file = io.BytesIO()
-    with _no_font_warnings():
-        metadata = {"Date": None} if kind == "svg" else {}
-        bounds = "tight" if box == "tight" else None
-        figure.savefig(file, format=kind, dpi=dpi, metadata=metadata, facecolor="white", bbox_inches=bounds)
+    metadata = {"Date": None} if kind == "svg" else {}
+    bounds = "tight" if box == "tight" else None
+    figure.savefig(file, format=kind, dpi=dpi, metadata=metadata, facecolor="white", bbox_inches=bounds)
     return file.getvalue()
-
-
-@contextmanager
-def _no_font_warnings() -> Iterator[None]:
-    """Ignores matplotlib's warnings about characters that its font lacks. It draws boxes for them."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
 
 
 def _curves(run: RunRecord) -> Iterator[tuple[str, Figure]]:
@@ -181,8 +171,7 @@ def _figure(width: float = _SIZE[0], height: float = _SIZE[1]) -> tuple[Figure, 
 def _caption(figure: Figure, caption: str) -> None:
     """Writes the caption below the figure."""
     lines = textwrap.wrap(one_line(caption), _LETTERS)
-    with _no_font_warnings():
-        drawn = figure.get_tightbbox()  # inches; the names of classes may be long
+    drawn = figure.get_tightbbox()  # inches; the names of classes may be long
     width, height = figure.get_size_inches()
     place = drawn.x0 / width, (drawn.y0 - 0.15) / height
     _text(figure.text(*place, "\n".join(lines), va="top", fontsize=10, color="#444"))

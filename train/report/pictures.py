@@ -4,7 +4,6 @@ import colorsys
 import io
 import json
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from jaxtyping import ArrayLike, Float, UInt8
 from PIL import Image
 
 from train.process.errors import UserError
+from train.report.fonts import fonts_for_any_script
 from train.run.atomic import check_no_link, write_atomic
 from train.run.files import PICTURES, read_run_json
 from train.task import Grid, Picture, Plane, Scatter
@@ -131,9 +131,7 @@ def encode_picture(picture: Picture, label_names: Sequence[str]) -> bytes:
     if isinstance(picture, Plane):
         return encode_png(rearrange(to_pixels(picture.images), "r c h w -> (r h) (c w)"))
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        # matplotlib draws boxes for characters that its font lacks. Ignore its warnings about them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+    with fonts_for_any_script():
         scatter_figure(picture, label_names).savefig(file, format="png", dpi=_DPI)
     return file.getvalue()
 

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = ("num_heads", "activation", "norm_eps", "pool", "pool_prefix", "res_post_norm", "image_size")
     fields = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     try:
-        options.src = pinned(options.src)
+        options.src = pinned(str(_path(options.src)) if options.src.startswith("~") else options.src)
         source = load_described(options.src, options.head, average=not options.raw, prefix=options.prefix, **fields)
         _print_table(_source_rows(options.src, source))
         if options.format or not options.check:
@@ -60,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _path(text: str) -> Path:
+    return Path(text).expanduser()  # A shell leaves a quoted ~ as it is.
+
+
 def _parser() -> argparse.ArgumentParser:
     families = dict.fromkeys(form.family for form in FORMATS)
     variants = ", ".join(form.name for form in FORMATS if form.name not in families)
@@ -80,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "dst",
-        type=Path,
+        type=_path,
         metavar="DST",
         help="file to write: .safetensors, .npz, .pt or .pth; or a folder, in which model.safetensors is written",
     )

@@ -12,6 +12,7 @@ from pictures import DIGITS, a_grid, a_plane, a_run_folder, a_scatter, pixels
 from PIL import Image
 
 from train.process.errors import UserError
+from train.report import fonts
 from train.report.__main__ import main as report
 from train.report.figures import write_figures
 from train.report.pictures import write_pictures
@@ -92,3 +93,17 @@ def test_the_program_writes_figures_and_refuses_other_options(folder, tmp_path, 
     ):
         with pytest.raises(UserError, match=message):
             report([str(folder), *options])
+
+
+def test_only_installed_fonts_are_used(monkeypatch):
+    monkeypatch.setattr(fonts, "OTHERS", ("a font that nobody has", "DejaVu Serif"))
+    assert fonts.families.__wrapped__() == ["DejaVu Sans", "DejaVu Serif"]
+
+
+def test_characters_that_no_font_has_are_told_once(folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(fonts, "families", lambda: ["DejaVu Sans"])  # has Arabic, but no Korean
+    fonts._print_note.cache_clear()
+    write_figures(folder, tmp_path)
+    write_figures(folder, tmp_path)
+    note = capfd.readouterr().err
+    assert note.startswith("note: no installed font has some characters") and note.count("\n") == 1

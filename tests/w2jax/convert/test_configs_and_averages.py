@@ -160,7 +160,7 @@ def test_the_average_is_read_and_the_raw_weights_on_request(tmp_path, capsys, ra
     torch.save({"epoch": 3, raw: scaled_state(1.0), average: scaled_state(2.0)}, path)
     value, (note,) = value_in(path)
     assert value == 2.0
-    assert f"read the averaged weights under '{average}', not the raw weights. Pass --raw" in note
+    assert f"read the averaged weights under '{average}', not the raw weights" in note
     value, (note,) = value_in(path, average=False)
     assert value == 1.0
     assert note == f"the raw weights under '{raw}' were read; '{average}' was ignored"

@@ -150,7 +150,8 @@ def _state_dict(content: Any, tensor: type, average: bool) -> tuple[dict[str, An
             if {key.startswith("module.") for key in state if key != "n_averaged"} == {True}:  # torch's AveragedModel
                 state.pop("n_averaged", None)
             return state, [
-                f"read the averaged weights under {inner[0]!r}, not the raw weights. Pass --raw to read the raw weights"
+                f"read the averaged weights under {inner[0]!r}, not the raw weights (for those, convert the file with "
+                "python -m w2jax.convert --raw)"
             ]
         ignored = [f"the raw weights under {inner[0]!r} were read; {averages[0]!r} was ignored"] if averages else []
         return state, ignored
