@@ -161,7 +161,7 @@ def test_the_committed_outputs_are_complete_and_true(committed):
 
 
 def test_the_exercises_have_a_solution_an_empty_answer_and_a_check(committed):
-    name, notebook = committed
+    _, notebook = committed
     found = exercises(notebook.cells)
     assert found
     assert sum("<details>" in cell.source for cell in notebook.cells) == len(found)

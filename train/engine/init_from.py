@@ -251,7 +251,9 @@ def _agreeing_module(path: str, model: ViT, names: list[str]) -> tuple[ViT, list
 
 def _describe(path: str, **fields: Any) -> tuple[nn.Module, dict[str, Any]]:
     """Returns the model of a weights file or run folder, and its fields whose values are only assumed."""
-    return (describe_run(Path(path), **fields), {}) if is_run_folder(Path(path)) else describe(path, **fields)
+    if is_run_folder(Path(path)):
+        return describe_run(Path(path), **fields), {}
+    return describe(path, head="if_linear", **fields)
 
 
 def _read(path: str, fields: dict[str, Any]) -> tuple[Any, dict[str, Any], str, list[str], list[str] | None]:
@@ -265,7 +267,7 @@ def _read(path: str, fields: dict[str, Any]) -> tuple[Any, dict[str, Any], str, 
         module, variables, notes = load_run(folder, **fields)
         names = read_image_info(folder).label_names if (folder / IMAGES).exists() else None
         return module, variables, "a run folder", notes, names
-    loaded = load_described(path, **fields)
+    loaded = load_described(path, "if_linear", **fields)
     names = loaded.spec.label_names if loaded.source == "w2jax" and loaded.spec is not None else None
     return loaded.module, loaded.variables, loaded.source, loaded.notes, None if names is None else list(names)
 
@@ -280,7 +282,7 @@ def _image_spec(path: str, num_heads: int, normalize: Any) -> ImageSpec | None:
     if is_run_folder(folder):
         return run_spec(read_config(folder, Config), read_image_info(folder)) if (folder / IMAGES).exists() else None
     try:
-        return describe_spec(path, num_heads=num_heads)
+        return describe_spec(path, head="if_linear", num_heads=num_heads)
     except ValueError as error:
         if normalize != "auto":
             return None  # The note of `load_described` has the reason.

@@ -14,8 +14,9 @@ from flax import linen as nn
 from train.run.choose import LAST, choose_checkpoint
 from w2jax.convert.load_save import without_classes
 from w2jax.convert.schema import split_variables
-from w2jax.convert.state_dict import Head, variable_leaves, write_tensors
 from w2jax.convert.state_dict import read_variables as read_tensors
+from w2jax.convert.state_dict import variable_leaves, write_tensors
+from w2jax.convert.vit_heads import Head
 from w2jax.files import check_growth, read_json
 from w2jax.serialize import module_from_json, with_fields
 

@@ -15,10 +15,10 @@ from w2jax.convert.lazy_tensor import LazyTensor
 from w2jax.convert.prefixes import under, without_wrappers
 from w2jax.convert.saving import IMAGE_METADATA, METADATA, save_described
 from w2jax.convert.schema import Leaf, module_leaves
-from w2jax.convert.state_dict import Head, Rename, prefix_of, read_variables
+from w2jax.convert.state_dict import Rename, prefix_of, read_variables
 from w2jax.convert.timm_names import check_model
 from w2jax.convert.vit_architecture import join_chunks, known_pairs, read_architecture, recognize, unstack_layers
-from w2jax.convert.vit_heads import with_usual_head
+from w2jax.convert.vit_heads import FileHead, Head, with_usual_head
 from w2jax.files import json_object, read_json
 from w2jax.image_spec import ImageSpec
 from w2jax.module import field_names
@@ -163,14 +163,18 @@ def save(
 
 def load_described(
     path: str | Path,
-    head: Head = None,
+    head: FileHead = None,
     module: nn.Module | None = None,
     rename: Rename | None = None,
     average: bool = True,
     prefix: str | None = None,
     **fields: Any,
 ) -> Loaded:
-    """Load like `load`, and also return the file's format, the assumed fields and messages for the user."""
+    """Load like `load`, and also return the file's format, the assumed fields and messages for the user.
+
+    With `head` "if_linear", a classifier of several layers is left out (`num_classes` is then 0), and any other is
+    loaded.
+    """
     if rename is not None and module is None:
         raise ValueError("module must be given with rename, got None. Pass the module whose paths are in rename")
     if module is not None and fields:
@@ -201,7 +205,7 @@ def load_described(
             if spec is not None and family in ("torchvision", "google"):
                 notes.append(f"images are assumed to be prepared as for {family}'s published models")
         module = without_classes(module) if head == "drop" else module
-        variables, leaves = read_variables(module, tensors, rename, head)
+        variables, leaves = read_variables(module, tensors, rename, None if head == "if_linear" else head)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
     notes = weights.notes + notes
@@ -212,7 +216,7 @@ def load_described(
 
 
 def describe(path: str | Path, **fields: Any) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the module that `load` would return and its assumed fields, without reading a tensor."""
+    """Return the module that `load_described` would return and its assumed fields, without reading a tensor."""
     with _header(path, fields) as (_, found):
         module_leaves(found.module)
     return found.module, found.assumed
@@ -262,9 +266,10 @@ def describe_names(path: str | Path, **fields: Any) -> tuple[str, ...] | None:
 @contextmanager
 def _header(path: str | Path, fields: Mapping[str, Any]) -> Iterator[tuple[Weights, _Found]]:
     """A context with the header of a weight file and the module that it describes. A ValueError names the file."""
-    weights = read_weights(local_path(path))
+    weights, others = read_weights(local_path(path)), {**fields}
+    head = others.pop("head", None)
     try:
-        yield weights, _module_in(weights, parameters_in(weights.tensors)[0], None, fields)
+        yield weights, _module_in(weights, parameters_in(weights.tensors)[0], head, others)
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from error
 
@@ -274,7 +279,7 @@ def without_classes(module: nn.Module) -> nn.Module:
     return module.clone(num_classes=0) if hasattr(module, "num_classes") else module
 
 
-def _module_in(weights: Weights, tensors: dict[str, LazyTensor], head: Head, fields: Mapping[str, Any]) -> _Found:
+def _module_in(weights: Weights, tensors: dict[str, LazyTensor], head: FileHead, fields: Mapping[str, Any]) -> _Found:
     """Find the module that a file describes."""
     changes = {name: value for name, value in fields.items() if name != "image_size"}
     if METADATA in weights.metadata:
@@ -286,7 +291,7 @@ def _module_in(weights: Weights, tensors: dict[str, LazyTensor], head: Head, fie
     form, prefix = recognize(tensors)
     check_field_names(ViT, changes)
     tensors, left_out = under(tensors, prefix)
-    tensors, notes = with_usual_head(form, tensors, keep=head is None)
+    tensors, notes = with_usual_head(form, tensors, head)
     found = read_architecture(form, known_pairs(form, tensors), tensors, weights.config, fields, weights.own_config)
     if unneeded := [key for key in tensors if key.startswith(form.ignored)]:
         names = first_few([*map(shorten, unneeded)])

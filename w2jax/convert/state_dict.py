@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from w2jax.convert.rules import Pair, Rule, Shape, Table, flat, groups, instance
 from w2jax.convert.schema import Leaf, Size, assemble, example_inputs, module_leaves, split_variables
 from w2jax.convert.torch_modules import torch_formats
 from w2jax.convert.vit_architecture import vit_prefixes
+from w2jax.convert.vit_heads import Head
 from w2jax.convert.vit_tables import FORMATS, inexpressible
 from w2jax.text import nearest
 from w2jax.vit import ViT, patch_sides
@@ -25,7 +26,6 @@ HEADS = ("head", "head_distilled")
 """The names of the classifiers in a module with `num_classes`."""
 
 Rename = Mapping[str, str | tuple[str, str | Table]]
-Head = Literal["drop", "reinit"] | None
 
 
 def from_torch(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from models import assert_same_trees, random_variables, run
 from PIL import Image
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from configs.base import Mesh, Optim
 from configs.vit import PRESETS
@@ -148,6 +148,21 @@ def test_the_classifier_that_replaces_a_projection_has_a_bias(tmp_path):
     _, state, note = begun(config)
     assert state.params["head"]["bias"].shape == (10,) and not np.asarray(state.params["head"]["kernel"]).any()
     assert "; new head with 10 classes (that of the file has no bias)" in note
+
+
+def test_a_classifier_of_several_layers_is_replaced(tmp_path):
+    """A replaced head, Sequential(Linear, ReLU, Linear), in timm's names."""
+    path = tmp_path / "vit.safetensors"
+    written(path, usual, format="timm")
+    tensors = load_file(path)
+    first, second = tensors.pop("head.weight"), tensors.pop("head.bias")
+    tensors |= {"head.0.weight": first, "head.0.bias": second, "head.2.weight": first[:, :10], "head.2.bias": second}
+    save_file(tensors, path)
+    _, state, note = begun(parsed(path, "--model.num-heads", "2"))
+    assert state.params["head"]["kernel"].shape == (12, 10) and not np.asarray(state.params["head"]["kernel"]).any()
+    assert (
+        "left out a replaced classifier: head.0." in note and "new head with 10 classes (the file has no head)" in note
+    )
 
 
 def test_a_config_made_in_python_must_match_the_file(tmp_path):

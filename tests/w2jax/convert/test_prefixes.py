@@ -130,6 +130,7 @@ def test_a_replaced_classifier_is_read_or_left_out(tmp_path, name, usual, other)
     assert loaded.module == peer(name).module
     assert_same(loaded.variables, peer(name).variables)
     assert f"the classifier was read from {other}" in loaded.notes
+    assert load_described(path, "if_linear", **fields).module == loaded.module
     dropped = load_described(path, "drop", **fields)
     assert dropped.module.num_classes == 0 and "head" not in dropped.variables["params"]
     assert f"left out a replaced classifier: {other}.bias, {other}.weight" in str(dropped.notes)
@@ -145,6 +146,8 @@ def test_a_classifier_of_several_layers_is_refused_unless_it_is_left_out(tmp_pat
     assert "the classifier must be one linear layer, got the tensors head.0.weight, head.0.bias" in message
     assert 'Leave it out: pass head="drop" to w2jax.convert.load, or --head drop' in message
     assert load(path, "drop", num_heads=3)[0].num_classes == 0
+    loaded = load_described(path, "if_linear", num_heads=3)
+    assert loaded.module.num_classes == 0 and "left out a replaced classifier: head.0.weight" in str(loaded.notes)
 
 
 def test_no_fixture_needs_a_prefix():
