@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,21 @@ def test_an_epsilon_in_config_json_is_not_printed(tmp_path, capsys):
     assert "norm_eps is 1e-06 in this model and 1e-12 by default in huggingface" in said(capsys)["differs"]
     assert main([*source, str(tmp_path / "folder")]) == 0
     assert "differs" not in said(capsys)
+
+
+def test_a_quoted_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(FIXTURES / "google_npz", tmp_path / "source")
+    assert main(["~/source", "~/new.safetensors"]) == 0 and (tmp_path / "new.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_path_that_the_output_cannot_show_is_escaped(tmp_path):
+    source = shutil.copytree(FIXTURES / "google_npz", tmp_path / "modèle")
+    command = [sys.executable, "-m", "w2jax.convert", str(source), str(tmp_path / "new.npz")]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "") and "mod\\xe8le: google" in ended.stdout
+    assert (tmp_path / "new.npz").is_file()
 
 
 def test_differing_files_are_reported_tensor_by_tensor(tmp_path, capsys):
