@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from importlib.metadata import version
+from pathlib import Path
 
 # Compile without optimization. Where this XLA still has the older emitters, use them: they take a third of the time
 # of the newer ones. Programs that tests start inherit these flags.
@@ -21,6 +22,26 @@ from train.process.signals import SIGNALS
 
 jax.config.update("jax_num_cpu_devices", 8)
 install_import_hook(["w2jax", "train.data.augment"], "beartype.beartype")
+
+
+def pytest_addoption(parser):
+    help = "run only the first N test functions of each file, each with its first parameters"
+    parser.addoption("--first", type=int, metavar="N", help=help)
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config, items):
+    if (most := config.getoption("--first")) is None:
+        return
+    functions: dict[Path, set[str]] = {}
+    chosen, rest = [], []
+    for item in items:
+        known = functions.setdefault(item.path, set())
+        name = item.nodeid.partition("[")[0]
+        (rest if name in known or len(known) == most else chosen).append(item)
+        known.update([name] if len(known) < most else [])
+    config.hook.pytest_deselected(items=rest)
+    items[:] = chosen
 
 
 @pytest.fixture
