@@ -43,15 +43,7 @@ def load_pretrained(path_or_name: str | Path, spec: ImageSpec | None = None, **f
         FileNotFoundError, ImportError: as in `w2jax.convert.load`.
         ValueError: as in `w2jax.convert.load`; or the files describe images in a way that is not understood.
     """
-    return prepared(load_described(path_or_name, **fields), path_or_name, spec)
-
-
-def prepared(loaded: Loaded, path_or_name: str | Path, spec: ImageSpec | None) -> Pretrained:
-    """Return a loaded model as `load_pretrained` does.
-
-    Raises:
-        ValueError: there is no `spec`, and the files describe images in a way that is not understood.
-    """
+    loaded = load_described(path_or_name, **fields)
     if spec is None and loaded.spec_error:
         raise ValueError(f"{path_or_name}: {loaded.spec_error}. Pass spec, a w2jax.ImageSpec with the model's values")
     spec = spec or loaded.spec

@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from models import random_variables
 from PIL import Image
+from safetensors.numpy import load_file
 
 from train.predict import load
 from train.predict.__main__ import main
@@ -52,6 +54,18 @@ def test_the_note_says_what_was_read_and_bad_photos_are_listed(tmp_path, capsys,
     shown = np.asarray(Image.open(tmp_path / "looked.png"))
     zoom = shown.shape[1] // 40
     assert np.ptp(shown[40 * zoom :].astype(int), axis=-1).max() > 50  # red
+
+
+def test_the_note_says_which_of_two_sets_of_weights_was_read(tmp_path):
+    shutil.copytree(TIMM, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").rename(tmp_path / "spare")
+    average = {name: torch.from_numpy(x) for name, x in load_file(tmp_path / "spare").items()}
+    raw = {name: torch.zeros_like(x) for name, x in average.items()}
+    torch.save({"state_dict": raw, "state_dict_ema": average}, tmp_path / "vit.pth")
+    predictor = load(tmp_path / "vit.pth")
+    assert "; read the averaged weights under 'state_dict_ema', not the raw weights (for those, " in predictor.note
+    images = predictor.read([TIMM / "photo.jpg"])
+    np.testing.assert_array_equal(predictor(images), load(TIMM)(images))
 
 
 def test_in_python_images_are_read_or_passed(tmp_path):

@@ -25,7 +25,7 @@ from train.run.folder import has_checkpoint, read_config, read_image_info
 from train.run.weights import describe_run, is_run_folder, load_run
 from train.task import InitialParams
 from w2jax.convert.hub import pinned
-from w2jax.convert.load_save import describe, describe_names, describe_spec, load_described
+from w2jax.convert.load_save import describe, describe_names, describe_notes, describe_spec, load_described
 from w2jax.convert.state_dict import HEADS
 from w2jax.convert.vit_configs import square_image
 from w2jax.image_spec import ImageSpec
@@ -97,6 +97,7 @@ def weights_config(path: str, spec: ImageSpec | None, fields: Mapping[str, Any])
     with as_weights_error():
         path = pinned(path)
         module, assumed = describe(path, **fields)
+        notes = describe_notes(path, **fields)
         spec = spec or describe_spec(path, **fields)
     if not isinstance(module, ViT) or not module.num_classes or not module.head_bias:
         what = "a ViT without a classifier" if isinstance(module, ViT) else f"a {type(module).__name__}"
@@ -109,7 +110,8 @@ def weights_config(path: str, spec: ImageSpec | None, fields: Mapping[str, Any])
     if spec.label_names is None:
         spec = replace(spec, label_names=describe_names(path, **fields))
     config = with_spec(Config(Data(image_size=spec.image_size), model=module, init_from=path), spec)
-    return config, spec, "; ".join([f"the weights in {path}", describe_images(config), *_assumptions(module, assumed)])
+    notes = [f"the weights in {path}", *notes, describe_images(config), *_assumptions(module, assumed)]
+    return config, spec, "; ".join(notes)
 
 
 def read_initial_params(config: Config, source: Source) -> InitialParams:

@@ -20,9 +20,8 @@ from train.run.weights import check_layers, is_run_folder, read_variables
 from train.task import array_differences
 from w2jax.convert.files import has_weights
 from w2jax.convert.hub import is_name
-from w2jax.convert.load_save import load_described
 from w2jax.image_spec import ImageSpec
-from w2jax.pretrained import prepared
+from w2jax.pretrained import load_pretrained
 from w2jax.text import shorten
 
 
@@ -78,9 +77,7 @@ def _load_weights(name_or_path: str, spec: ImageSpec | None, fields: Mapping[str
     names = spec.label_names or tuple(f"class {k}" for k in range(config.model.num_classes))
     images = ImageInfo((height, width, spec.channels), list(names))
     with as_weights_error():
-        loaded = load_described(path, **fields)
-        variables = prepared(loaded, path, spec).variables
-    note = "; ".join([note, *loaded.notes])
+        variables = load_pretrained(path, spec, **fields).variables
     params = {"params": jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), variables["params"])}
     with as_user_error():
         predictor = replace(make_predictor(config, images, params, note), spec=spec)

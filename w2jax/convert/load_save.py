@@ -222,6 +222,20 @@ def describe(path: str | Path, **fields: Any) -> tuple[nn.Module, dict[str, Any]
     return found.module, found.assumed
 
 
+def describe_notes(path: str | Path, **fields: Any) -> list[str]:
+    """Return messages for the user about the tensors that `load` reads from a file or folder, and those it leaves out.
+
+    Args:
+        path: as in `load`.
+        **fields: as in `load`.
+
+    Raises:
+        ValueError: the file is broken.
+    """
+    with _header(path, fields) as (weights, found):
+        return [*weights.notes, *found.notes]
+
+
 def describe_spec(path: str | Path, **fields: Any) -> ImageSpec | None:
     """Return how images must be prepared for the weights in a file or folder, without reading a tensor.
 
