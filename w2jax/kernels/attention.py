@@ -135,9 +135,13 @@ def _attend_by_blocks_jvp(dropout, primals, tangents):
         added = product(keep(change).astype(dtype), x["value"]) + product(dropped, x["d_value"])
         return d_output + added, d_log_total + change.sum(-1, keepdims=True)
 
+    def sums(changes):
+        moving = {f"d_{name}": x for name, x in changes.items()} | {"log_total": log_total}
+        return _over_blocks(add_block, start, arrays, moving, fixed, dropout)
+
     start = ((output.shape[-1], 0, exact), (1, 0, exact))
-    moving = {f"d_{name}": x for name, x in changes.items()} | {"log_total": log_total}
-    d_output, d_log_total = _over_blocks(add_block, start, arrays, moving, fixed, dropout)
+    # `sums` is linear, so this is sums(changes). JAX 0.7 can only transpose a scan that comes from `jvp`.
+    _, (d_output, d_log_total) = jax.jvp(sums, (jax.tree.map(jnp.zeros_like, changes),), (changes,))
     d_output = (d_output - output * d_log_total).astype(dtype)
     return (output, log_total, nan_rows), (d_output, d_log_total, np.zeros(nan_rows.shape, jax.dtypes.float0))
 
