@@ -6,12 +6,13 @@
     python -m train.export runs/vit-sample --format timm --out vit.safetensors
 
 Without `--format`, `model.stablehlo` contains the model and its weights as a function of 1 or more images, on CPU, GPU
-and TPU. It needs `pip install jax flatbuffers`, with the same or a newer version of jax, but neither this project nor
-Flax. `model.safetensors` contains the weights with this project's names and torch.nn's layouts, and `images.json` the
+and TPU. It runs without this project and without Flax: install jax (the same version or a newer one) and flatbuffers.
+`model.safetensors` contains the weights with this project's names and torch.nn's layouts, and `images.json` the
 shape of the images and the names of the classes. The program prints how to run the model in Python.
 
 With `--format onnx`, one ONNX file contains the model with its weights. With any other format, the program writes only
-the weights, with the names and layouts of that library. To convert weights that are not a run's, use `w2jax.convert`.
+the weights, with the names and layouts of the chosen library. `w2jax.convert` converts weights that do not come from a
+run.
 """
 
 import json
@@ -231,15 +232,15 @@ class Options(ModelOptions):
     format: Annotated[
         str | None, tyro.conf.arg(metavar="onnx|timm|huggingface|torchvision|google|torch", help_behavior_hint="")
     ] = None
-    """onnx: write the model with its weights as one ONNX file (pip install -e ".[onnx]"). It is the only format
-    for weights; all others need a run.
-    Others: write only the weights, with the names and layouts of this library.
-    onnx and torch (torch.nn) work for every model. All other formats need a ViT."""
+    """onnx: write the model with its weights as one ONNX file (pip install -e ".[onnx]").
+    Other formats: write only the weights, with the names and layouts of the chosen library.
+    Only onnx accepts pretrained weights. Everything else, also without --format, needs a run.
+    torch (torch.nn) works for every model. The other libraries' formats need a ViT."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")] = None
-    """Output folder; default: RUN_DIR/exported. With --format, also a file: .onnx for onnx, otherwise .safetensors,
-    .npz, .pt or .pth."""
+    """Output folder; default: exported in the run folder. Required for pretrained weights.
+    With --format, also a file: .onnx for onnx, otherwise .safetensors, .npz, .pt or .pth."""
     overwrite: bool = False
-    """Replace existing files even if w2jax did not write them. Otherwise the command stops with an error."""
+    """Also replace files that w2jax did not write. Without this option, such a file stops the command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

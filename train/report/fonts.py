@@ -17,9 +17,9 @@ OTHERS = (
 
 @contextmanager
 def fonts_for_any_script() -> Iterator[None]:
-    """Lets matplotlib take each character from the first installed font that has it.
+    """Lets matplotlib take each character from the first font of `families` that has it.
 
-    If no font has a character, matplotlib draws a box. Then this prints one line, once per process.
+    If none has a character, matplotlib draws a box. Then this prints one line, once per process.
     """
     import matplotlib as mpl  # Late import: it takes 0.5 s, and a run needs it only at its end.
 
@@ -51,8 +51,8 @@ def _print_note() -> None:
     import matplotlib as mpl
 
     print(
-        "note: no installed font has some characters of the class names. Pictures show them as boxes. "
-        "Install a font for this script, such as Noto Sans CJK, and delete matplotlib's list of fonts in "
-        f"{mpl.get_cachedir()}",
+        "note: the fonts that w2jax tries lack some characters of the class names, so pictures show boxes. Install a "
+        "Noto Sans font for your writing system (CJK for Chinese, Japanese and Korean), then delete matplotlib's list "
+        f"of fonts in {mpl.get_cachedir()}",
         file=sys.stderr,
     )

@@ -106,4 +106,4 @@ def test_characters_that_no_font_has_are_told_once(folder, tmp_path, monkeypatch
     write_figures(folder, tmp_path)
     write_figures(folder, tmp_path)
     note = capfd.readouterr().err
-    assert note.startswith("note: no installed font has some characters") and note.count("\n") == 1
+    assert note.startswith("note: the fonts that w2jax tries lack some characters") and note.count("\n") == 1
