@@ -2,7 +2,7 @@
 
     python -m train.export runs/vit-sample  # the model with its weights
     python -m train.export runs/vit-sample --format onnx --out vit.onnx
-    python -m train.export vit.safetensors --format onnx --out vit.onnx  # pretrained weights of a ViT
+    python -m train.export vit.safetensors --format onnx --out vit.onnx
     python -m train.export runs/vit-sample --format timm --out vit.safetensors
 
 Without `--format`, `model.stablehlo` contains the model and its weights as a function of 1 or more images, on CPU, GPU

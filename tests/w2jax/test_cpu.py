@@ -22,7 +22,7 @@ def function(x):
 
 
 x = jnp.ones(())
-for _ in range(20):  # until there are as many blocks as are ever in use at the same time
+for _ in range(20):  # The first calls map memory in both cases.
     function(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
