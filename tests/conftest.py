@@ -38,8 +38,11 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         known = functions.setdefault(item.path, set())
         name = item.nodeid.partition("[")[0]
-        (rest if name in known or len(known) == most else chosen).append(item)
-        known.update([name] if len(known) < most else [])
+        if name in known or len(known) == most:
+            rest.append(item)
+        else:
+            known.add(name)
+            chosen.append(item)
     config.hook.pytest_deselected(items=rest)
     items[:] = chosen
 

@@ -30,7 +30,8 @@ from train.config.cli import read_options, run_main
 from train.engine.image_options import run_spec
 from train.onnx_program import INPUT, check_installed, onnx_program
 from train.predict import Predictor, run_predictor
-from train.predict.options import ModelOptions, check_for_run, load_model
+from train.predict.loading import check_for_run
+from train.predict.options import ModelOptions, given, load_model
 from train.process.errors import UserError, as_user_error
 from train.process.setup import silence_libraries
 from train.run.atomic import check_no_link, write_atomic
@@ -222,7 +223,7 @@ def _check_is_run(options: ModelOptions) -> None:
             f"RUN_OR_WEIGHTS must be a run folder without --format onnx, got {place}. Add --format onnx, or convert "
             "the weights with python -m w2jax.convert"
         )
-    check_for_run(options)
+    check_for_run(place, [*given(options)])
 
 
 @dataclass(frozen=True)

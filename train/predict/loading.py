@@ -1,6 +1,6 @@
 """Loads predictors from run folders and from weights of other libraries."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,15 @@ def load(run_or_weights: str | Path, checkpoint: str = LAST, spec: ImageSpec | N
         if checkpoint != LAST:
             raise UserError(f"--checkpoint must be left out for weights, got {checkpoint}. Only run folders have them")
         return _load_weights(str(run_or_weights), spec, fields)
-    given = [*(["normalize", "image_size"] if spec else []), *fields]
+    check_for_run(path, [*(["normalize", "image_size"] if spec else []), *fields])
+    return run_predictor(path, checkpoint)
+
+
+def check_for_run(path: Path, given: Sequence[str]) -> None:
+    """Raises UserError if an option is `given` that only weights need, and `path` is a run."""
     if given:
         options = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UserError(f"{options} must be left out for a run, got {path}. They are for weights")
-    return run_predictor(path, checkpoint)
 
 
 def run_predictor(path: Path, checkpoint: str) -> Predictor:

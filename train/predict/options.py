@@ -50,17 +50,11 @@ def load_model(options: ModelOptions) -> Predictor:
     Raises:
         UserError: as in `load`, or the options do not match each other.
     """
-    return load(options.run_or_weights, options.checkpoint, _spec(options), **_given(options, _FIELDS))
+    return load(options.run_or_weights, options.checkpoint, _spec(options), **given(options, _FIELDS))
 
 
-def check_for_run(options: ModelOptions) -> None:
-    """Raises UserError if there is an option that only weights need."""
-    if given := _given(options, ("normalize", "image_size", *_FIELDS)):
-        names = " and ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise UserError(f"{names} must be left out for a run, got {options.run_or_weights}. They are for weights")
-
-
-def _given(options: ModelOptions, names: Sequence[str]) -> dict[str, Any]:
+def given(options: ModelOptions, names: Sequence[str] = ("normalize", "image_size", *_FIELDS)) -> dict[str, Any]:
+    """Returns the options that the user passed, of those that only weights need."""
     return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
 
