@@ -15,7 +15,7 @@ REAL = {
     "vit_s16": {"num_classes": 1000, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536},
     "vit_b16": {"num_classes": 1000, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072},
 }  # published sizes, for images of 224 × 224 pixels
-HEADS, WIDTH, QUERIES, KEYS = 4, 128, 30, 50  # of the cases with multi-head attention alone
+HEADS, WIDTH, QUERIES, KEYS = 4, 128, 30, 50  # of the cases with attention, a Transformer, a GRU or an RNN alone
 
 BATCH_SIZES = {"lstm": 256, "mha": 128, "vit": 128, "aae": 64}  # of the programs in benchmarks.programs
 
@@ -24,7 +24,7 @@ Arrays = Mapping[str, np.ndarray]
 
 def build(model: str) -> tuple[Any, tuple[int, ...], str]:
     """Returns our module, the shape of one input example, and the format that gives torch's names."""
-    from w2jax import MultiHeadAttention, ViT
+    from w2jax import GRU, RNN, MultiHeadAttention, Transformer, ViT
     from w2jax.aae import AAE
     from w2jax.sequence_classifiers import AttentionClassifier, LSTMClassifier
 
@@ -33,9 +33,17 @@ def build(model: str) -> tuple[Any, tuple[int, ...], str]:
         "mha": (AttentionClassifier(**ATTENTION), (28, 28), "torch"),
         "vit": (ViT(**VIT), (28, 28, 1), "timm"),
         "aae": (AAE(), (32, 32, 1), "torch"),
+        "gru": (GRU(WIDTH, num_layers=2), (28, 28), "torch"),
+        "rnn": (RNN(WIDTH, num_layers=2), (28, 28), "torch"),
         "attention": (MultiHeadAttention(HEADS), (KEYS, WIDTH), "torch"),
+        "transformer": (Transformer(HEADS, 2 * WIDTH, 2, 1), (KEYS, WIDTH), "torch"),
         **{name: (ViT(**options), (224, 224, 3), "timm") for name, options in REAL.items()},
     }[model]
+
+
+def arguments(model: str, x: Any) -> tuple[Any, ...]:
+    """Returns the arguments of the module. A Transformer's target is the first part of its source."""
+    return (x, x[:, :QUERIES]) if model == "transformer" else (x,)
 
 
 def write_inputs(path: Path, model: str, batch_size: int) -> None:
@@ -53,7 +61,7 @@ def make_inputs(model: str, batch_size: int) -> dict[str, np.ndarray]:
 
     module, shape, names = build(model)
     rng = np.random.default_rng(0)
-    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, *shape)))
+    variables = jax.jit(module.init)(jax.random.key(0), *arguments(model, jnp.zeros((1, *shape))))
     # Heads and biases of zeros would hide differences, so they get random values.
     params = jax.tree.map(
         lambda x: x if x.any() else jnp.asarray(0.05 * rng.standard_normal(x.shape, np.float32)), variables["params"]

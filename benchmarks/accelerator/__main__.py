@@ -1,12 +1,12 @@
 """Checks and measures the project on one GPU, several GPUs or a TPU. Also runs on a CPU, with smaller sizes.
 
     python -m benchmarks.accelerator [--quick] [--json FILE] [--parts PART ...] [--minutes M]
-    python -m benchmarks.accelerator --markdown FILE
+    python -m benchmarks.accelerator --to-page FILE [FILE ...]
 
 Each part runs in separate processes, so a crash, an out-of-memory error or a hang does not stop the other parts. When
 the time of a part is over, it starts no new row of its table, but it always measures the first one. The exit status is
-1 if a row failed. `--json` writes all figures, and tracebacks of failures. `--markdown` prints the tables of such
-a file, for docs/scale.md. No network is used.
+1 if a row failed. `--json` writes all figures, and tracebacks of failures. `--to-page` replaces the measurements in
+docs/scale.md by the tables of such files. No network is used.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,16 @@ from benchmarks.accelerator.environment import describe, print_devices, setting_
 from benchmarks.accelerator.parts import PARTS, WHEELS, jobs, missing
 from benchmarks.accelerator.record import TIME_BUDGET, Recorder, Row, Setting, read_rows
 from benchmarks.accelerator.table import markdown
+from benchmarks.pages import with_table
 
 ROOT = Path(__file__).parents[2]
-GRACE = 60.0  # seconds after a part's time budget until its process is ended
+PAGE = ROOT / "docs" / "scale.md"
+GRACE = 60.0  # seconds after the time budget of a part, and of all parts, until a process is ended
 MINUTES = {("cpu", True): 1.8, ("cpu", False): 20.0, ("", True): 8.5, ("", False): 120.0}  # by (platform, quick)
 
 
-def run_part(name: str, setting: Setting, seconds: float) -> dict[str, Any]:
-    """Runs the processes of a part and returns its results."""
+def run_part(name: str, setting: Setting, seconds: float, limit: float) -> dict[str, Any]:
+    """Runs the processes of a part and returns its results. `limit` are the seconds after which it must have ended."""
     start = time.monotonic()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -42,9 +45,11 @@ def run_part(name: str, setting: Setting, seconds: float) -> dict[str, Any]:
             recorder.skip(name, f"needs wheels that are not installed: {', '.join(wheels)}")
         else:
             for job in jobs(name, setting):
-                left = seconds - (time.monotonic() - start)
-                if left > 0 or not rows:  # The first process of a part always runs.
-                    rows += run_job(name, job, setting, max(left, 0.0), Path(folder), recorder)
+                took = time.monotonic() - start
+                left, until = max(seconds - took, 0.0), limit - took
+                # The first process of a part runs even if the budget is spent, unless earlier parts have hung.
+                if until > GRACE / 2 and (left or not rows):
+                    rows += run_job(name, job, setting, left, min(left + GRACE, until), Path(folder), recorder)
                 else:
                     recorder.skip(job, TIME_BUDGET)
         rows += read_rows(recorder.path)
@@ -56,9 +61,12 @@ def run_part(name: str, setting: Setting, seconds: float) -> dict[str, Any]:
 
 
 def run_job(
-    part: str, job: str, setting: Setting, seconds: float, folder: Path, recorder: Recorder, grace: float = GRACE
+    part: str, job: str, setting: Setting, seconds: float, limit: float, folder: Path, recorder: Recorder
 ) -> list[Row]:
-    """Runs one process of a part and returns its rows. `recorder` writes a row if the process fails or hangs."""
+    """Runs one process of a part and returns its rows. `recorder` writes a row if the process fails or hangs.
+
+    After `seconds` the process starts no new row, and after `limit` seconds it is ended.
+    """
     path, errors = folder / f"{job.replace(' ', '_')}.jsonl", folder / "errors.txt"
     options = {
         "--part": part,
@@ -69,12 +77,12 @@ def run_job(
     }
     command = [sys.executable, "-m", "benchmarks.accelerator", *(str(x) for pair in options.items() for x in pair)]
     with errors.open("w") as stderr:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=stderr, env=with_cpu(), process_group=0)
+        process = subprocess.Popen(command, cwd=ROOT, stderr=stderr, env=environment_of(part), process_group=0)
         try:
-            status = process.wait(seconds + grace)
+            status = process.wait(limit)
             reason = f"the process ended with status {status}" if status else ""
         except subprocess.TimeoutExpired:
-            reason = f"the process did not end within {seconds + grace:.0f} s"
+            reason = f"the process did not end within {limit:.0f} s"
         finally:
             stop(process)
     rows = read_rows(path)
@@ -83,11 +91,13 @@ def run_job(
     return rows
 
 
-def with_cpu() -> dict[str, str]:
-    """Returns the environment variables of a part's process, in which JAX also has the CPU, for reference results."""
+def environment_of(part: str) -> dict[str, str]:
+    """Returns the environment variables of a part's process. JAX also has the CPU there, for reference results."""
     platforms = os.environ.get("JAX_PLATFORMS", "")
     wanted = platforms if not platforms or "cpu" in platforms.split(",") else f"{platforms},cpu"
-    return os.environ | {"JAX_PLATFORMS": wanted}
+    # If there is only a CPU, "values" compares one simulated device with two.
+    simulated = {"JAX_NUM_CPU_DEVICES": "2"} if part == "values" else {}
+    return {**simulated, **os.environ, "JAX_PLATFORMS": wanted}
 
 
 def stop(process: subprocess.Popen) -> None:
@@ -110,7 +120,13 @@ def main() -> None:
     )
     parser.add_argument("--minutes", type=float, help="time budget of all parts (default: depends on the device)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file to which all results are written")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print the tables of a JSON file, and exit")
+    parser.add_argument(
+        "--to-page",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="write the tables of JSON files to docs/scale.md, and exit",
+    )
     for name, kind in {"part": str, "job": str, "rows": Path, "seconds": float, "setting": json.loads}.items():
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)  # of the processes that this program starts
     parser.add_argument("--devices", action="store_true", help=argparse.SUPPRESS)
@@ -122,10 +138,16 @@ def main() -> None:
         module, function = PARTS[options.part].function.split(":")
         run_rows = getattr(importlib.import_module(f"benchmarks.accelerator.{module}"), function)
         run_rows(options.job, Recorder(options.part, options.rows, options.seconds), Setting(**options.setting))
-    elif options.markdown:
-        print(markdown(json.loads(options.markdown.read_text())))
+    elif options.to_page:
+        write_page(options.to_page, PAGE)
     else:
         sys.exit(run(options.parts or list(PARTS), options.quick, options.minutes, options.json))
+
+
+def write_page(files: Sequence[Path], page: Path) -> None:
+    """Replaces the measurements of a page by the tables of JSON files."""
+    tables = "\n\n".join(markdown(json.loads(path.read_text())) for path in files)
+    page.write_text(with_table(page.read_text(), "accelerators", tables))
 
 
 def run(parts: list[str], quick: bool, minutes: float | None, path: Path | None) -> int:
@@ -145,7 +167,8 @@ def run(parts: list[str], quick: bool, minutes: float | None, path: Path | None)
     results: dict[str, Any] = {"environment": environment, "quick": quick, "minutes": minutes, "parts": {}}
     for i, part in enumerate(parts):
         shares = [PARTS[other].cpu_share if setting.small else PARTS[other].share for other in parts[i:]]
-        results["parts"][part] = run_part(part, setting, shares[0] / sum(shares) * (until - time.monotonic()))
+        left = until - time.monotonic()
+        results["parts"][part] = run_part(part, setting, shares[0] / sum(shares) * left, left + GRACE)
         if path:
             path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{markdown(results)}\n")

@@ -1,9 +1,10 @@
 """The tables of the results, in Markdown. The terminal shows the same tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.accelerator.record import shown
+from benchmarks.pages import aligned
 
 
 def markdown(results: Mapping[str, Any]) -> str:
@@ -28,12 +29,3 @@ def of_part(name: str, part: Mapping[str, Any]) -> str:
         status = row["status"] + (f": {row['reason']}" if row["reason"] else "")
         lines.append([row["row"], *(shown(row["figures"].get(column)) for column in columns), status])
     return aligned(lines)
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table; the first line has the names of the columns."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
-    widths[-1] = 3  # The last cell may be long, so it is not padded.
-    padded = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join(f"| {line} |" for line in [padded[0], " | ".join("-" * width for width in widths), *padded[1:]])

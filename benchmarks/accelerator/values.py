@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.accelerator.record import Figures, Recorder, Setting, Skipped, Wrong
-from benchmarks.inputs import Arrays, build, make_inputs, our_params
+from benchmarks.inputs import Arrays, arguments, build, make_inputs, our_params
 from w2jax.convert import to_torch
 
 BATCH = 6
@@ -30,8 +30,11 @@ DEFAULT = {"cpu": HIGHEST, "gpu": 32 * 2.0**-11, "tpu": 32 * 2.0**-9}
 DEFAULT_GRADIENTS = {"cpu": HIGHEST, "gpu": 0.1, "tpu": 0.1}
 MODELS = {  # the model's name in benchmarks.inputs, and what is computed
     "LSTM": ("lstm", "call"),
+    "GRU": ("gru", "call"),
+    "RNN": ("rnn", "call"),
     "MultiHeadAttention": ("attention", "call"),
     "Transformer encoder": ("mha", "call"),
+    "Transformer": ("transformer", "call"),
     "ViT": ("vit", "call"),
     "AAE encoder and decoder": ("aae", "reconstruct"),
     "AAE discriminator": ("aae", "discriminate"),
@@ -48,7 +51,7 @@ def run(job: str, recorder: Recorder, setting: Setting) -> None:
                 measure = partial(compare, model, method, precision, bounds, setting.torch)
                 recorder.row(f"{name}, {precision}", measure)
     for axis in ("data", "fsdp"):
-        recorder.row(f"ViT's step, {axis} {setting.count}", partial(check_mesh, axis, setting))
+        recorder.row(f"ViT's step, {axis} {jax.device_count()}", partial(check_mesh, axis, setting))
 
 
 def compare(model: str, method: str, precision: str, bounds: tuple[float, float], torch: bool) -> Figures:
@@ -85,8 +88,8 @@ def with_jax(model: str, method: str, inputs: Arrays, x: np.ndarray, precision: 
     others = {"batch_stats": stats} if model == "aae" else {}
 
     def loss(params, x):
-        arguments: dict[str, Any] = {} if method == "call" else {"method": method}
-        out: Any = module.apply({"params": params, **others}, x, **arguments)
+        options: dict[str, Any] = {} if method == "call" else {"method": method}
+        out: Any = module.apply({"params": params, **others}, *arguments(model, x), **options)
         out = out[0] if method == "call" else out
         return (out * weights_like(out)).sum(), out
 
@@ -102,11 +105,14 @@ def with_torch(model: str, method: str, inputs: Arrays, x: np.ndarray) -> dict[s
     import torch
 
     from benchmarks.baselines import torch_models, torch_steps
-    from benchmarks.inputs import HEADS, WIDTH
+    from benchmarks.inputs import HEADS, QUERIES, WIDTH
 
     modules: dict[str, Callable[[], Any]] = {
         "lstm": torch_models.LSTMClassifier,
+        "gru": partial(torch.nn.GRU, 28, WIDTH, 2, batch_first=True),
+        "rnn": partial(torch.nn.RNN, 28, WIDTH, 2, batch_first=True),
         "attention": partial(torch.nn.MultiheadAttention, WIDTH, HEADS, batch_first=True),
+        "transformer": partial(torch.nn.Transformer, WIDTH, HEADS, 2, 1, 2 * WIDTH, batch_first=True),
         "mha": torch_models.AttentionClassifier,
         "vit": torch_models.ViT,
         "aae": partial(torch_models.AAE, dropout=0.0),
@@ -118,8 +124,14 @@ def with_torch(model: str, method: str, inputs: Arrays, x: np.ndarray) -> dict[s
         out = module.decoder(module.encoder(images)[0])
     elif method == "discriminate":
         out = module.discriminator(leaf)
+    elif model == "attention":
+        out = module(images, images, images, need_weights=False)[0]
+    elif model == "transformer":
+        unseen = torch.ones(QUERIES, QUERIES, dtype=torch.bool).triu(1)
+        out = module(*arguments(model, images), tgt_mask=unseen, tgt_is_causal=True)
     else:
-        out = module(images, images, images, need_weights=False)[0] if model == "attention" else module(images)
+        out = module(images)
+        out = out[0] if model in ("gru", "rnn") else out
     (out * torch.from_numpy(weights_like(out.detach().numpy()))).sum().backward()
     gradients = {
         name: np.zeros_like(x.detach()) if x.grad is None else x.grad.numpy() for name, x in module.named_parameters()
@@ -149,19 +161,19 @@ def difference(found: Any, expected: Any) -> float:
 
 
 def check_mesh(axis: str, setting: Setting) -> Figures:
-    """Compares the losses of three train steps on all devices with those on one device."""
+    """Compares the losses of ten train steps on all devices with those on one device."""
     from benchmarks.step import Step, blank_source
     from configs.base import Mesh
     from configs.vit import PRESETS
 
-    if setting.count == 1:
+    if (count := jax.device_count()) == 1:
         raise Skipped("needs several devices")
-    config, size = PRESETS["tiny"].config, 8 * setting.count
+    config, size = PRESETS["tiny"].config, 8 * count
     config = replace(config, model=config.model.clone(embed_dim=128), run=replace(config.run, batch_size=size))
     losses = []
-    for mesh in (Mesh(1, 1, 1), replace(Mesh(1, 1, 1), **{axis: setting.count})):
+    for mesh in (Mesh(1, 1, 1), replace(Mesh(1, 1, 1), **{axis: count})):
         step = Step("vit", replace(config, mesh=mesh), blank_source((28, 28, 1), 10, 2 * size))
-        losses.append([float(step.metrics["loss"]) for _ in range(3) if step()])
+        losses.append([float(step.metrics["loss"]) for _ in range(10) if step()])
     bound = 10 * DEFAULT[setting.platform]  # Adam divides gradients by their size, so later losses differ more.
     found = difference(losses[1], losses[0])
     if not found <= bound:

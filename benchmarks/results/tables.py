@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accelerator.table import aligned
+from benchmarks.pages import aligned, with_table
 from benchmarks.results.rows import ABLATION, AUTOENCODERS, CLASSIFIERS, COMPARED, IN_TORCH, ROWS, Metric, Row
 
 ROOT = Path(__file__).parents[2]
@@ -54,19 +54,6 @@ def write_pages() -> None:
     """Writes the tables of all pages."""
     for page, text in pages_with_tables().items():
         page.write_text(text)
-
-
-def with_table(text: str, name: str, table: str) -> str:
-    """Returns the text of a page with a new table between the marks of `name`.
-
-    Raises:
-        ValueError: the page does not have these marks exactly once.
-    """
-    start, end = f"<!-- start of the table {name} -->\n", f"<!-- end of the table {name} -->"
-    if text.count(start) != 1 or text.count(end) != 1:
-        raise ValueError(f"the page must have the marks of the table {name} once. Add {start.strip()} and {end}")
-    before, _, rest = text.partition(start)
-    return f"{before}{start}\n{table}\n\n{end}{rest.partition(end)[2]}"
 
 
 def results_table(rows: Iterable[Row]) -> str:

@@ -17,6 +17,7 @@ from benchmarks.accelerator import attention, steps, values
 from benchmarks.accelerator.parts import PARTS, jobs
 from benchmarks.accelerator.record import TIME_BUDGET, Recorder, Row, Setting, Skipped, Wrong, read_rows
 from benchmarks.accelerator.table import markdown
+from benchmarks.step import Step
 
 ROOT = Path(__file__).parents[2]
 CPU = Setting("cpu", "cpu", 1, quick=True, torch=True, torch_cuda=False, is_nvidia=False)
@@ -41,8 +42,12 @@ def test_a_quick_run_on_a_cpu_executes_every_part(tmp_path):
     assert len(rows) >= 10 and all(row["figures"] for row in rows)
     for row in rows:
         assert row["row"] in found.stdout
-    read = subprocess.run([*command[:3], "--markdown", path], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert read.stdout.strip() in found.stdout
+    page = tmp_path / "scale.md"
+    page.write_text(program.PAGE.read_text())
+    for _ in range(2):  # The second time replaces the tables of the first.
+        program.write_page([path, path], page)
+    assert markdown(results) in found.stdout and page.read_text().count(markdown(results)) == 2
+    assert "no measurements yet" not in page.read_text()
 
 
 def test_rows_after_a_failure_are_measured_and_rows_after_the_budget_are_not(tmp_path, capsys):
@@ -67,7 +72,7 @@ def _raise(error):
 
 
 def test_a_part_that_fails_does_not_stop_the_others_and_gives_exit_status_1(tmp_path, monkeypatch, capsys):
-    def run_job(part, job, setting, seconds, folder, recorder):
+    def run_job(part, job, *_):
         row = (
             Row(job, "failed", "boom", traceback="line 1") if part == "values" else Row(job, "ok", figures={"ms": 1.5})
         )
@@ -93,19 +98,21 @@ def test_a_process_that_crashes_hangs_or_reports_nothing_is_a_failure(script, re
     python.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(python))
     recorder = Recorder("values", tmp_path / "rows", 9.0)
-    assert program.run_job("values", "values", CPU, 0.3, tmp_path, recorder, grace=0.2) == []
+    assert program.run_job("values", "values", CPU, 0.3, 0.5, tmp_path, recorder) == []
     (row,) = read_rows(tmp_path / "rows")
     assert row.status == "failed" and reason in row.reason and ("trouble" in row.traceback) == ("trouble" in script)
 
 
 def test_a_part_without_its_wheels_or_without_time_is_skipped_with_the_reason(monkeypatch):
     monkeypatch.setattr(program, "missing", lambda wheels: ["tyro"] if "tyro" in wheels else [])
-    part = program.run_part("resume", CPU, 5.0)
+    part = program.run_part("resume", CPU, 5.0, 60.0)
     assert (part["status"], part["reason"]) == ("skipped", "needs wheels that are not installed: tyro")
     monkeypatch.setattr(program, "run_job", lambda part, job, *_: [Row(job, "ok")])
-    part = program.run_part("steps", CPU, 0.0)  # The first process of a part always runs.
+    part = program.run_part("steps", CPU, 0.0, 60.0)  # The first process of a part runs.
     assert part["status"] == "ok" and [row["row"] for row in part["rows"]] == jobs("steps", CPU)
     assert [row["reason"] for row in part["rows"]] == ["", *[TIME_BUDGET] * (len(jobs("steps", CPU)) - 1)]
+    part = program.run_part("steps", CPU, -60.0, 0.0)  # Earlier parts have hung.
+    assert part["status"] == "skipped" and {row["reason"] for row in part["rows"]} == {TIME_BUDGET}
 
 
 def without_mask(query, key, value, mask, key_lengths, causal):
@@ -162,11 +169,30 @@ def test_wrong_values_and_gradients_are_noticed(wrong):
             values.check({**right, wrong: right[wrong] + error}, right, (1e-4, 1e-4))
 
 
-@pytest.mark.parametrize("torch", [True, False])
-def test_the_discriminator_has_the_values_of_torch_and_of_the_cpu(torch):
-    """Without torch, the CPU is the reference."""
-    found = values.compare("aae", "discriminate", "highest", (values.HIGHEST, values.HIGHEST), torch)
-    assert found["gradients"] < 1e-5 and found["reference"].startswith("torch" if torch else "JAX")
+@pytest.mark.parametrize("name", values.MODELS)
+def test_the_models_have_the_values_of_torch(name):
+    found = values.compare(*values.MODELS[name], "highest", (values.HIGHEST, values.HIGHEST), torch=True)
+    assert found["gradients"] < 1e-5 and found["reference"] == "torch on the CPU"
+
+
+def test_the_cpu_is_the_reference_without_torch():
+    found = values.compare("aae", "discriminate", "highest", (values.HIGHEST, values.HIGHEST), torch=False)
+    assert found["gradients"] < 1e-5 and found["reference"] == "JAX on the CPU"
+
+
+def test_a_wrong_loss_on_several_devices_is_noticed(monkeypatch):
+    found = values.check_mesh("fsdp", CPU)
+    assert found["values"] <= found["bound"]
+    step = Step.__call__
+    monkeypatch.setattr(Step, "__call__", lambda self: _with_wrong_loss(step, self))
+    with pytest.raises(Wrong, match="the losses differ"):
+        values.check_mesh("data", CPU)
+
+
+def _with_wrong_loss(step, self):
+    seconds = step(self)
+    self.metrics = {"loss": self.metrics["loss"] * len(self.metrics["loss"].sharding.device_set)}
+    return seconds
 
 
 @pytest.mark.filterwarnings("ignore:Guards may run slower")  # torch says this on Python 3.13.0

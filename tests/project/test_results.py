@@ -7,6 +7,7 @@ from importlib import import_module
 
 import pytest
 
+from benchmarks.pages import with_table
 from benchmarks.results import tables
 from benchmarks.results.measure import measure
 from benchmarks.results.rows import ACCURACY, AUTOENCODERS, CLASSIFIERS, ERROR, IN_TORCH, ROWS, SQUARED, Row
@@ -131,4 +132,4 @@ def test_a_row_runs_its_command_and_records_the_last_metrics(tmp_path):
 
 def test_a_page_without_the_marks_is_refused():
     with pytest.raises(ValueError, match=r"^the page must have the marks of the table x once\. Add <!-- start of"):
-        tables.with_table("no marks", "x", "| |")
+        with_table("no marks", "x", "| |")
