@@ -180,6 +180,7 @@ def test_the_cpu_is_the_reference_without_torch():
     assert found["gradients"] < 1e-5 and found["reference"] == "JAX on the CPU"
 
 
+@pytest.mark.slow
 def test_a_wrong_loss_on_several_devices_is_noticed(monkeypatch):
     found = values.check_mesh("fsdp", CPU)
     assert found["values"] <= found["bound"]
