@@ -142,7 +142,7 @@ def test_a_notebook_runs_and_gives_the_committed_outputs(committed, tmp_path):
     before = [kinds(cell) for cell in code_cells(notebook)]
     notebook.cells, added = with_solutions(notebook.cells)
     client = NotebookClient(
-        notebook, timeout=240, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=900, kernel_name="python3", coalesce_streams=True, resources={"metadata": {"path": tmp_path}}
     )
     client.execute(env={name: value for name, value in os.environ.items() if name != "XLA_FLAGS"})
     answers = [notebook.cells.pop(i) for i in sorted(added, reverse=True)]
