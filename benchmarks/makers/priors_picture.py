@@ -1,8 +1,9 @@
 """Makes a picture of docs/aae.md: the codes of test digits for each prior, without and with labels.
 
-    python -m benchmarks.results aae-gaussian aae-mixture aae-swiss-roll aae-uniform --seeds 0
-    python -m benchmarks.results aae-gaussian-labels aae-mixture-labels aae-swiss-roll-labels aae-uniform-labels --seeds 0
+    python -m benchmarks.results aae-gaussian aae-gaussian-labels --seeds 0  # and so on, for all four priors
     python -m benchmarks.makers.priors_picture runs/results docs/priors.png
+
+It needs the run folders of the eight rows.
 """
 
 from pathlib import Path

@@ -346,13 +346,10 @@ def test_a_predictor_compiles_only_once_for_a_number_of_images(vit, digits):
             compiled.append(event)
 
     first = predictor(digits[0][:3])
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        assert np.array_equal(predictor(digits[0][:3]), first) and not compiled
-        predictor(digits[0][:5])
-        assert compiled
-    finally:
-        jax.monitoring.unregister_event_duration_listener(count)
+    jax.monitoring.register_event_duration_secs_listener(count)  # It stays: jax 0.7 cannot remove it.
+    assert np.array_equal(predictor(digits[0][:3]), first) and not compiled
+    predictor(digits[0][:5])
+    assert compiled
 
 
 def test_images_of_another_shape_or_type_are_refused(vit, digits):

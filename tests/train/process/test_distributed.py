@@ -193,7 +193,9 @@ def test_when_one_process_dies_the_other_reports_it_and_ends_in_a_minute(tmp_pat
         processes[victim].send_signal(signal.SIGKILL)
         output, _ = processes[1 - victim].communicate(timeout=60)
     assert processes[1 - victim].returncode == 1
-    assert "this process cannot continue, most likely because another process" in output.splitlines()[-1]
+    # After it, C++ code of JAX may still log that the connection is closed.
+    message = "stopped: this process cannot continue, most likely because another process"
+    assert [line.startswith(message) for line in output.splitlines()].count(True) == 1
 
 
 @pytest.mark.slow
