@@ -2,6 +2,8 @@
 
 import multiprocessing
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -158,3 +160,9 @@ def test_a_worker_blocks_signals_to_its_group_from_its_start() -> None:
     (batch,) = prefetch(signals_blocked, np.arange(2), (1, 1, 1), range(1), workers=2)
     assert batch["deaf"].tolist() == [sorted([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])] * 2
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_a_program_or_notebook_that_reads_batches_sees_no_warning_of_grain():
+    program = "from train.data.batches import example_order; print(sorted(example_order(3, 3, 0)(0)))"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("[np.int32(0), np.int32(1), np.int32(2)]\n", "")
