@@ -29,7 +29,7 @@ def main(runs: Path, out: Path, /) -> None:
             axes.imshow(Image.open(runs / f"aae-{preset.replace('_', '-')}-0" / "pictures" / "latent.png"))
             axes.set_title(preset)
             axes.axis("off")
-    figure.savefig(out, dpi=90, pil_kwargs={"optimize": True})
+    figure.savefig(out, dpi=80, pil_kwargs={"optimize": True})
 
 
 if __name__ == "__main__":
