@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.pages import with_table
 from w2jax.convert.files import read_weights
 from w2jax.convert.layouts import Format
 from w2jax.convert.load_save import describe, parameters_in
@@ -18,7 +19,6 @@ from w2jax.convert.vit_tables import FORMATS
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "convert.md"
 FIXTURES = ROOT / "tests" / "fixtures" / "vit"
-START, END = "<!-- start of the table of formats -->\n", "<!-- end of the table of formats -->\n"
 
 
 def table() -> str:
@@ -47,14 +47,7 @@ def table() -> str:
         forms = [form for form in FORMATS if form.family == family]
         variants = ", ".join(f"`{form.name}`" for form in forms if form.name != family)
         lines.append(f"| `{family}` | {variants} | {read[family]} | {stored[family]} | {_defaults(forms)} |")
-    return "\n".join(lines) + "\n"
-
-
-def page_with(page: str, rows: str) -> str:
-    """Returns the text of the page with the table between its two marks."""
-    before, _, rest = page.partition(START)
-    _, _, after = rest.partition(END)
-    return f"{before}{START}\n{rows}\n{END}{after}"
+    return "\n".join(lines)
 
 
 def _defaults(forms: list[Format]) -> str:
@@ -63,4 +56,4 @@ def _defaults(forms: list[Format]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page_with(PAGE.read_text(), table()))
+    PAGE.write_text(with_table(PAGE.read_text(), "of formats", table()))

@@ -135,7 +135,7 @@ def test_rematerialised_layers_give_the_same_gradient_in_less_memory():
 
     (plain, plain_size), (rematted, remat_size) = saved(False), saved(True)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rematted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)  # Gradients are up to 50.
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=5e-5)  # Gradients are up to 50.
     assert remat_size < plain_size / 2
 
 

@@ -1,6 +1,5 @@
 """Makes batches as a pure function of (seed, step), so a run can resume from the step number alone."""
 
-import logging
 from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
@@ -10,6 +9,7 @@ import numpy as np
 
 from train.data.prefetch import Batch, MakeBatch, prefetch
 from train.data.source import Source, StreamingSource, tell_converted
+from train.process.absl_log import no_absl_warnings
 
 
 def batches(
@@ -52,13 +52,9 @@ def batches(
 
 def example_order(count: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
     """Returns a function from a step to the example numbers of its batch: int32 [batch_size], each below `count`."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # With jax before 0.11, grain warns that it cannot profile worker processes.
-    try:
+    with no_absl_warnings():  # With jax before 0.11, grain warns that it cannot profile worker processes.
         import grain  # Imported late: it takes seconds.
-    finally:
-        logger.setLevel(level)
+
     return partial(_examples, grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(batch_size))
 
 

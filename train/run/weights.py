@@ -1,9 +1,7 @@
 """Loads the model and weights of a run folder, without its task and data."""
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +9,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from train.process.absl_log import no_absl_warnings
 from train.run.choose import LAST, choose_checkpoint
 from w2jax.convert.load_save import without_classes
 from w2jax.convert.schema import split_variables
@@ -114,7 +113,8 @@ def read_variables(
     step, reason, skipped = choose_checkpoint(path, checkpoint)
     folder = (path / "checkpoints" / str(step) / "state").absolute()
     try:
-        with _no_absl_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        # Orbax warns that an item of a checkpoint has no metadata file. Only the step has that file.
+        with no_absl_warnings(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(folder).item_metadata.tree
             params = "params" if tree.get("ema") is None else "ema"
             names = [params, "batch_stats"] if tree.get("batch_stats") else [params]
@@ -144,15 +144,3 @@ def _bytes_to_read(stored: dict[str, Any]) -> int:
     arrays = jax.tree.leaves(stored)
     shapes = ((x.dtype, x.shape, x.storage.chunk_shape if x.storage else ()) for x in arrays)
     return sum(np.dtype(dtype).itemsize * max(math.prod(shape), math.prod(chunk)) for dtype, shape, chunk in shapes)
-
-
-@contextmanager
-def _no_absl_warnings() -> Iterator[None]:
-    """Silences orbax's warning that an item of a checkpoint has no metadata file. Only the step has that file."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
