@@ -21,7 +21,15 @@ from jaxtyping import install_import_hook
 from train.process.signals import SIGNALS
 
 jax.config.update("jax_num_cpu_devices", 8)
-install_import_hook(["w2jax", "train.data.augment"], "beartype.beartype")
+
+# Only the modules with shapes in their signatures, because a checked function takes several times as long to call.
+ROOT = Path(__file__).parents[1]
+SHAPED = [
+    path
+    for path in (*(ROOT / "w2jax").rglob("*.py"), ROOT / "train/data/augment.py")
+    if "jaxtyping" in path.read_text()
+]
+install_import_hook([".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SHAPED], "beartype.beartype")
 
 
 def pytest_addoption(parser):

@@ -74,7 +74,8 @@ def in_micro_batches(function: Function, size: int = MICRO_BATCH, mesh: Mesh | A
 
 def number_of_parts(examples: int, size: int) -> int:
     """Return the number of equal parts of `examples` examples whose size is closest to `size`."""
-    divisors = (count for count in range(1, examples + 1) if examples % count == 0)
+    small = [count for count in range(1, math.isqrt(examples) + 1) if examples % count == 0]
+    divisors = sorted({*small, *(examples // count for count in small)})
     return min(divisors, key=lambda count: abs(math.log(examples / count / size)))
 
 
