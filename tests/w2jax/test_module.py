@@ -1,5 +1,7 @@
 """Submodules get the fields that they share with their owner, and every option of a block reaches the block."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,13 +123,15 @@ def test_a_decoder_needs_the_height_width_and_channels_of_its_images(shape):
 )
 def test_one_example_one_step_and_one_class_give_finite_outputs_and_gradients(model, inputs, shape):
     inputs = [jnp.asarray(x) for x in inputs]
-    variables = model.init(jax.random.key(0), *inputs)
+    variables = jax.jit(model.init)(jax.random.key(0), *inputs)
 
+    @jax.jit
+    @partial(jax.value_and_grad, has_aux=True)
     def total(params):
         output = jax.tree.leaves(model.apply({**variables, "params": params}, *inputs))[0]
         return output.sum(), output
 
-    (_, output), gradient = jax.value_and_grad(total, has_aux=True)(variables["params"])
+    (_, output), gradient = total(variables["params"])
     assert output.shape == shape
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((output, gradient)))
 
