@@ -150,18 +150,18 @@ class HeadProjection(nn.Module):
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B H T K"]:
         """Project each position to all heads."""
         shape = x.shape[-1], self.num_heads, self.width
-
-        def init(key: Key[Array, ""], shape: tuple[int, int, int]) -> Float[Array, "I H K"]:
-            flat = nn.initializers.xavier_uniform()(key, (shape[0], shape[1] * shape[2]))
-            return rearrange(flat, "i (h k) -> i h k", h=shape[1])
-
-        kernel = self.param("kernel", init, shape)
+        kernel = self.param("kernel", _glorot_of_all_heads, shape)
         # For "bti,ihk->bhtk", einsum would transpose the kernel, which takes up to a quarter of the time on a CPU.
         x = jnp.einsum("bti,ihk->bthk", x.astype(self.dtype), kernel.astype(self.dtype))
         x = rearrange(x, "b t h k -> b h t k")
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, shape[1:]).astype(self.dtype)[:, None]
         return x
+
+
+def _glorot_of_all_heads(key: Key[Array, ""], shape: tuple[int, int, int]) -> Float[Array, "I H K"]:
+    flat = nn.initializers.xavier_uniform()(key, (shape[0], shape[1] * shape[2]))
+    return rearrange(flat, "i (h k) -> i h k", h=shape[1])
 
 
 class MultiHeadAttention(nn.Module):

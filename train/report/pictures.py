@@ -139,7 +139,7 @@ def encode_picture(picture: Picture, label_names: Sequence[str]) -> bytes:
 def encode_png(pixels: np.ndarray) -> bytes:
     """Encodes pixels as PNG: uint8 [h, w], [h, w, 3], or [h, w, 4] with opacity."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", optimize=True)
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
