@@ -61,6 +61,9 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
         in_micro_batches(loss, 2, mesh_of(5))(PARAMS, BATCH)
 
 
-@pytest.mark.parametrize(("examples", "size", "parts"), [(64, 16, 4), (50, 16, 2), (7, 2, 7), (10, 100, 1), (12, 5, 2)])
+@pytest.mark.parametrize(
+    ("examples", "size", "parts"),
+    [(64, 16, 4), (50, 16, 2), (7, 2, 7), (10, 100, 1), (12, 5, 2), (10**9, 16, 62_500_000)],
+)
 def test_the_parts_have_about_the_wanted_size(examples, size, parts):
     assert number_of_parts(examples, size) == parts
