@@ -24,12 +24,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 # Only the modules with shapes in their signatures, because a checked function takes several times as long to call.
 ROOT = Path(__file__).parents[1]
-SHAPED = [
-    path
-    for path in (*(ROOT / "w2jax").rglob("*.py"), ROOT / "train/data/augment.py")
-    if "jaxtyping" in path.read_text()
-]
-install_import_hook([".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SHAPED], "beartype.beartype")
+SHAPED = [path.relative_to(ROOT) for path in (ROOT / "w2jax").rglob("*.py") if "jaxtyping" in path.read_text()]
+MODULES = [".".join(path.with_suffix("").parts) for path in SHAPED]
+install_import_hook([*MODULES, "train.data.augment"], "beartype.beartype")
 
 
 def pytest_addoption(parser):

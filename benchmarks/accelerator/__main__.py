@@ -32,14 +32,16 @@ from benchmarks.pages import with_table
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "scale.md"
 MINUTES = {("cpu", True): 1.8, ("cpu", False): 20.0, ("", True): 8.5, ("", False): 120.0}  # by (platform, quick)
-# Seconds after the time budget of a part, and of all parts, until a process is ended. A CPU may be slow or busy.
-GRACE = {"cpu": 480.0, "": 60.0}
+
+
+def grace(setting: Setting) -> float:
+    """Returns the seconds after the time budget of a part, and of all parts, until a process is ended."""
+    return 480.0 if setting.small else 60.0  # a CPU may be slow or busy
 
 
 def run_part(name: str, setting: Setting, seconds: float, limit: float) -> dict[str, Any]:
     """Runs the processes of a part and returns its results. `limit` are the seconds after which it must have ended."""
     start = time.monotonic()
-    grace = GRACE["cpu" if setting.small else ""]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(name, Path(folder, "parent.jsonl"), seconds)
@@ -51,7 +53,7 @@ def run_part(name: str, setting: Setting, seconds: float, limit: float) -> dict[
                 left, until = max(seconds - took, 0.0), limit - took
                 # The first process of a part runs even if the budget is spent, unless earlier parts have hung.
                 if until > 30 and (left or not rows):
-                    rows += run_job(name, job, setting, left, min(left + grace, until), Path(folder), recorder)
+                    rows += run_job(name, job, setting, left, min(left + grace(setting), until), Path(folder), recorder)
                 else:
                     recorder.skip(job, TIME_BUDGET)
         rows += read_rows(recorder.path)
@@ -164,14 +166,13 @@ def run(parts: list[str], quick: bool, minutes: float | None, path: Path | None)
             if name == "torch":
                 effect = "values compares with JAX on the CPU instead, and steps has no times of torch"
             print(f"not installed: {WHEELS[name]}; {effect}", flush=True)
-    platform = "cpu" if setting.small else ""
-    minutes = minutes or MINUTES[platform, quick]
+    minutes = minutes or MINUTES["cpu" if setting.small else "", quick]
     until = time.monotonic() + 60 * minutes
     results: dict[str, Any] = {"environment": environment, "quick": quick, "minutes": minutes, "parts": {}}
     for i, part in enumerate(parts):
         shares = [PARTS[other].cpu_share if setting.small else PARTS[other].share for other in parts[i:]]
         left = until - time.monotonic()
-        results["parts"][part] = run_part(part, setting, shares[0] / sum(shares) * left, left + GRACE[platform])
+        results["parts"][part] = run_part(part, setting, shares[0] / sum(shares) * left, left + grace(setting))
         if path:
             path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\n{markdown(results)}\n")

@@ -30,7 +30,7 @@ ENVIRONMENT = {
 @pytest.mark.slow
 def test_a_quick_run_on_a_cpu_executes_every_part(tmp_path):
     path = tmp_path / "found.json"
-    command = [sys.executable, "-m", "benchmarks.accelerator", "--quick", "--minutes", "0.8", "--json", path]
+    command = [sys.executable, "-m", "benchmarks.accelerator", "--quick", "--json", path]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     results = json.loads(path.read_text())
@@ -39,7 +39,7 @@ def test_a_quick_run_on_a_cpu_executes_every_part(tmp_path):
         assert part["status"] == "ok", name
         assert all(row["status"] == "ok" or row["reason"] for row in part["rows"])
     rows = [row for part in results["parts"].values() for row in part["rows"] if row["status"] == "ok"]
-    assert all(row["figures"] for row in rows)
+    assert len(rows) >= 10 and all(row["figures"] for row in rows)
     for row in rows:
         assert row["row"] in found.stdout
     page = tmp_path / "scale.md"
